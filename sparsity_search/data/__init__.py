@@ -1,0 +1,1 @@
+"""Text sources and the token sequences drawn from them."""

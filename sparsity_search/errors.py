@@ -1,0 +1,54 @@
+"""Every error a user can cause: one root, and children that also inherit the fitting builtin."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparsitySearchError(Exception):
+    """Root of all errors that name a fault in what was given and say what to do about it."""
+
+
+class ConfigError(SparsitySearchError, ValueError):
+    """A configuration, option or argument is not legal."""
+
+
+class UnknownNameError(SparsitySearchError, LookupError):
+    """A plugin, space, role or unit name does not exist."""
+
+
+class InfeasibleBudgetError(SparsitySearchError, ValueError):
+    """No profile within the bounds meets the budget."""
+
+
+class ProfileError(SparsitySearchError, ValueError):
+    """A profile is corrupt, or belongs to another model."""
+
+
+class ModelError(SparsitySearchError, ValueError):
+    """A model cannot be loaded, or has no weights that can be pruned."""
+
+
+class DataError(SparsitySearchError, ValueError):
+    """A text source is missing, empty or too short."""
+
+
+class RunMismatchError(SparsitySearchError, ValueError):
+    """A stored run or artefact was made with another configuration."""
+
+
+class NumericalError(SparsitySearchError, ArithmeticError):
+    """A computation gave values that are not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for an unknown name: the nearest known one, else all of them.
+
+    >>> nearest("wnada", ["magnitude", "wanda"])
+    "did you mean 'wanda'? Known: magnitude, wanda"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}"

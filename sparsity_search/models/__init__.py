@@ -1,0 +1,1 @@
+"""Models: loading, prunable weights, and running them block by block."""

@@ -1,0 +1,1 @@
+"""Local pruners: one weight matrix and what is known of its inputs → pruned variants of it."""

@@ -1,0 +1,1 @@
+"""Searchers: candidates to try next, from what was measured so far. Numbers only, no torch."""

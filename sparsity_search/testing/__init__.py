@@ -1,0 +1,1 @@
+"""Contract suites that every plugin passes, tiny random models, and toy problems."""
