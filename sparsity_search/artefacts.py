@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sparsity_search.errors import RunMismatchError
 
 
 def canonical_json(value: Any) -> str:
@@ -25,6 +27,21 @@ def digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Check that a stored artefact was made with the present configuration.
+
+    Raises:
+        RunMismatchError: It was not; the message names the keys that differ.
+    """
+    keys = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
+    if keys:
+        differing = ", ".join(f"{key} ({stored.get(key)} → {now.get(key)})" for key in keys)
+        raise RunMismatchError(
+            f"{what} was made with another configuration; these differ: {differing}. "
+            f"Use another --out, or the same settings."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,268 @@
+"""The configuration of a run: one YAML, options of the command line on top, defaults below.
+
+Defaults of plugins live in the plugins. Unknown keys are refused, and all faults are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.ladder import Ladder, Rung
+
+#: Sections that name a plugin.
+_PLUGINS = ("pruner", "searcher", "evaluator")
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PluginSection(BaseModel):
+    """A plugin by name, and its hyper-parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The plugin's hyper-parameters, as given."""
+        return {k: _frozen(v) for k, v in (self.model_extra or {}).items()}
+
+
+class ModelSection(Section):
+    """Which model, and how it is loaded.
+
+    Attributes:
+        name: Hub id, local directory, ``.gguf`` file, or ``smollm2``.
+        revision: Of a hub model.
+        dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
+        device: ``auto``, ``cpu``, ``cuda``, …
+        trust_remote_code: Run code that comes with the model.
+        exclude: Units whose name matches this regular expression are left alone.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    exclude: str | None = None
+
+
+class DataSection(Section):
+    """Which text is used for what. Parts of one source are disjoint.
+
+    Attributes:
+        calibration: Source for the pruner's statistics.
+        search_text: Source for the proxy evaluator; by default the calibration source.
+        final_text: Source for the final comparison; by default the calibration source.
+        calibration_length: Tokens in a calibration sequence, at most.
+        calibration_sequences: How many of them.
+        search_length: Tokens in a search sequence.
+        search_sequences: How many of them; at least what the top rung needs.
+        final_length: Tokens in a sequence of the final comparison, at most.
+        final_sequences: How many of them.
+    """
+
+    calibration: str = "self"
+    search_text: str | None = None
+    final_text: str | None = None
+    calibration_length: int = Field(default=1024, ge=8)
+    calibration_sequences: int = Field(default=16, ge=1)
+    search_length: int = Field(default=512, ge=8)
+    search_sequences: int = Field(default=8, ge=1)
+    final_length: int = Field(default=1024, ge=8)
+    final_sequences: int = Field(default=16, ge=1)
+
+
+class BudgetSection(Section):
+    """How much is removed in all, and limits by role."""
+
+    sparsity: float
+    bounds: dict[str, tuple[float, float]] = {}
+
+
+class RungSection(Section):
+    """One rung of the ladder."""
+
+    tokens: int
+    survivors: int
+
+
+class LadderSection(Section):
+    """How many candidates a round has, and on how many tokens they are measured."""
+
+    candidates: int = 12
+    rungs: list[RungSection] = [
+        RungSection(tokens=512, survivors=2),
+        RungSection(tokens=2048, survivors=1),
+    ]
+    fresh: bool = False
+
+    def build(self) -> Ladder:
+        """Return the ladder."""
+        rungs = tuple(Rung(rung.tokens, rung.survivors) for rung in self.rungs)
+        return Ladder(candidates=self.candidates, rungs=rungs, fresh=self.fresh)
+
+
+class SupernetSection(Section):
+    """How the supernet is built and kept.
+
+    Attributes:
+        propagate: What later blocks see: the ``centre`` level's outputs, or ``dense`` ones.
+        store: In ``memory``, or on ``disk`` in the run directory.
+    """
+
+    propagate: Literal["centre", "dense"] = "centre"
+    store: Literal["memory", "disk"] = "memory"
+
+
+class StudySection(Section):
+    """When the search ends, its seed, and where its measurements are kept.
+
+    Attributes:
+        rounds: Rounds after the initial one.
+        minutes: Search time over all sessions; 10 if neither limit is given.
+        seed: Of all random draws.
+        storage: URL of an Optuna storage; by default a journal file in the run directory.
+    """
+
+    rounds: int | None = Field(default=None, ge=0)
+    minutes: float | None = Field(default=None, gt=0)
+    seed: int = 0
+    storage: str | None = None
+
+
+class RunConfig(Section):
+    """Everything that one run is made from."""
+
+    model: ModelSection
+    budget: BudgetSection
+    data: DataSection = DataSection()
+    space: str = "per_linear"
+    pruner: PluginSection = PluginSection(name="wanda")
+    searcher: PluginSection = PluginSection(name="evolution")
+    evaluator: PluginSection = PluginSection(name="kl_divergence")
+    initial: list[str] = ["owl", "uniform"]
+    ladder: LadderSection = LadderSection()
+    supernet: SupernetSection = SupernetSection()
+    study: StudySection = StudySection()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the results depend on, flat: all but limits and storage."""
+        flat = flatten(self.model_dump(mode="json"))
+        ignored = {"study.rounds", "study.minutes", "study.storage", "supernet.store"}
+        return {key: value for key, value in flat.items() if key not in ignored}
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping with dotted keys.
+
+    >>> flatten({"study": {"seed": 0}, "space": "per_block"})
+    {'study.seed': 0, 'space': 'per_block'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_config(
+    path: Path | None, options: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Return the configuration of a file, with options and ``section.key=value`` on top.
+
+    Args:
+        path: A YAML file, or none.
+        options: Values by dotted key; those that are None are left out.
+        overrides: ``section.key=value`` texts; values are read as YAML.
+
+    Raises:
+        ConfigError: Unreadable file, unknown key, or a value that is not legal; all faults of
+            the configuration in one message.
+    """
+    nested: dict[str, Any] = _read(path) if path else {}
+    for key, value in options.items():
+        if value is not None:
+            _assign(nested, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set needs section.key=value, not {override!r}")
+        _assign(nested, key, _parse(text, override))
+    for section in _PLUGINS:
+        if isinstance(nested.get(section), str):
+            nested[section] = {"name": nested[section]}
+    try:
+        config = RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_fault(e) for e in error.errors())) from error
+    config.ladder.build()
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no configuration: a YAML mapping is needed")
+    return value
+
+
+def _parse(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+
+
+def _assign(nested: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        inner = nested.setdefault(part, {})
+        if isinstance(inner, str):  # a plugin by name alone
+            inner = nested[part] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {part!r} is not a section")
+        nested = inner
+    is_plugin = key in {f"{section}.name" for section in _PLUGINS}
+    if is_plugin and nested.get("name") not in (None, value):
+        nested.clear()  # another plugin's hyper-parameters do not fit
+    nested[last] = value
+
+
+def _fault(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: {nearest(location[-1], _known_keys(location[:-1]))}"
+    return f"{key}: {error['msg']}, not {error['input']!r}"
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        if not part.isdigit():  # else an item of the list whose item type `section` is already
+            annotation = section.model_fields[part].annotation
+            section = next(iter(get_args(annotation)), annotation)
+    return list(section.model_fields)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,68 @@
+"""Perplexity of the text itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.evaluators.base import Evaluator, Proxy, batches
+from sparsity_search.history import Score
+from sparsity_search.models.head import check_head, last_hidden, logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Evaluator):
+    """``exp`` of the mean negative log-likelihood of each token given those before it.
+
+    The loss is taken in float32 whatever the model's dtype. A sequence's part is its mean
+    negative log-likelihood in nats.
+
+    Args:
+        chunk: Positions whose logits are alive at once.
+    """
+
+    chunk: int = 512
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {self.chunk}")
+
+    def bind(self, dense: nn.Module, tokens: Tensor) -> Proxy:
+        """Return a proxy; nothing of the dense model is kept."""
+        check_head(dense, tokens)
+        return _PerplexityProxy(tokens, self.chunk)
+
+
+class _PerplexityProxy(Proxy):
+    def __init__(self, tokens: Tensor, chunk: int) -> None:
+        self._tokens = tokens
+        self._chunk = chunk
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
+        parts: list[float] = []
+        for batch in batches(rows, self._tokens.shape[1]):
+            tokens = self._tokens[list(batch)]
+            hidden = last_hidden(model, tokens)
+            losses = [
+                self._loss(model, states, targets.to(states.device))
+                for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
+            ]
+            parts += [float(loss) for loss in losses]
+        mean = sum(parts) / len(parts)
+        return Score(math.exp(mean) if mean < 700 else math.inf, tuple(parts))
+
+    def _loss(self, model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of one sequence in float64."""
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        chunks = zip(
+            torch.split(hidden, self._chunk), torch.split(targets, self._chunk), strict=True
+        )
+        for states, wanted in chunks:
+            scores = logits(model, states).float()
+            total += nn.functional.cross_entropy(scores, wanted, reduction="sum").double()
+        return total / len(targets)

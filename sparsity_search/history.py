@@ -1,0 +1,108 @@
+"""What was measured: records, and the comparisons among them that are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+from sparsity_search.space import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """On which tokens a candidate is measured. Scores of equal fidelity may be compared.
+
+    Attributes:
+        tokens: How many tokens.
+        subset: Which draw of them; equal tokens and subset mean the same text.
+    """
+
+    tokens: int
+    subset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an evaluator found. Lower is better.
+
+    Attributes:
+        value: The score over all sequences.
+        parts: The score of each sequence, in the order of the fidelity's draw.
+    """
+
+    value: float
+    parts: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One candidate measured at one rung.
+
+    Attributes:
+        round: Round of the study; 0 holds the initial candidates.
+        rung: Index of the ladder's rung.
+        candidate: One level for each gene.
+        fidelity: The tokens it was measured on.
+        score: What came out; not finite means that the candidate failed.
+        seconds: Time this measurement took.
+        elapsed: Search time of the study when it was done, over all sessions.
+    """
+
+    round: int
+    rung: int
+    candidate: Candidate
+    fidelity: Fidelity
+    score: Score
+    seconds: float = 0.0
+    elapsed: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the score is not finite."""
+        return not isfinite(self.score.value)
+
+
+def rank(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Sort measurements of one fidelity: best first, failures last, ties in given order."""
+    return sorted(measurements, key=lambda m: (m.failed, 0.0 if m.failed else m.score.value))
+
+
+@dataclass
+class History:
+    """All measurements of a study, and who survived each completed round."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    winners: list[tuple[Candidate, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._by_key: dict[tuple[Fidelity, Candidate], Measurement] = {}
+        for measurement in self.measurements:
+            self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+
+    def add(self, measurement: Measurement) -> None:
+        """Append a measurement; of two with equal fidelity and candidate the first counts."""
+        self.measurements.append(measurement)
+        self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+
+    def known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
+        """Return the measurement of ``candidate`` on exactly these tokens, if there is one."""
+        return self._by_key.get(_key(fidelity, candidate))
+
+    def close_round(self, survivors: Sequence[Candidate]) -> None:
+        """Record who survived the round that ends now."""
+        self.winners.append(tuple(survivors))
+
+    @property
+    def survivors(self) -> tuple[Candidate, ...]:
+        """The candidates that survived the last completed round, best first."""
+        return self.winners[-1] if self.winners else ()
+
+    @property
+    def seen(self) -> set[Candidate]:
+        """All candidates ever measured."""
+        return {m.candidate for m in self.measurements}
+
+
+def _key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:
+    return fidelity, candidate

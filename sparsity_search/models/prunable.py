@@ -1,0 +1,114 @@
+"""A model seen as what can be pruned in it: decoder blocks, units, and views of their weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from sparsity_search.errors import ConfigError, ModelError, ProfileError
+from sparsity_search.layout import Layout, Unit
+from sparsity_search.models.roles import role_of
+from sparsity_search.models.views import LinearView, View
+from sparsity_search.profile import SparsityProfile, from_counts
+
+
+class PrunableModel:
+    """A causal language model with its prunable units.
+
+    Args:
+        model: A decoder model of transformers.
+        exclude: Units whose name matches this regular expression are left alone.
+
+    Raises:
+        ModelError: No decoder blocks, or no prunable weights in them.
+        ConfigError: ``exclude`` is no regular expression.
+    """
+
+    def __init__(self, model: nn.Module, exclude: str | None = None) -> None:
+        self.model = model
+        prefix, self.blocks = _find_blocks(model)
+        self.views: dict[str, View] = {}
+        units = []
+        excluded = _pattern(exclude)
+        for block, name, linear in _linears(prefix, self.blocks):
+            if excluded and excluded.search(name):
+                continue
+            view = self.views[name] = LinearView(linear)
+            units.append(
+                Unit(
+                    name=name,
+                    block=block,
+                    role=role_of(name),
+                    count=linear.weight.numel(),
+                    zeros=view.n_zeros(),
+                )
+            )
+        if not units:
+            raise ModelError("the model has no prunable linear layers in its decoder blocks")
+        self.layout = Layout(units)
+
+    def units_of(self, block: int) -> list[Unit]:
+        """Return the units of one decoder block, in forward order."""
+        return [unit for unit in self.layout if unit.block == block]
+
+    def zeros(self) -> SparsityProfile:
+        """Return the profile that the weights have now: zeros counted in every unit."""
+        return from_counts(self.layout, [self.views[u.name].n_zeros() for u in self.layout])
+
+    def verify(self, profile: SparsityProfile) -> None:
+        """Check that the weights' zeros are exactly those of ``profile``.
+
+        Raises:
+            ProfileError: They are not; the message names the first unit that differs.
+        """
+        for unit, wanted, found in zip(
+            self.layout, profile.removed, self.zeros().removed, strict=True
+        ):
+            if wanted != found:
+                raise ProfileError(
+                    f"{unit.name} has {found} zeros of {unit.count}, the profile says {wanted}"
+                )
+
+    @contextmanager
+    def preserved(self) -> Iterator[dict[str, Tensor]]:
+        """Keep the units' weights as they are now, and put them back afterwards, whatever happens.
+
+        Yields:
+            Copies of the weights by unit name.
+        """
+        dense = {name: view.read().clone() for name, view in self.views.items()}
+        try:
+            yield dense
+        finally:
+            for name, view in self.views.items():
+                view.write(dense[name])
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the decoder blocks: the module list as long as the config says there are layers."""
+    config = getattr(model, "config", None)
+    n_layers = getattr(config and config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return name, module
+    raise ModelError(
+        f"no decoder blocks found in {type(model).__name__}: no module list of "
+        f"{n_layers} layers, as its config says"
+    )
+
+
+def _linears(prefix: str, blocks: nn.ModuleList) -> Iterator[tuple[int, str, nn.Linear]]:
+    for index, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                yield index, f"{prefix}.{index}.{name}", module
+
+
+def _pattern(exclude: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(exclude) if exclude else None
+    except re.error as error:
+        raise ConfigError(f"--exclude {exclude!r} is no regular expression: {error}") from error

@@ -1,0 +1,108 @@
+"""The walk over the blocks that every use of calibration text shares.
+
+At each block it gathers the statistics of its inputs, hands them to the caller, and goes on with
+the block's output. What the caller does to the block's weights in between decides what the next
+blocks see: nothing (dense inputs), or the pruned block (sequential pruning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsity_search.layout import Unit
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.runner import BlockRunner
+from sparsity_search.statistics import InputStatistics, Statistic
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One block of a walk.
+
+    Attributes:
+        block: Index of the block.
+        units: Its units, in forward order.
+        statistics: Of each unit's input, by unit name; units that read one tensor share one
+            object, and with it one factorisation.
+    """
+
+    block: int
+    units: list[Unit]
+    statistics: dict[str, InputStatistics]
+
+
+def walk(
+    subject: PrunableModel, tokens: Tensor, statistic: Statistic, *, rewritten: bool
+) -> Iterator[Visit]:
+    """Yield a visit for each decoder block.
+
+    Args:
+        subject: The model.
+        tokens: Calibration text, ``(n_sequences, length)`` int64.
+        statistic: What to gather of the inputs.
+        rewritten: The caller rewrites each block's weights before it asks for the next visit, so
+            that the block has to run again for what the next one sees.
+    """
+    runner = BlockRunner(subject, tokens)
+    hidden = runner.embed()
+    for block in range(len(subject.blocks)):
+        units = subject.units_of(block)
+        gatherer = _Gatherer(subject, units, statistic)
+        with gatherer:
+            output = runner.run(block, hidden)
+        yield Visit(block, units, gatherer.statistics)
+        hidden = runner.run(block, hidden) if rewritten else output
+
+
+class _Gatherer:
+    """Accumulates statistics while a block runs: once for each distinct input tensor.
+
+    Which units share an input is seen in the first batch, by the identity of the tensor.
+    """
+
+    def __init__(
+        self, subject: PrunableModel, units: Sequence[Unit], statistic: Statistic
+    ) -> None:
+        self.statistics: dict[str, InputStatistics] = {}
+        self._subject = subject
+        self._units = units
+        self._statistic = statistic
+        self._leaders: set[str] = set()
+        self._current: list[tuple[Tensor, str]] = []
+
+    def __enter__(self) -> None:
+        self._handles = [
+            self._subject.views[unit.name].module.register_forward_pre_hook(self._hook(unit.name))
+            for unit in self._units
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._current.clear()
+
+    def _hook(self, name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs = args[0]
+            if name not in self.statistics:
+                self._join(name, inputs)
+            if name in self._leaders:
+                self.statistics[name].add(inputs)
+
+        return hook
+
+    def _join(self, name: str, inputs: Tensor) -> None:
+        """Share the statistics of a unit that read this very tensor, or lead new ones."""
+        for seen, leader in self._current:
+            if seen is inputs:
+                self.statistics[name] = self.statistics[leader]
+                return
+        self._leaders.add(name)
+        self._current.append((inputs, name))
+        self.statistics[name] = InputStatistics(
+            inputs.shape[-1], self._statistic, device=inputs.device
+        )

@@ -1,0 +1,60 @@
+"""What a profile is worth: the supernet's model, switched to it, under a proxy evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.evaluators.base import Proxy
+from sparsity_search.history import Fidelity, Score
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.rng import generator
+from sparsity_search.supernet.supernet import Switch
+
+
+class SupernetObjective:
+    """Scores profiles by switching one resident model.
+
+    Args:
+        model: The resident model.
+        switch: Turns it into a profile.
+        proxy: Scores it.
+        pool: Number and length of the proxy's sequences.
+        seed: Of the order in which sequences are drawn.
+    """
+
+    def __init__(
+        self, model: nn.Module, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
+    ) -> None:
+        self._model = model
+        self._switch = switch
+        self._proxy = proxy
+        self._n_sequences, self._length = pool
+        self._seed = seed
+
+    def __call__(self, profiles: Sequence[SparsityProfile], fidelity: Fidelity) -> Iterator[Score]:
+        """Yield the score of each profile on the fidelity's tokens, in order."""
+        rows = self.rows(fidelity)
+        for profile in profiles:
+            self._switch.to(profile)
+            yield self._proxy.score(self._model, rows)
+
+    def rows(self, fidelity: Fidelity) -> list[int]:
+        """Return the sequences of a fidelity.
+
+        They are the first ones of its subset's order, so that a dearer rung holds the tokens of
+        a cheaper one.
+
+        Raises:
+            ConfigError: The pool holds fewer tokens, or one sequence is longer.
+        """
+        n_rows = fidelity.tokens // self._length
+        if not 1 <= n_rows <= self._n_sequences:
+            raise ConfigError(
+                f"a rung of {fidelity.tokens} tokens needs 1 to {self._n_sequences} sequences "
+                f"of {self._length} tokens: change ladder.rungs or data.search_sequences"
+            )
+        order = generator(self._seed, "rows", fidelity.subset).permutation(self._n_sequences)
+        return [int(row) for row in order[:n_rows]]

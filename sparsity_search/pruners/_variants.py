@@ -1,0 +1,120 @@
+"""One unit's pruned weights at a table of counts, in the least storage that its pruner allows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsity_search.errors import RunMismatchError, UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variants(ABC):
+    """The pruned variants of one weight.
+
+    Attributes:
+        kind: How they are stored, for `variants_from_tensors`.
+        counts: Numbers of zeros in the variants, strictly increasing.
+        notes: What the pruner has to tell, e.g. ``"damping raised from 0.01 to 0.1"``.
+    """
+
+    kind: ClassVar[str]
+    counts: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return a new tensor: ``dense`` with ``count`` weights removed, in its dtype.
+
+        Raises:
+            UnknownNameError: ``count`` is not in the table.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what has to be stored, by name."""
+
+    def index(self, count: int) -> int:
+        """Return the position of ``count`` in the table."""
+        try:
+            return self.counts.index(count)
+        except ValueError:
+            known = ", ".join(map(str, self.counts))
+            raise UnknownNameError(f"no variant has {count} zeros: there are {known}") from None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankedVariants(Variants):
+    """Nested masks over unchanged weights: one small integer a weight holds all of them.
+
+    Attributes:
+        codes: Of the weight's shape; the index of the first count that removes the weight,
+            ``len(counts)`` if none does. uint8, or int16 for more than 255 counts.
+    """
+
+    kind: ClassVar[str] = "ranked"
+    codes: Tensor
+
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return ``dense`` with zeros where the code is at most the index of ``count``."""
+        return dense.masked_fill(self.codes.to(dense.device) <= self.index(count), 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the codes."""
+        return {"codes": self.codes}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredVariants(Variants):
+    """Whole weights, for pruners that also change what they keep.
+
+    Attributes:
+        weights: ``(len(counts), rows, columns)`` in the model's dtype.
+    """
+
+    kind: ClassVar[str] = "stored"
+    weights: Tensor
+
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return a copy of the stored weight, on the device and in the dtype of ``dense``."""
+        return self.weights[self.index(count)].to(dense.device, dense.dtype, copy=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the stacked weights."""
+        return {"weights": self.weights}
+
+
+def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the codes of `RankedVariants` for weights removed in ``order``.
+
+    >>> codes_of(torch.tensor([2, 0, 3, 1]), counts=[1, 3]).tolist()
+    [1, 2, 0, 1]
+    """
+    dtype = torch.uint8 if len(counts) <= 255 else torch.int16
+    codes = torch.full(order.shape, len(counts), dtype=dtype, device=order.device)
+    for code, (start, stop) in enumerate(zip([0, *counts], counts, strict=False)):
+        codes[order[start:stop]] = code
+    return codes
+
+
+def variants_from_tensors(
+    kind: str, counts: Sequence[int], tensors: Mapping[str, Tensor], notes: Sequence[str] = ()
+) -> Variants:
+    """Return the variants that `Variants.tensors` gave.
+
+    Raises:
+        RunMismatchError: There is no such kind, or it is stored in other tensors.
+    """
+    table, told = tuple(counts), tuple(notes)
+    match kind, sorted(tensors):
+        case "ranked", ["codes"]:
+            return RankedVariants(counts=table, notes=told, codes=tensors["codes"])
+        case "stored", ["weights"]:
+            return StoredVariants(counts=table, notes=told, weights=tensors["weights"])
+        case _, names:
+            raise RunMismatchError(f"cannot read variants of kind {kind!r} from tensors {names}")

@@ -1,0 +1,19 @@
+"""Magnitude pruning: the smallest weights go, whatever their inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsity_search.pruners._scores import ScorePruner
+from sparsity_search.statistics import InputStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(ScorePruner):
+    """Score ``|W|`` (Han et al. 2015, arXiv 1506.02626, section 3.1). Needs no data."""
+
+    def score(self, weight: Tensor, inputs: InputStatistics) -> Tensor:  # noqa: ARG002
+        """Return ``|W|``."""
+        return weight.abs()

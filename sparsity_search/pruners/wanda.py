@@ -1,0 +1,28 @@
+"""Wanda: weights times the size of what they multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparsity_search.pruners._order import Scope
+from sparsity_search.pruners._scores import ScorePruner
+from sparsity_search.statistics import InputStatistics, Statistic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanda(ScorePruner):
+    """Score ``|W_ij| · ‖X_j‖₂``, compared within a row (Sun et al. 2024, arXiv 2306.11695, eq. 1).
+
+    The square of the score is SparseGPT's saliency with the Hessian replaced by its diagonal. The
+    norm is taken as a root mean square: a factor common to a layer changes no order.
+    """
+
+    requires: ClassVar[Statistic] = Statistic.NORM
+    scope: Scope = "row"
+
+    def score(self, weight: Tensor, inputs: InputStatistics) -> Tensor:
+        """Return ``|W|`` with each column times the norm of its input."""
+        return weight.abs() * inputs.norms().to(weight.device)

@@ -1,0 +1,153 @@
+"""One HTML file that needs nothing else: figures inside, no scripts, no links to load."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sparsity_search.artefacts import atomic_file, write_text
+from sparsity_search.report import plots, table
+from sparsity_search.report.record import RunRecord, curve, shipped_name
+from sparsity_search.report.redact import redact
+
+#: What the figures show, by file name.
+CAPTIONS = {
+    "profile": "Above, the sparsity of each role in each block, and the mean weighted by size; "
+    "below, how far each lies from the uniform level.",
+    "comparison": "Where the compared profiles prune more, and where less.",
+    "score": "How the score on the search text fell; dashed, the candidates that the search "
+    "began with, on the same tokens. It is measured on the supernet, so it is not comparable "
+    "with the scores in the table, which are of the rebuilt model on other text.",
+    "winners": "The best score of each round on the search text. Each round had its own tokens, "
+    "so scores of two rounds differ by their text too.",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` into a run directory; again gives equal files.
+
+    Args:
+        run_dir: Directory of a run, finished or not.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
+        RunMismatchError: A file in it is corrupt, or of another format.
+    """
+    record = RunRecord.read(run_dir)
+    images = draw(record)
+    for name, image in images.items():
+        with atomic_file(run_dir / "plots" / f"{name}.png") as temporary:
+            temporary.write_bytes(image)
+    report = run_dir / "report.html"
+    write_text(report, render(record, images))
+    return report
+
+
+def draw(record: RunRecord) -> dict[str, bytes]:
+    """Return the figures that a record has the data for, as PNG by name."""
+    figures = {}
+    if record.shipped is not None:
+        title = f"Sparsity over depth: {shipped_name(record.results)}"
+        figures["profile"] = plots.profile_plot(record.shipped, target=record.target, title=title)
+    if len(record.profiles) > 1:
+        figures["comparison"] = plots.comparison_plot(record.profiles, target=record.target)
+    scores = curve(record.measurements, record.top_rung, fresh=record.fresh)
+    if scores.scores:
+        figures["winners" if record.fresh else "score"] = plots.score_plot(
+            scores,
+            {} if record.fresh else record.initial_scores,
+            score=record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)",
+            fresh=record.fresh,
+        )
+    return {name: plots.png(figure) for name, figure in figures.items()}
+
+
+def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
+    """Return the report as HTML, with images embedded and credentials hidden."""
+    environment = Environment(
+        loader=PackageLoader("sparsity_search", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("template.html.j2")
+    return template.render(
+        redact(_context(record), _secrets(record)),
+        images={name: base64.b64encode(image).decode() for name, image in images.items()},
+        captions=CAPTIONS,
+    )
+
+
+def _context(record: RunRecord) -> dict[str, Any]:
+    run, results = record.run, record.results or {}
+    return {
+        "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
+        "target": table.percent(record.target),
+        "shipped": shipped_name(record.results),
+        "finished": record.results is not None,
+        "summary": table.summary(record),
+        "headline": {"header": table.HEADER, "rows": table.rows(record)},
+        "roles": _groups(record, "role"),
+        "blocks": _groups(record, "block"),
+        "rungs": {"header": table.RUNG_HEADER, "rows": table.rung_rows(record)},
+        "search": table.search_facts(record),
+        "stages": table.stage_rows(record),
+        "method": _method(record),
+        "provenance": _provenance(run),
+        "fingerprint": run.get("fingerprint", {}),
+        "text": _text(run.get("text", {})),
+        "notes": results.get("notes", []),
+        "config": yaml.safe_dump(
+            redact(dict(record.config), _secrets(record)), sort_keys=False, allow_unicode=True
+        ),
+    }
+
+
+def _groups(record: RunRecord, by: Any) -> dict[str, Any]:
+    return {"header": table.group_header(record, by), "rows": table.group_rows(record, by)}
+
+
+def _method(record: RunRecord) -> dict[str, str]:
+    config = record.config
+    plugins = {kind: config[kind]["name"] for kind in ("pruner", "searcher", "evaluator")}
+    initial = ", ".join(config.get("initial", [])) or table.NONE
+    return {**plugins, "space": str(config["space"]), "initial candidates": initial}
+
+
+def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
+    model = run.get("model", {})
+    facts = {
+        "command": run.get("command"),
+        "started": run.get("created"),
+        "model": model.get("name"),
+        "model revision": model.get("revision"),
+        "model digest": model.get("digest"),
+        "device": run.get("device"),
+        "number type": run.get("dtype"),
+        "threads": run.get("threads"),
+        "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()),
+    }
+    return {key: table.NONE if value in (None, "") else str(value) for key, value in facts.items()}
+
+
+def _text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    keys = list(dict.fromkeys(key for entry in text.values() for key in entry))
+    rows = [
+        (purpose, *(str(entry.get(key, table.NONE)) for key in keys))
+        for purpose, entry in text.items()
+    ]
+    return {"header": ("purpose", *keys), "rows": rows}
+
+
+def _secrets(record: RunRecord) -> tuple[str, ...]:
+    storage = record.config["study"].get("storage")
+    return (storage,) if storage else ()

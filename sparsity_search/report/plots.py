@@ -1,0 +1,221 @@
+"""The figures of a report. No global state of matplotlib is read from or left behind."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.report.record import Curve
+from sparsity_search.report.table import number
+
+#: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+MARKERS = "osD^vPX*<>"
+INK, GREY, GRID = "#222222", "#767676", "#E4E4E4"
+DPI = 160
+
+
+def profile_plot(profile: SparsityProfile, *, target: float, title: str) -> Figure:
+    """Draw sparsity over depth: one line for each role, and a map of what differs from uniform.
+
+    Args:
+        profile: What to draw.
+        target: The uniform level.
+        title: Of the figure.
+    """
+    grid = _grid(profile)
+    figure = _figure(9.0, 4.4 + 0.26 * len(grid), title)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 0.6 + 0.26 * len(grid)))
+    means = profile.grouped("block")
+    upper.plot(list(means), list(means.values()), color=INK, lw=2.8, label="block mean", zorder=5)
+    _target_line(upper, target)
+    for style, (role, values) in zip(_styles(len(grid)), grid.items(), strict=True):
+        upper.plot(list(values), list(values.values()), label=role, **style)
+    _style(upper, ylabel="sparsity")
+    _percent(upper)
+    _legend(upper)
+    _map(figure, lower, grid, target)
+    return figure
+
+
+def comparison_plot(profiles: Mapping[str, SparsityProfile], *, target: float) -> Figure:
+    """Draw the mean sparsity of each block under each profile."""
+    figure = _figure(9.0, 3.6, "Mean sparsity of each block, weighted by size")
+    axes = figure.subplots()
+    for name, profile in reversed(list(profiles.items())):
+        means = profile.grouped("block")
+        style = _named_style(name, profiles)
+        marker = "" if name == "uniform" else "o"
+        axes.plot(
+            list(means), list(means.values()), marker=marker, markersize=4, label=name, **style
+        )
+    if "uniform" not in profiles:
+        _target_line(axes, target)
+    _style(axes, ylabel="sparsity", xlabel="block")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _percent(axes)
+    _legend(axes)
+    return figure
+
+
+def score_plot(
+    curve: Curve, references: Mapping[str, float], *, score: str, fresh: bool = False
+) -> Figure:
+    """Draw the best score against time and against evaluations.
+
+    Args:
+        curve: At least one point.
+        references: Scores of other profiles on the same tokens.
+        score: What the score is, for the axis.
+        fresh: The points are winners of rounds, each on its own tokens.
+    """
+    title = "Winner of each round (fresh tokens each)" if fresh else "Best score so far"
+    figure = _figure(9.0, 3.7, f"{title}, at the top rung of the search")
+    left, right = figure.subplots(1, 2, sharey=True)
+    long = curve.elapsed[-1] >= 120
+    scale, unit = (60, "minutes") if long else (1, "seconds")
+    times = [elapsed / scale for elapsed in curve.elapsed]
+    for axes, xs in ((left, times), (right, curve.evaluations)):
+        _steps(axes, xs, curve.scores, fresh)
+        for name, value in references.items():
+            style = {**_named_style(name, references), "lw": 1.4, "ls": "--"}
+            axes.axhline(value, label=f"{name} ({number(value)})", **style)
+        axes.set_xlim(left=0)
+        axes.margins(y=0.08)
+    _style(left, ylabel=score, xlabel=f"search time ({unit})")
+    _style(right, xlabel="evaluations at all rungs")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    if not fresh:
+        _legend(right)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={})
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def _named_style(name: str, names: Collection[str]) -> dict[str, Any]:
+    """Return the line of a profile: the same in every figure that shows the same profiles."""
+    if name == "uniform":
+        return {"color": GREY, "ls": "--", "lw": 1.4}
+    others = sorted({*names} - {"uniform", "searched"})
+    colour = COLOURS[0]
+    if name in others:
+        colour = COLOURS[1 + others.index(name) % (len(COLOURS) - 1)]
+    return {"color": colour, "ls": "-", "lw": 2.2 if name == "searched" else 1.6}
+
+
+def _styles(n: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4.0,
+            "linewidth": 0.9,
+            "alpha": 0.9,
+        }
+        for i in range(n)
+    ]
+
+
+def _grid(profile: SparsityProfile) -> dict[str, dict[int, float]]:
+    """Return the sparsity of each role in each block, weighted by size."""
+    totals: dict[str, dict[int, np.ndarray]] = {}
+    for unit, removed in zip(profile.layout, profile.removed, strict=True):
+        blocks = totals.setdefault(unit.role, {})
+        counted = np.array([removed * unit.cost, unit.size], dtype=np.float64)
+        blocks[unit.block] = blocks.get(unit.block, np.zeros(2)) + counted
+    return {
+        role: {block: float(total[0] / total[1]) for block, total in blocks.items()}
+        for role, blocks in totals.items()
+    }
+
+
+def _target_line(axes: Axes, target: float) -> None:
+    axes.axhline(target, color=GREY, ls="--", lw=1.4, label=f"uniform ({100 * target:g} %)")
+
+
+def _map(
+    figure: Figure, axes: Axes, grid: Mapping[str, Mapping[int, float]], target: float
+) -> None:
+    """Draw roles over blocks, coloured by the difference from the uniform level."""
+    blocks = sorted({block for values in grid.values() for block in values})
+    span = range(blocks[0], blocks[-1] + 1)
+    points = np.array([[v.get(b, np.nan) for b in span] for v in grid.values()]) - target
+    limit = max(float(np.nanmax(np.abs(points))), 1e-3)
+    image = axes.imshow(
+        100 * points,
+        cmap=matplotlib.colormaps["PuOr_r"],
+        vmin=-100 * limit,
+        vmax=100 * limit,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(blocks[0] - 0.5, blocks[-1] + 0.5, len(grid) - 0.5, -0.5),
+    )
+    axes.set_yticks(range(len(grid)), list(grid))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _style(axes, xlabel="block")
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.018, 1.0)))
+    bar.set_label("difference from\nuniform (points)", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK, length=2)
+    bar.outline.set_visible(False)
+
+
+def _steps(axes: Axes, xs: Sequence[float], scores: Sequence[float], fresh: bool) -> None:
+    if fresh:
+        axes.plot(xs, scores, color=COLOURS[0], marker="o", ms=3.5, lw=1.0)
+        return
+    label = f"best so far ({number(scores[-1])})"
+    axes.plot(xs, scores, color=COLOURS[0], lw=2.2, drawstyle="steps-post", label=label)
+    axes.plot(xs[-1:], scores[-1:], color=COLOURS[0], marker="o", ms=5)
+
+
+def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(GREY)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK, length=3)
+    axes.set_xlabel(xlabel, fontsize=10, color=INK)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK)
+
+
+def _percent(axes: Axes) -> None:
+    """Show percentages, and at least two points of them: rounding is no structure."""
+    low, high = axes.get_ylim()
+    missing = max(0.0, 0.02 - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+    )

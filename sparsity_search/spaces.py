@@ -1,0 +1,127 @@
+"""Search spaces from files: one YAML in `search_spaces/` is one space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.layout import Layout, Unit
+from sparsity_search.space import SearchSpace
+
+#: Sparsity limits by role, each within [0, 1].
+RoleBounds = Mapping[str, tuple[float, float]]
+
+
+class SpaceFile(BaseModel):
+    """What a space file says.
+
+    Attributes:
+        version: Version of this format.
+        description: One line for `sparsity-search ls spaces`.
+        gene: Units that agree in all of these are tied to one level.
+        groups: Roles by group name, for a gene that names ``group``.
+        step: Weights that one level moves, as a fraction of the smallest gene.
+        reach: Most levels up or down.
+        bounds: Least and greatest sparsity by role; roles that are not named have none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    description: str
+    gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
+    groups: dict[str, list[str]] = {}
+    step: float = Field(gt=0, le=1)
+    reach: int = Field(ge=1)
+    bounds: dict[str, tuple[float, float]] = {}
+
+    def build(self, layout: Layout, budget: Budget, bounds: RoleBounds) -> SearchSpace:
+        """Return the space over a layout.
+
+        Args:
+            layout: The units.
+            budget: The global budget.
+            bounds: Sparsity limits by role, in place of the file's own for these roles.
+
+        Raises:
+            UnknownNameError: A bound's role is not in the layout.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        genes: dict[tuple[object, ...], list[int]] = {}
+        for index, unit in enumerate(layout):
+            genes.setdefault(tuple(self._key(unit, part) for part in self.gene), []).append(index)
+        smallest = min(sum(layout[i].size for i in gene) for gene in genes.values())
+        granule = int(np.lcm.reduce(layout.costs))
+        step = max(1, round(self.step * smallest / granule)) * granule
+        return SearchSpace(
+            layout=layout,
+            budget=budget,
+            bounds=bounds_of(layout, {**self.bounds, **bounds}),
+            genes=tuple(tuple(gene) for gene in genes.values()),
+            step=step,
+            reach=self.reach,
+        )
+
+    def _key(self, unit: Unit, part: str) -> object:
+        if part != "group":
+            return getattr(unit, part)
+        for group, roles in self.groups.items():
+            if unit.role in roles:
+                return group
+        raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
+
+
+def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
+    """Return the bounds of each unit from sparsity limits by role.
+
+    Raises:
+        UnknownNameError: A role is not in the layout.
+        ConfigError: Limits that are not ``0 <= low <= high <= 1``.
+    """
+    roles = {unit.role for unit in layout}
+    for role, (low, high) in bounds.items():
+        if role not in roles:
+            raise UnknownNameError(f"no unit has the role {role!r}: {nearest(role, roles)}")
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"bounds of {role} must be 0 <= LOW <= HIGH <= 1, not {low}:{high}")
+    limits = [bounds.get(unit.role, (0.0, 1.0)) for unit in layout]
+    return Bounds.of(layout, *np.array(limits, dtype=np.float64).T)
+
+
+def space_names() -> list[str]:
+    """Return the names of the spaces that come with the package, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.yaml"))
+
+
+def load_space(name: str) -> SpaceFile:
+    """Return a space by name, or from a path that ends in ``.yaml``.
+
+    Raises:
+        UnknownNameError: No such space or file; the message names the nearest.
+        ConfigError: The file is no legal space.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownNameError(f"unknown space {name!r}: {nearest(name, space_names())}")
+    try:
+        return SpaceFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"space {name!r}: {faults}") from error
+
+
+def _folder() -> Path:
+    """Return the spaces' folder: package data when installed, the top level in a checkout."""
+    package = Path(str(files("sparsity_search")))
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"

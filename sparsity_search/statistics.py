@@ -1,0 +1,154 @@
+"""Second moments of a layer's inputs: what the local pruners know about the data.
+
+One `InputStatistics` belongs to one input *tensor*, not to one linear: query, key and value
+projections share theirs, and with it the one expensive factorisation.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_search.errors import ConfigError, DataError, NumericalError
+
+_LARGEST_DAMPING = 1.0
+_SMALLEST_RAISE = 1e-4  # from zero damping there is no factor of ten
+
+
+class Statistic(enum.IntEnum):
+    """What a pruner needs to know about its inputs; a higher one includes the lower ones."""
+
+    NONE = 0
+    NORM = 1
+    HESSIAN = 2
+
+
+@dataclass(frozen=True, eq=False)
+class InverseFactor:
+    """Upper Cholesky factor ``U`` of the inverse damped Hessian, ``H⁻¹ = Uᵀ U``.
+
+    Attributes:
+        upper: ``(n_inputs, n_inputs)`` float32, upper triangular, positive diagonal.
+        damping: The damping used, as a fraction of the mean live diagonal entry; larger than the
+            one asked for if the matrix could not be factorised with that.
+        dead: ``(n_inputs,)`` bool, inputs that were zero for every token.
+        fallback: True if no damping helped and ``H`` was replaced by its diagonal.
+    """
+
+    upper: Tensor
+    damping: float
+    dead: Tensor
+    fallback: bool
+
+
+class InputStatistics:
+    """Streaming second moments of one input tensor, independent of how it is cut into chunks.
+
+    Products are taken in float32 or better and summed in float64 (float32 on devices without it).
+
+    Args:
+        n_inputs: Width of the input tensor.
+        statistic: What to gather; `Statistic.NONE` only counts tokens.
+        device: Where the sums live; inputs are moved there.
+    """
+
+    def __init__(
+        self, n_inputs: int, statistic: Statistic, device: torch.device | str | None = None
+    ) -> None:
+        self.n_inputs = n_inputs
+        self.statistic = statistic
+        self.n_tokens = 0
+        shape = {Statistic.NONE: (), Statistic.NORM: (n_inputs,)}.get(statistic, (n_inputs,) * 2)
+        device = torch.device(device or "cpu")
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self._sum = torch.zeros(shape, dtype=wide, device=device)
+        self._factors: dict[float, InverseFactor] = {}
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor) -> None:
+        """Add the tokens of ``inputs``, of shape ``(..., n_inputs)`` and any float dtype."""
+        if inputs.shape[-1] != self.n_inputs:
+            raise DataError(f"inputs have width {inputs.shape[-1]}, not {self.n_inputs}")
+        tokens = inputs.reshape(-1, self.n_inputs)
+        self.n_tokens += len(tokens)
+        self._factors.clear()
+        if self.statistic is Statistic.NONE:
+            return
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        tokens = tokens.to(device=self._sum.device, dtype=dtype)
+        if self.statistic is Statistic.NORM:
+            self._sum += tokens.square().sum(dim=0, dtype=self._sum.dtype)
+        else:
+            self._sum += tokens.T @ tokens
+
+    def norms(self) -> Tensor:
+        """Return each input's root mean square over tokens, ``(n_inputs,)`` float32."""
+        mean = self._mean(Statistic.NORM)
+        if self.statistic is Statistic.HESSIAN:
+            mean = mean.diagonal()
+        return mean.sqrt().float()
+
+    def hessian(self) -> Tensor:
+        """Return the mean of ``x xᵀ`` over tokens, ``(n_inputs, n_inputs)`` float32, symmetric."""
+        return self._symmetric().float()
+
+    def inverse_factor(self, damping: float) -> InverseFactor:
+        """Return the factor of ``(H + λ I)⁻¹`` with ``λ = damping · mean(diag H)``.
+
+        Computed once for each damping. Dead inputs get ``H_jj = 1`` and stay out of the mean. A
+        matrix that cannot be factorised gets ten times the damping, up to 1, then its diagonal.
+
+        Raises:
+            NumericalError: No tokens were added, or the sums are not finite.
+        """
+        if damping not in self._factors:
+            self._factors[damping] = _factorise(self._symmetric(), damping)
+        return self._factors[damping]
+
+    def _symmetric(self) -> Tensor:
+        mean = self._mean(Statistic.HESSIAN)
+        return (mean + mean.T) / 2
+
+    def _mean(self, needed: Statistic) -> Tensor:
+        if self.statistic < needed:
+            raise ConfigError(
+                f"{needed.name} was asked of statistics gathered with {self.statistic.name}"
+            )
+        if self.n_tokens == 0:
+            raise NumericalError("no tokens were added to the input statistics")
+        mean = self._sum / self.n_tokens
+        if not mean.isfinite().all():
+            raise NumericalError("input statistics are not finite: an activation was NaN or Inf")
+        return mean
+
+
+def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    scale = float(diagonal[~dead].mean()) if not dead.all() else 1.0
+    diagonal[dead] = 1.0
+    tried = damping
+    while True:
+        upper = _inverse_cholesky(hessian, tried * scale)
+        if upper is not None:
+            return InverseFactor(upper, tried, dead, fallback=False)
+        if tried >= _LARGEST_DAMPING:
+            break
+        tried = min(max(10 * tried, _SMALLEST_RAISE), _LARGEST_DAMPING)
+    upper = (diagonal + tried * scale).rsqrt().diag().float()
+    return InverseFactor(upper, tried, dead, fallback=True)
+
+
+def _inverse_cholesky(hessian: Tensor, ridge: float) -> Tensor | None:
+    """Return float32 ``U`` with ``(hessian + ridge I)⁻¹ = Uᵀ U``, or None if there is none."""
+    damped = hessian.clone()
+    damped.diagonal().add_(ridge)
+    lower, info = torch.linalg.cholesky_ex(damped)
+    if info != 0:
+        return None
+    upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    upper = upper.float()
+    return upper if info == 0 and bool(upper.isfinite().all()) else None

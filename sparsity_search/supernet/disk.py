@@ -1,0 +1,84 @@
+"""A supernet on disk: one safetensors file a block, and a manifest with checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sparsity_search.artefacts import atomic_file, check_fingerprint, write_json
+from sparsity_search.pruners._variants import Variants, variants_from_tensors
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+class SupernetFolder:
+    """Finished blocks of a supernet.
+
+    Args:
+        path: The folder; made when the first block is saved.
+        fingerprint: Everything that the variants depend on, flat.
+
+    Raises:
+        RunMismatchError: The folder holds a supernet with another fingerprint.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
+        self._path = path
+        self._manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "fingerprint": dict(fingerprint),
+            "blocks": {},
+        }
+        if (path / _MANIFEST).exists():
+            self._manifest = json.loads((path / _MANIFEST).read_text())
+            check_fingerprint(self._manifest["fingerprint"], fingerprint, "the supernet")
+
+    def has(self, block: int) -> bool:
+        """Return whether a block is there and whole; a corrupt one counts as absent."""
+        entry = self._manifest["blocks"].get(str(block))
+        file = self._file(block)
+        return entry is not None and file.exists() and _checksum(file) == entry["sha256"]
+
+    def complete(self, n_blocks: int) -> bool:
+        """Return whether all blocks are there and whole."""
+        return all(self.has(block) for block in range(n_blocks))
+
+    def save(self, block: int, variants: Mapping[str, Variants]) -> None:
+        """Write a block's variants: whole, or not at all."""
+        tensors, facts = {}, {}
+        for unit, found in variants.items():
+            for key, tensor in found.tensors().items():
+                tensors[f"{unit}/{key}"] = tensor.contiguous()
+            facts[unit] = {"kind": found.kind, "counts": found.counts, "notes": found.notes}
+        with atomic_file(self._file(block)) as temporary:
+            save_file(tensors, temporary, metadata={"units": json.dumps(facts)})
+        self._manifest["blocks"][str(block)] = {"sha256": _checksum(self._file(block))}
+        write_json(self._path / _MANIFEST, self._manifest)
+
+    def load(self, block: int) -> dict[str, Variants]:
+        """Return a block's variants; their tensors are mapped from the file."""
+        with safe_open(self._file(block), framework="pt") as file:
+            facts = json.loads(file.metadata()["units"])
+        tensors = load_file(self._file(block))
+        result = {}
+        for unit, fact in facts.items():
+            own = {k.rpartition("/")[2]: t for k, t in tensors.items() if k.startswith(unit + "/")}
+            result[unit] = variants_from_tensors(
+                fact["kind"], tuple(fact["counts"]), own, notes=tuple(fact["notes"])
+            )
+        return result
+
+    def _file(self, block: int) -> Path:
+        return self._path / f"block-{block:04d}.safetensors"
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

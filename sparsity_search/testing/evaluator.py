@@ -1,0 +1,157 @@
+"""What every evaluator must do, whatever its score."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.evaluators.base import Evaluator
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.testing.models import VOCABULARY, tiny_llama
+
+N_ROWS, LENGTH = 6, 24
+
+
+def random_tokens(n_rows: int, length: int, *, seed: int = 0) -> Tensor:
+    """Return ``(n_rows, length)`` random tokens, independent of the global random state."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (n_rows, length), generator=source)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers of a model."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def text_of(model: nn.Module, n_rows: int, length: int) -> Tensor:
+    """Return tokens that the model itself finds likely: sampled from it, reproducibly."""
+    source = torch.Generator().manual_seed(0)
+    tokens = random_tokens(n_rows, 1)
+    with torch.inference_mode():
+        for _ in range(length - 1):
+            probabilities = model(input_ids=tokens).logits[:, -1].float().softmax(-1)
+            drawn = torch.multinomial(probabilities, 1, generator=source)
+            tokens = torch.cat([tokens, drawn], dim=1)
+    return tokens.clone()
+
+
+def scaled(factor: float) -> nn.Module:
+    """Return the tiny model with all its units' weights times a factor."""
+    model: nn.Module = tiny_llama()
+    for view in PrunableModel(model).views.values():
+        view.write(view.read() * factor)
+    return model
+
+
+class EvaluatorContract:
+    """Inherit in a test module that has a fixture ``evaluator``."""
+
+    @pytest.fixture
+    def dense(self) -> nn.Module:
+        """A tiny random model."""
+        return tiny_llama()
+
+    @pytest.fixture
+    def tokens(self, dense: nn.Module) -> Tensor:
+        """Text that the dense model finds likely."""
+        return text_of(dense, N_ROWS, LENGTH)
+
+    def test_is_a_value(self, evaluator: Evaluator) -> None:
+        """Equal settings are equal, hashable, and print as one line."""
+        assert evaluator == type(evaluator)()
+        assert hash(evaluator) == hash(type(evaluator)())
+        assert "\n" not in repr(evaluator)
+
+    def test_lower_is_better(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
+        """The dense model is best, and one without its blocks is worst."""
+        proxy = evaluator.bind(dense, tokens)
+        rows = range(N_ROWS)
+        scores = [proxy.score(scaled(factor), rows).value for factor in (1.0, 0.9, 0.0)]
+        assert all(math.isfinite(score) for score in scores)
+        assert scores == sorted(set(scores))
+
+    def test_one_part_for_each_row(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """A row's part is the same alone, among others, and in any order."""
+        proxy = evaluator.bind(dense, tokens)
+        model, rows = scaled(0.5), [4, 0, 5, 2]
+        together = proxy.score(model, rows)
+        assert len(together.parts) == len(rows)
+        assert len(set(together.parts)) == len(rows)
+        alone = [proxy.score(model, [row]).parts[0] for row in rows]
+        assert together.parts == pytest.approx(alone, rel=1e-4)
+        swapped = proxy.score(model, rows[::-1])
+        assert swapped.parts == pytest.approx(together.parts[::-1], rel=1e-4)
+        assert swapped.value == pytest.approx(together.value, rel=1e-4)
+
+    def test_pool_does_not_matter(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """A row scores the same in another pool."""
+        few, model = evaluator.bind(dense, tokens[2:4]), scaled(0.5)
+        whole = evaluator.bind(dense, tokens)
+        assert few.score(model, [0, 1]).parts == pytest.approx(
+            whole.score(model, [2, 3]).parts, rel=1e-4
+        )
+
+    def test_batching_does_not_matter(self, evaluator: Evaluator, dense: nn.Module) -> None:
+        """Rows that fill more than one batch, with a rest, score as they do alone."""
+        tokens = random_tokens(5, 200).repeat(3, 1)  # ten rows of 200 tokens pass at once
+        proxy = evaluator.bind(dense, tokens)
+        parts = proxy.score(scaled(0.5), range(15)).parts
+        assert parts[:5] * 3 == pytest.approx(parts, rel=1e-4)
+        assert parts[12] == pytest.approx(proxy.score(scaled(0.5), [2]).parts[0], rel=1e-4)
+
+    def test_deterministic(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
+        """Equal calls give equal scores, whatever was scored between them."""
+        proxy, rows = evaluator.bind(dense, tokens), range(N_ROWS)
+        state = torch.get_rng_state()
+        first = proxy.score(scaled(0.5), rows)
+        proxy.score(scaled(0.0), [3, 1])
+        assert proxy.score(scaled(0.5), rows) == first
+        assert evaluator.bind(dense, tokens).score(scaled(0.5), rows) == first
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_one_resident_model(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """The dense model itself, bound and then rewritten in place, scores as a copy does."""
+        proxy, rows = evaluator.bind(dense, tokens), range(N_ROWS)
+        for view in PrunableModel(dense).views.values():
+            view.write(view.read() * 0.5)
+        other = evaluator.bind(tiny_llama(), tokens)
+        assert proxy.score(dense, rows) == other.score(scaled(0.5), rows)
+
+    def test_model_is_unchanged(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """Neither binding nor scoring writes to a model or to the text, or leaves a hook."""
+        before, text = weights_of(dense), tokens.clone()
+        evaluator.bind(dense, tokens).score(dense, range(N_ROWS))
+        after = weights_of(dense)
+        assert all(torch.equal(after[name], weight) for name, weight in before.items())
+        assert torch.equal(tokens, text)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in dense.modules())
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_not_finite(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor, bad: float
+    ) -> None:
+        """Broken weights give a score that is not finite, never an exception."""
+        proxy = evaluator.bind(dense, tokens)
+        model = tiny_llama()
+        view = next(iter(PrunableModel(model).views.values()))
+        view.write(torch.full_like(view.read(), bad))
+        assert not math.isfinite(proxy.score(model, range(N_ROWS)).value)
+
+    def test_half_precision(self, evaluator: Evaluator) -> None:
+        """A bfloat16 model scores about as its float32 twin."""
+        dense = tiny_llama(dtype=torch.bfloat16)
+        tokens = text_of(dense, N_ROWS, LENGTH)
+        low = evaluator.bind(dense, tokens).score(scaled(0.5).bfloat16(), range(N_ROWS))
+        full = evaluator.bind(tiny_llama(), tokens).score(scaled(0.5), range(N_ROWS))
+        assert low.value == pytest.approx(full.value, rel=0.1)

@@ -1,0 +1,188 @@
+"""Synthetic run directories, made without a model: for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.budget import Budget
+from sparsity_search.history import Fidelity, Measurement, Score
+from sparsity_search.layout import Layout, Unit
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.rng import generator
+from sparsity_search.store import Store, journal
+
+TARGET = 0.6
+RUNGS = ((512, 4), (4096, 1))
+_ROLES = {"q": 16, "k": 6, "v": 6, "o": 16, "gate": 43, "up": 43, "down": 43}
+_SEARCH_SCORES = {"uniform": 0.9, "owl": 0.8}
+
+
+def run_layout(blocks: int = 12) -> Layout:
+    """Return a Llama-like layout; one weight in each unit is zero in the dense model."""
+    return Layout(
+        [
+            Unit(name=f"layers.{block}.{role}", block=block, role=role, count=1024 * n, zeros=1)
+            for block in range(blocks)
+            for role, n in _ROLES.items()
+        ]
+    )
+
+
+def run_profiles(layout: Layout) -> dict[str, SparsityProfile]:
+    """Return a uniform profile, a smooth one and a rugged one of equal sparsity."""
+    depth = np.array([unit.block for unit in layout]) / max(unit.block for unit in layout)
+    noise = generator(0, "runs").normal(size=len(layout))
+    wanted = {
+        "uniform": np.full(len(layout), TARGET),
+        "owl": TARGET + 0.1 * (depth - 0.5),
+        "searched": TARGET + 0.16 * (depth - 0.5) + 0.04 * noise,
+    }
+    return {name: Budget(TARGET).project(layout, ratios) for name, ratios in wanted.items()}
+
+
+def run_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measurement]:
+    """Yield what a search measures: round 0 at the top rung, then 16 and 4 a round; one fails."""
+    elapsed = 0.0
+    for index, score in enumerate(_SEARCH_SCORES.values()):
+        elapsed += 2.0
+        yield _measurement(0, 1, (index, 0), score, 2.0, elapsed, 0)
+    source = generator(0, "scores")
+    for round_ in range(1, rounds + 1):
+        for rung, n in enumerate((16, RUNGS[0][1])):
+            for index in range(n):
+                cost = (0.5, 2.0)[rung]
+                elapsed += cost
+                score = 0.5 + 0.35 * np.exp(-round_ / 8) + 0.05 * source.random()
+                failed = (round_, rung, index) == (1, 0, 3)
+                value = float("inf") if failed else float(score)
+                subset = round_ if fresh else 0
+                yield _measurement(round_, rung, (index, round_), value, cost, elapsed, subset)
+
+
+def make_run(
+    folder: Path,
+    *,
+    rounds: int = 10,
+    finished: bool = True,
+    fresh: bool = False,
+    storage: str | None = None,
+) -> Path:
+    """Write a run directory like that of a search, and return it.
+
+    Args:
+        folder: Where.
+        rounds: Rounds of the search.
+        finished: Whether there are results and profiles.
+        fresh: Whether each round has its own tokens.
+        storage: URL of an Optuna storage; by default a journal in the folder.
+    """
+    layout = run_layout()
+    write_json(folder / "run.json", _run(layout, fresh, storage))
+    store = Store(storage or journal(folder / "journal.log"), "search", {"seed": 0})
+    measured = list(run_measurements(rounds, fresh=fresh))
+    for measurement in measured:
+        store.add(measurement)
+    if finished:
+        profiles = run_profiles(layout)
+        for name, profile in profiles.items():
+            write_json(folder / "profiles" / f"{name}.json", profile.to_json())
+        searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}
+        write_json(folder / "profile.json", searched)
+        write_json(folder / "results.json", _results(layout, profiles, rounds, measured))
+    return folder
+
+
+def _measurement(
+    round_: int,
+    rung: int,
+    candidate: tuple[int, ...],
+    score: float,
+    seconds: float,
+    elapsed: float,
+    subset: int,
+) -> Measurement:
+    return Measurement(
+        round=round_,
+        rung=rung,
+        candidate=candidate,
+        fidelity=Fidelity(RUNGS[rung][0], subset),
+        score=Score(score, (score,) if isfinite(score) else ()),
+        seconds=seconds,
+        elapsed=elapsed,
+    )
+
+
+def _run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, Any]:
+    model = {"name": "tiny-llama", "revision": None, "digest": "0123456789abcdef"}
+    text = {
+        purpose: {"source": "self", "sequences": 16, "length": 512, "digest": f"digest-{purpose}"}
+        for purpose in ("calibration", "search", "final")
+    }
+    command = "sparsity-search search tiny-llama --sparsity 0.6"
+    return {
+        "format": 1,
+        "command": f"{command} --storage {storage}" if storage else command,
+        "created": "2026-01-02T03:04:05+00:00",
+        "versions": {"sparsity-search": "0.1.0", "torch": "2.9.0"},
+        "threads": 2,
+        "device": "cpu",
+        "dtype": "torch.bfloat16",
+        "config": _config(fresh, storage),
+        "fingerprint": {"model": model["digest"], "layout": layout.digest, "seed": 0},
+        "model": model,
+        "text": text,
+        "layout": layout.to_json(),
+    }
+
+
+def _config(fresh: bool, storage: str | None) -> dict[str, Any]:
+    rungs = [{"tokens": tokens, "survivors": survivors} for tokens, survivors in RUNGS]
+    return {
+        "model": {"name": "tiny-llama", "dtype": "auto"},
+        "budget": {"sparsity": TARGET, "bounds": {}},
+        "data": {"calibration": "self"},
+        "space": "per_linear",
+        "pruner": {"name": "wanda"},
+        "searcher": {"name": "evolution"},
+        "evaluator": {"name": "kl_divergence"},
+        "initial": ["owl", "uniform"],
+        "ladder": {"candidates": 16, "rungs": rungs, "fresh": fresh},
+        "supernet": {"propagate": "centre"},
+        "study": {"rounds": None, "minutes": 10.0, "seed": 0, "storage": storage},
+    }
+
+
+def _results(
+    layout: Layout,
+    profiles: dict[str, SparsityProfile],
+    rounds: int,
+    measured: list[Measurement],
+) -> dict[str, Any]:
+    quality = {"uniform": (0.96, 40.0), "owl": (0.84, 35.0), "searched": (0.576, 27.0)}
+    zeros = int(layout.zeros.sum())
+    rows = [{"name": "dense", "score": 0.0, "perplexity": 15.6, "sparsity": 0.0, "removed": zeros}]
+    for name, (score, perplexity) in quality.items():
+        removed, sparsity = profiles[name].n_removed, profiles[name].sparsity
+        row = {"name": name, "score": score, "perplexity": perplexity}
+        rows.append({**row, "sparsity": sparsity, "removed": removed})
+    return {
+        "format": 1,
+        "evaluator": "kl_divergence",
+        "target": TARGET,
+        "shipped": "searched",
+        "removed": profiles["searched"].n_removed,
+        "rows": rows,
+        "search": {
+            "rounds": rounds,
+            "measurements": len(measured),
+            "seconds": measured[-1].elapsed,
+        },
+        "seconds": {"load model": 3.2, "build supernet": 71.0, "search": measured[-1].elapsed},
+        "notes": ["layers.0.k: 1 dead input"],
+    }

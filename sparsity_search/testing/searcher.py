@@ -1,0 +1,122 @@
+"""What every searcher must do, whatever its method."""
+
+from __future__ import annotations
+
+import copy
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from sparsity_search.history import History
+from sparsity_search.rng import generator
+from sparsity_search.searchers.base import Searcher
+from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.testing.problems import SeparableProblem, toy_history, toy_space
+
+#: Lower bounds; with their complement as the upper ones the first unit cannot move.
+PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])
+SPACES = {
+    "equal": toy_space(),
+    "mixed sizes": toy_space(40, 1000, 55, 90, 230, 100, 100, 61),
+    "tied": toy_space(100, 50, 70, 100, 50, 70, genes=((0, 3), (1, 4), (2,), (5,))),
+    "bounds": toy_space(100, 200, 300, 100, lower=0.35, upper=0.65),
+    "pinned": toy_space(100, 50, 50, 100, 80, 90, lower=PINNED, upper=1 - PINNED),
+    "steep": toy_space(*(100,) * 8, target=0.9, reach=20),
+}
+TINY = toy_space(100, 100, reach=1)  # three candidates
+ONE_GENE = toy_space(100, 100, genes=((0, 1),))  # one candidate
+
+
+class SearcherContract:
+    """Inherit in a test module that has a fixture ``searcher``."""
+
+    @pytest.fixture(params=SPACES)
+    def space(self, request: pytest.FixtureRequest) -> SearchSpace:
+        """Spaces of different shape."""
+        return SPACES[request.param]
+
+    @pytest.fixture
+    def history(self, searcher: Searcher, space: SearchSpace) -> History:
+        """Two rounds of a noisy toy study."""
+        return toy_history(searcher, SeparableProblem(space, noise=1.0))
+
+    def test_is_a_value(self, searcher: Searcher) -> None:
+        """Equal settings are equal, hashable, and print as one line."""
+        assert searcher == type(searcher)()
+        assert hash(searcher) == hash(type(searcher)())
+        assert "\n" not in repr(searcher)
+
+    @pytest.mark.parametrize("n", [1, 2, 16])
+    def test_candidates_are_legal_new_and_distinct(
+        self, searcher: Searcher, space: SearchSpace, history: History, n: int
+    ) -> None:
+        """Up to ``n`` distinct candidates of the space that were never measured."""
+        found = searcher.ask(space, history, n, generator(0, "a"))
+        assert 1 <= len(found) <= n
+        assert len(set(found)) == len(found)
+        assert not set(found) & history.seen
+        assert_legal(space, found)
+
+    def test_deterministic(self, searcher: Searcher, space: SearchSpace, history: History) -> None:
+        """Equal arguments give equal candidates; the history is only read, no state is kept."""
+        before = copy.deepcopy(history)
+        first = searcher.ask(space, history, 8, generator(0, "a"))
+        searcher.ask(space, history, 8, generator(0, "b"))
+        assert list(searcher.ask(space, history, 8, generator(0, "a"))) == list(first)
+        assert list(type(searcher)().ask(space, before, 8, generator(0, "a"))) == list(first)
+        assert history == before
+
+    def test_draws_from_its_generator_only(
+        self, searcher: Searcher, space: SearchSpace, history: History
+    ) -> None:
+        """The global random states are neither read nor moved."""
+        python = random.getstate()
+        numpy_ = np.random.get_state(legacy=False)  # noqa: NPY002
+        first = searcher.ask(space, history, 8, generator(0, "a"))
+        assert random.getstate() == python
+        np.testing.assert_equal(np.random.get_state(legacy=False), numpy_)  # noqa: NPY002
+        random.random()
+        np.random.random()  # noqa: NPY002
+        assert list(searcher.ask(space, history, 8, generator(0, "a"))) == list(first)
+
+    def test_all_genes_move(self, searcher: Searcher) -> None:
+        """In an open space every gene is tried away from where it was."""
+        space = SPACES["equal"]
+        history = toy_history(searcher, SeparableProblem(space), rounds=0)
+        found = np.array(searcher.ask(space, history, 32, generator(0, "a")))
+        assert (found != np.array(history.survivors[0])).any(axis=0).all()
+
+    @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1)])
+    def test_exhausted_space(self, searcher: Searcher, space: SearchSpace, size: int) -> None:
+        """A space with nothing new left gives no more candidates, and the study ends."""
+        history = toy_history(searcher, SeparableProblem(space), rounds=20)
+        assert len(history.seen) == size
+        assert len(searcher.ask(space, history, 8, generator(0, "a"))) == 0
+
+    def test_all_failed(self, searcher: Searcher) -> None:
+        """Scores that are not finite do no harm."""
+        space = SPACES["equal"]
+        history = toy_history(searcher, SeparableProblem(space, fails=lambda _: True))
+        assert_legal(space, searcher.ask(space, history, 8, generator(0, "a")))
+
+    def test_imports_no_torch(self, searcher: Searcher) -> None:
+        """The searcher's module works where there is no torch."""
+        code = f"import sys, {type(searcher).__module__}; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def assert_legal(space: SearchSpace, candidates: Sequence[Candidate]) -> None:
+    """Assert that candidates are tuples of integers in the space, which meet budget and bounds."""
+    for candidate in candidates:
+        assert isinstance(candidate, tuple)
+        assert all(type(level) is int for level in candidate)
+        assert candidate in space
+        profile = space.profile(candidate)
+        assert profile.n_removed == space.budget.n_removed(space.layout)
+        removed = np.array(profile.removed)
+        assert (space.bounds.lower <= removed).all()
+        assert (removed <= space.bounds.upper).all()

@@ -1,0 +1,37 @@
+"""The plugins of a run, constructed from its configuration before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsity_search.allocators.base import Allocator
+from sparsity_search.config import RunConfig
+from sparsity_search.evaluators.base import Evaluator
+from sparsity_search.pruners.base import Pruner
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+from sparsity_search.searchers.base import Searcher
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The plugins that a configuration names."""
+
+    pruner: Pruner
+    searcher: Searcher
+    evaluator: Evaluator
+    initial: dict[str, Allocator]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Plugins:
+        """Return them.
+
+        Raises:
+            UnknownNameError: There is no such plugin.
+            ConfigError: A plugin refuses its hyper-parameters.
+        """
+        return cls(
+            pruner=PRUNERS.create(config.pruner.name, **config.pruner.parameters),
+            searcher=SEARCHERS.create(config.searcher.name, **config.searcher.parameters),
+            evaluator=EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters),
+            initial={name: ALLOCATORS.create(name) for name in dict.fromkeys(config.initial)},
+        )

@@ -1,0 +1,104 @@
+"""What every job begins with: the model, its prunable units, and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparsity_search.config import DataSection, ModelSection
+from sparsity_search.data.sequences import Request, digest, draw
+from sparsity_search.data.sources import identity
+from sparsity_search.models.loading import LoadedModel, load_model
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.workflow.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model and its text.
+
+    Attributes:
+        loaded: The model with its tokenizer.
+        subject: The model as what can be pruned in it.
+        text: Token ids by purpose, ``(n_sequences, length)`` int64 each.
+        sources: The source of each purpose.
+    """
+
+    loaded: LoadedModel
+    subject: PrunableModel
+    text: dict[str, Tensor]
+    sources: dict[str, str]
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return what identifies the model, for artefacts."""
+        return {
+            "name": self.loaded.name,
+            "revision": self.loaded.revision,
+            "digest": self.loaded.digest,
+        }
+
+    def describe_text(self) -> dict[str, dict[str, Any]]:
+        """Return what identifies the text of each purpose, for artefacts."""
+        return {
+            purpose: {
+                **identity(self.sources[purpose]),
+                "sequences": tokens.shape[0],
+                "length": tokens.shape[1],
+                "digest": digest(tokens),
+            }
+            for purpose, tokens in self.text.items()
+        }
+
+
+def open_session(
+    model: ModelSection, requests: Sequence[Request], seed: int, monitor: Monitor
+) -> Session:
+    """Load the model and draw the text.
+
+    Raises:
+        DataError: A source is missing or too short; a missing one is told before any work.
+        ModelError: The model cannot be loaded, or has nothing to prune.
+    """
+    for request in requests:
+        identity(request.source)
+    with monitor.stage("load model"):
+        loaded = load_model(
+            model.name,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+            trust_remote_code=model.trust_remote_code,
+        )
+        subject = PrunableModel(loaded.model, model.exclude)
+    with monitor.stage("draw text"):
+        text = draw([_capped(request, loaded) for request in requests], loaded, seed)
+    return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
+
+
+def calibration(data: DataSection) -> Request:
+    """Return the request for calibration text."""
+    return Request(
+        "calibration", data.calibration, data.calibration_sequences, data.calibration_length
+    )
+
+
+def search_requests(data: DataSection) -> list[Request]:
+    """Return the requests of a search: calibration, search and final text."""
+    search, final = data.search_text or data.calibration, data.final_text or data.calibration
+    return [
+        calibration(data),
+        Request("search", search, data.search_sequences, data.search_length),
+        Request("final", final, data.final_sequences, data.final_length),
+    ]
+
+
+def _capped(request: Request, loaded: LoadedModel) -> Request:
+    """Cap the length of sequences at the model's context."""
+    config = loaded.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or request.length
+    return Request(
+        request.purpose, request.source, request.n_sequences, min(request.length, longest)
+    )

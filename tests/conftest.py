@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+for _suite in ("allocator", "evaluator", "pruner", "searcher"):
+    pytest.register_assert_rewrite(f"sparsity_search.testing.{_suite}")
+
+from sparsity_search.models.prunable import PrunableModel  # noqa: E402
+from sparsity_search.testing.evaluator import random_tokens  # noqa: E402
+from sparsity_search.testing.models import tiny_llama  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def tiny_subject() -> PrunableModel:
+    return PrunableModel(tiny_llama())
+
+
+@pytest.fixture
+def tiny_tokens() -> Tensor:
+    """Ten sequences: one full batch of the block runner, and a smaller one."""
+    return random_tokens(10, 16)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from sparsity_search.data import self_text
+from sparsity_search.data.self_text import cached_sample, sample_text
+from sparsity_search.errors import DataError
+from sparsity_search.models.loading import LoadedModel
+from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(tmp_path))
+    return tmp_path / "self_text"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return tiny_loaded()
+
+
+def sample(loaded: LoadedModel, n: int = 3, length: int = 12, seed: int = 0) -> torch.Tensor:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    return sample_text(model, tokenizer, n_sequences=n, length=length, seed=seed)
+
+
+def test_shape_type_and_first_token(loaded: LoadedModel) -> None:
+    tokens = sample(loaded)
+    assert tokens.shape == (3, 12)
+    assert tokens.dtype == torch.int64
+    assert (tokens[:, 0] == loaded.tokenizer.bos_token_id).all()
+    assert int(tokens.min()) >= 0
+    assert int(tokens.max()) < 128
+
+
+def test_a_seed_gives_one_text_and_leaves_the_global_state(loaded: LoadedModel) -> None:
+    before = torch.get_rng_state()
+    first = sample(loaded)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(123)
+    assert torch.equal(sample(loaded), first)
+    assert not torch.equal(sample(loaded, seed=1), first)
+
+
+def tiny_mamba() -> PreTrainedModel:
+    config = MambaConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, initializer_range=0.2
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MambaForCausalLM(config).eval()
+
+
+def tiny_mistral() -> PreTrainedModel:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=128, num_key_value_heads=2, sliding_window=8, **size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_mistral, tiny_mamba])
+def test_each_token_inverts_the_distribution_given_all_before_it(
+    make: Callable[[], PreTrainedModel],
+) -> None:
+    """The cache is right: one forward pass over whole sequences explains every draw."""
+    model = make()
+    tokens = sample_text(model, tiny_tokenizer(), n_sequences=4, length=20, seed=5)
+    draws = torch.rand(4, 19, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        cumulative = model(tokens).logits.softmax(-1).cumsum(-1)[:, :-1]
+    index = tokens[:, 1:, None]
+    above = cumulative.gather(-1, index)[..., 0]
+    below = torch.where(index > 0, cumulative.gather(-1, (index - 1).clamp(min=0)), 0)[..., 0]
+    assert (draws <= above + 1e-5).all()
+    assert (draws >= below - 1e-5).all()
+
+
+def test_tokens_follow_the_full_distribution() -> None:
+    model = tiny_llama(layers=1)
+    tokens = sample_text(model, tiny_tokenizer(), n_sequences=4000, length=2, seed=0)
+    expected = model(torch.tensor([[1]])).logits[0, -1].softmax(-1).numpy()
+    seen = np.bincount(tokens[:, 1].numpy(), minlength=128) / 4000
+    assert np.abs(seen - expected).max() < 4 * np.sqrt(expected.max() / 4000)
+    assert np.abs(seen - expected).sum() < 0.25
+
+
+def test_impossible_tokens_are_never_chosen() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(3, 1)
+    draws = torch.tensor([[0.0], [0.5], [1 - 2**-24]])
+    assert self_text._choose(logits, draws).flatten().tolist() == [1, 3, 3]
+
+
+def test_sampling_goes_on_after_the_end_token(loaded: LoadedModel) -> None:
+    tokens = sample(loaded, n=64, length=24)
+    inner = tokens[:, 1:-1] == loaded.tokenizer.eos_token_id
+    assert inner.any()
+    after = tokens[:, 2:][inner]
+    assert len(set(after.tolist())) > 1
+
+
+def test_batches_do_not_change_the_draws(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample(loaded, n=5)
+    monkeypatch.setattr(self_text, "_TOKENS_AT_ONCE", 24)
+    assert torch.equal(sample(loaded, n=5), whole)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (1, 2), (3, 1)])
+def test_the_smallest_samples(loaded: LoadedModel, n: int, length: int) -> None:
+    assert sample(loaded, n, length).shape == (n, length)
+
+
+def test_a_model_without_bos_starts_from_its_end_token() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    assert self_text._first_token(tiny_llama(), tokenizer) == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    assert (
+        self_text._first_token(tiny_llama(eos_token_id=[5, 6], bos_token_id=None), tokenizer) == 5
+    )
+    with pytest.raises(DataError, match="give a text source"):
+        self_text._first_token(tiny_llama(eos_token_id=None, bos_token_id=None), tokenizer)
+
+
+def test_a_sample_is_made_once(
+    loaded: LoadedModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached_sample(loaded, n_sequences=2, length=8, seed=0)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(self_text, "sample_text", None)  # calling it again would raise
+    assert torch.equal(cached_sample(loaded, n_sequences=2, length=8, seed=0), first)
+
+
+def test_every_fact_that_changes_the_text_is_in_the_key(loaded: LoadedModel, cache: Path) -> None:
+    cases = [(loaded, 2, 8, 0), (loaded, 3, 8, 0), (loaded, 2, 9, 0), (loaded, 2, 8, 1)]
+    cases += [(tiny_loaded(seed=1), 2, 8, 0), (tiny_loaded(dtype=torch.bfloat16), 2, 8, 0)]
+    for model, n, length, seed in cases:
+        cached_sample(model, n_sequences=n, length=length, seed=seed)
+    assert len(list(cache.iterdir())) == len(cases)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None])
+def test_a_damaged_cache_file_is_sampled_anew(
+    loaded: LoadedModel, cache: Path, damage: bytes | None
+) -> None:
+    first = cached_sample(loaded, n_sequences=2, length=8, seed=0)
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] if damage is None else damage)
+    assert torch.equal(cached_sample(loaded, n_sequences=2, length=8, seed=0), first)
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(tmp_path / "file"))
+    assert cached_sample(loaded, n_sequences=1, length=4, seed=0).shape == (1, 4)
+
+
+@pytest.mark.real_model
+def test_smollm2_writes_text() -> None:
+    from sparsity_search.models.loading import load_model
+
+    loaded = load_model("smollm2")
+    text = loaded.tokenizer.decode(sample(loaded, n=8, length=64)[:, 1:].flatten())
+    assert text.count(" the ") >= 3

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.pruners._variants import (
+    RankedVariants,
+    StoredVariants,
+    Variants,
+    codes_of,
+    variants_from_tensors,
+)
+
+DENSE = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.bfloat16)
+RANKED = RankedVariants(counts=(1, 3), codes=torch.tensor([[0, 1], [1, 2]], dtype=torch.uint8))
+STORED = StoredVariants(
+    counts=(1, 3), weights=torch.tensor([[[0, -2], [3, -5]], [[0, 0], [0, -6.0]]]).bfloat16()
+)
+
+
+@pytest.mark.parametrize(
+    ("variants", "count", "expected"),
+    [
+        (RANKED, 1, [[0, -2], [3, -4]]),
+        (RANKED, 3, [[0, 0], [0, -4]]),
+        (STORED, 1, [[0, -2], [3, -5]]),
+        (STORED, 3, [[0, 0], [0, -6]]),
+    ],
+)
+def test_at(variants: Variants, count: int, expected: list[list[float]]) -> None:
+    assert variants.at(DENSE, count).tolist() == expected
+    assert variants.at(DENSE, count).dtype == torch.bfloat16
+    assert variants.at(DENSE.double(), count).dtype == torch.float64
+
+
+@pytest.mark.parametrize("variants", [RANKED, STORED])
+def test_at_gives_a_tensor_of_its_own(variants: Variants) -> None:
+    kept, dense = variants.at(DENSE, 1).clone(), DENSE.clone()
+    variants.at(DENSE, 1).fill_(7)
+    assert torch.equal(variants.at(DENSE, 1), kept)
+    assert torch.equal(DENSE, dense)
+
+
+@pytest.mark.parametrize("variants", [RANKED, STORED])
+def test_round_trip(variants: Variants) -> None:
+    read = variants_from_tensors(variants.kind, [1, 3], variants.tensors(), ["a note"])
+    assert type(read) is type(variants)
+    assert (read.counts, read.notes) == ((1, 3), ("a note",))
+    assert torch.equal(read.at(DENSE, 3), variants.at(DENSE, 3))
+
+
+@pytest.mark.parametrize("variants", [RANKED, STORED])
+def test_unknown_count_names_the_known(variants: Variants) -> None:
+    with pytest.raises(UnknownNameError, match="no variant has 2 zeros: there are 1, 3"):
+        variants.at(DENSE, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors"), [("sparse", RANKED.tensors()), ("stored", RANKED.tensors())]
+)
+def test_unreadable_tensors(kind: str, tensors: dict[str, Tensor]) -> None:
+    with pytest.raises(RunMismatchError, match=r"from tensors \['codes'\]"):
+        variants_from_tensors(kind, [1, 3], tensors)
+
+
+@pytest.mark.parametrize(
+    ("n_counts", "dtype"), [(1, torch.uint8), (255, torch.uint8), (256, torch.int16)]
+)
+def test_codes_hold_any_number_of_counts(n_counts: int, dtype: torch.dtype) -> None:
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    codes = codes_of(order, range(n_counts))
+    assert codes.dtype == dtype
+    variants = RankedVariants(counts=tuple(range(n_counts)), codes=codes)
+    for count in range(n_counts):
+        removed = variants.at(torch.ones(300), count) == 0
+        assert set(removed.nonzero().flatten().tolist()) == set(order[:count].tolist())

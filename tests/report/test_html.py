@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sparsity_search.report import table, write_report
+from sparsity_search.report.html import render
+from sparsity_search.report.record import RunRecord
+from sparsity_search.testing.runs import make_run
+from tests.report.test_record import contents, edit
+
+
+class Page(HTMLParser):
+    """The cells, links and text of a page; fails on a tag that is not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href")]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._open and self._open[-1] in ("td", "th"):
+            self.tables[-1][-1].append(data)
+
+
+def test_rows_hold_exact_counts_scores_and_ratios(record: RunRecord) -> None:
+    total = "2,125,824"
+    cut = f"1,275,494 of {total}"
+    assert table.rows(record) == [
+        ("dense", "0.00 %", f"84 of {total}", "0.000", "0.000", "15.60", "0.390"),
+        ("uniform", "60.00 %", cut, "0.9600", "1.000", "40.00", "1.000"),
+        ("owl", "60.00 %", cut, "0.8400", "0.875", "35.00", "0.875"),
+        ("searched", "60.00 %", cut, "0.5760", "0.600", "27.00", "0.675"),
+    ]
+    assert all(len(row) == len(table.HEADER) for row in table.rows(record))
+
+
+def test_rows_without_a_score(record: RunRecord) -> None:
+    results = {**record.results, "rows": [{"name": "owl", "score": None, "removed": 5}]}
+    rows = {row[0]: row for row in table.rows(replace(record, results=results))}
+    assert rows["owl"][2:] == ("5 of 2,125,824", *[table.NONE] * 4)
+    assert rows["uniform"][2:] == ("1,275,494 of 2,125,824", *[table.NONE] * 4)
+
+
+def test_groups_show_every_profile(record: RunRecord) -> None:
+    assert table.group_header(record, "role")[3:] == ("uniform", "owl", "searched")
+    rows = {row[0]: row for row in table.group_rows(record, "role")}
+    assert rows["gate"][1:3] == ("12", "528,384")
+    share = record.profiles["searched"].grouped("role")["gate"]
+    assert rows["gate"][-1] == table.percent(share)
+    assert [row[0] for row in table.group_rows(record, "block")] == [str(i) for i in range(12)]
+
+
+def test_rungs_count_every_measurement(record: RunRecord) -> None:
+    assert table.rung_rows(record) == [
+        ("0", "512", "4", "48", "1", "0.5000"),
+        ("1", "4,096", "1", "14", "0", "2.000"),
+    ]
+
+
+def test_search_facts(record: RunRecord) -> None:
+    facts = table.search_facts(record)
+    assert facts["rounds"] == "3"
+    assert facts["evaluations"] == "62"
+    assert facts["failed evaluations"] == "1"
+    assert facts["search time"] == "52.0 s"
+
+
+def test_summary(record: RunRecord) -> None:
+    assert table.summary(record) == (
+        "searched removes 1,275,494 of 2,125,824 weights (60.00 %); score 0.5760, 0.600 times "
+        "that of uniform; perplexity 27.00, 0.675 times that of uniform."
+    )
+
+
+@pytest.mark.parametrize("seconds", [59.94, 59.95, 60, 3599.4, 3599.6, 7170, 7199.9])
+def test_durations_never_show_sixty(seconds: float) -> None:
+    assert not re.search(r"\b60", table.duration(seconds))
+
+
+def test_report_is_complete_and_self_contained(run_dir: Path) -> None:
+    report = write_report(run_dir)
+    assert report == run_dir / "report.html"
+    html = report.read_text()
+    page = Page(html)
+    assert page.tables[0][1:] == [list(row) for row in table.rows(RunRecord.read(run_dir))]
+    assert len(page.tables) == 5
+    assert "script" not in page.tags
+    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"] * 3
+    assert not re.search(r"https?://|url\(|@import", html)
+    for shown in ("sparsity-search search tiny-llama", "0123456789abcdef", "digest-final"):
+        assert shown in page.text
+    for shown in ("torch 2.9.0", "1 dead input", "name: wanda", "1 min 11 s", "2026-01-02"):
+        assert shown in page.text
+
+
+def test_plots_are_files_too(run_dir: Path) -> None:
+    write_report(run_dir)
+    names = {path.name for path in (run_dir / "plots").iterdir()}
+    assert names == {"profile.png", "comparison.png", "score.png"}
+
+
+def test_writing_again_changes_nothing(run_dir: Path) -> None:
+    write_report(run_dir)
+    first = contents(run_dir)
+    write_report(run_dir)
+    assert contents(run_dir) == first
+
+
+def test_report_of_an_unfinished_search(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, rounds=2, finished=False)).read_text())
+    assert "The search is not finished: 42 evaluations." in page.text
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["score.png"]
+
+
+def test_report_of_a_run_that_measured_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds=0, finished=False)
+    (tmp_path / "journal.log").unlink()
+    page = Page(write_report(tmp_path).read_text())
+    assert "not finished: 0 evaluations" in page.text
+    assert page.sources == []
+
+
+def test_fresh_tokens_are_told(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, rounds=2, fresh=True)).read_text())
+    assert "Each round had its own tokens" in page.text
+    assert (tmp_path / "plots" / "winners.png").exists()
+
+
+def test_text_is_escaped(record: RunRecord) -> None:
+    hostile = "<script>alert('x')</script>"
+    run = {**record.run, "model": {"name": hostile}, "command": hostile}
+    results = {**record.results, "notes": [hostile]}
+    html = render(replace(record, run=run, results=results), {})
+    assert hostile not in html
+    assert Page(html).text.count(hostile) >= 4
+
+
+def test_credentials_stay_out(run_dir: Path) -> None:
+    url = "postgresql://me:hunter2@host/db"
+
+    def add(run: dict[str, object]) -> None:
+        run["config"]["study"]["storage"] = url  # type: ignore[index]
+        run["command"] = f"sparsity-search search m --storage {url}"
+
+    record = RunRecord.read(run_dir)
+    edit(run_dir / "run.json", add)
+    html = render(replace(record, run=json.loads((run_dir / "run.json").read_text())), {})
+    assert "hunter2" not in html
+    assert html.count("postgresql://***@host/db") == 2
+
+
+def test_reports_need_no_torch(run_dir: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sparsity_search.report import write_report;"
+        f"write_report(Path({str(run_dir)!r}));"
+        "print([m for m in ('torch', 'transformers', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsity_search.errors import ConfigError, UnknownNameError
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Registry
+from sparsity_search.searchers.base import Searcher
+from sparsity_search.searchers.evolution import Evolution
+
+REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS]
+OUTSIDE = """
+from dataclasses import dataclass
+from sparsity_search.searchers.base import Searcher
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Searcher):
+    width: int = 3
+
+    def ask(self, space, history, n, rng):
+        return []
+
+class Other:
+    pass
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "outside_plugin.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "outside_plugin"
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
+def test_every_name_gives_a_plugin_of_its_kind(registry: Registry) -> None:
+    names = registry.names()
+    assert names == sorted(set(names))
+    assert names
+    assert not any(name == "base" or name.startswith("_") for name in names)
+    for name in names:
+        assert type(registry.create(name)) is registry.get(name)
+        assert registry.get(name).__module__ == f"{registry.package}.{name}"
+
+
+def test_known_plugins_are_there() -> None:
+    assert {"evolution", "random"} <= set(SEARCHERS.names())
+    assert {"owl", "uniform"} <= set(ALLOCATORS.names())
+    assert {"kl_divergence", "perplexity"} <= set(EVALUATORS.names())
+    assert {"magnitude", "sparsegpt", "wanda"} <= set(PRUNERS.names())
+
+
+@pytest.mark.parametrize("name", ["evolutoin", "base", "", "_order"])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown searcher .*Known: .*evolution"):
+        SEARCHERS.get(name)
+
+
+def test_unknown_name_says_what_is_near() -> None:
+    with pytest.raises(UnknownNameError, match=r"'evolutoin': did you mean 'evolution'\?"):
+        SEARCHERS.create("evolutoin")
+
+
+def test_settings() -> None:
+    assert SEARCHERS.create("evolution", max_switches=5) == Evolution(max_switches=5)
+    with pytest.raises(ConfigError, match=r"searcher 'evolution' has no setting 'max_swithces': "
+                                          r"did you mean 'max_switches'"):  # fmt: skip
+        SEARCHERS.create("evolution", max_swithces=5)
+    with pytest.raises(ConfigError, match=r"'evolution'.*at least 1"):
+        SEARCHERS.create("evolution", max_switches=0)
+    with pytest.raises(ConfigError, match="'uniform' has no setting 'm': it has none"):
+        ALLOCATORS.create("uniform", m=3)
+
+
+def test_values_of_the_wrong_type() -> None:
+    with pytest.raises(ConfigError, match="'evolution'"):
+        SEARCHERS.create("evolution", max_switches="many")
+
+
+def test_from_outside(outside: str) -> None:
+    plugin = SEARCHERS.create(f"{outside}:Mine", width=7)
+    assert isinstance(plugin, Searcher)
+    assert repr(plugin) == "Mine(width=7)"
+    with pytest.raises(ConfigError, match="has no setting 'widht': did you mean 'width'"):
+        SEARCHERS.create(f"{outside}:Mine", widht=7)
+
+
+@pytest.mark.parametrize("name", ["Yours", ""])
+def test_no_such_class_outside(outside: str, name: str) -> None:
+    with pytest.raises(UnknownNameError, match="cannot load searcher"):
+        SEARCHERS.get(f"{outside}:{name}")
+
+
+@pytest.mark.parametrize("name", ["nowhere:Mine", "nowhere.inner:Mine"])
+def test_no_such_module_outside(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="cannot load searcher"):
+        SEARCHERS.get(name)
+
+
+@pytest.mark.parametrize("name", ["Other", "function"])
+def test_not_a_plugin_outside(outside: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a Searcher"):
+        SEARCHERS.get(f"{outside}:{name}")
+    with pytest.raises(ConfigError, match="is not a Pruner"):
+        PRUNERS.get(f"{outside}:Mine")
+
+
+@pytest.mark.parametrize("n_classes", [0, 2])
+def test_a_file_defines_exactly_one_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_classes: int
+) -> None:
+    package = f"toy_plugins_{n_classes}"
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "base.py").write_text("class Toy: pass\n")
+    (folder / "_shared.py").touch()
+    lines = [f"from {package}.base import Toy", *[f"class T{i}(Toy): pass" for i in range(n_classes)]]
+    (folder / "broken.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    registry: Registry = Registry("toy", package, "Toy")
+    assert registry.names() == ["broken"]
+    assert f"{package}.broken" not in sys.modules
+    with pytest.raises(TypeError, match="exactly one Toy"):
+        registry.get("broken")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sparsity_search.budget import Budget
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.rng import generator
+from sparsity_search.spaces import bounds_of, load_space, space_names
+from sparsity_search.testing.models import tiny_llama
+from sparsity_search.testing.problems import toy_layout
+
+LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
+FILES = Path(__file__).parent.parent / "search_spaces"
+N_GENES = {"per_block": 2, "per_linear": 14, "per_role": 7, "per_sublayer": 4}
+
+
+def write(folder: Path, **changes: object) -> str:
+    value = {"version": 1, "description": "x", "gene": ["block"], "step": 0.1, "reach": 3}
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({**value, **changes}))
+    return str(path)
+
+
+def test_names_are_the_files() -> None:
+    assert space_names() == sorted(file.stem for file in FILES.iterdir())
+    assert set(N_GENES) <= set(space_names())
+
+
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("name", space_names())
+def test_every_space_builds(name: str, target: float) -> None:
+    space = load_space(name).build(LAYOUT, Budget(target), {})
+    assert space.n_genes == N_GENES.get(name, space.n_genes)
+    rng = generator(0, name)
+    for _ in range(20):
+        profile = space.profile(space.sample(rng))
+        assert profile.n_removed == Budget(target).n_removed(LAYOUT)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.7])
+@pytest.mark.parametrize("name", space_names())
+def test_every_space_has_room(name: str, target: float) -> None:
+    space = load_space(name).build(LAYOUT, Budget(target), {})
+    assert (space.levels.lower < 0).all()
+    assert (space.levels.upper > 0).all()
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_space_says_what_it_is(name: str) -> None:
+    assert load_space(name).description
+    assert (FILES / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_genes_of_sublayers() -> None:
+    space = load_space("per_sublayer").build(LAYOUT, Budget(0.5), {})
+    roles = [{LAYOUT[i].role for i in gene} for gene in space.genes]
+    assert roles == [{"q", "k", "v", "o"}, {"gate", "up", "down"}] * 2
+    assert [{LAYOUT[i].block for i in gene} for gene in space.genes] == [{0}, {0}, {1}, {1}]
+
+
+def test_step_is_a_fraction_of_the_smallest_gene(tmp_path: Path) -> None:
+    file = load_space(write(tmp_path, gene=["name"], step=0.1))
+    assert file.build(toy_layout(50, 300), Budget(0.5), {}).step == 5
+    assert file.build(toy_layout(3, 300), Budget(0.5), {}).step == 1
+    assert file.build(toy_layout(50, 300, cost=8), Budget(0.5), {}).step == 40
+
+
+def test_bounds_of_the_file_and_over_it(tmp_path: Path) -> None:
+    file = load_space(write(tmp_path, bounds={"q": [0.2, 0.6], "k": [0.3, 0.7]}))
+    space = file.build(toy_layout(10, 10, 10), Budget(0.5), {"k": (0.4, 0.5)})
+    assert space.bounds.lower.tolist() == [2, 4, 0]
+    assert space.bounds.upper.tolist() == [6, 5, 10]
+
+
+def test_infeasible_bounds(tmp_path: Path) -> None:
+    file = load_space(write(tmp_path))
+    with pytest.raises(InfeasibleBudgetError, match="out of reach"):
+        file.build(toy_layout(10, 10), Budget(0.5), {"q": (0, 0.4), "k": (0, 0.5)})
+
+
+def test_bounds_of_roles() -> None:
+    bounds = bounds_of(toy_layout(10, 20, 10, 10, 100), {"q": (0.1, 0.5)})
+    np.testing.assert_array_equal(bounds.lower, [1, 0, 0, 0, 10])
+    np.testing.assert_array_equal(bounds.upper, [5, 20, 10, 10, 50])
+
+
+def test_unknown_role() -> None:
+    with pytest.raises(UnknownNameError, match=r"'donw': did you mean 'down'"):
+        bounds_of(toy_layout(1, 1, 1, 1), {"donw": (0, 1)})
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.4), (-0.1, 0.5), (0.5, 1.1)])
+def test_illegal_bounds(limits: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="LOW <= HIGH"):
+        bounds_of(toy_layout(10), {"q": limits})
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'per_block'"):
+        load_space("per_blok")
+    with pytest.raises(UnknownNameError, match=r"nowhere\.yaml"):
+        load_space("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reech": 3}, "reech"),
+        ({"version": 2}, "version"),
+        ({"gene": []}, "gene"),
+        ({"gene": ["layer"]}, "gene"),
+        ({"step": 0}, "step"),
+        ({"reach": 0}, "reach"),
+        ({"bounds": {"q": [0.1]}}, r"bounds\.q"),
+        ({"reach": 0, "step": 2}, r"step.*; reach|reach.*; step"),
+    ],
+)
+def test_faults_of_a_file(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_space(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["a: [", "3", ""])
+def test_not_a_space(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"space '.*x\.yaml'"):
+        load_space(str(tmp_path / "x.yaml"))
+
+
+def test_role_without_a_group(tmp_path: Path) -> None:
+    file = load_space(write(tmp_path, gene=["group"], groups={"attention": ["q", "k"]}))
+    with pytest.raises(ConfigError, match=r"no group for role 'up' of layers\.0\.up"):
+        file.build(toy_layout(1, 1, 1), Budget(0.5), {})

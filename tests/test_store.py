@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.history import Fidelity, Measurement, Score
+from sparsity_search.searchers.evolution import Evolution
+from sparsity_search.store import Store, journal
+from sparsity_search.study import Limits, Study
+from sparsity_search.testing.problems import TOY_LADDER, SeparableProblem, toy_space
+
+FINGERPRINT = {"model": "tiny", "seed": 0, "rungs": [512, 4096], "exclude": None}
+SOME = [
+    Measurement(
+        round=i,
+        rung=i % 2,
+        candidate=(i, -i, 0),
+        fidelity=Fidelity(512 * (1 + i), subset=i),
+        score=Score(0.1 * i - 0.05, (0.1 * i, 1e-17, -3.0)),
+        seconds=0.25,
+        elapsed=0.3 * i,
+    )
+    for i in range(3)
+]
+
+
+def opened(path: Path, **changes: object) -> Store:
+    return Store(journal(path), "study", {**FINGERPRINT, **changes})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "journal.log"
+
+
+def test_round_trip(path: Path) -> None:
+    store = opened(path)
+    assert store.load() == []
+    for measurement in SOME:
+        store.add(measurement)
+    assert store.load() == SOME
+    assert opened(path).load() == SOME
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "memory"])
+def test_other_storages(tmp_path: Path, storage: str) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    store = Store(url if storage == "sqlite" else optuna.storages.InMemoryStorage(), "s", {})
+    for measurement in SOME:
+        store.add(measurement)
+    assert store.load() == SOME
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_failures(path: Path, value: float) -> None:
+    failed = Measurement(
+        round=0, rung=0, candidate=(1, -1), fidelity=Fidelity(8), score=Score(value, (value, 1.0))
+    )
+    store = opened(path)
+    for measurement in (SOME[0], failed, SOME[1]):
+        store.add(measurement)
+    read = opened(path).load()
+    assert [m.failed for m in read] == [False, True, False]
+    assert (read[1].candidate, read[1].fidelity) == (failed.candidate, failed.fidelity)
+    assert read[::2] == SOME[:2]
+
+
+def test_is_an_optuna_study(path: Path) -> None:
+    store = opened(path)
+    store.add(SOME[2])
+    study = optuna.load_study(study_name="study", storage=journal(path))
+    assert study.best_value == SOME[2].score.value
+    assert study.best_trial.user_attrs["candidate"] == "2,-2,0"
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+
+
+def test_studies_of_one_storage_are_apart(path: Path) -> None:
+    opened(path).add(SOME[0])
+    assert Store(journal(path), "other", {"model": "x"}).load() == []
+
+
+def test_another_fingerprint_names_the_keys(path: Path) -> None:
+    opened(path)
+    with pytest.raises(RunMismatchError, match=r"study 'study'.*seed \(0 → 1\)") as error:
+        opened(path, seed=1, extra=3)
+    assert "extra (None → 3)" in str(error.value)
+    assert "model" not in str(error.value)
+
+
+def test_torn_last_line(path: Path, tmp_path: Path) -> None:
+    store = opened(path)
+    for measurement in SOME[:2]:
+        store.add(measurement)
+    whole = path.stat().st_size
+    store.add(SOME[2])
+    content = path.read_bytes()
+    assert content[whole:].count(b"\n") == 1
+    for size in range(whole, len(content)):
+        torn = tmp_path / f"{size}.log"
+        torn.write_bytes(content[:size])
+        store = opened(torn)
+        assert store.load() == SOME[:2]
+        if size % 16 == 0:
+            store.add(SOME[2])
+            assert opened(torn).load() == SOME
+
+
+def test_whole_last_line_is_kept(path: Path) -> None:
+    opened(path).add(SOME[0])
+    before = path.read_bytes()
+    assert opened(path).load() == SOME[:1]
+    assert path.read_bytes()[: len(before)] == before
+
+
+def test_study_with_failures_resumes(path: Path) -> None:
+    space = toy_space()
+
+    def problem() -> SeparableProblem:
+        return SeparableProblem(space, noise=1.0, fails=lambda p: p.removed[0] > 55)
+
+    def study(file: Path, objective: SeparableProblem) -> Study:
+        return Study(space, Evolution(), objective, TOY_LADDER, opened(file))
+
+    expected = study(path, problem()).run(Limits(rounds=4))
+    assert any(m.failed for m in expected.measurements)
+    other = path.with_name("other.log")
+    for k in (3, 11, 24):
+        first = problem()
+        stop = lambda first=first, k=k: len(first.calls) >= k  # noqa: E731
+        study(other, first).run(Limits(rounds=4, stop=stop))
+    found = study(other, problem()).run(Limits(rounds=4))
+    assert found.winners == expected.winners
+    assert [m.candidate for m in found.measurements] == [m.candidate for m in expected.measurements]
