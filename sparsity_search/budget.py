@@ -158,7 +158,7 @@ def water_fill(
 
 def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> np.ndarray:
     """Round to integers that cost ``total``: the largest remainders go up first."""
-    result = np.clip(np.floor(exact).astype(np.int64), bounds.lower, bounds.upper)
+    result: np.ndarray = np.clip(np.floor(exact).astype(np.int64), bounds.lower, bounds.upper)
     left = total - int(result @ costs)
     sign = 1 if left > 0 else -1
     limit = bounds.upper if sign > 0 else bounds.lower

@@ -35,7 +35,7 @@ class PluginSection(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """The plugin's hyper-parameters, as given."""
-        return {k: _frozen(v) for k, v in (self.model_extra or {}).items()}
+        return frozen(self.model_extra or {})
 
 
 class ModelSection(Section):
@@ -87,8 +87,19 @@ class DataSection(Section):
 class BudgetSection(Section):
     """How much is removed in all, and limits by role."""
 
-    sparsity: float
+    sparsity: float | None = None
     bounds: dict[str, tuple[float, float]] = {}
+
+    @property
+    def target(self) -> float:
+        """The global sparsity.
+
+        Raises:
+            ConfigError: None was given.
+        """
+        if self.sparsity is None:
+            raise ConfigError("how much shall be removed? give --sparsity, e.g. --sparsity 0.6")
+        return self.sparsity
 
 
 class RungSection(Section):
@@ -143,16 +154,21 @@ class StudySection(Section):
 
 
 class RunConfig(Section):
-    """Everything that one run is made from."""
+    """Everything that one run is made from.
+
+    ``initial`` names the allocators that a search starts from; ``allocators`` holds their
+    hyper-parameters by name, for `allocate` too.
+    """
 
     model: ModelSection
-    budget: BudgetSection
+    budget: BudgetSection = BudgetSection()
     data: DataSection = DataSection()
     space: str = "per_linear"
     pruner: PluginSection = PluginSection(name="wanda")
     searcher: PluginSection = PluginSection(name="evolution")
     evaluator: PluginSection = PluginSection(name="kl_divergence")
     initial: list[str] = ["owl", "uniform"]
+    allocators: dict[str, dict[str, Any]] = {}
     ladder: LadderSection = LadderSection()
     supernet: SupernetSection = SupernetSection()
     study: StudySection = StudySection()
@@ -264,5 +280,10 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def frozen(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters with lists as tuples, as frozen plugins need them."""
+    return {key: _tuples(value) for key, value in parameters.items()}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

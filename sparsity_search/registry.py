@@ -74,6 +74,17 @@ class Registry(Generic[T]):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.kind} {name!r}: {error}") from error
 
+    def summaries(self) -> dict[str, str]:
+        """Return the first line of each plugin's documentation with its settings, by name."""
+        found = {}
+        for name in self.names():
+            plugin = self.get(name)
+            fields = dataclasses.fields(plugin)  # type: ignore[arg-type]
+            settings = ", ".join(f"{f.name}={f.default!r}" for f in fields)
+            line = (plugin.__doc__ or "").strip().partition("\n")[0]
+            found[name] = f"{line} [{settings}]" if settings else line
+        return found
+
     def _base(self) -> type[T]:
         return _load(f"{self.package}.base", self.base_name)  # type: ignore[no-any-return]
 

@@ -148,7 +148,7 @@ def test_another_model_keeps_its_section(path: Path) -> None:
     ("override", "message"),
     [
         ("ladder.rungs=[{tokens: 8, survivors: 2}, {tokens: 8, survivors: 1}]", "must rise"),
-        ("ladder.candidates=2", "keeps 4 of 2"),
+        ("ladder={candidates: 2, rungs: [{tokens: 8, survivors: 4}]}", "keeps 4 of 2"),
         ("ladder.rungs=[]", "at least one rung"),
     ],
 )
@@ -158,8 +158,9 @@ def test_ladder_faults(override: str, message: str) -> None:
 
 
 def test_ladder_is_built() -> None:
-    config = load("ladder.rungs=[{tokens: 8, survivors: 2}]", "ladder.fresh=true")
-    assert config.ladder.build() == Ladder(candidates=16, rungs=(Rung(8, 2),), fresh=True)
+    rungs = "ladder.rungs=[{tokens: 8, survivors: 2}]"
+    config = load(rungs, "ladder.candidates=5", "ladder.fresh=true")
+    assert config.ladder.build() == Ladder(candidates=5, rungs=(Rung(8, 2),), fresh=True)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "3"])

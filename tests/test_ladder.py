@@ -39,10 +39,6 @@ def test_fidelity() -> None:
     assert [fresh.fidelity(0, r) for r in (0, 3)] == [Fidelity(10, 0), Fidelity(10, 3)]
 
 
-def test_default_is_legal() -> None:
-    assert [rung.survivors for rung in Ladder().rungs] == [4, 1]
-
-
 @pytest.mark.parametrize(
     ("candidates", "rungs", "message"),
     [

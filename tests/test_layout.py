@@ -31,10 +31,10 @@ def test_is_a_sequence() -> None:
     assert repr(LAYOUT) == "Layout(3 units, 140 weights, 2 blocks)"
 
 
-def test_index() -> None:
-    assert [LAYOUT.index(unit.name) for unit in UNITS] == [0, 1, 2]
+def test_position() -> None:
+    assert [LAYOUT.position(unit.name) for unit in UNITS] == [0, 1, 2]
     with pytest.raises(UnknownNameError, match=r"did you mean 'layers.0.up'"):
-        LAYOUT.index("layers.0.ap")
+        LAYOUT.position("layers.0.ap")
 
 
 @pytest.mark.parametrize("units", [[], [UNITS[0], replace(UNITS[1], name=UNITS[0].name)]])

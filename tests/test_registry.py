@@ -120,8 +120,8 @@ def test_a_file_defines_exactly_one_plugin(
     (folder / "__init__.py").touch()
     (folder / "base.py").write_text("class Toy: pass\n")
     (folder / "_shared.py").touch()
-    lines = [f"from {package}.base import Toy", *[f"class T{i}(Toy): pass" for i in range(n_classes)]]
-    (folder / "broken.py").write_text("\n".join(lines))
+    classes = [f"class T{i}(Toy): pass" for i in range(n_classes)]
+    (folder / "broken.py").write_text("\n".join([f"from {package}.base import Toy", *classes]))
     monkeypatch.syspath_prepend(tmp_path)
     registry: Registry = Registry("toy", package, "Toy")
     assert registry.names() == ["broken"]

@@ -134,4 +134,5 @@ def test_study_with_failures_resumes(path: Path) -> None:
         study(other, first).run(Limits(rounds=4, stop=stop))
     found = study(other, problem()).run(Limits(rounds=4))
     assert found.winners == expected.winners
-    assert [m.candidate for m in found.measurements] == [m.candidate for m in expected.measurements]
+    candidates = [[m.candidate for m in h.measurements] for h in (found, expected)]
+    assert candidates[0] == candidates[1]

@@ -65,6 +65,7 @@ def block_scores(subject: PrunableModel, visit: Visit) -> list[Tensor]:
 def outlier_ratio(scores: list[Tensor], m: float) -> float:
     """Return the fraction of all scores that lie above ``m`` times their common mean.
 
+    >>> import torch
     >>> outlier_ratio([torch.tensor([1.0, 1.0, 1.0]), torch.tensor([9.0])], m=2)
     0.25
     """

@@ -17,10 +17,11 @@ from sparsity_search.models.head import check_head, last_hidden, logits
 class KLDivergence(Evaluator):
     """``KL(dense ‖ pruned)`` over the full vocabulary, mean over tokens, in nats.
 
-    The fitness of EvoPress (arXiv 2410.14649, section 3). For teacher probabilities ``p`` and student logits ``z`` at one position,
-    ``KL = Σ p log p − Σ p z + logsumexp z``, reduced in float32. Of the dense model the last
-    hidden states are kept, and the probabilities that follow from them for the rows used first,
-    up to a memory bound: all logits of the pool are never alive.
+    The fitness of EvoPress (arXiv 2410.14649, section 3). For teacher probabilities ``p`` and
+    student logits ``z`` at one position, ``KL = Σ p log p − Σ p z + logsumexp z``, reduced in
+    float32. Of the dense model the last hidden states are kept, and the probabilities that follow
+    from them for the rows used first, up to a memory bound: all logits of the pool are never
+    alive.
 
     Args:
         cache_mib: Memory for teacher probabilities, in MiB.
@@ -79,7 +80,7 @@ class _KLProxy(Proxy):
             expected = torch.linalg.vecdot(teacher.probabilities, student)
             divergence = teacher.negative_entropy - expected + student.logsumexp(-1)
             total += divergence.double().sum()
-        return total / len(hidden)
+        return (total / len(hidden)).clamp_min(0)  # rounding can leave -1e-9 of nothing
 
     def _teacher(self, model: nn.Module, row: int, start: int) -> _Teacher:
         """Return a chunk of the teacher, from the cache or from its hidden states."""

@@ -28,11 +28,12 @@ CAPTIONS = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, storage: str | None = None) -> Path:
     """Write ``plots/*.png`` and ``report.html`` into a run directory; again gives equal files.
 
     Args:
         run_dir: Directory of a run, finished or not.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
 
     Returns:
         The path of ``report.html``.
@@ -41,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
         ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
         RunMismatchError: A file in it is corrupt, or of another format.
     """
-    record = RunRecord.read(run_dir)
+    record = RunRecord.read(run_dir, storage)
     images = draw(record)
     for name, image in images.items():
         with atomic_file(run_dir / "plots" / f"{name}.png") as temporary:
@@ -149,5 +150,6 @@ def _text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _secrets(record: RunRecord) -> tuple[str, ...]:
+    """Return the storage's URL as it is and as a shell-quoted command line has it."""
     storage = record.config["study"].get("storage")
-    return (storage,) if storage else ()
+    return (storage, storage.replace("'", "'\"'\"'")) if storage else ()

@@ -43,8 +43,12 @@ class RunRecord:
     profiles: Mapping[str, SparsityProfile]
 
     @classmethod
-    def read(cls, run_dir: Path) -> RunRecord:
+    def read(cls, run_dir: Path, storage: str | None = None) -> RunRecord:
         """Return the record of a run, finished or not.
+
+        Args:
+            run_dir: Directory of the run.
+            storage: URL of its storage, needed where ``run.json`` hides a password.
 
         Raises:
             ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
@@ -60,7 +64,7 @@ class RunRecord:
         return cls(
             run=run,
             results=results,
-            measurements=tuple(load_measurements(run_dir)),
+            measurements=tuple(load_measurements(run_dir, storage)),
             layout=layout,
             profiles=profiles,
         )
@@ -145,15 +149,19 @@ def curve(measurements: Sequence[Measurement], top_rung: int, *, fresh: bool = F
     return Curve(elapsed, evaluations, scores)
 
 
-def load_measurements(run_dir: Path) -> list[Measurement]:
+def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:
     """Return what the search of a run has measured so far; the storage is not changed.
+
+    Args:
+        run_dir: Directory of the run.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
 
     Raises:
         ConfigError: No run directory, or its storage cannot be read.
         RunMismatchError: ``run.json`` or the journal is corrupt.
     """
     run = _run(run_dir)
-    url = run["config"]["study"].get("storage")
+    url = storage or run["config"]["study"].get("storage")
     journal = run_dir / JOURNAL
     if url is None and not journal.exists():
         return []
@@ -164,7 +172,7 @@ def load_measurements(run_dir: Path) -> list[Measurement]:
             raise RunMismatchError(f"{journal} is corrupt: {error}") from error
         raise ConfigError(
             f"cannot read the measurements of {run_dir} from {redact_url(url)}: "
-            f"{type(error).__name__}"
+            f"{type(error).__name__}; give its URL with --storage"
         ) from error
 
 

@@ -14,7 +14,7 @@ Row = tuple[str, ...]
 HEADER: Row = (
     "profile",
     "sparsity",
-    "weights removed",
+    "removed",
     "score",
     "÷ uniform",
     "perplexity",
@@ -189,7 +189,7 @@ def _removed(row: Mapping[str, Any], weights: int) -> Row:
     removed = row.get("removed")
     if removed is None:
         return NONE, NONE
-    return percent(removed / weights), f"{integer(removed)} of {integer(weights)}"
+    return percent(removed / weights), integer(removed)
 
 
 def _best(record: RunRecord) -> float | None:

@@ -52,7 +52,7 @@ class EvaluatorContract:
     @pytest.fixture
     def dense(self) -> nn.Module:
         """A tiny random model."""
-        return tiny_llama()
+        return scaled(1.0)
 
     @pytest.fixture
     def tokens(self, dense: nn.Module) -> Tensor:

@@ -89,7 +89,7 @@ class _Judge:
         self._session = session
         self._monitor = monitor
         final = session.text["final"]
-        with monitor.stage("score dense"):
+        with monitor.stage("bind final text"):
             self._proxies: dict[str, Proxy] = {
                 "score": evaluator.bind(session.loaded.model, final),
                 "perplexity": EVALUATORS.create("perplexity").bind(session.loaded.model, final),
@@ -111,7 +111,7 @@ def _profile_json(config: RunConfig, session: Session, profile: SparsityProfile)
     """Return ``profile.json``: nothing in it depends on when or how fast it was made."""
     return {
         **profile.to_json(),
-        "target": config.budget.sparsity,
+        "target": config.budget.target,
         "model": session.describe_model(),
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
@@ -131,7 +131,7 @@ def _results(
     return {
         "format": rundir.FORMAT,
         "evaluator": config.evaluator.name,
-        "target": config.budget.sparsity,
+        "target": config.budget.target,
         "shipped": shipped,
         "removed": chosen["removed"],
         "rows": rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsity_search.allocators.base import Allocator
-from sparsity_search.config import RunConfig
+from sparsity_search.config import RunConfig, frozen
 from sparsity_search.evaluators.base import Evaluator
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
@@ -33,5 +33,16 @@ class Plugins:
             pruner=PRUNERS.create(config.pruner.name, **config.pruner.parameters),
             searcher=SEARCHERS.create(config.searcher.name, **config.searcher.parameters),
             evaluator=EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters),
-            initial={name: ALLOCATORS.create(name) for name in dict.fromkeys(config.initial)},
+            initial={name: allocator(config, name) for name in dict.fromkeys(config.initial)},
         )
+
+
+def allocator(config: RunConfig, name: str) -> Allocator:
+    """Return an allocator with the hyper-parameters that the configuration has for it.
+
+    Raises:
+        UnknownNameError: There is no such allocator.
+        ConfigError: It refuses its hyper-parameters.
+    """
+    found: Allocator = ALLOCATORS.create(name, **frozen(config.allocators.get(name, {})))
+    return found

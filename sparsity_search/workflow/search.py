@@ -17,7 +17,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.history import History
 from sparsity_search.objective import SupernetObjective
 from sparsity_search.profile import SparsityProfile
-from sparsity_search.report import write_report
+from sparsity_search.report import redact, write_report
 from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import load_space
 from sparsity_search.store import Store, journal
@@ -53,7 +53,7 @@ def search(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     monitor = monitor or Monitor()
-    budget, plugins = Budget(config.budget.sparsity), Plugins.of(config)
+    budget, plugins = Budget(config.budget.target), Plugins.of(config)
     space_file = load_space(config.space)
     rundir.check_resumable(out, config)
     session = open_session(config.model, search_requests(config.data), config.study.seed, monitor)
@@ -70,7 +70,7 @@ def search(
         best = history.survivors[0] if history.survivors else space.uniform
         profiles = {"uniform": space.base, **initial, "searched": space.profile(best)}
         shipped = compare(config, plugins, session, profiles, history, out, monitor)
-        write_report(out)
+        write_report(out, config.study.storage)
     return shipped
 
 
@@ -112,7 +112,8 @@ def _facts(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    return {
+    secrets = (config.study.storage,) if config.study.storage else ()
+    facts = {
         "format": rundir.FORMAT,
         "command": shlex.join(command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,6 +128,8 @@ def _facts(
         "text": text,
         "layout": session.subject.layout.to_json(),
     }
+    hidden: dict[str, Any] = redact(facts, secrets)
+    return hidden
 
 
 def _initial(

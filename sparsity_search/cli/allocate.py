@@ -1,0 +1,55 @@
+"""`allocate`: a profile in one shot."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sparsity_search.cli import options
+
+
+def allocate(
+    model: options.Model,
+    allocator: Annotated[str, typer.Option(help="See `ls allocators`.")],
+    sparsity: options.Sparsity,
+    out: options.Out,
+    calibration: options.Calibration = None,
+    bounds: options.Bounds = None,
+    seed: options.Seed = None,
+    exclude: options.Exclude = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    config: options.Config = None,
+    set_: options.Set = None,
+) -> None:
+    """Find a profile without a search and write it to a file.
+
+    sparsity-search allocate smollm2 --allocator owl --sparsity 0.7 --out profile.json
+
+    Hyper-parameters: --set allocators.owl.m=7
+    """
+    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+    from sparsity_search.cli.terminal import out as console
+    from sparsity_search.config import load_config
+    from sparsity_search.workflow.allocate import allocate as run
+
+    quiet_libraries()
+    given = {
+        "model.name": model,
+        "model.exclude": exclude,
+        "model.revision": revision,
+        "model.dtype": dtype,
+        "model.device": device,
+        "model.trust_remote_code": trust_remote_code or None,
+        "budget.sparsity": sparsity,
+        "budget.bounds": options.parse_bounds(bounds),
+        "data.calibration": calibration,
+        "study.seed": seed,
+    }
+    configuration = load_config(config, given, set_ or [])
+    with TerminalMonitor() as monitor:
+        profile = run(configuration, allocator, out, monitor=monitor)
+    console.print(f"{out}: {profile.n_removed} of {profile.layout.n_weights} weights removed")

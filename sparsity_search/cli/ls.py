@@ -1,0 +1,36 @@
+"""`ls`: which plugins and spaces there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def ls(
+    kind: Annotated[
+        str | None, typer.Argument(help="pruners, allocators, searchers, evaluators or spaces.")
+    ] = None,
+) -> None:
+    """List plugins and search spaces, with their settings.
+
+    sparsity-search ls allocators
+    """
+    from sparsity_search.cli.terminal import out as console
+    from sparsity_search.errors import UnknownNameError, nearest
+    from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+    from sparsity_search.spaces import load_space, space_names
+
+    registries = {f"{r.kind}s": r for r in (PRUNERS, ALLOCATORS, SEARCHERS, EVALUATORS)}
+    kinds = [*registries, "spaces"]
+    if kind is not None and kind not in kinds:
+        raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")
+    for name in [kind] if kind else kinds:
+        console.print(f"[bold]{name}[/bold]")
+        if name == "spaces":
+            lines = {space: load_space(space).description for space in space_names()}
+        else:
+            lines = registries[name].summaries()
+        width = max(map(len, lines))
+        for plugin, line in lines.items():
+            console.print(f"  {plugin:<{width}}  {line}", markup=False)

@@ -1,0 +1,43 @@
+"""The command `sparsity-search`: one file a sub-command, heavy imports only when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sparsity_search.cli.allocate import allocate
+from sparsity_search.cli.evaluate import evaluate
+from sparsity_search.cli.inspect import inspect
+from sparsity_search.cli.ls import ls
+from sparsity_search.cli.prune import prune
+from sparsity_search.cli.report import report
+from sparsity_search.cli.search import search
+from sparsity_search.cli.verify import verify
+from sparsity_search.errors import SparsitySearchError
+
+app = typer.Typer(
+    name="sparsity-search",
+    help="Finds how much to prune each layer of a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (search, allocate, prune, verify, evaluate, inspect, report, ls):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SparsitySearchError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"sparsity-search: {' '.join(message.split())}\n")
+    sys.exit(code)

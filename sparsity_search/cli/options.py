@@ -1,0 +1,68 @@
+"""Options that several commands share: each is declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsity_search.errors import ConfigError
+
+Model = Annotated[
+    str, typer.Argument(help="Hub id, local folder, .gguf file, or smollm2 (packaged).")
+]
+Sparsity = Annotated[float, typer.Option(help="Fraction of all prunable weights to remove.")]
+OptionalSparsity = Annotated[
+    float | None, typer.Option("--sparsity", help="Fraction of all prunable weights to remove.")
+]
+Pruner = Annotated[str | None, typer.Option(help="Local pruner; see `ls pruners`.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Calibration text: file:PATH, hub:NAME[:CONFIG[:SPLIT]], or self (sampled)."
+    ),
+]
+Bounds = Annotated[
+    list[str] | None,
+    typer.Option("--bounds", metavar="ROLE=LOW:HIGH", help="Sparsity limits of a role."),
+]
+Exclude = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Leave units with matching names alone.")
+]
+Seed = Annotated[int | None, typer.Option(help="Of all random draws.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+Config = Annotated[Path | None, typer.Option(help="YAML file with the configuration of a run.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one configuration key."),
+]
+Out = Annotated[Path, typer.Option(help="Where the result is written.")]
+
+
+def parse_bounds(texts: Sequence[str] | None) -> dict[str, tuple[float, float]] | None:
+    """Return sparsity limits by role from ``ROLE=LOW:HIGH`` texts.
+
+    Raises:
+        ConfigError: A text is not of that form.
+
+    >>> parse_bounds(["q=0.2:0.8"])
+    {'q': (0.2, 0.8)}
+    """
+    if not texts:
+        return None
+    found = {}
+    for text in texts:
+        role, _, limits = text.partition("=")
+        low, _, high = limits.partition(":")
+        try:
+            found[role] = (float(low), float(high))
+        except ValueError as error:
+            raise ConfigError(f"--bounds needs ROLE=LOW:HIGH, not {text!r}") from error
+    return found

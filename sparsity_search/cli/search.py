@@ -1,0 +1,98 @@
+"""`search`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsity_search.cli import options
+
+if TYPE_CHECKING:
+    from sparsity_search.config import RunConfig
+
+
+def search(
+    model: options.Model,
+    sparsity: options.OptionalSparsity = None,
+    space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
+    pruner: options.Pruner = None,
+    searcher: Annotated[str | None, typer.Option(help="See `ls searchers`.")] = None,
+    evaluator: Annotated[str | None, typer.Option(help="See `ls evaluators`.")] = None,
+    initial: Annotated[
+        str | None, typer.Option(help="Allocators to start from, e.g. owl,uniform.")
+    ] = None,
+    calibration: options.Calibration = None,
+    search_text: Annotated[str | None, typer.Option(help="Text to score candidates on.")] = None,
+    final_text: Annotated[str | None, typer.Option(help="Text of the final comparison.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the search.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Search time; 10 by default.")] = None,
+    seed: options.Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
+    storage: Annotated[str | None, typer.Option(help="URL of an Optuna storage.")] = None,
+    bounds: options.Bounds = None,
+    exclude: options.Exclude = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    config: options.Config = None,
+    set_: options.Set = None,
+) -> None:
+    """Search a profile, compare it with others, and write a pruned checkpoint and a report.
+
+    Run it again with the same options to go on where it was stopped.
+
+    sparsity-search search smollm2 --sparsity 0.6 --minutes 10 --out runs/mine
+    """
+    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+    from sparsity_search.cli.terminal import out as console
+    from sparsity_search.cli.terminal import table as text_table
+    from sparsity_search.config import load_config
+    from sparsity_search.report import RunRecord
+    from sparsity_search.report.table import HEADER, rows, summary
+    from sparsity_search.workflow.search import DEFAULT_MINUTES
+    from sparsity_search.workflow.search import search as run
+
+    quiet_libraries()
+    given = {
+        "model.name": model,
+        "model.exclude": exclude,
+        "model.revision": revision,
+        "model.dtype": dtype,
+        "model.device": device,
+        "model.trust_remote_code": trust_remote_code or None,
+        "budget.sparsity": sparsity,
+        "budget.bounds": options.parse_bounds(bounds),
+        "space": space,
+        "pruner.name": pruner,
+        "searcher.name": searcher,
+        "evaluator.name": evaluator,
+        "initial": initial.split(",") if initial else None,
+        "data.calibration": calibration,
+        "data.search_text": search_text,
+        "data.final_text": final_text,
+        "study.rounds": rounds,
+        "study.minutes": minutes,
+        "study.seed": seed,
+        "study.storage": storage,
+    }
+    configuration = load_config(config, given, set_ or [])
+    folder = out or _default_folder(configuration)
+    study = configuration.study
+    limit = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
+    with TerminalMonitor(study.rounds, limit) as monitor:
+        run(configuration, folder, command=sys.argv, monitor=monitor)
+    record = RunRecord.read(folder, study.storage)
+    console.print(text_table(HEADER, rows(record)))
+    console.print(summary(record))
+    console.print(f"checkpoint: {folder / 'checkpoint'}\nreport:     {folder / 'report.html'}")
+
+
+def _default_folder(config: RunConfig) -> Path:
+    """Return ``runs/MODEL-PRUNER-SPARSITY``."""
+    path = Path(config.model.name)
+    name = path.stem if path.suffix == ".gguf" else path.name
+    return Path("runs") / f"{name}-{config.pruner.name.rpartition(':')[2]}-{config.budget.target}"

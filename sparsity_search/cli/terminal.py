@@ -1,0 +1,148 @@
+"""What a person sees while a job runs: a progress bar, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from sparsity_search.history import Measurement
+from sparsity_search.workflow.monitor import Advance, Monitor
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and chatter of the libraries; warnings stay."""
+    import datasets
+    import huggingface_hub.utils
+    import optuna
+    import transformers
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """Return a table whose first ``left`` columns are text and the others numbers."""
+    result = Table(header_style="bold")
+    for index, title in enumerate(header):
+        result.add_column(title, justify="left" if index < left else "right")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+class TerminalMonitor(Monitor):
+    """Shows stages and measurements, and turns Ctrl-C into a clean stop.
+
+    Args:
+        rounds: Limit of the search, if it has one.
+        minutes: Likewise.
+    """
+
+    def __init__(self, rounds: int | None = None, minutes: float | None = None) -> None:
+        super().__init__()
+        self.signal: int | None = None
+        self._limits = (rounds, minutes)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(),
+            console=err,
+            disable=not err.is_terminal,
+        )
+        self._first: Measurement | None = None
+        self._best: Measurement | None = None
+        self._count = 0
+        self._started = 0.0
+
+    def __enter__(self) -> TerminalMonitor:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        if self.signal is not None:
+            err.print("stopped")
+            raise typer.Exit(128 + self.signal) from None
+
+    @contextmanager
+    def shown(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a stage as a bar; a plain line when it is done where there is no terminal."""
+        rounds, minutes = self._limits
+        if name == "search":
+            total = rounds or (round(60 * minutes) if minutes else None)
+        self._task = self._progress.add_task(name, total=total)
+        started = time.monotonic()
+
+        def advance(*_: object) -> None:
+            self._progress.advance(self._task)
+            if self.signal is not None:
+                raise KeyboardInterrupt
+
+        try:
+            yield advance
+        finally:
+            self._progress.remove_task(self._task)
+        if self.stopped() and name != "search":
+            raise KeyboardInterrupt
+        err.print(f"{name}: {time.monotonic() - started:.1f} s")
+
+    def measured(self, measurement: Measurement, top: int) -> None:
+        """Show round, best score, gain over uniform and speed."""
+        self._count += 1
+        self._started = self._started or time.monotonic() - measurement.seconds
+        self._first = self._first or measurement
+        rounds, minutes = self._limits
+        done = measurement.round if rounds else min(measurement.elapsed, 60 * (minutes or 0))
+        improved = measurement.rung == top and (
+            self._best is None or measurement.score.value < self._best.score.value
+        )
+        if improved:
+            self._best = measurement
+        line = self._line(measurement)
+        self._progress.update(self._task, description=line, completed=done)
+        if improved and not err.is_terminal:
+            err.print(line)
+
+    def _line(self, measurement: Measurement) -> str:
+        best = (self._best or measurement).score.value
+        uniform = (self._first or measurement).score.value
+        speed = self._count / max(1e-9, time.monotonic() - self._started)
+        gain = 1 - best / uniform if uniform else 0.0
+        return (
+            f"search: round {measurement.round}, best {best:.4f} "
+            f"({gain:.1%} below uniform), {speed:.2f} evaluations/s"
+        )
+
+    def stopped(self) -> bool:
+        """Return whether a signal asked to stop."""
+        return self.signal is not None
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        err.print("stopping after the present step; once more to stop at once")

@@ -1,0 +1,50 @@
+"""A profile in one shot, written as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.budget import Budget
+from sparsity_search.config import RunConfig
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.spaces import bounds_of
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.plugins import allocator
+from sparsity_search.workflow.session import calibration, open_session
+
+
+def allocate(
+    config: RunConfig, name: str, out: Path, *, monitor: Monitor | None = None
+) -> SparsityProfile:
+    """Allocate a profile and write it to ``out``.
+
+    Args:
+        config: Model, calibration text, budget and the allocator's hyper-parameters.
+        name: The allocator.
+        out: The file to write.
+        monitor: Watches the job.
+
+    Raises:
+        SparsitySearchError: Something given is not legal; nothing is written then.
+    """
+    monitor = monitor or Monitor()
+    budget, plugin = Budget(config.budget.target), allocator(config, name)
+    requests = [calibration(config.data)] if plugin.needs_text else []
+    session = open_session(config.model, requests, config.study.seed, monitor)
+    layout = session.subject.layout
+    bounds = bounds_of(layout, config.budget.bounds)
+    budget.check(layout, bounds)
+    with monitor.stage(f"allocate {name}"):
+        tokens = session.text.get("calibration", torch.empty(0, 0, dtype=torch.int64))
+        profile = plugin.allocate(session.subject, tokens, budget, bounds)
+    facts = {
+        "target": budget.target,
+        "model": session.describe_model(),
+        "allocator": repr(plugin),
+        "text": session.describe_text(),
+    }
+    write_json(out, {**profile.to_json(), **facts})
+    return profile

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.evaluators.kl_divergence import KLDivergence
+from sparsity_search.registry import EVALUATORS
+from sparsity_search.testing.evaluator import random_tokens, scaled
+from sparsity_search.testing.models import VOCABULARY, tiny_llama
+from tests.families import FAMILIES
+
+TOKENS = random_tokens(6, 24)
+
+
+def directly(dense: nn.Module, model: nn.Module, tokens: Tensor) -> list[float]:
+    """Return ``Σ p (log p − log q)`` of each row, mean over positions, in float64."""
+    with torch.inference_mode():
+        p, q = (m(input_ids=tokens).logits.double().log_softmax(-1) for m in (dense, model))
+    return (p.exp() * (p - q)).sum(-1).mean(-1).tolist()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 24, 1000])
+@pytest.mark.parametrize("factor", [0.9, 0.0])
+def test_is_the_divergence_of_full_softmaxes(factor: float, chunk: int) -> None:
+    dense, model = tiny_llama(), scaled(factor)
+    expected = directly(dense, model, TOKENS)
+    score = KLDivergence(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
+    assert score.parts == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert score.value == pytest.approx(sum(expected) / 6, rel=1e-4, abs=1e-6)
+
+
+def test_capped_logits() -> None:
+    dense, model = FAMILIES["gemma3"](), FAMILIES["gemma3"]()
+    model.model.layers[1].mlp.up_proj.weight.zero_()
+    expected = directly(dense, model, TOKENS)
+    assert expected[0] > 1e-4
+    parts = KLDivergence().bind(dense, TOKENS).score(model, range(6)).parts
+    assert parts == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_of_the_dense_model_is_zero() -> None:
+    dense = tiny_llama()
+    score = KLDivergence().bind(dense, TOKENS).score(dense, range(6))
+    assert score.parts == pytest.approx([0.0] * 6, abs=1e-6)
+
+
+def test_teacher_and_student_are_not_swapped() -> None:
+    dense, model = tiny_llama(), scaled(0.0)
+    forward, backward = directly(dense, model, TOKENS), directly(model, dense, TOKENS)
+    assert abs(forward[0] - backward[0]) > 0.02
+    found = KLDivergence().bind(dense, TOKENS).score(model, range(6))
+    assert found.parts == pytest.approx(forward, rel=1e-4)
+
+
+#: Teacher probabilities of one chunk of 8 positions.
+CHUNK_BYTES = 8 * VOCABULARY * 4
+
+
+@pytest.mark.parametrize("n_cached", [0, 3, 1000])
+def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch, n_cached: int) -> None:
+    dense, model = tiny_llama(), scaled(0.5)
+    expected = KLDivergence(chunk=8).bind(dense, TOKENS).score(model, range(6))
+    proxy = KLDivergence(chunk=8, cache_mib=0).bind(dense, TOKENS)
+    monkeypatch.setattr(proxy, "_free", n_cached * CHUNK_BYTES)
+    for _ in range(3):
+        assert proxy.score(model, range(6)) == expected
+    assert len(proxy._cache) == min(n_cached, 6 * 3)
+
+
+def test_the_teacher_is_cached_once() -> None:
+    dense, calls = tiny_llama(), []
+    proxy = KLDivergence(chunk=8).bind(dense, TOKENS)
+    dense.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    proxy.score(dense, [0, 1])
+    assert len(calls) == 2 * 2 * 3  # teacher and student, two rows of three chunks
+    calls.clear()
+    proxy.score(dense, [1, 0])
+    assert len(calls) == 2 * 3
+
+
+@pytest.mark.parametrize("settings", [{"cache_mib": -1}, {"chunk": 0}])
+def test_settings(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must not be negative"):
+        EVALUATORS.create("kl_divergence", **settings)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from sparsity_search.errors import ModelError
+from sparsity_search.models.head import check_head, last_hidden, logits
+from sparsity_search.testing.models import tiny_llama
+from tests.families import FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_logits_are_the_models_own(family: str, tiny_tokens: Tensor) -> None:
+    model: nn.Module = FAMILIES[family]()
+    own = model(input_ids=tiny_tokens, use_cache=False).logits
+    hidden = last_hidden(model, tiny_tokens)
+    assert hidden.shape == (*tiny_tokens.shape, 32)
+    torch.testing.assert_close(logits(model, hidden), own)
+    torch.testing.assert_close(logits(model, hidden[2, 5:9]), own[2, 5:9])
+    check_head(model, tiny_tokens)
+
+
+@pytest.mark.parametrize("family", ["cohere", "gemma3", "granite"])
+def test_logits_are_more_than_the_head_in_these(family: str, tiny_tokens: Tensor) -> None:
+    model = FAMILIES[family]()
+    hidden = last_hidden(model, tiny_tokens)
+    assert not torch.allclose(logits(model, hidden), model.lm_head(hidden), rtol=0.1)
+
+
+def test_dtype_is_the_models(tiny_tokens: Tensor) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    assert logits(model, last_hidden(model, tiny_tokens)).dtype == torch.bfloat16
+
+
+def test_a_head_that_is_not_understood() -> None:
+    class Strange(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 1.5
+            return output
+
+    strange = Strange(tiny_llama().config).eval()
+    with torch.no_grad():
+        strange.load_state_dict(tiny_llama().state_dict())
+    with pytest.raises(ModelError, match="head of Strange is not understood"):
+        check_head(strange, torch.arange(12).view(1, 12))

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.realise import prune_sequentially
+from sparsity_search.registry import PRUNERS
+from sparsity_search.space import SearchSpace
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.disk import SupernetFolder
+from sparsity_search.testing.allocator import assert_unchanged
+from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.models import tiny_llama
+
+PlanOf = Callable[..., SupernetPlan]
+
+
+@pytest.mark.parametrize("name", PRUNERS.names())
+def test_the_centre_is_sequential_pruning(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    space: SearchSpace,
+    name: str,
+) -> None:
+    pruner = PRUNERS.create(name)
+    supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, seed=3))
+    with supernet.resident() as switch:
+        switch.to(space.base)
+        found = weights_of(tiny_subject.model)
+    other = PrunableModel(tiny_llama())
+    prune_sequentially(other, space.base, pruner, tiny_tokens, seed=3)
+    expected = weights_of(other.model)
+    assert all(torch.equal(weight, expected[key]) for key, weight in found.items())
+
+
+def test_propagation_matters(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    profiles: list[SparsityProfile],
+) -> None:
+    found = []
+    for propagate in ("centre", "dense"):
+        supernet = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate))
+        with supernet.resident() as switch:
+            switch.to(profiles[0])
+            found.append(weights_of(tiny_subject.model))
+    differ = {name for name, weight in found[0].items() if not torch.equal(weight, found[1][name])}
+    assert differ
+    # the first linears of block 0 read the embeddings in both
+    assert not any(name.startswith("model.layers.0.self_attn.q") for name in differ)
+    assert any(name.startswith("model.layers.2.mlp.up") for name in differ)
+
+
+@pytest.mark.parametrize("propagate", ["centre", "dense"])
+def test_the_model_is_unchanged(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
+) -> None:
+    before, blocks = weights_of(tiny_subject.model), []
+    build(tiny_subject, tiny_tokens, plan_of(propagate=propagate), on_block=blocks.append)
+    assert blocks == [0, 1, 2]
+    assert_unchanged(tiny_subject.model, before)
+
+
+def test_the_model_is_unchanged_after_an_error(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf
+) -> None:
+    before = weights_of(tiny_subject.model)
+
+    def interrupt(block: int) -> None:
+        if block == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_subject, tiny_tokens, plan_of(), on_block=interrupt)
+    assert_unchanged(tiny_subject.model, before)
+
+
+def test_every_count_of_the_tables_has_a_variant(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, space: SearchSpace
+) -> None:
+    supernet = build(tiny_subject, tiny_tokens, plan_of())
+    assert list(supernet.variants) == [unit.name for unit in tiny_subject.layout]
+    for unit, table in zip(tiny_subject.layout, space.tables(), strict=True):
+        variants = supernet.variants[unit.name]
+        assert variants.counts == table
+        dense = tiny_subject.views[unit.name].read()
+        for count in table:
+            assert int((variants.at(dense, count) == 0).sum()) == count
+
+
+def test_seed_breaks_ties(tiny_tokens: Tensor, plan_of: PlanOf) -> None:
+    model = tiny_llama()
+    subject = PrunableModel(model)
+    for view in subject.views.values():
+        view.write(view.read().sign())
+    magnitude = PRUNERS.create("magnitude")
+    found = []
+    for seed in (0, 0, 1):
+        supernet = build(subject, tiny_tokens, plan_of(magnitude, seed=seed))
+        codes = [variants.tensors()["codes"] for variants in supernet.variants.values()]
+        found.append(torch.cat([part.flatten() for part in codes]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    # units of one size do not share their tie breaks
+    up, gate = (supernet.variants[f"model.layers.0.mlp.{n}_proj"] for n in ("up", "gate"))
+    assert not torch.equal(up.tensors()["codes"], gate.tensors()["codes"])
+
+
+def test_a_complete_folder_needs_no_text(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, tmp_path: Path
+) -> None:
+    build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
+    tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))

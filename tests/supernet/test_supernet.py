@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.errors import UnknownNameError
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.views import LinearView
+from sparsity_search.models.walk import walk
+from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.registry import PRUNERS
+from sparsity_search.rng import derive_seed
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.supernet import Supernet
+from sparsity_search.testing.evaluator import weights_of
+
+PlanOf = Callable[..., SupernetPlan]
+
+
+@pytest.fixture
+def supernet(tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf) -> Supernet:
+    return build(tiny_subject, tiny_tokens, plan_of())
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[LinearView]:
+    """The views written to, in order."""
+    views: list[LinearView] = []
+    write = LinearView.write
+
+    def spy(self: LinearView, weight: Tensor) -> None:
+        views.append(self)
+        write(self, weight)
+
+    monkeypatch.setattr(LinearView, "write", spy)
+    return views
+
+
+@pytest.mark.parametrize("name", PRUNERS.names())
+def test_switching_is_direct_pruning(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    profiles: list[SparsityProfile],
+    name: str,
+) -> None:
+    pruner = PRUNERS.create(name)
+    supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, propagate="dense", seed=5))
+    visits = list(walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False))
+    statistics = {name: found for visit in visits for name, found in visit.statistics.items()}
+    dense = {name: view.read().clone() for name, view in tiny_subject.views.items()}
+    with supernet.resident() as switch:
+        for profile in [*profiles, profiles[1]]:
+            switch.to(profile)
+            tiny_subject.verify(profile)
+            for unit, count in zip(profile.layout, profile.removed, strict=True):
+                expected = pruner.prune(
+                    dense[unit.name],
+                    statistics[unit.name],
+                    [count],
+                    seed=derive_seed(5, "ties", unit.name),
+                ).at(dense[unit.name], count)
+                assert torch.equal(tiny_subject.views[unit.name].read(), expected)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_dense_weights_return(
+    supernet: Supernet, profiles: list[SparsityProfile], error: type[BaseException] | None
+) -> None:
+    model = supernet.subject.model
+    before = weights_of(model)
+
+    def search() -> None:
+        with supernet.resident() as switch:
+            for profile in profiles:
+                switch.to(profile)
+            assert not all(torch.equal(w, before[n]) for n, w in weights_of(model).items())
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(error):
+            search()
+    else:
+        search()
+    assert all(torch.equal(weight, before[n]) for n, weight in weights_of(model).items())
+
+
+def test_only_changed_units_are_written(
+    supernet: Supernet, profiles: list[SparsityProfile], written: list[LinearView]
+) -> None:
+    views = list(supernet.subject.views.values())
+    with supernet.resident() as switch:
+        switch.to(profiles[0])
+        assert written == views
+        for last, profile in pairwise(profiles):
+            written.clear()
+            switch.to(profile)
+            pairs = zip(views, last.removed, profile.removed, strict=True)
+            assert written == [view for view, old, new in pairs if old != new]
+            assert 0 < len(written) < len(views)
+        written.clear()
+        switch.to(profiles[-1])
+        assert written == []
+
+
+def test_order_of_profiles_does_not_matter(
+    supernet: Supernet, profiles: list[SparsityProfile]
+) -> None:
+    def visit(order: list[SparsityProfile]) -> dict[str, dict[str, Tensor]]:
+        found = {}
+        with supernet.resident() as switch:
+            for profile in order:
+                switch.to(profile)
+                found[profile.digest] = weights_of(supernet.subject.model)
+        return found
+
+    there, back = visit(profiles), visit(profiles[::-1])
+    for key, weights in there.items():
+        assert all(torch.equal(weight, back[key][name]) for name, weight in weights.items())
+
+
+def test_resident_twice(supernet: Supernet, profiles: list[SparsityProfile]) -> None:
+    for profile in profiles[:2]:
+        with supernet.resident() as switch:
+            switch.to(profile)
+            supernet.subject.verify(profile)
+
+
+def test_a_profile_without_variants(supernet: Supernet, profiles: list[SparsityProfile]) -> None:
+    odd = [count + 1 for count in profiles[0].removed]
+    with supernet.resident() as switch, pytest.raises(UnknownNameError, match="no variant has"):
+        switch.to(from_counts(supernet.subject.layout, odd))
+
+
+def test_notes(supernet: Supernet) -> None:
+    assert supernet.notes == []
+    name = supernet.subject.layout[3].name
+    variants = dict(supernet.variants)
+    variants[name] = replace(variants[name], notes=("damping was raised",))
+    assert Supernet(supernet.subject, variants).notes == [f"{name}: damping was raised"]

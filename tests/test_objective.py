@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.budget import Budget
+from sparsity_search.errors import ConfigError
+from sparsity_search.evaluators.base import Proxy
+from sparsity_search.evaluators.perplexity import Perplexity
+from sparsity_search.history import Fidelity, Score
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.objective import SupernetObjective
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners.magnitude import Magnitude
+from sparsity_search.realise import prune_sequentially
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.testing.models import tiny_llama
+from sparsity_search.testing.problems import toy_layout
+
+LENGTH, N_ROWS = 16, 10
+
+
+class Spy(Proxy):
+    """A proxy and a switch at once: notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def to(self, profile: SparsityProfile) -> None:
+        self.calls.append(profile)
+
+    def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
+        self.calls.append((model, list(rows)))
+        return Score(float(len(self.calls)), ())
+
+
+def objective(spy: Spy | None = None, seed: int = 0) -> SupernetObjective:
+    spy = spy or Spy()
+    return SupernetObjective(MODEL, spy, spy, (N_ROWS, LENGTH), seed)  # type: ignore[arg-type]
+
+
+MODEL = nn.Linear(1, 1)
+LAYOUT = toy_layout(10, 10)
+PROFILES = [SparsityProfile(LAYOUT, (4, 6)), SparsityProfile(LAYOUT, (6, 4))]
+
+
+def test_rows_of_rungs_nest() -> None:
+    rows = [objective().rows(Fidelity(LENGTH * n)) for n in range(1, N_ROWS + 1)]
+    for n, (cheap, dear) in enumerate(pairwise(rows), start=1):
+        assert len(cheap) == n
+        assert dear[:n] == cheap
+    assert sorted(rows[-1]) == list(range(N_ROWS))
+
+
+def test_rows_depend_on_subset_and_seed_alone() -> None:
+    draws = [
+        objective(seed=seed).rows(Fidelity(LENGTH * N_ROWS, subset))
+        for seed in (0, 1)
+        for subset in (0, 1)
+    ]
+    assert len({tuple(draw) for draw in draws}) == 4
+    assert objective().rows(Fidelity(LENGTH * N_ROWS)) == draws[0]
+
+
+@pytest.mark.parametrize(("tokens", "n_rows"), [(16, 1), (31, 1), (32, 2), (160, 10), (175, 10)])
+def test_tokens_are_rounded_down_to_sequences(tokens: int, n_rows: int) -> None:
+    assert len(objective().rows(Fidelity(tokens))) == n_rows
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 176, 4096])
+def test_a_rung_the_pool_cannot_serve(tokens: int) -> None:
+    spy = Spy()
+    with pytest.raises(ConfigError, match=rf"{tokens} tokens needs 1 to 10 sequences of 16"):
+        next(objective(spy)(PROFILES, Fidelity(tokens)))
+    assert spy.calls == []
+
+
+def test_profiles_are_scored_one_at_a_time() -> None:
+    spy = Spy()
+    scores = objective(spy)(PROFILES, Fidelity(32))
+    rows = objective().rows(Fidelity(32))
+    assert spy.calls == []
+    assert next(scores).value == 2.0
+    assert spy.calls == [PROFILES[0], (MODEL, rows)]
+    assert [score.value for score in scores] == [4.0]
+    assert spy.calls == [PROFILES[0], (MODEL, rows), PROFILES[1], (MODEL, rows)]
+
+
+def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama())
+    profiles = [Budget(target).uniform(subject.layout) for target in (0.3, 0.9, 0.6)]
+    tables = [tuple(sorted(counts)) for counts in zip(*(p.removed for p in profiles), strict=True)]
+    plan = SupernetPlan(pruner=Magnitude(), tables=tables, centre=profiles[0])
+    supernet = build(subject, tiny_tokens, plan)
+    proxy = Perplexity().bind(subject.model, tiny_tokens)
+    with supernet.resident() as switch:
+        objective = SupernetObjective(subject.model, switch, proxy, (N_ROWS, LENGTH), 0)
+        rows = objective.rows(Fidelity(80))
+        found = list(objective(profiles, Fidelity(80)))
+    for profile, score in zip(profiles, found, strict=True):
+        other = PrunableModel(tiny_llama())
+        prune_sequentially(other, profile, Magnitude(), tiny_tokens)  # magnitude needs no inputs
+        assert score == proxy.score(other.model, rows)
+        assert len(score.parts) == 5
+    assert torch.equal(subject.views["model.layers.0.mlp.up_proj"].read(),
+                       tiny_llama().model.layers[0].mlp.up_proj.weight)  # fmt: skip

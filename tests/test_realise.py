@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ProfileError
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.pruners.wanda import Wanda
+from sparsity_search.realise import prune_sequentially
+from sparsity_search.registry import PRUNERS
+from sparsity_search.rng import derive_seed
+from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.models import tiny_llama
+
+
+@pytest.mark.parametrize("target", [0.1, 0.37, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("name", PRUNERS.names())
+def test_zeros_are_exact(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, name: str, target: float
+) -> None:
+    layout = tiny_subject.layout
+    wanted = torch.rand(len(layout), generator=torch.Generator().manual_seed(0)).numpy()
+    profile = Budget(target).project(layout, wanted)
+    prune_sequentially(tiny_subject, profile, PRUNERS.create(name), tiny_tokens)
+    zeros = {
+        name: int((weight == 0).sum())
+        for name, weight in weights_of(tiny_subject.model).items()
+        if name.removesuffix(".weight") in tiny_subject.views
+    }
+    assert list(zeros.values()) == list(profile.removed)
+    assert sum(zeros.values()) == round(target * layout.n_weights)
+
+
+@pytest.mark.parametrize("name", PRUNERS.names())
+def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: str) -> None:
+    subject, other = PrunableModel(tiny_llama()), PrunableModel(tiny_llama())
+    profile, pruner = Budget(0.6).uniform(subject.layout), PRUNERS.create(name)
+    prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
+    for block in range(3):
+        new = {}
+        for unit in other.units_of(block):
+            view = other.views[unit.name]
+            statistics = InputStatistics(view.read().shape[1], pruner.requires)
+            handle = view.module.register_forward_pre_hook(
+                lambda _, args, statistics=statistics: statistics.add(args[0])
+            )
+            with torch.inference_mode():
+                for batch in tiny_tokens.split(8):
+                    other.model(input_ids=batch, use_cache=False)
+            handle.remove()
+            count = profile.removed[profile.layout.position(unit.name)]
+            seed = derive_seed(4, "ties", unit.name)
+            variants = pruner.prune(view.read(), statistics, [count], seed=seed)
+            new[unit.name] = variants.at(view.read(), count)
+        for unit_name, weight in new.items():
+            other.views[unit_name].write(weight)
+    expected = weights_of(other.model)
+    assert all(torch.equal(w, expected[key]) for key, w in weights_of(subject.model).items())
+
+
+def test_only_units_are_pruned(tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(), r"down_proj|layers\.1\.")
+    before = weights_of(subject.model)
+    profile = Budget(0.5).uniform(subject.layout)
+    prune_sequentially(subject, profile, Wanda(), tiny_tokens)
+    for name, weight in weights_of(subject.model).items():
+        assert torch.equal(weight, before[name]) != (name.removesuffix(".weight") in subject.views)
+
+
+def test_existing_zeros_count(tiny_tokens: Tensor) -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.weight[:60] = 0
+    subject = PrunableModel(model)
+    profile = Budget(0.5).project(subject.layout, torch.full((21,), 0.5).numpy())
+    assert max(profile.sparsities) == pytest.approx(60 / 64)
+    prune_sequentially(subject, profile, Wanda(), tiny_tokens)
+    assert subject.zeros() == profile
+
+
+def test_can_be_undone(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    before = weights_of(tiny_subject.model)
+    profile = Budget(0.5).uniform(tiny_subject.layout)
+    with tiny_subject.preserved():
+        prune_sequentially(tiny_subject, profile, Wanda(), tiny_tokens)
+    assert all(torch.equal(w, before[n]) for n, w in weights_of(tiny_subject.model).items())
+
+
+def test_blocks_are_told(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    blocks: list[int] = []
+    profile = Budget(0.5).uniform(tiny_subject.layout)
+    prune_sequentially(tiny_subject, profile, Wanda(), tiny_tokens, on_block=blocks.append)
+    assert blocks == [0, 1, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talking(Wanda):
+    """Wanda with a note."""
+
+    def prune(self, *args: Any, **kwargs: Any) -> Any:
+        return replace(super().prune(*args, **kwargs), notes=("hm",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sloppy(Wanda):
+    """Wanda that leaves one weight too many."""
+
+    def prune(self, weight: Tensor, inputs: Any, counts: Any, *, seed: int) -> Any:
+        found = super().prune(weight, inputs, [counts[0] - 1], seed=seed)
+        return replace(found, counts=tuple(counts))
+
+
+def test_notes(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    profile = Budget(0.5).uniform(tiny_subject.layout)
+    notes = prune_sequentially(tiny_subject, profile, Talking(), tiny_tokens)
+    assert notes == [f"{unit.name}: hm" for unit in tiny_subject.layout]
+
+
+def test_a_pruner_that_misses_its_count_is_found_out(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor
+) -> None:
+    profile = Budget(0.5).uniform(tiny_subject.layout)
+    with pytest.raises(ProfileError, match=r"0\.self_attn\.q_proj has 511 zeros of 1024"):
+        prune_sequentially(tiny_subject, profile, Sloppy(), tiny_tokens)
+
+
+def test_statistics_gathered_are_those_required(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor
+) -> None:
+    seen = set()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looking(Wanda):
+        def prune(self, weight: Tensor, inputs: InputStatistics, *args: Any, **kwargs: Any) -> Any:
+            seen.add((inputs.statistic, inputs.n_tokens))
+            return super().prune(weight, inputs, *args, **kwargs)
+
+    bounds = Bounds.of(tiny_subject.layout)
+    profile = Budget(0.5).uniform(tiny_subject.layout, bounds)
+    prune_sequentially(tiny_subject, profile, Looking(), tiny_tokens)
+    assert seen == {(Statistic.NORM, tiny_tokens.numel())}
