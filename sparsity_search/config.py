@@ -221,6 +221,8 @@ def load_config(
     for section in _PLUGINS:
         if isinstance(nested.get(section), str):
             nested[section] = {"name": nested[section]}
+        elif isinstance(nested.get(section), dict):
+            nested[section].setdefault("name", RunConfig.model_fields[section].default.name)
     try:
         config = RunConfig.model_validate(nested)
     except ValidationError as error:

@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sparsity_search.artefacts import check_fingerprint
+from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, Measurement, Score
 
 FINGERPRINT = "fingerprint"
@@ -55,6 +56,22 @@ class Store:
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
         self._study.add_trial(_to_trial(measurement))
+
+
+def database(url: str) -> BaseStorage:
+    """Return the Optuna storage of a database.
+
+    Raises:
+        ConfigError: No such database, no driver for it, or no answer.
+    """
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # each database driver has errors of its own
+        kind = url.partition(":")[0]
+        raise ConfigError(
+            f"cannot open --storage ({kind}): {type(error).__name__}; "
+            "give the URL of an Optuna storage, e.g. postgresql+psycopg://..., and its driver"
+        ) from error
 
 
 def journal(path: Path) -> JournalStorage:

@@ -25,7 +25,6 @@ err = Console(stderr=True, highlight=False)
 def quiet_libraries() -> None:
     """Silence the progress bars and chatter of the libraries; warnings stay."""
     import datasets
-    import huggingface_hub.utils
     import optuna
     import transformers
 
@@ -33,7 +32,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    huggingface_hub.utils.disable_progress_bars()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from sparsity_search.artefacts import atomic_folder
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def save_checkpoint(model: PreTrainedModel, tokenizer: Any, folder: Path | str) -> None:
     """Write weights (safetensors), configuration and tokenizer; reloading gives equal logits.
 
     Args:
@@ -18,6 +18,6 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Non
         tokenizer: Its tokenizer.
         folder: Replaced if it exists, and only once everything is written.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

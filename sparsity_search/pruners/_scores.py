@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.pruners._order import Scope, removal_order
-from sparsity_search.pruners._variants import RankedVariants, codes_of
 from sparsity_search.pruners.base import Pruner, check_counts
 from sparsity_search.statistics import InputStatistics
+from sparsity_search.variants import RankedVariants, codes_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.pruners._variants import Variants
 from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.variants import Variants
 
 
 @dataclass(frozen=True, kw_only=True)

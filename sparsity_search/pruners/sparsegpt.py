@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.pruners._order import sort_keys, tie_breaks
-from sparsity_search.pruners._variants import StoredVariants
 from sparsity_search.pruners.base import Pruner, check_counts
 from sparsity_search.statistics import InputStatistics, InverseFactor, Statistic
+from sparsity_search.variants import StoredVariants
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
 _STACK_BYTES = 2**28

@@ -147,6 +147,8 @@ def number(value: float | None) -> str:
     """
     if value is None or not isfinite(value):
         return NONE
+    if abs(value) < 5e-7:  # rounding of nothing
+        return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 

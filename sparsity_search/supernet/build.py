@@ -11,11 +11,11 @@ from torch import Tensor
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.walk import Visit, walk
 from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._variants import Variants
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.rng import derive_seed
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.supernet import Supernet
+from sparsity_search.variants import Variants
 
 
 @dataclass(frozen=True, kw_only=True)

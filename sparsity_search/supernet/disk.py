@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sparsity_search.artefacts import atomic_file, check_fingerprint, write_json
-from sparsity_search.pruners._variants import Variants, variants_from_tensors
+from sparsity_search.variants import Variants, variants_from_tensors
 
 FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ import torch
 
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._variants import Variants
+from sparsity_search.variants import Variants
 
 
 class Supernet:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError, UnknownNameError
-from sparsity_search.pruners._variants import Variants, variants_from_tensors
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.variants import Variants, variants_from_tensors
 
 ROWS, COLUMNS = 16, 136
 SIZE = ROWS * COLUMNS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sparsity_search.artefacts import check_fingerprint
+from sparsity_search.artefacts import check_fingerprint, write_json
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 
@@ -82,14 +82,15 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def first_of(run: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``facts``, or those of the run that is there already with the same fingerprint.
+def begin(out: Path, facts: dict[str, Any]) -> None:
+    """Write ``run.json``, or check that the run that is there has the same fingerprint.
 
     Raises:
         RunMismatchError: The fingerprints differ.
     """
-    if not run.exists():
-        return dict(facts)
-    stored: dict[str, Any] = read_json(run)
-    check_fingerprint(stored["fingerprint"], facts["fingerprint"], f"the run in {run.parent}")
-    return stored
+    if not (out / RUN).exists():
+        write_json(out / RUN, facts)
+        return
+    stored = read_json(out / RUN)
+    check_fingerprint(stored["fingerprint"], facts["fingerprint"], f"the run in {out}")
+    write_json(out / RUN, {**facts, "created": stored["created"], "command": stored["command"]})

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsity_search.artefacts import digest, write_json
+from sparsity_search.artefacts import digest
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
@@ -18,15 +18,15 @@ from sparsity_search.history import History
 from sparsity_search.objective import SupernetObjective
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report import redact, write_report
-from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import load_space
-from sparsity_search.store import Store, journal
+from sparsity_search.store import Store, database, journal
 from sparsity_search.study import Limits, Study
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.supernet import Supernet
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
+from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import Plugins
 from sparsity_search.workflow.session import Session, open_session, search_requests
@@ -59,17 +59,19 @@ def search(
     session = open_session(config.model, search_requests(config.data), config.study.seed, monitor)
     space = space_file.build(session.subject.layout, budget, config.budget.bounds)
     _check_ladder(config, session)
-    facts = _facts(config, session, space, plugins, command)
+    job = Job(config, plugins, session, space, out, monitor)
+    fingerprint = _fingerprint(job)
+    storage = database(config.study.storage) if config.study.storage else None
     with rundir.locked(out):
-        facts = rundir.first_of(out / rundir.RUN, facts)
-        write_json(out / rundir.RUN, facts)
-        initial = _initial(plugins, session, space, monitor)
-        history = _run(config, out, facts, session, space, plugins, initial, monitor)
+        rundir.begin(out, _facts(job, fingerprint, command))
+        initial = _initial(job)
+        storage = storage or journal(out / rundir.JOURNAL)
+        history = _run(job, initial, Store(storage, _study_name(fingerprint), fingerprint))
         if monitor.stopped():
             return None
         best = history.survivors[0] if history.survivors else space.uniform
         profiles = {"uniform": space.base, **initial, "searched": space.profile(best)}
-        shipped = compare(config, plugins, session, profiles, history, out, monitor)
+        shipped = compare(job, profiles, history)
         write_report(out, config.study.storage)
     return shipped
 
@@ -86,19 +88,14 @@ def _check_ladder(config: RunConfig, session: Session) -> None:
             )
 
 
-def _facts(
-    config: RunConfig,
-    session: Session,
-    space: SearchSpace,
-    plugins: Plugins,
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """Return the contents of ``run.json``."""
-    text = session.describe_text()
-    fingerprint = {
-        "model": session.loaded.digest,
-        "layout": session.subject.layout.digest,
-        "space": space.digest,
+def _fingerprint(job: Job) -> dict[str, Any]:
+    """Return everything that a measurement depends on, flat."""
+    config, model, plugins = job.config, job.session.loaded, job.plugins
+    text = job.session.describe_text()
+    return {
+        "model": model.digest,
+        "layout": job.space.layout.digest,
+        "space": job.space.digest,
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": repr(plugins.pruner),
         "propagate": config.supernet.propagate,
@@ -107,98 +104,85 @@ def _facts(
         "initial": [repr(allocator) for allocator in plugins.initial.values()],
         "ladder": repr(config.ladder.build()),
         "seed": config.study.seed,
-        "dtype": str(session.loaded.model.dtype),
-        "device": session.loaded.model.device.type,
+        "dtype": str(model.model.dtype),
+        "device": model.model.device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    secrets = (config.study.storage,) if config.study.storage else ()
+
+
+def _study_name(fingerprint: dict[str, Any]) -> str:
+    return f"search-{digest(fingerprint)}"
+
+
+def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """Return the contents of ``run.json``, with credentials hidden."""
+    config, model = job.config, job.session.loaded.model
     facts = {
         "format": rundir.FORMAT,
         "command": shlex.join(command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": rundir.versions(),
         "threads": torch.get_num_threads(),
-        "device": str(session.loaded.model.device),
-        "dtype": str(session.loaded.model.dtype),
+        "device": str(model.device),
+        "dtype": str(model.dtype),
         "config": config.model_dump(mode="json"),
-        "study": f"search-{digest(fingerprint)}",
+        "study": _study_name(fingerprint),
         "fingerprint": fingerprint,
-        "model": session.describe_model(),
-        "text": text,
-        "layout": session.subject.layout.to_json(),
+        "model": job.session.describe_model(),
+        "text": job.session.describe_text(),
+        "layout": job.space.layout.to_json(),
     }
-    hidden: dict[str, Any] = redact(facts, secrets)
+    hidden: dict[str, Any] = redact(facts, (config.study.storage or "",))
     return hidden
 
 
-def _initial(
-    plugins: Plugins, session: Session, space: SearchSpace, monitor: Monitor
-) -> dict[str, SparsityProfile]:
+def _initial(job: Job) -> dict[str, SparsityProfile]:
     found = {}
-    for name, allocator in plugins.initial.items():
-        with monitor.stage(f"allocate {name}"):
+    for name, allocator in job.plugins.initial.items():
+        with job.monitor.stage(f"allocate {name}"):
+            text = job.session.text["calibration"]
             found[name] = allocator.allocate(
-                session.subject, session.text["calibration"], space.budget, space.bounds
+                job.session.subject, text, job.space.budget, job.space.bounds
             )
     return found
 
 
-def _run(
-    config: RunConfig,
-    out: Path,
-    facts: dict[str, Any],
-    session: Session,
-    space: SearchSpace,
-    plugins: Plugins,
-    initial: dict[str, SparsityProfile],
-    monitor: Monitor,
-) -> History:
+def _run(job: Job, initial: dict[str, SparsityProfile], store: Store) -> History:
     """Build the supernet and run the study on it; the model is dense again afterwards."""
-    storage = config.study.storage or journal(out / rundir.JOURNAL)
-    store = Store(storage, facts["study"], facts["fingerprint"])
-    supernet = _supernet(config, out, facts, session, space, plugins, monitor)
-    tokens = session.text["search"]
-    with monitor.stage("bind evaluator"):
-        proxy = plugins.evaluator.bind(session.loaded.model, tokens)
-    ladder, study = config.ladder.build(), config.study
+    supernet = _supernet(job)
+    model, tokens = job.session.loaded.model, job.session.text["search"]
+    with job.monitor.stage("bind evaluator"):
+        proxy = job.plugins.evaluator.bind(model, tokens)
+    ladder, study = job.config.ladder.build(), job.config.study
     minutes = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
-    with supernet.resident() as switch, monitor.stage("search"):
-        objective = SupernetObjective(
-            session.loaded.model, switch, proxy, (tokens.shape[0], tokens.shape[1]), study.seed
-        )
+    with supernet.resident() as switch, job.monitor.stage("search"):
+        pool = (tokens.shape[0], tokens.shape[1])
         return Study(
-            space=space,
-            searcher=plugins.searcher,
-            objective=objective,
+            space=job.space,
+            searcher=job.plugins.searcher,
+            objective=SupernetObjective(model, switch, proxy, pool, study.seed),
             ladder=ladder,
             store=store,
-            initial=[space.nearest(profile) for profile in initial.values()],
+            initial=[job.space.nearest(profile) for profile in initial.values()],
             seed=study.seed,
-            on_measured=lambda m: monitor.measured(m, ladder.top),
-        ).run(Limits(study.rounds, minutes and 60 * minutes, monitor.stopped))
+            on_measured=lambda m: job.monitor.measured(m, ladder.top),
+        ).run(Limits(study.rounds, minutes and 60 * minutes, job.monitor.stopped))
 
 
-def _supernet(
-    config: RunConfig,
-    out: Path,
-    facts: dict[str, Any],
-    session: Session,
-    space: SearchSpace,
-    plugins: Plugins,
-    monitor: Monitor,
-) -> Supernet:
+def _supernet(job: Job) -> Supernet:
     plan = SupernetPlan(
-        pruner=plugins.pruner,
-        tables=space.tables(),
-        centre=space.base,
-        propagate=config.supernet.propagate,
-        seed=config.study.seed,
+        pruner=job.plugins.pruner,
+        tables=job.space.tables(),
+        centre=job.space.base,
+        propagate=job.config.supernet.propagate,
+        seed=job.config.study.seed,
     )
     folder = None
-    if config.supernet.store == "disk":
+    if job.config.supernet.store == "disk":
         keys = ("model", "space", "text.calibration", "pruner", "propagate", "seed", "dtype")
-        fingerprint = {key: facts["fingerprint"][key] for key in keys}
-        folder = SupernetFolder(out / "supernet", fingerprint)
-    with monitor.stage("build supernet", len(session.subject.blocks)) as advance:
-        return build(session.subject, session.text["calibration"], plan, folder, advance)
+        fingerprint = _fingerprint(job)
+        folder = SupernetFolder(job.out / "supernet", {key: fingerprint[key] for key in keys})
+    subject = job.session.subject
+    with job.monitor.stage("build supernet", len(subject.blocks)) as advance:
+        return build(subject, job.session.text["calibration"], plan, folder, advance)

@@ -8,13 +8,13 @@ import pytest
 
 from sparsity_search.budget import Budget
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners._variants import Variants
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.rng import generator
 from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import SpaceFile
 from sparsity_search.supernet.build import SupernetPlan
+from sparsity_search.variants import Variants
 
 
 @dataclass(frozen=True, kw_only=True)

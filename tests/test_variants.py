@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
-from sparsity_search.pruners._variants import (
+from sparsity_search.variants import (
     RankedVariants,
     StoredVariants,
     Variants,
