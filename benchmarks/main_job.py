@@ -118,7 +118,7 @@ def read_profile(layout, file: Path) -> SparsityProfile:  # type: ignore[no-unty
 
 
 def cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+    return "-" if value is None else f"{value:.1f}"
 
 
 def main() -> None:
