@@ -35,6 +35,7 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: s
     Raises:
         RunMismatchError: It was not; the message names the keys that differ.
     """
+    now = json.loads(canonical_json(dict(now)))  # as it was stored: tuples are lists
     keys = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
     if keys:
         differing = ", ".join(f"{key} ({stored.get(key)} → {now.get(key)})" for key in keys)

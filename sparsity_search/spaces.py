@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.profile import SparsityProfile
 from sparsity_search.space import SearchSpace
 
 #: Sparsity limits by role, each within [0, 1].
@@ -28,7 +29,8 @@ class SpaceFile(BaseModel):
         description: One line for `sparsity-search ls spaces`.
         gene: Units that agree in all of these are tied to one level.
         groups: Roles by group name, for a gene that names ``group``.
-        step: Weights that one level moves, as a fraction of the smallest gene.
+        step: Weights that one level moves, as a fraction of the smallest gene; less where the
+            target leaves little room, so that the roomiest gene has four levels either way.
         reach: Most levels up or down.
         bounds: Least and greatest sparsity by role; roles that are not named have none.
     """
@@ -58,17 +60,28 @@ class SpaceFile(BaseModel):
         genes: dict[tuple[object, ...], list[int]] = {}
         for index, unit in enumerate(layout):
             genes.setdefault(tuple(self._key(unit, part) for part in self.gene), []).append(index)
-        smallest = min(sum(layout[i].size for i in gene) for gene in genes.values())
-        granule = int(np.lcm.reduce(layout.costs))
-        step = max(1, round(self.step * smallest / granule)) * granule
+        within = bounds_of(layout, {**self.bounds, **bounds})
         return SearchSpace(
             layout=layout,
             budget=budget,
-            bounds=bounds_of(layout, {**self.bounds, **bounds}),
+            bounds=within,
             genes=tuple(tuple(gene) for gene in genes.values()),
-            step=step,
+            step=self._step(budget.uniform(layout, within), within, list(genes.values())),
             reach=self.reach,
         )
+
+    def _step(self, base: SparsityProfile, bounds: Bounds, genes: list[list[int]]) -> int:
+        """Return the step in weights: a whole number of items of every unit."""
+        layout, removed = base.layout, np.array(base.removed)
+
+        def most(items: np.ndarray) -> int:
+            weights = items * layout.costs
+            return max(int(weights[gene].sum()) for gene in genes)
+
+        room = min(most(bounds.upper - removed), most(removed - bounds.lower))
+        smallest = min(sum(layout[i].size for i in gene) for gene in genes)
+        granule = int(np.lcm.reduce(layout.costs))
+        return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
 
     def _key(self, unit: Unit, part: str) -> object:
         if part != "group":

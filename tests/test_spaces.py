@@ -70,6 +70,14 @@ def test_step_is_a_fraction_of_the_smallest_gene(tmp_path: Path) -> None:
     assert file.build(toy_layout(50, 300, cost=8), Budget(0.5), {}).step == 40
 
 
+@pytest.mark.parametrize("target", [0.05, 0.95])
+def test_the_step_leaves_room_at_extreme_targets(tmp_path: Path, target: float) -> None:
+    file = load_space(write(tmp_path, gene=["name"], step=1.0, reach=8))
+    space = file.build(toy_layout(400, 400), Budget(target), {})
+    assert space.step == 5  # a quarter of the 20 weights between the target and the bound
+    assert (np.minimum(-space.levels.lower, space.levels.upper) == 4).all()
+
+
 def test_bounds_of_the_file_and_over_it(tmp_path: Path) -> None:
     file = load_space(write(tmp_path, bounds={"q": [0.2, 0.6], "k": [0.3, 0.7]}))
     space = file.build(toy_layout(10, 10, 10), Budget(0.5), {"k": (0.4, 0.5)})

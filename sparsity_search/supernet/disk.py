@@ -36,9 +36,10 @@ class SupernetFolder:
             "fingerprint": dict(fingerprint),
             "blocks": {},
         }
-        if (path / _MANIFEST).exists():
-            self._manifest = json.loads((path / _MANIFEST).read_text())
-            check_fingerprint(self._manifest["fingerprint"], fingerprint, "the supernet")
+        stored = _read_manifest(path / _MANIFEST)
+        if stored is not None:
+            check_fingerprint(stored["fingerprint"], fingerprint, f"the supernet in {path}")
+            self._manifest = stored
 
     def has(self, block: int) -> bool:
         """Return whether a block is there and whole; a corrupt one counts as absent."""
@@ -77,6 +78,15 @@ class SupernetFolder:
 
     def _file(self, block: int) -> Path:
         return self._path / f"block-{block:04d}.safetensors"
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a manifest; None where it is absent, corrupt or of another format: start anew."""
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return manifest if manifest["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _checksum(path: Path) -> str:

@@ -183,6 +183,7 @@ def test_a_long_document_raises_no_warning(
 ) -> None:
     fresh = tiny_loaded()  # a tokenizer warns once only
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # a command may have silenced it
     draw([Request("a", str(text), None, 64)], fresh, 0)
     assert not caplog.text
     assert len(ids(fresh, text.read_text())) > fresh.tokenizer.model_max_length

@@ -133,10 +133,18 @@ def test_a_damaged_block_is_rebuilt(
     assert_same(expected, rebuilt, profiles)
 
 
-def test_a_block_without_its_line_in_the_manifest_is_rebuilt(
-    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, built: Supernet, path: Path
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"format": 99}'])
+def test_without_a_legible_manifest_all_is_rebuilt(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    built: Supernet,
+    path: Path,
+    content: str | None,
 ) -> None:
     (path / "manifest.json").unlink()
+    if content is not None:
+        (path / "manifest.json").write_text(content)
     pruner = Counting()
     build(tiny_subject, tiny_tokens, plan_of(pruner), folder_at(path))
     assert len(pruner.calls) == 3 * N_UNITS
@@ -144,7 +152,7 @@ def test_a_block_without_its_line_in_the_manifest_is_rebuilt(
 
 @pytest.mark.usefixtures("built")
 def test_another_fingerprint_is_refused(path: Path) -> None:
-    with pytest.raises(RunMismatchError, match=r"the supernet was .*: seed \(0 → 1\)\."):
+    with pytest.raises(RunMismatchError, match=r"the supernet in .* was .*: seed \(0 → 1\)\."):
         SupernetFolder(path, {**FINGERPRINT, "seed": 1})
 
 
