@@ -53,7 +53,7 @@ class Page(HTMLParser):
 def test_rows_hold_exact_counts_scores_and_ratios(record: RunRecord) -> None:
     cut = "1,275,494"
     assert table.rows(record) == [
-        ("dense", "0.00 %", "84", "0.000", "0.000", "15.60", "0.390"),
+        ("dense", "0.00 %", "84", "0", "0.000", "15.60", "0.390"),
         ("uniform", "60.00 %", cut, "0.9600", "1.000", "40.00", "1.000"),
         ("owl", "60.00 %", cut, "0.8400", "0.875", "35.00", "0.875"),
         ("searched", "60.00 %", cut, "0.5760", "0.600", "27.00", "0.675"),
