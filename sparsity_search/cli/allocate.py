@@ -31,25 +31,12 @@ def allocate(
 
     Hyper-parameters: --set allocators.owl.m=7
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config import load_config
     from sparsity_search.workflow.allocate import allocate as run
 
     quiet_libraries()
-    given = {
-        "model.name": model,
-        "model.exclude": exclude,
-        "model.revision": revision,
-        "model.dtype": dtype,
-        "model.device": device,
-        "model.trust_remote_code": trust_remote_code or None,
-        "budget.sparsity": sparsity,
-        "budget.bounds": options.parse_bounds(bounds),
-        "data.calibration": calibration,
-        "study.seed": seed,
-    }
-    configuration = load_config(config, given, set_ or [])
     with TerminalMonitor() as monitor:
         profile = run(configuration, allocator, out, monitor=monitor)
     console.print(f"{out}: {profile.n_removed} of {profile.layout.n_weights} weights removed")

@@ -30,24 +30,14 @@ def evaluate(
 
     sparsity-search evaluate runs/mine/checkpoint --text file:test.txt
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config import load_config
     from sparsity_search.data.sequences import Request
     from sparsity_search.report.table import number, percent
     from sparsity_search.workflow.evaluate import evaluate as run
 
     quiet_libraries()
-    given = {
-        "model.name": model,
-        "model.revision": revision,
-        "model.dtype": dtype,
-        "model.device": device,
-        "model.trust_remote_code": trust_remote_code or None,
-        "evaluator.name": evaluator,
-        "study.seed": seed,
-    }
-    configuration = load_config(config, given, set_ or [])
     request = Request("evaluation", text, sequences, length)
     with TerminalMonitor() as monitor:
         found = run(configuration, request, dense=dense, monitor=monitor)

@@ -27,27 +27,14 @@ def inspect(
 
     sparsity-search inspect smollm2 --pruner sparsegpt
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.config import load_config
     from sparsity_search.report.table import duration, integer
     from sparsity_search.workflow.inspect import inspect as run
 
     quiet_libraries()
-    given = {
-        "model.name": model,
-        "model.exclude": exclude,
-        "model.revision": revision,
-        "model.dtype": dtype,
-        "model.device": device,
-        "model.trust_remote_code": trust_remote_code or None,
-        "budget.sparsity": sparsity,
-        "budget.bounds": options.parse_bounds(bounds),
-        "space": space,
-        "pruner.name": pruner,
-    }
-    configuration = load_config(config, given, set_ or [])
     with TerminalMonitor() as monitor:
         found = run(configuration, monitor=monitor)
     layout, estimate = found.layout, found.estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -30,6 +31,7 @@ for command in (search, allocate, prune, verify, evaluate, inspect, report, ls):
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     try:
         app()
     except SparsitySearchError as error:

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsity_search.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparsity_search.config import RunConfig
+
+#: The key of the configuration that each option of a command stands for.
+KEYS = {
+    "model": "model.name",
+    "checkpoint": "model.name",
+    "exclude": "model.exclude",
+    "revision": "model.revision",
+    "dtype": "model.dtype",
+    "device": "model.device",
+    "trust_remote_code": "model.trust_remote_code",
+    "sparsity": "budget.sparsity",
+    "bounds": "budget.bounds",
+    "space": "space",
+    "pruner": "pruner.name",
+    "searcher": "searcher.name",
+    "evaluator": "evaluator.name",
+    "initial": "initial",
+    "calibration": "data.calibration",
+    "search_text": "data.search_text",
+    "final_text": "data.final_text",
+    "rounds": "study.rounds",
+    "minutes": "study.minutes",
+    "seed": "study.seed",
+    "storage": "study.storage",
+}
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, local folder, .gguf file, or smollm2 (packaged).")
@@ -44,6 +72,26 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one configuration key."),
 ]
 Out = Annotated[Path, typer.Option(help="Where the result is written.")]
+
+
+def configuration(options: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that a command's options mean.
+
+    Args:
+        options: Values by parameter name, as ``locals()`` gives them at the start of a command;
+            those without a key in the configuration are left out.
+
+    Raises:
+        ConfigError: An option is not legal.
+    """
+    from sparsity_search.config import load_config
+
+    given = {KEYS[name]: value for name, value in options.items() if name in KEYS}
+    given["model.trust_remote_code"] = given["model.trust_remote_code"] or None
+    given["budget.bounds"] = parse_bounds(given.get("budget.bounds"))
+    initial = given.get("initial")
+    given["initial"] = initial.split(",") if initial else None
+    return load_config(options.get("config"), given, options.get("set_") or [])
 
 
 def parse_bounds(texts: Sequence[str] | None) -> dict[str, tuple[float, float]] | None:

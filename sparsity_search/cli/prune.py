@@ -31,26 +31,12 @@ def prune(
 
     sparsity-search prune smollm2 --profile profile.json --pruner sparsegpt --out pruned
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config import load_config
     from sparsity_search.workflow.prune import prune as run
 
     quiet_libraries()
-    given = {
-        "model.name": model,
-        "model.exclude": exclude,
-        "model.revision": revision,
-        "model.dtype": dtype,
-        "model.device": device,
-        "model.trust_remote_code": trust_remote_code or None,
-        "budget.sparsity": sparsity,
-        "budget.bounds": options.parse_bounds(bounds),
-        "pruner.name": pruner,
-        "data.calibration": calibration,
-        "study.seed": seed,
-    }
-    configuration = load_config(config, given, set_ or [])
     with TerminalMonitor() as monitor:
         done = run(configuration, out, profile=profile, monitor=monitor)
     console.print(f"{out}: {done.n_removed} of {done.layout.n_weights} weights are zero")

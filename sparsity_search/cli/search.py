@@ -47,39 +47,16 @@ def search(
 
     sparsity-search search smollm2 --sparsity 0.6 --minutes 10 --out runs/mine
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.config import load_config
     from sparsity_search.report import RunRecord
     from sparsity_search.report.table import HEADER, rows, summary
     from sparsity_search.workflow.search import DEFAULT_MINUTES
     from sparsity_search.workflow.search import search as run
 
     quiet_libraries()
-    given = {
-        "model.name": model,
-        "model.exclude": exclude,
-        "model.revision": revision,
-        "model.dtype": dtype,
-        "model.device": device,
-        "model.trust_remote_code": trust_remote_code or None,
-        "budget.sparsity": sparsity,
-        "budget.bounds": options.parse_bounds(bounds),
-        "space": space,
-        "pruner.name": pruner,
-        "searcher.name": searcher,
-        "evaluator.name": evaluator,
-        "initial": initial.split(",") if initial else None,
-        "data.calibration": calibration,
-        "data.search_text": search_text,
-        "data.final_text": final_text,
-        "study.rounds": rounds,
-        "study.minutes": minutes,
-        "study.seed": seed,
-        "study.storage": storage,
-    }
-    configuration = load_config(config, given, set_ or [])
     folder = out or _default_folder(configuration)
     study = configuration.study
     limit = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)

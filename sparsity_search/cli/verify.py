@@ -20,20 +20,14 @@ def verify(
 
     sparsity-search verify runs/mine/checkpoint --profile runs/mine/profile.json
     """
+    configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config import load_config
     from sparsity_search.workflow.prune import verify as run
 
     quiet_libraries()
-    given = {
-        "model.name": checkpoint,
-        "model.exclude": exclude,
-        "model.device": "cpu",
-        "model.trust_remote_code": trust_remote_code or None,
-    }
     with TerminalMonitor() as monitor:
-        found = run(load_config(None, given), profile, monitor=monitor)
+        found = run(configuration, profile, monitor=monitor)
     console.print(
         f"{found.n_removed} of {found.layout.n_weights} weights are zero, "
         f"exactly as the profile says in each of {len(found.layout)} units"
