@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +51,7 @@ class _Stopped(Exception):
     """A limit was reached inside a round."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """Searches a space for the candidate with the lowest score.
 
@@ -85,21 +84,19 @@ class Study:
         Returns:
             The history; `History.survivors` are the winners, best first.
         """
-        recorded = History(self.store.load())
-        self._elapsed = max((m.elapsed for m in recorded.measurements), default=0.0)
-        history = History()
+        session = _Session(self, limits)
         round_ = 0
         while limits.rounds is None or round_ <= limits.rounds:
-            candidates = self._candidates(history, round_)
+            candidates = self._candidates(session.history, round_)
             if not candidates:
                 break
             try:
-                survivors = self._climb(candidates, round_, history, recorded, limits)
+                survivors = session.climb(candidates, round_)
             except _Stopped:
                 break
-            history.close_round(survivors)
+            session.history.close_round(survivors)
             round_ += 1
-        return history
+        return session.history
 
     def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
         if round_ == 0:
@@ -107,68 +104,67 @@ class Study:
         rng = generator(self.seed, "ask", round_)
         return self.searcher.ask(self.space, history, self.ladder.candidates, rng)
 
-    def _climb(
-        self,
-        candidates: Sequence[Candidate],
-        round_: int,
-        history: History,
-        recorded: History,
-        limits: Limits,
-    ) -> Sequence[Candidate]:
+
+class _Session:
+    """One run of a study: what is recorded already, the history so far, and the clock."""
+
+    def __init__(self, study: Study, limits: Limits) -> None:
+        self.history = History()
+        self._study = study
+        self._limits = limits
+        self._recorded = History(study.store.load())
+        self._elapsed = max((m.elapsed for m in self._recorded.measurements), default=0.0)
+
+    def climb(self, candidates: Sequence[Candidate], round_: int) -> Sequence[Candidate]:
         """Take candidates up the ladder; the last survivors join them at the top rung."""
-        top = self.ladder.top
-        for rung in range(top if round_ == 0 else 0, top + 1):
-            if rung == top:
-                candidates = list(dict.fromkeys([*history.survivors, *candidates]))
-            fidelity = self.ladder.fidelity(rung, round_)
-            template = Measurement(
-                round=round_, rung=rung, candidate=(), fidelity=fidelity, score=Score(0.0, ())
+        ladder = self._study.ladder
+        for rung in range(ladder.top if round_ == 0 else 0, ladder.top + 1):
+            if rung == ladder.top:
+                candidates = list(dict.fromkeys([*self.history.survivors, *candidates]))
+            empty = Measurement(
+                round=round_,
+                rung=rung,
+                candidate=(),
+                fidelity=ladder.fidelity(rung, round_),
+                score=Score(0.0, ()),
             )
-            measured = self._measure(candidates, template, history, recorded, limits)
-            candidates = self.ladder.survivors(rung, measured)
+            candidates = ladder.survivors(rung, self._measure(candidates, empty))
         return candidates
 
-    def _measure(
-        self,
-        candidates: Sequence[Candidate],
-        template: Measurement,
-        history: History,
-        recorded: History,
-        limits: Limits,
-    ) -> list[Measurement]:
+    def _measure(self, candidates: Sequence[Candidate], empty: Measurement) -> list[Measurement]:
         """Return a measurement of each candidate: known, replayed, or made now."""
-        found: dict[Candidate, Measurement] = {}
-        missing: list[Candidate] = []
+        found = {}
         for candidate in candidates:
-            known = history.known(template.fidelity, candidate)
-            replayed = known or recorded.known(template.fidelity, candidate)
-            if replayed is None:
-                missing.append(candidate)
-                continue
-            found[candidate] = replayed
-            if known is None:
-                self._note(replayed, history)
-        scores = self.objective([self.space.profile(c) for c in missing], template.fidelity)
-        allowed = math.inf if limits.seconds is None else limits.seconds
+            known = self._known(empty.fidelity, candidate)
+            if known is not None:
+                found[candidate] = known
+        missing = [candidate for candidate in candidates if candidate not in found]
+        profiles = [self._study.space.profile(candidate) for candidate in missing]
+        scores = self._study.objective(profiles, empty.fidelity)
         for candidate in missing:
-            if limits.stop() or self._elapsed >= allowed:
-                raise _Stopped
-            started = time.monotonic()
-            score = next(scores)
-            seconds = time.monotonic() - started
-            self._elapsed += seconds
-            measurement = replace(
-                template,
-                candidate=candidate,
-                score=score,
-                seconds=seconds,
-                elapsed=self._elapsed,
-            )
-            self.store.add(measurement)
-            self._note(measurement, history)
-            found[candidate] = measurement
+            found[candidate] = self._score(scores, replace(empty, candidate=candidate))
         return [found[candidate] for candidate in candidates]
 
-    def _note(self, measurement: Measurement, history: History) -> None:
-        history.add(measurement)
-        self.on_measured(measurement)
+    def _known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
+        known = self.history.known(fidelity, candidate)
+        if known is None and (known := self._recorded.known(fidelity, candidate)) is not None:
+            self._note(known)
+        return known
+
+    def _score(self, scores: Iterator[Score], empty: Measurement) -> Measurement:
+        """Take the next score, and record it."""
+        limit = self._limits.seconds
+        if self._limits.stop() or (limit is not None and self._elapsed >= limit):
+            raise _Stopped
+        started = time.monotonic()
+        score = next(scores)
+        seconds = time.monotonic() - started
+        self._elapsed += seconds
+        measurement = replace(empty, score=score, seconds=seconds, elapsed=self._elapsed)
+        self._study.store.add(measurement)
+        self._note(measurement)
+        return measurement
+
+    def _note(self, measurement: Measurement) -> None:
+        self.history.add(measurement)
+        self._study.on_measured(measurement)

@@ -123,7 +123,13 @@ def test_study_with_failures_resumes(path: Path) -> None:
         return SeparableProblem(space, noise=1.0, fails=lambda p: p.removed[0] > 55)
 
     def study(file: Path, objective: SeparableProblem) -> Study:
-        return Study(space, Evolution(), objective, TOY_LADDER, opened(file))
+        return Study(
+            space=space,
+            searcher=Evolution(),
+            objective=objective,
+            ladder=TOY_LADDER,
+            store=opened(file),
+        )
 
     expected = study(path, problem()).run(Limits(rounds=4))
     assert any(m.failed for m in expected.measurements)

@@ -166,5 +166,11 @@ class SeparableProblem:
 
 def toy_history(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
     """Return what a study of a toy problem finds with a searcher in some rounds."""
-    study = Study(problem.space, searcher, problem, TOY_LADDER, MemoryStore())
+    study = Study(
+        space=problem.space,
+        searcher=searcher,
+        objective=problem,
+        ladder=TOY_LADDER,
+        store=MemoryStore(),
+    )
     return study.run(Limits(rounds=rounds))
