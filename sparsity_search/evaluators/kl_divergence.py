@@ -46,10 +46,17 @@ class KLDivergence(Evaluator):
 
 @dataclass(frozen=True)
 class _Teacher:
-    """One row of the dense model: probabilities and Σ p log p of each position, in float32."""
+    """A chunk of one row of the dense model, in float32.
+
+    Attributes:
+        probabilities: ``(positions, vocabulary)``.
+        negative_entropy: Σ p log p of each position.
+        mass: Σ p of each position: 1 up to rounding, which the large logsumexp would magnify.
+    """
 
     probabilities: Tensor
     negative_entropy: Tensor
+    mass: Tensor
 
 
 class _KLProxy(Proxy):
@@ -78,7 +85,7 @@ class _KLProxy(Proxy):
             teacher = self._teacher(model, row, start)
             student = logits(model, hidden[start : start + self._chunk]).float()
             expected = torch.linalg.vecdot(teacher.probabilities, student)
-            divergence = teacher.negative_entropy - expected + student.logsumexp(-1)
+            divergence = teacher.negative_entropy - expected + teacher.mass * student.logsumexp(-1)
             total += divergence.double().sum()
         return (total / len(hidden)).clamp_min(0)  # rounding can leave -1e-9 of nothing
 
@@ -90,7 +97,8 @@ class _KLProxy(Proxy):
         states = self._hidden[row, start : start + self._chunk]
         log_probabilities = logits(model, states).float().log_softmax(-1)
         probabilities = log_probabilities.exp()
-        teacher = _Teacher(probabilities, torch.linalg.vecdot(probabilities, log_probabilities))
+        negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
+        teacher = _Teacher(probabilities, negative_entropy, probabilities.sum(-1))
         size = probabilities.numel() * probabilities.element_size()
         if size <= self._free:
             self._free -= size
