@@ -11,8 +11,7 @@ from types import FrameType
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparsity_search.history import Measurement
@@ -60,10 +59,9 @@ class TerminalMonitor(Monitor):
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=10),
             TextColumn("left"),
-            Remaining(),
+            TimeRemainingColumn(compact=True),
             console=err,
             disable=not err.is_terminal,
         )
@@ -131,8 +129,8 @@ class TerminalMonitor(Monitor):
         speed = self._count / max(1e-9, time.monotonic() - self._started)
         gain = 1 - best / uniform if uniform else 0.0
         return (
-            f"search: round {measurement.round}, best {best:.4f} "
-            f"({gain:.1%} below uniform), {speed:.2f} evaluations/s"
+            f"round {measurement.round}, best {best:.4f} ({-gain:+.1%} vs uniform), "
+            f"{speed:.3g} evaluations/s"
         )
 
     def stopped(self) -> bool:
