@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,7 +37,7 @@ def quiet_libraries() -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
     """Return a table whose first ``left`` columns are text and the others numbers."""
-    result = Table(header_style="bold")
+    result = Table(header_style="bold", box=box.SIMPLE_HEAD)  # fits 80 columns
     for index, title in enumerate(header):
         result.add_column(title, justify="left" if index < left else "right")
     for row in rows:
