@@ -37,7 +37,7 @@ def quiet_libraries() -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
     """Return a table whose first ``left`` columns are text and the others numbers."""
-    result = Table(header_style="bold", box=box.SIMPLE_HEAD)  # fits 80 columns
+    result = Table(header_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for index, title in enumerate(header):
         result.add_column(title, justify="left" if index < left else "right")
     for row in rows:
