@@ -42,9 +42,9 @@ def allocate(
         profile = plugin.allocate(session.subject, tokens, budget, bounds)
     facts = {
         "target": budget.target,
-        "model": session.describe_model(),
+        "model": session.model_facts,
         "allocator": repr(plugin),
-        "text": session.describe_text(),
+        "text": session.text_facts,
     }
     write_json(out, {**profile.to_json(), **facts})
     return profile

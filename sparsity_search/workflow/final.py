@@ -117,10 +117,10 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
     return {
         **profile.to_json(),
         "target": job.config.budget.target,
-        "model": job.session.describe_model(),
+        "model": job.session.model_facts,
         "pruner": job.config.pruner.model_dump(mode="json"),
         "seed": job.config.study.seed,
-        "text": job.session.describe_text(),
+        "text": job.session.text_facts,
     }
 
 

@@ -59,10 +59,10 @@ def prune(
         with monitor.stage("save checkpoint"):
             save_checkpoint(session.loaded.model, session.loaded.tokenizer, out)
     facts = {
-        "model": session.describe_model(),
+        "model": session.model_facts,
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
-        "text": session.describe_text(),
+        "text": session.text_facts,
     }
     write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts})
     return wanted

@@ -91,7 +91,7 @@ def _check_ladder(config: RunConfig, session: Session) -> None:
 def _fingerprint(job: Job) -> dict[str, Any]:
     """Return everything that a measurement depends on, flat."""
     config, model, plugins = job.config, job.session.loaded, job.plugins
-    text = job.session.describe_text()
+    text = job.session.text_facts
     return {
         "model": model.digest,
         "layout": job.space.layout.digest,
@@ -129,8 +129,8 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
         "config": config.model_dump(mode="json"),
         "study": _study_name(fingerprint),
         "fingerprint": fingerprint,
-        "model": job.session.describe_model(),
-        "text": job.session.describe_text(),
+        "model": job.session.model_facts,
+        "text": job.session.text_facts,
         "layout": job.space.layout.to_json(),
     }
     hidden: dict[str, Any] = redact(facts, (config.study.storage or "",))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from sparsity_search.config import DataSection, ModelSection
 from sparsity_search.data.sequences import Request, digest, draw
-from sparsity_search.data.sources import identity
+from sparsity_search.data.sources import identity, parse
 from sparsity_search.models.loading import LoadedModel, load_model
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.workflow.monitor import Monitor
@@ -32,16 +33,18 @@ class Session:
     text: dict[str, Tensor]
     sources: dict[str, str]
 
-    def describe_model(self) -> dict[str, Any]:
-        """Return what identifies the model, for artefacts."""
+    @cached_property
+    def model_facts(self) -> dict[str, Any]:
+        """What identifies the model, for artefacts."""
         return {
             "name": self.loaded.name,
             "revision": self.loaded.revision,
             "digest": self.loaded.digest,
         }
 
-    def describe_text(self) -> dict[str, dict[str, Any]]:
-        """Return what identifies the text of each purpose, for artefacts."""
+    @cached_property
+    def text_facts(self) -> dict[str, dict[str, Any]]:
+        """What identifies the text of each purpose, for artefacts; hashes each file once."""
         return {
             purpose: {
                 **identity(self.sources[purpose]),
@@ -63,7 +66,7 @@ def open_session(
         ModelError: The model cannot be loaded, or has nothing to prune.
     """
     for request in requests:
-        identity(request.source)
+        parse(request.source)
     with monitor.stage("load model"):
         loaded = load_model(
             model.name,
