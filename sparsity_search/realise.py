@@ -39,13 +39,14 @@ def prune_sequentially(
         ProfileError: The zeros of the result are not those of the profile.
     """
     notes = []
-    for visit in walk(subject, tokens, pruner.requires, rewritten=True):
+    gradient = pruner.needs_gradient
+    for visit in walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient):
         for unit in visit.units:
             view = subject.views[unit.name]
             count = profile.removed[subject.layout.position(unit.name)]
             variants = pruner.prune(
                 view.read(),
-                visit.statistics[unit.name],
+                visit.evidence[unit.name],
                 [count],
                 seed=derive_seed(seed, "ties", unit.name),
             )

@@ -7,19 +7,26 @@ projections share theirs, and with it the one expensive factorisation.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, DataError, NumericalError
 
+T = TypeVar("T")
+
 _LARGEST_DAMPING = 1.0
 _SMALLEST_RAISE = 1e-4  # from zero damping there is no factor of ten
 
 
 class Statistic(enum.IntEnum):
-    """What a pruner needs to know about its inputs; a higher one includes the lower ones."""
+    """What a pruner needs to know about its inputs; a higher one includes the lower ones.
+
+    ``NORM`` is mean and mean square of each input, ``HESSIAN`` the mean of all products.
+    """
 
     NONE = 0
     NORM = 1
@@ -65,7 +72,8 @@ class InputStatistics:
         device = torch.device(device or "cpu")
         wide = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros(shape, dtype=wide, device=device)
-        self._factors: dict[float, InverseFactor] = {}
+        self._total = torch.zeros(n_inputs, dtype=wide, device=device)
+        self._derived: dict[Hashable, Any] = {}
 
     @torch.no_grad()
     def add(self, inputs: Tensor) -> None:
@@ -74,11 +82,12 @@ class InputStatistics:
             raise DataError(f"inputs have width {inputs.shape[-1]}, not {self.n_inputs}")
         tokens = inputs.reshape(-1, self.n_inputs)
         self.n_tokens += len(tokens)
-        self._factors.clear()
+        self._derived.clear()
         if self.statistic is Statistic.NONE:
             return
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         tokens = tokens.to(device=self._sum.device, dtype=dtype)
+        self._total += tokens.sum(dim=0, dtype=self._total.dtype)
         if self.statistic is Statistic.NORM:
             self._sum += tokens.square().sum(dim=0, dtype=self._sum.dtype)
         else:
@@ -90,6 +99,18 @@ class InputStatistics:
         if self.statistic is Statistic.HESSIAN:
             mean = mean.diagonal()
         return mean.sqrt().float()
+
+    def mean(self) -> Tensor:
+        """Return each input's mean over tokens, ``(n_inputs,)`` float32."""
+        self._mean(Statistic.NORM)
+        return (self._total / self.n_tokens).float()
+
+    def variance(self) -> Tensor:
+        """Return each input's variance over tokens, ``(n_inputs,)`` float32, not negative."""
+        square = self._mean(Statistic.NORM)
+        if self.statistic is Statistic.HESSIAN:
+            square = square.diagonal()
+        return (square - (self._total / self.n_tokens).square()).clamp_min(0).float()
 
     def hessian(self) -> Tensor:
         """Return the mean of ``x xᵀ`` over tokens, ``(n_inputs, n_inputs)`` float32, symmetric."""
@@ -104,9 +125,29 @@ class InputStatistics:
         Raises:
             NumericalError: No tokens were added, or the sums are not finite.
         """
-        if damping not in self._factors:
-            self._factors[damping] = _factorise(self._symmetric(), damping)
-        return self._factors[damping]
+        return self.derived(
+            ("inverse factor", damping), lambda: _factorise(self._symmetric(), damping)
+        )
+
+    def damped_hessian(self, damping: float) -> Tensor:
+        """Return ``H + λ I`` as `inverse_factor` has it, in float64 where the device has that.
+
+        Its damping may be larger than asked for, and it is diagonal if the factor's fallback is.
+        """
+        factor, hessian = self.inverse_factor(damping), self._symmetric()
+        scale = _prepare(hessian)[1]
+        hessian.diagonal().add_(factor.damping * scale)
+        return hessian.diagonal().diag() if factor.fallback else hessian
+
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return ``make()``, called once for each key until tokens are added.
+
+        Units that read one tensor share its statistics, and so what is derived from them.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     def _symmetric(self) -> Tensor:
         mean = self._mean(Statistic.HESSIAN)
@@ -125,11 +166,17 @@ class InputStatistics:
         return mean
 
 
-def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
+def _prepare(hessian: Tensor) -> tuple[Tensor, float]:
+    """Set dead inputs' diagonal to 1 in place; return which they are, and the others' mean."""
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     scale = float(diagonal[~dead].mean()) if not dead.all() else 1.0
     diagonal[dead] = 1.0
+    return dead, scale
+
+
+def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
+    dead, scale = _prepare(hessian)
     tried = damping
     while True:
         upper = _inverse_cholesky(hessian, tried * scale)
@@ -138,7 +185,7 @@ def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
         if tried >= _LARGEST_DAMPING:
             break
         tried = min(max(10 * tried, _SMALLEST_RAISE), _LARGEST_DAMPING)
-    upper = (diagonal + tried * scale).rsqrt().diag().float()
+    upper = (hessian.diagonal() + tried * scale).rsqrt().diag().float()
     return InverseFactor(upper, tried, dead, fallback=True)
 
 

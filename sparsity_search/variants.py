@@ -70,6 +70,25 @@ class RankedVariants(Variants):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class GroupedVariants(RankedVariants):
+    """Nested masks of N:M groups, each of which keeps as many weights as any other.
+
+    A kept weight that is zero in the dense model becomes the least positive number, so that
+    every group has exactly its zeros.
+    """
+
+    kind: ClassVar[str] = "grouped"
+
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return ``dense`` with the zeros of ``count``, in every group alike."""
+        removed = self.codes.to(dense.device) <= self.index(count)
+        if not removed.any():  # a count that the zeros in the dense weight exceed
+            return dense.clone()
+        kept = dense.masked_fill(dense == 0, torch.finfo(dense.dtype).tiny)
+        return kept.masked_fill_(removed, 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredVariants(Variants):
     """Whole weights, for pruners that also change what they keep.
 
@@ -114,6 +133,8 @@ def variants_from_tensors(
     match kind, sorted(tensors):
         case "ranked", ["codes"]:
             return RankedVariants(counts=table, notes=told, codes=tensors["codes"])
+        case "grouped", ["codes"]:
+            return GroupedVariants(counts=table, notes=told, codes=tensors["codes"])
         case "stored", ["weights"]:
             return StoredVariants(counts=table, notes=told, weights=tensors["weights"])
         case _, names:

@@ -130,8 +130,8 @@ def test_parameters_of_plugins(path: Path) -> None:
 @pytest.mark.parametrize("override", ["pruner=magnitude", "pruner.name=magnitude"])
 def test_another_plugin_drops_the_parameters(path: Path, override: str) -> None:
     value = {"pruner": {"name": "sparsegpt", "damping": 0.1}}
-    config = from_file(path, value, override, "pruner.scope=row")
-    assert (config.pruner.name, config.pruner.parameters) == ("magnitude", {"scope": "row"})
+    config = from_file(path, value, override, "pruner.pattern=row")
+    assert (config.pruner.name, config.pruner.parameters) == ("magnitude", {"pattern": "row"})
 
 
 def test_the_same_plugin_keeps_them(path: Path) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ProfileError
+from sparsity_search.evidence import Evidence
+from sparsity_search.models.gradients import weight_gradients
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.realise import prune_sequentially
@@ -37,26 +39,45 @@ def test_zeros_are_exact(
     assert sum(zeros.values()) == round(target * layout.n_weights)
 
 
+def plain_evidence(
+    subject: PrunableModel, block: int, tokens: Tensor, statistic: Statistic
+) -> dict[str, Evidence]:
+    """What is known of a block's units, from hooks on full forward passes."""
+    found = {}
+    for unit in subject.units_of(block):
+        view = subject.views[unit.name]
+        found[unit.role] = InputStatistics(view.read().shape[1], statistic)
+        handle = view.module.register_forward_pre_hook(
+            lambda _, args, role=unit.role: found[role].add(args[0])
+        )
+        with torch.inference_mode():
+            for batch in tokens.split(8):
+                subject.model(input_ids=batch, use_cache=False)
+        handle.remove()
+    return {
+        unit.name: Evidence(
+            inputs=found[unit.role],
+            following=found["down"] if unit.role in ("gate", "up") else None,
+        )
+        for unit in subject.units_of(block)
+    }
+
+
 @pytest.mark.parametrize("name", PRUNERS.names())
 def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: str) -> None:
     subject, other = PrunableModel(tiny_llama()), PrunableModel(tiny_llama())
     profile, pruner = Budget(0.6).uniform(subject.layout), PRUNERS.create(name)
+    gradients = weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
     prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
     for block in range(3):
         new = {}
+        known = plain_evidence(other, block, tiny_tokens, pruner.requires)
         for unit in other.units_of(block):
             view = other.views[unit.name]
-            statistics = InputStatistics(view.read().shape[1], pruner.requires)
-            handle = view.module.register_forward_pre_hook(
-                lambda _, args, statistics=statistics: statistics.add(args[0])
-            )
-            with torch.inference_mode():
-                for batch in tiny_tokens.split(8):
-                    other.model(input_ids=batch, use_cache=False)
-            handle.remove()
+            evidence = replace(known[unit.name], gradient=gradients.get(unit.name))
             count = profile.removed[profile.layout.position(unit.name)]
             seed = derive_seed(4, "ties", unit.name)
-            variants = pruner.prune(view.read(), statistics, [count], seed=seed)
+            variants = pruner.prune(view.read(), evidence, [count], seed=seed)
             new[unit.name] = variants.at(view.read(), count)
         for unit_name, weight in new.items():
             other.views[unit_name].write(weight)
@@ -110,8 +131,8 @@ class Talking(Wanda):
 class Sloppy(Wanda):
     """Wanda that leaves one weight too many."""
 
-    def prune(self, weight: Tensor, inputs: Any, counts: Any, *, seed: int) -> Any:
-        found = super().prune(weight, inputs, [counts[0] - 1], seed=seed)
+    def prune(self, weight: Tensor, evidence: Any, counts: Any, *, seed: int) -> Any:
+        found = super().prune(weight, evidence, [counts[0] - 1], seed=seed)
         return replace(found, counts=tuple(counts))
 
 
@@ -136,9 +157,9 @@ def test_statistics_gathered_are_those_required(
 
     @dataclass(frozen=True, kw_only=True)
     class Looking(Wanda):
-        def prune(self, weight: Tensor, inputs: InputStatistics, *args: Any, **kwargs: Any) -> Any:
-            seen.add((inputs.statistic, inputs.n_tokens))
-            return super().prune(weight, inputs, *args, **kwargs)
+        def prune(self, weight: Tensor, evidence: Evidence, *args: Any, **kwargs: Any) -> Any:
+            seen.add((evidence.inputs.statistic, evidence.inputs.n_tokens))
+            return super().prune(weight, evidence, *args, **kwargs)
 
     bounds = Bounds.of(tiny_subject.layout)
     profile = Budget(0.5).uniform(tiny_subject.layout, bounds)

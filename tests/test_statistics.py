@@ -151,3 +151,38 @@ def test_asking_for_more_than_was_gathered_is_an_error() -> None:
 def test_wrong_width_is_an_error() -> None:
     with pytest.raises(DataError, match="width 5"):
         gathered(torch.ones(3, D), Statistic.NORM).add(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("statistic", [Statistic.NORM, Statistic.HESSIAN])
+def test_mean_and_variance(statistic: Statistic) -> None:
+    inputs = correlated_inputs(90, D) + 3
+    statistics = gathered(inputs, statistic)
+    assert_close(statistics.mean(), inputs.mean(0))
+    assert_close(statistics.variance(), inputs.var(0, correction=0), rtol=1e-4, atol=1e-5)
+    constant = gathered(torch.full((50, D), 1000.1), statistic)
+    assert (constant.variance() >= 0).all()
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01, 0.5])
+def test_damped_hessian_is_what_was_factorised(damping: float) -> None:
+    inputs = correlated_inputs(300, D)
+    inputs[:, 2] = 0
+    statistics = gathered(inputs, Statistic.HESSIAN)
+    upper = statistics.inverse_factor(damping).upper.double()
+    product = statistics.damped_hessian(damping) @ upper.T @ upper
+    assert_close(product, torch.eye(D, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+def test_damped_hessian_of_a_singular_one() -> None:
+    statistics = gathered(correlated_inputs(4, 40), Statistic.HESSIAN)
+    assert statistics.inverse_factor(0.0).damping > 0
+    torch.linalg.cholesky(statistics.damped_hessian(0.0))  # raises if it is not definite
+
+
+def test_derived_is_made_once_until_tokens_are_added() -> None:
+    statistics = gathered(correlated_inputs(20, D), Statistic.HESSIAN)
+    made: list[int] = []
+    for _ in range(3):
+        assert statistics.derived("rank", lambda: made.append(1) or len(made)) == 1
+    statistics.add(torch.ones(1, D))
+    assert statistics.derived("rank", lambda: made.append(1) or len(made)) == 2

@@ -54,6 +54,11 @@ class PrunableModel:
         """Return the units of one decoder block, in forward order."""
         return [unit for unit in self.layout if unit.block == block]
 
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that hold the units' weights, each once."""
+        found = [p for view in self.views.values() for p in view.parameters()]
+        return list({id(parameter): parameter for parameter in found}.values())
+
     def zeros(self) -> SparsityProfile:
         """Return the profile that the weights have now: zeros counted in every unit."""
         return from_counts(self.layout, [self.views[u.name].n_zeros() for u in self.layout])

@@ -13,6 +13,9 @@ ROLES: dict[str, str] = {
     "down_proj": "down",
 }
 
+#: Role → the role whose input its output is made into, in a gated feed-forward.
+FOLLOWED_BY: dict[str, str] = {"gate": "down", "up": "down"}
+
 
 def role_of(module_name: str) -> str:
     """Return the role of a linear layer.

@@ -20,6 +20,14 @@ class View(ABC):
         """Return the weights as ``(outputs, inputs)``; may share memory with the model."""
 
     @abstractmethod
+    def read_gradient(self) -> Tensor:
+        """Return the gradient of the weights, ``(outputs, inputs)``, after a backward pass."""
+
+    @abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that hold the weights."""
+
+    @abstractmethod
     def write(self, weight: Tensor) -> None:
         """Replace the weights, ``(outputs, inputs)``, in the model's dtype."""
 
@@ -48,6 +56,15 @@ class LinearView(View):
     def read(self) -> Tensor:
         """Return the layer's weight."""
         return self._linear.weight.detach()
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient of the layer's weight."""
+        gradient = self._linear.weight.grad
+        return torch.zeros_like(self.read()) if gradient is None else gradient
+
+    def parameters(self) -> list[Tensor]:
+        """Return the layer's weight."""
+        return [self._linear.weight]
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""

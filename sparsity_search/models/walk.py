@@ -13,8 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsity_search.evidence import Evidence
 from sparsity_search.layout import Unit
+from sparsity_search.models.gradients import weight_gradients
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.roles import FOLLOWED_BY
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.statistics import InputStatistics, Statistic
 
@@ -28,15 +31,22 @@ class Visit:
         units: Its units, in forward order.
         statistics: Of each unit's input, by unit name; units that read one tensor share one
             object, and with it one factorisation.
+        evidence: What is known of each unit, by name.
     """
 
     block: int
     units: list[Unit]
     statistics: dict[str, InputStatistics]
+    evidence: dict[str, Evidence]
 
 
 def walk(
-    subject: PrunableModel, tokens: Tensor, statistic: Statistic, *, rewritten: bool
+    subject: PrunableModel,
+    tokens: Tensor,
+    statistic: Statistic,
+    *,
+    rewritten: bool,
+    gradient: bool = False,
 ) -> Iterator[Visit]:
     """Yield a visit for each decoder block.
 
@@ -46,7 +56,9 @@ def walk(
         statistic: What to gather of the inputs.
         rewritten: The caller rewrites each block's weights before it asks for the next visit, so
             that the block has to run again for what the next one sees.
+        gradient: Gather the weights' gradients too, those of the model as it is at the start.
     """
+    gradients = weight_gradients(subject, tokens) if gradient else {}
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(len(subject.blocks)):
@@ -54,8 +66,29 @@ def walk(
         gatherer = _Gatherer(subject, units, statistic)
         with gatherer:
             output = runner.run(block, hidden)
-        yield Visit(block, units, gatherer.statistics)
+        found = gatherer.statistics
+        evidence = {
+            unit.name: Evidence(
+                inputs=found[unit.name],
+                following=_following(unit, units, found),
+                gradient=gradients.pop(unit.name, None),
+            )
+            for unit in units
+        }
+        yield Visit(block, units, found, evidence)
         hidden = runner.run(block, hidden) if rewritten else output
+
+
+def _following(
+    unit: Unit, units: Sequence[Unit], statistics: dict[str, InputStatistics]
+) -> InputStatistics | None:
+    """Return the statistics of what a gated feed-forward makes of this unit's output."""
+    parent = unit.name.rpartition(".")[0]
+    for other in units:
+        is_next = other.role == FOLLOWED_BY.get(unit.role)
+        if is_next and other.name.rpartition(".")[0] == parent:
+            return statistics[other.name]
+    return None
 
 
 class _Gatherer:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from sparsity_search.pruners._patterns import BLOCK, Pattern
 from sparsity_search.rng import derive_seed
-
-Scope = Literal["layer", "row"]
 
 
 def tie_breaks(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
@@ -32,26 +29,48 @@ def sort_keys(score: Tensor, first: Tensor, ties: Tensor) -> Tensor:
     return (bits.masked_fill_(first, 0) << 31) | ties
 
 
-def removal_order(score: Tensor, zero: Tensor, scope: Scope, seed: int) -> Tensor:
+def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> Tensor:
     """Return flat indices of a weight matrix in the order in which its entries are removed.
 
-    Zeros go first. Then ``layer`` scope sorts by score. ``row`` scope takes the lowest entry of
-    each row, then the second lowest, …, and within such a round sorts by score: so ``count``
-    entries are ``count // rows`` of each row, and one more where that costs least. A row's zeros
-    count as its lowest entries.
+    ``layer`` scope sorts by score. In the others entries go in rounds: the lowest of every row,
+    block or group, then the second lowest, …, and within a round by score: so ``count`` entries
+    are ``count // rows`` of each row, and one more where that costs least (blocks of unequal
+    size: in proportion). Zeros are the lowest entries. They go before all others, whatever their
+    round, but for ``group``: there each group loses as many entries as any other.
 
     Args:
         score: ``(rows, columns)``, finite, not negative, float32.
         zero: bool, of the same shape.
-        scope: Which entries compete.
+        pattern: Which entries compete.
         seed: Decides between equal scores.
     """
     keys = sort_keys(score, zero, tie_breaks(score.shape, seed, score.device))
-    if scope == "layer":
-        return keys.flatten().argsort()
-    columns = keys.shape[1]
-    ranked, column = keys.sort(dim=1)
-    row = ranked.T.argsort(dim=1)  # (columns, rows): one round a line
-    order = (row * columns + column.T.gather(1, row)).flatten()
+    order = keys.flatten().argsort()
+    if pattern.scope == "layer":
+        return order
+    rounds = _rounds(keys, pattern).flatten()
+    order = order[rounds[order].argsort(stable=True)]
+    if pattern.scope == "group":
+        return order
     is_zero = zero.flatten()[order]
     return torch.cat([order[is_zero], order[~is_zero]])
+
+
+def smallest_of_groups(keys: Tensor, group: int, number: int) -> Tensor:
+    """Return a mask of the ``number`` smallest of each ``group`` consecutive columns."""
+    return (_ranks(keys.reshape(-1, group)) < number).view(keys.shape)
+
+
+def _rounds(keys: Tensor, pattern: Pattern) -> Tensor:
+    """Return when an entry goes among those that it competes with; of the shape of ``keys``."""
+    if pattern.scope == "row":
+        return _ranks(keys)
+    if pattern.scope == "group":
+        return _ranks(keys.reshape(-1, pattern.group)).view(keys.shape)
+    blocks = torch.split(keys, BLOCK, dim=1)
+    shares = [(_ranks(b.reshape(1, -1)).view(b.shape) + 0.5) / b.numel() for b in blocks]
+    return torch.cat(shares, dim=1)
+
+
+def _ranks(keys: Tensor) -> Tensor:
+    return keys.argsort(dim=1).argsort(dim=1)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._scores import ScorePruner
-from sparsity_search.statistics import InputStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(ScorePruner):
     """Score ``|W|`` (Han et al. 2015, arXiv 1506.02626, section 3.1). Needs no data."""
 
-    def score(self, weight: Tensor, inputs: InputStatistics) -> Tensor:  # noqa: ARG002
+    def score(self, weight: Tensor, evidence: Evidence) -> Tensor:  # noqa: ARG002
         """Return ``|W|``."""
         return weight.abs()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.pruners._order import sort_keys, tie_breaks
-from sparsity_search.pruners.base import Pruner, check_counts
-from sparsity_search.statistics import InputStatistics, InverseFactor, Statistic
-from sparsity_search.variants import StoredVariants
+from sparsity_search.errors import ConfigError
+from sparsity_search.evidence import Evidence
+from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
+from sparsity_search.pruners._patterns import Pattern
+from sparsity_search.pruners._updates import Updated, UpdatePruner, masks
+from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.statistics import InverseFactor
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
 _STACK_BYTES = 2**28
@@ -23,7 +25,7 @@ Choose = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseGPT(Pruner):
+class SparseGPT(UpdatePruner):
     """Sweep with optimal-brain-surgeon updates (Frantar & Alistarh 2023, arXiv 2301.00774, §3).
 
     With ``H⁻¹ = Uᵀ U``, a block of columns loses the entries of least ``w² / U_jj²``, taken from
@@ -34,39 +36,80 @@ class SparseGPT(Pruner):
 
     Attributes:
         block_size: Columns whose removed weights are chosen together (section 3.3).
-        damping: Added to the Hessian's diagonal, as a fraction of its mean.
+        pattern: ``block``, or N:M groups (``2:4`` keeps 2 of 4), chosen as the sweep reaches
+            them (section 3.4 of the paper).
+        mask: A pruner whose masks are taken as they are; then the sweep only updates.
     """
 
-    requires: ClassVar[Statistic] = Statistic.HESSIAN
     block_size: int = 128
-    damping: float = 0.01
+    pattern: str = "block"
+    mask: Pruner | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block_size < 1:
             raise ConfigError(f"block_size must be at least 1, not {self.block_size}")
-        if not 0 <= self.damping <= 1:
-            raise ConfigError(f"damping must lie in 0 … 1, not {self.damping}")
+        if Pattern.parse(self.pattern).scope not in ("block", "group"):
+            raise ConfigError(f"sparsegpt's pattern must be block or N:M, not {self.pattern!r}")
+        if self.mask is not None:
+            object.__setattr__(self, "mask", as_pruner(self.mask))
 
-    @torch.no_grad()
-    def prune(
-        self, weight: Tensor, inputs: InputStatistics, counts: Sequence[int], *, seed: int
-    ) -> StoredVariants:
-        """Return pruned and updated weights, see `Pruner.prune`."""
-        table = check_counts(counts, weight)
-        if not weight.isfinite().all():
-            raise NumericalError("the weight has NaN or Inf entries")
-        factor = inputs.inverse_factor(self.damping)
-        variants = weight.expand(len(table), *weight.shape).clone()
-        unswept = int((weight == 0).sum())
-        swept = [i for i, count in enumerate(table) if unswept < count < weight.numel()]
-        if table and table[-1] == weight.numel():
-            variants[-1] = 0
-        for levels in _groups(swept, weight.numel()):
-            at = [table[i] for i in levels]
-            variants[levels] = _sweep_levels(weight, factor, at, self.block_size, seed)
-        if not variants.isfinite().all():
-            raise NumericalError(f"updated weights leave the range of {weight.dtype}")
-        return StoredVariants(counts=table, weights=variants, notes=_notes(factor, self.damping))
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the mask's source needs it."""
+        return self.mask is not None and self.mask.needs_gradient
+
+    def update(
+        self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
+    ) -> Iterator[Updated]:
+        """Yield the swept weights of each count."""
+        factor = evidence.inputs.inverse_factor(self.damping)
+        upper = factor.upper.to(weight.device)
+        for group in _groups(counts, weight.numel()):
+            choose, width = self._choice(weight, evidence, factor, group, seed)
+            swept = sweep(weight.float().repeat(len(group), 1), upper, choose, width)
+            shape = (len(group), *weight.shape)
+            stacked = zip(swept.weights.view(shape), swept.removed.view(shape), strict=True)
+            yield from (Updated(weights, removed) for weights, removed in stacked)
+
+    def _choice(
+        self,
+        weight: Tensor,
+        evidence: Evidence,
+        factor: InverseFactor,
+        counts: Sequence[int],
+        seed: int,
+    ) -> tuple[Choose, int]:
+        """Return what is removed of each block of the stacked counts, and a block's width."""
+        if self.mask is not None:
+            removed = torch.cat(masks(self.mask, weight, evidence, counts, seed))
+            return lambda _, columns: removed[:, columns], self.block_size
+        zero, dead = weight == 0, factor.dead.to(weight.device)
+        ties = tie_breaks(weight.shape, seed, weight.device)
+        sensitivity = factor.upper.to(weight.device).diagonal().reciprocal().masked_fill(dead, 0)
+
+        def keys(current: Tensor, columns: slice) -> Tensor:
+            saliency = (current.abs() * sensitivity[columns]).view(len(counts), len(weight), -1)
+            return sort_keys(saliency, zero[:, columns], ties[:, columns])
+
+        pattern = Pattern.parse(self.pattern)
+        pattern.check(weight, counts)
+        if pattern.scope == "group":
+            numbers = [pattern.removed_in_group(count, weight) for count in counts]
+
+            def choose_groups(current: Tensor, columns: slice) -> Tensor:
+                pairs = zip(keys(current, columns), numbers, strict=True)
+                return torch.cat([smallest_of_groups(k, pattern.group, n) for k, n in pairs])
+
+            return choose_groups, pattern.group
+        quotas = [block_quotas(count, zero, dead, self.block_size) for count in counts]
+
+        def choose_blocks(current: Tensor, columns: slice) -> Tensor:
+            number = columns.start // self.block_size
+            pairs = zip(keys(current, columns), quotas, strict=True)
+            return torch.cat([_smallest(k, quota[number]) for k, quota in pairs])
+
+        return choose_blocks, self.block_size
 
 
 class Swept(NamedTuple):
@@ -109,30 +152,6 @@ def _eliminate(work: Tensor, errors: Tensor, removed: Tensor, upper: Tensor) -> 
     work.addmm_(upper.T, errors, alpha=-1).masked_fill_(removed, 0)
 
 
-def _sweep_levels(
-    weight: Tensor, factor: InverseFactor, counts: Sequence[int], block_size: int, seed: int
-) -> Tensor:
-    """Return ``(len(counts), rows, columns)`` in the weight's dtype, from one stacked sweep."""
-    upper, dead = factor.upper.to(weight.device), factor.dead.to(weight.device)
-    zero = weight == 0
-    quotas = [block_quotas(count, zero, dead, block_size) for count in counts]
-    ties = tie_breaks(weight.shape, seed, weight.device)
-    sensitivity = upper.diagonal().reciprocal().masked_fill(dead, 0)
-
-    def choose(current: Tensor, columns: slice) -> Tensor:
-        saliency = (current.abs() * sensitivity[columns]).view(len(counts), len(weight), -1)
-        keys = sort_keys(saliency, zero[:, columns], ties[:, columns])
-        number = columns.start // block_size
-        chosen = [_smallest(k, quota[number]) for k, quota in zip(keys, quotas, strict=True)]
-        return torch.cat(chosen)
-
-    swept = sweep(weight.float().repeat(len(counts), 1), upper, choose, block_size)
-    cast = swept.weights.to(weight.dtype)
-    # A kept weight that rounds to zero would make one zero too many.
-    cast = cast.masked_fill(cast == 0, torch.finfo(cast.dtype).tiny)
-    return cast.masked_fill(swept.removed, 0).view(len(counts), *weight.shape)
-
-
 def _smallest(keys: Tensor, number: int) -> Tensor:
     """Return a mask of the ``number`` smallest of distinct ``keys``."""
     if number == 0:
@@ -164,15 +183,7 @@ def block_quotas(count: int, zero: Tensor, dead: Tensor, block_size: int) -> lis
     return [int(quota) for quota in reached.diff(prepend=reached.new_zeros(1))]
 
 
-def _groups(levels: Sequence[int], size: int) -> list[list[int]]:
-    """Cut ``levels`` so that float32 weights and errors of a group stay within the bound."""
+def _groups(counts: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut ``counts`` so that float32 weights and errors of a group stay within the bound."""
     step = max(1, _STACK_BYTES // (8 * size))
-    return [list(levels[i : i + step]) for i in range(0, len(levels), step)]
-
-
-def _notes(factor: InverseFactor, damping: float) -> tuple[str, ...]:
-    if factor.fallback:
-        return ("the Hessian cannot be factorised: its diagonal was used",)
-    if factor.damping != damping:
-        return (f"damping raised from {damping:g} to {factor.damping:g}",)
-    return ()
+    return [counts[i : i + step] for i in range(0, len(counts), step)]

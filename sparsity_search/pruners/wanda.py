@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.pruners._order import Scope
+from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._scores import ScorePruner
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.statistics import Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +19,13 @@ class Wanda(ScorePruner):
     norm is taken as a root mean square: a factor common to a layer changes no order.
     """
 
-    requires: ClassVar[Statistic] = Statistic.NORM
-    scope: Scope = "row"
+    pattern: str = "row"
 
-    def score(self, weight: Tensor, inputs: InputStatistics) -> Tensor:
+    @property
+    def requires(self) -> Statistic:
+        """The inputs' norms."""
+        return Statistic.NORM
+
+    def score(self, weight: Tensor, evidence: Evidence) -> Tensor:
         """Return ``|W|`` with each column times the norm of its input."""
-        return weight.abs() * inputs.norms().to(weight.device)
+        return weight.abs() * evidence.inputs.norms().to(weight.device)

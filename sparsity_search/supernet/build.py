@@ -62,7 +62,13 @@ def build(
     tables = dict(zip((unit.name for unit in subject.layout), plan.tables, strict=True))
     with subject.preserved():
         rewritten = plan.propagate == "centre"
-        for visit in walk(subject, tokens, plan.pruner.requires, rewritten=rewritten):
+        for visit in walk(
+            subject,
+            tokens,
+            plan.pruner.requires,
+            rewritten=rewritten,
+            gradient=plan.pruner.needs_gradient,
+        ):
             made = folder.load(visit.block) if folder and folder.has(visit.block) else None
             if made is None:
                 made = _prune_block(subject, visit, plan, tables)
@@ -84,7 +90,7 @@ def _prune_block(
     return {
         unit.name: plan.pruner.prune(
             subject.views[unit.name].read(),
-            visit.statistics[unit.name],
+            visit.evidence[unit.name],
             tables[unit.name],
             seed=derive_seed(plan.seed, "ties", unit.name),
         )

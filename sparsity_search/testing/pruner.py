@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError, UnknownNameError
+from sparsity_search.evidence import Evidence, WeightGradient
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.variants import Variants, variants_from_tensors
@@ -39,6 +41,21 @@ def gathered(inputs: Tensor, statistic: Statistic) -> InputStatistics:
     return statistics
 
 
+def evidence(
+    inputs: Tensor, statistic: Statistic, gradient: WeightGradient | None = None
+) -> Evidence:
+    """Return evidence with the statistics of ``inputs``."""
+    return Evidence(inputs=gathered(inputs, statistic), gradient=gradient)
+
+
+def gradient_of(rows: int, inputs: Tensor) -> WeightGradient:
+    """Return the gradients of four sequences with random gradients of the outputs."""
+    tokens = inputs[: len(inputs) // 4 * 4].reshape(4, -1, inputs.shape[-1])
+    outputs = gaussian(*tokens.shape[:2], rows, seed=9) / tokens.shape[1]
+    each = outputs.mT @ tokens
+    return WeightGradient(mean=each.mean(0), rms=each.square().mean(0).sqrt())
+
+
 def assert_exact(variants: Variants, weight: Tensor, counts: Sequence[int]) -> None:
     """Assert that each variant is finite, of the weight's kind, and has its number of zeros."""
     existing = int((weight == 0).sum())
@@ -50,6 +67,14 @@ def assert_exact(variants: Variants, weight: Tensor, counts: Sequence[int]) -> N
         assert int((pruned == 0).sum()) == max(count, existing)
         if count <= existing:
             assert torch.equal(pruned, weight)
+
+
+def grouped(pruner: Pruner, pattern: str) -> Pruner:
+    """Return the pruner with an N:M pattern: its own, or that of its mask source."""
+    if hasattr(pruner, "pattern"):
+        return dataclasses.replace(pruner, pattern=pattern)  # type: ignore[call-arg]
+    source = grouped(pruner.mask, pattern)  # type: ignore[attr-defined]
+    return dataclasses.replace(pruner, mask=source)  # type: ignore[call-arg]
 
 
 class PrunerContract:
@@ -66,7 +91,9 @@ class PrunerContract:
         """Prune with exactly the statistics that the pruner declares."""
         weight = gaussian(ROWS, COLUMNS) if weight is None else weight
         inputs = correlated_inputs(300, COLUMNS) if inputs is None else inputs
-        return pruner.prune(weight, gathered(inputs, pruner.requires), counts, seed=seed)
+        gradient = gradient_of(len(weight), inputs) if pruner.needs_gradient else None
+        known = evidence(inputs, pruner.requires, gradient)
+        return pruner.prune(weight, known, counts, seed=seed)
 
     def test_is_a_value(self, pruner: Pruner) -> None:
         """Equal settings are equal, hashable, and print as one line."""
@@ -171,6 +198,31 @@ class PrunerContract:
         for count in COUNTS:
             dense = gaussian(ROWS, COLUMNS)
             assert torch.equal(read.at(dense, count), variants.at(dense, count))
+
+    @pytest.mark.parametrize("group", [4, 8])
+    def test_groups(self, pruner: Pruner, group: int) -> None:
+        """In an N:M pattern every group has its zeros exactly, with ties and groups of zeros."""
+        weight = (gaussian(ROWS, COLUMNS) * 3).trunc()
+        weight[2, :24] = 0
+        existing, n_groups = int((weight == 0).sum()), SIZE // group
+        counts = sorted({0, existing, *range(n_groups, SIZE + 1, n_groups)})
+        variants = self.run(grouped(pruner, f"*:{group}"), weight, counts=counts)
+        assert_exact(variants, weight, counts)
+        for count in counts:
+            if count > existing:
+                zeros = (variants.at(weight, count).view(-1, group) == 0).sum(1)
+                assert (zeros == count // n_groups).all()
+
+    def test_fixed_groups(self, pruner: Pruner) -> None:
+        """``2:4`` is that or dense, and nothing else; the inputs must be whole groups."""
+        weight = gaussian(ROWS, COLUMNS)
+        fixed = grouped(pruner, "2:4")
+        assert_exact(self.run(fixed, counts=[0, SIZE // 2]), weight, [0, SIZE // 2])
+        for count in (SIZE // 4, SIZE // 2 + 1):
+            with pytest.raises(ConfigError, match="2 kept in each group of 4"):
+                self.run(fixed, counts=[count])
+        with pytest.raises(ConfigError, match="whole number of groups of 5"):
+            self.run(grouped(pruner, "*:5"), counts=[SIZE // 5])
 
     @pytest.mark.parametrize("counts", [[-1], [3, 3], [5, 4], [SIZE + 1]])
     def test_illegal_counts(self, pruner: Pruner, counts: list[int]) -> None:

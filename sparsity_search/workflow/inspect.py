@@ -120,13 +120,15 @@ def _supernet(
     subject, data = session.subject, config.data
     tokens = _random_tokens(session, data.calibration_length)
     started = time.monotonic()
-    visit = next(iter(walk(subject, tokens, pruner.requires, rewritten=False)))
+    gradient = pruner.needs_gradient
+    visits = walk(subject, tokens, pruner.requires, rewritten=False, gradient=gradient)
+    visit = next(iter(visits))
     walked = time.monotonic() - started
     started, size = time.monotonic(), 0
     for unit in visit.units:
         counts = tables[subject.layout.position(unit.name)]
         weight = subject.views[unit.name].read()
-        variants = pruner.prune(weight, visit.statistics[unit.name], counts, seed=0)
+        variants = pruner.prune(weight, visit.evidence[unit.name], counts, seed=0)
         size += sum(t.numel() * t.element_size() for t in variants.tensors().values())
     pruned = time.monotonic() - started
     # the sample's walk is one whole forward pass of one sequence; a build passes each block twice

@@ -8,19 +8,20 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.pruners._order import Scope, removal_order, sort_keys
+from sparsity_search.pruners._order import removal_order, sort_keys
+from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.testing.pruner import gaussian
+from sparsity_search.statistics import Statistic
+from sparsity_search.testing.pruner import evidence, gaussian
 
 
-def prune(weight: Tensor, count: int, seed: int = 0, scope: Scope = "layer") -> Tensor:
-    inputs = InputStatistics(weight.shape[1], Statistic.NONE)
-    variants = Magnitude(scope=scope).prune(weight, inputs, [count], seed=seed)
+def prune(weight: Tensor, count: int, seed: int = 0, scope: str = "layer") -> Tensor:
+    inputs = evidence(weight, Statistic.NONE)
+    variants = Magnitude(pattern=scope).prune(weight, inputs, [count], seed=seed)
     return variants.at(weight, count)
 
 
-def removed_one_by_one(weight: Tensor, scope: Scope) -> list[tuple[int, int]]:
+def removed_one_by_one(weight: Tensor, scope: str) -> list[tuple[int, int]]:
     """The specification in plain Python: a sort by tuples, for weights without ties."""
     rows = weight.abs().tolist()
 
@@ -34,10 +35,10 @@ def removed_one_by_one(weight: Tensor, scope: Scope) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("scope", ["layer", "row"])
 @pytest.mark.parametrize("zeros", [0, 1, 4])
-def test_order(scope: Scope, zeros: int) -> None:
+def test_order(scope: str, zeros: int) -> None:
     weight = gaussian(5, 8)
     weight[1, :zeros] = 0
-    order = removal_order(weight.abs(), weight == 0, scope, seed=0)
+    order = removal_order(weight.abs(), weight == 0, Pattern(scope), seed=0)
     expected = removed_one_by_one(weight, scope)
     assert [divmod(int(k), 8) for k in order[zeros:]] == expected[zeros:]
     assert sorted(int(k) for k in order[:zeros]) == [8 + j for j in range(zeros)]
@@ -54,15 +55,15 @@ def test_sort_keys() -> None:
     arrays("float32", array_shapes(min_dims=2, max_dims=2, max_side=6),
            elements=st.sampled_from([-0.0, 0.0, 1e-30, 0.5, -0.5, 2.0])),
     st.floats(0, 1),
-    st.sampled_from(["layer", "row"]),
+    st.sampled_from(["layer", "row", "block"]),
 )  # fmt: skip
-def test_smallest_go_and_counts_are_exact(array: object, share: float, scope: Scope) -> None:
+def test_smallest_go_and_counts_are_exact(array: object, share: float, scope: str) -> None:
     weight = torch.as_tensor(array)
     count, existing = int(share * weight.numel()), int((weight == 0).sum())
     pruned = prune(weight, count, scope=scope)
     gone, kept = (pruned == 0) & (weight != 0), pruned != 0
     assert int((pruned == 0).sum()) == max(count, existing)
-    for i in [...] if scope == "layer" else range(len(weight)):
+    for i in [...] if scope != "row" else range(len(weight)):
         if gone[i].any() and kept[i].any():
             assert weight[i][gone[i]].abs().max() <= weight[i][kept[i]].abs().min()
 
@@ -74,11 +75,11 @@ def test_row_scope_is_fair(count: int) -> None:
     assert zeros.max() - zeros.min() <= 1
 
 
-@pytest.mark.parametrize("scope", ["layer", "row"])
-def test_masks_are_nested(scope: Scope) -> None:
+@pytest.mark.parametrize("scope", ["layer", "row", "block"])
+def test_masks_are_nested(scope: str) -> None:
     weight = gaussian(6, 10).round()
-    inputs = InputStatistics(10, Statistic.NONE)
-    variants = Magnitude(scope=scope).prune(weight, inputs, range(61), seed=0)
+    inputs = evidence(weight, Statistic.NONE)
+    variants = Magnitude(pattern=scope).prune(weight, inputs, range(61), seed=0)
     for count in range(60):
         less, more = variants.at(weight, count), variants.at(weight, count + 1)
         assert ((more == 0) | (less != 0)).all()
@@ -94,6 +95,25 @@ def test_seed_decides_between_equal_weights() -> None:
         assert 0 < int(removed[:2].sum()) < 16  # neither the first nor the last of the ties
 
 
-def test_unknown_scope() -> None:
-    with pytest.raises(ConfigError, match="scope must be one of"):
-        Magnitude(scope="column")  # type: ignore[arg-type]
+@pytest.mark.parametrize("pattern", ["column", "5:4", "2:0", "a:4", "2:4:8", "-1:4", ""])
+def test_unknown_pattern(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="pattern must be layer, row, block, N:M"):
+        Magnitude(pattern=pattern)
+
+
+def test_groups_keep_their_largest() -> None:
+    weight = torch.tensor([[1.0, -9, 3, 2, 0.75, 0.5, -0.25, 7]])
+    variants = Magnitude(pattern="*:4").prune(
+        weight, evidence(weight, Statistic.NONE), [2, 4], seed=0
+    )
+    assert variants.at(weight, 2).tolist() == [[0, -9, 3, 2, 0.75, 0.5, 0, 7]]
+    assert variants.at(weight, 4).tolist() == [[0, -9, 3, 0, 0.75, 0, 0, 7]]
+
+
+def test_blocks_lose_their_shares() -> None:
+    weight = gaussian(4, 300)
+    weight[:, :128] *= 100  # a whole layer would spare this block
+    pruned = prune(weight, 600, scope="block")
+    assert [int((part == 0).sum()) for part in pruned.split(128, dim=1)] == [256, 256, 88]
+    for part, before in zip(pruned.split(128, dim=1), weight.split(128, dim=1), strict=True):
+        assert before[part == 0].abs().max() < before[part != 0].abs().min()

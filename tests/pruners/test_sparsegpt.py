@@ -9,11 +9,12 @@ from torch.testing import assert_close
 
 import sparsity_search.pruners.sparsegpt as module
 from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.evidence import Evidence
 from sparsity_search.pruners.magnitude import Magnitude
 from sparsity_search.pruners.sparsegpt import SparseGPT, Swept, block_quotas, sweep
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
+from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 24, 48
 DAMPING = 0.01
@@ -59,12 +60,12 @@ def naive(weight: Tensor, hessian: Tensor, count: int, block: int) -> Tensor:
 
 
 def prune(weight: Tensor, inputs: Tensor, count: int, pruner: SparseGPT = PRUNER) -> Tensor:
-    variants = pruner.prune(weight, gathered(inputs, Statistic.HESSIAN), [count], seed=0)
+    variants = pruner.prune(weight, evidence(inputs, Statistic.HESSIAN), [count], seed=0)
     return variants.at(weight, count)
 
 
 def swept(weight: Tensor, inputs: Tensor, removed: Tensor, block_size: int = 16) -> Swept:
-    factor = gathered(inputs, Statistic.HESSIAN).inverse_factor(DAMPING)
+    factor = evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
     return sweep(weight, factor.upper.to(weight.dtype), lambda _, b: removed[:, b], block_size)
 
 
@@ -86,7 +87,7 @@ def test_equals_the_naive_method(share: float, block: int) -> None:
 def test_sweep_identities() -> None:
     weight, inputs = problem()
     removed = gaussian(ROWS, COLUMNS, seed=3) > 0
-    factor = gathered(inputs, Statistic.HESSIAN).inverse_factor(DAMPING)
+    factor = evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
     result = swept(weight.double(), inputs, removed)
     assert_close(result.weights, weight - result.errors @ factor.upper.double())
     assert (result.weights[removed] == 0).all()
@@ -107,7 +108,7 @@ def test_blocks_only_matter_for_the_choice(block_size: int) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_order_of_methods(seed: int, share: float) -> None:
     weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
-    statistics, hessian = gathered(inputs, Statistic.HESSIAN), hessian_of(inputs)
+    statistics, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     count = int(share * weight.numel())
 
     def pruned(pruner: SparseGPT | Wanda | Magnitude) -> Tensor:
@@ -143,8 +144,8 @@ def test_diagonal_hessian_gives_wanda_over_the_layer() -> None:
     weight = gaussian(ROWS, COLUMNS)
     inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
     pruned = prune(weight, inputs, 500, SparseGPT(block_size=COLUMNS, damping=0.0))
-    statistics = gathered(inputs, Statistic.NORM)
-    wanda = Wanda(scope="layer").prune(weight, statistics, [500], seed=0).at(weight, 500)
+    statistics = evidence(inputs, Statistic.NORM)
+    wanda = Wanda(pattern="layer").prune(weight, statistics, [500], seed=0).at(weight, 500)
     assert torch.equal(pruned, wanda)
 
 
@@ -158,7 +159,7 @@ def test_rows_commute() -> None:
 def test_stacking_only_saves_time(stack_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
     counts = range(0, weight.numel() + 1, 96)
-    statistics = gathered(inputs, Statistic.HESSIAN)
+    statistics = evidence(inputs, Statistic.HESSIAN)
     stacked = PRUNER.prune(weight, statistics, counts, seed=0)
     monkeypatch.setattr(module, "_STACK_BYTES", stack_bytes)
     apart = PRUNER.prune(weight, statistics, counts, seed=0)
@@ -188,16 +189,16 @@ def test_zeros_stay_zero_whatever_the_updates() -> None:
 
 
 def test_one_factor_serves_all_siblings() -> None:
-    statistics = gathered(problem()[1], Statistic.HESSIAN)
+    statistics = evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
         PRUNER.prune(gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
-    assert len(statistics._factors) == 1
+    assert len(statistics.inputs._derived) == 1
 
 
 def test_kept_weights_do_not_round_to_zero() -> None:
     # float16 has nothing between 0 and 6e-8: updates of such weights would round to zero.
     weight = (gaussian(ROWS, COLUMNS).sign() * 6e-8).half()
-    variants = PRUNER.prune(weight, gathered(problem()[1], Statistic.HESSIAN), [500], seed=0)
+    variants = PRUNER.prune(weight, evidence(problem()[1], Statistic.HESSIAN), [500], seed=0)
     pruned = variants.at(weight, 500)
     assert int((pruned == 0).sum()) == 500
     assert (pruned.abs() == torch.finfo(torch.float16).tiny).any()
@@ -206,18 +207,18 @@ def test_kept_weights_do_not_round_to_zero() -> None:
 def test_overflow_is_an_error() -> None:
     inputs = gaussian(60, 1).expand(60, COLUMNS) + 0.01 * gaussian(60, COLUMNS, seed=1)
     weight = torch.full((ROWS, COLUMNS), 6e4, dtype=torch.float16)
-    statistics = gathered(inputs, Statistic.HESSIAN)
+    statistics = evidence(inputs, Statistic.HESSIAN)
     with pytest.raises(NumericalError, match="range of"):
         PRUNER.prune(weight, statistics, [800], seed=0)
 
 
 def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, statistics = gaussian(ROWS, COLUMNS), gathered(problem()[1][:5], Statistic.HESSIAN)
+    weight, statistics = gaussian(ROWS, COLUMNS), evidence(problem()[1][:5], Statistic.HESSIAN)
     assert PRUNER.prune(weight, statistics, [9], seed=0).notes == ()
     (note,) = SparseGPT(damping=0.0).prune(weight, statistics, [9], seed=0).notes
     assert note.startswith("damping raised from 0 to ")
     monkeypatch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
-    statistics = gathered(problem()[1], Statistic.HESSIAN)
+    statistics = evidence(problem()[1], Statistic.HESSIAN)
     fallback = PRUNER.prune(weight, statistics, [500], seed=0)
     assert fallback.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     kept = fallback.at(weight, 500) != 0
@@ -226,7 +227,9 @@ def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_statistics_without_tokens() -> None:
     with pytest.raises(NumericalError, match="no tokens"):
-        PRUNER.prune(gaussian(4, 8), InputStatistics(8, Statistic.HESSIAN), [3], seed=0)
+        PRUNER.prune(
+            gaussian(4, 8), Evidence(inputs=InputStatistics(8, Statistic.HESSIAN)), [3], seed=0
+        )
 
 
 @pytest.mark.parametrize("settings", [{"block_size": 0}, {"damping": -0.1}, {"damping": 2.0}])
@@ -251,3 +254,51 @@ def test_quotas(rows: int, columns: int, block: int, share: float, seed: int) ->
     assert len(quotas) == len(sizes)
     bounds = (of_free, sizes) if count >= free else (of_zeros, of_free)
     assert all(low <= q <= high for low, q, high in zip(bounds[0], quotas, bounds[1], strict=True))
+
+
+def naive_groups(weight: Tensor, hessian: Tensor, keep: int, group: int) -> Tensor:
+    """As `naive`, but each row chooses anew whenever it comes to a group."""
+    weight, columns = weight.double().clone(), weight.shape[1]
+    inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(columns)]
+    for start in range(0, columns, group):
+        where = range(start, start + group)
+        saliency = torch.stack([weight[:, j] ** 2 / inverses[j][0, 0] for j in where], dim=1)
+        removed = saliency.argsort(1).argsort(1) < group - keep
+        for j, column in zip(where, removed.T, strict=True):
+            scale = weight[:, j] * column / inverses[j][0, 0]
+            weight[:, j:] -= scale[:, None] * inverses[j][0]
+            weight[column, j] = 0
+    return weight
+
+
+@pytest.mark.parametrize(("keep", "group"), [(2, 4), (4, 8), (1, 4), (5, 6)])
+def test_groups_equal_the_naive_method(keep: int, group: int) -> None:
+    weight, inputs = problem()
+    count = weight.numel() * (group - keep) // group
+    ours = prune(weight, inputs, count, SparseGPT(pattern=f"{keep}:{group}"))
+    oracle = naive_groups(weight, hessian_of(inputs), keep, group)
+    assert torch.equal(ours == 0, oracle == 0)
+    assert_close(ours, oracle.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["wanda", {"name": "magnitude", "pattern": "row"}, Wanda()])
+def test_the_sweep_of_a_given_mask(mask: Wanda | str | dict[str, str]) -> None:
+    weight, inputs = problem()
+    pruner = SparseGPT(mask=mask)  # type: ignore[arg-type]
+    assert isinstance(pruner.mask, (Wanda, Magnitude))
+    statistics = evidence(inputs, Statistic.HESSIAN)
+    table = [100, 600, 900]
+    variants = pruner.prune(weight, statistics, table, seed=0)
+    source = pruner.mask.prune(weight, statistics, table, seed=0)
+    for count in table:
+        removed = source.at(weight, count) == 0
+        pruned = variants.at(weight, count)
+        assert torch.equal(pruned == 0, removed)
+        assert_close(pruned, swept(weight, inputs, removed).weights, rtol=1e-4, atol=1e-4)
+
+
+def test_illegal_pattern_and_mask() -> None:
+    with pytest.raises(ConfigError, match="block or N:M"):
+        SparseGPT(pattern="row")
+    with pytest.raises(ConfigError, match="needs a name"):
+        SparseGPT(mask={"pattern": "row"})  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""What is known of one unit when it is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsity_search.statistics import InputStatistics
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightGradient:
+    """Gradients of the dense model's loss on the calibration text, one a sequence.
+
+    The loss is the mean over a sequence's tokens, in nats. Both are float32, of the weight's
+    shape.
+
+    Attributes:
+        mean: Mean over sequences.
+        rms: Root mean square over sequences.
+    """
+
+    mean: Tensor
+    rms: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """What a pruner may use besides the weight itself.
+
+    Attributes:
+        inputs: Statistics of the tensor that the weight multiplies.
+        following: Statistics of the inputs of the linear that reads this one's outputs, in a
+            gated feed-forward (``gate`` and ``up`` are followed by ``down``); else None.
+        gradient: Of the weight, for pruners that ask for it; else None.
+    """
+
+    inputs: InputStatistics
+    following: InputStatistics | None = None
+    gradient: WeightGradient | None = None

@@ -1,0 +1,84 @@
+"""Which weights compete with each other: the patterns that a mask can have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsity_search.errors import ConfigError
+
+#: Columns of a block in the ``block`` pattern, as in SparseGPT (arXiv 2301.00774, section 3.3).
+BLOCK = 128
+
+_SCOPES = ("layer", "row", "block")
+_GROUP = re.compile(r"(\d+|\*):(\d+)")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights of a matrix compete.
+
+    Attributes:
+        scope: ``layer``, ``row``, ``block`` (128 columns of all rows) or ``group`` (some
+            consecutive columns of one row).
+        group: Columns of a group, 0 for other scopes.
+        keep: Weights that a group keeps, or None where the counts decide.
+    """
+
+    scope: str
+    group: int = 0
+    keep: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Return the pattern that ``text`` means.
+
+        Args:
+            text: ``layer``, ``row``, ``block``, ``N:M`` (**keep** N of M consecutive inputs, or
+                leave the unit dense) or ``*:M`` (the counts decide how many of M are kept).
+
+        Raises:
+            ConfigError: It is none of these.
+        """
+        if text in _SCOPES:
+            return cls(text)
+        found = _GROUP.fullmatch(text)
+        keep = None if not found or found[1] == "*" else int(found[1])
+        if not found or int(found[2]) < 1 or (keep is not None and keep > int(found[2])):
+            raise ConfigError(f"pattern must be layer, row, block, N:M or *:M, not {text!r}")
+        return cls("group", int(found[2]), keep)
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity of ``N:M``; None where the counts decide."""
+        return None if self.keep is None else 1 - self.keep / self.group
+
+    def check(self, weight: Tensor, counts: Sequence[int]) -> None:
+        """Check that counts of zeros, more than there are already, are possible.
+
+        Raises:
+            ConfigError: The columns are not whole groups, or a count is not the same number for
+                every group, or not the number that the pattern says.
+        """
+        if self.scope != "group":
+            return
+        if weight.shape[1] % self.group:
+            raise ConfigError(
+                f"{weight.shape[1]} inputs are no whole number of groups of {self.group}: "
+                "leave such units out with --exclude"
+            )
+        for count in counts:
+            each, rest = divmod(count * self.group, weight.numel())
+            if rest or (self.keep is not None and each not in (0, self.group - self.keep)):
+                wanted = "as many zeros" if self.keep is None else f"{self.keep} kept"
+                raise ConfigError(
+                    f"{count} zeros of {weight.numel()} do not mean {wanted} in each group of "
+                    f"{self.group}: choose a sparsity and a space whose steps are such numbers"
+                )
+
+    def removed_in_group(self, count: int, weight: Tensor) -> int:
+        """Return how many weights of each group are removed when ``count`` are in all."""
+        return count * self.group // weight.numel()
