@@ -52,7 +52,7 @@ def test_switching_is_direct_pruning(
     pruner = PRUNERS.create(name)
     supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, propagate="dense", seed=5))
     visits = list(walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False))
-    statistics = {name: found for visit in visits for name, found in visit.statistics.items()}
+    known = {name: found for visit in visits for name, found in visit.evidence.items()}
     dense = {name: view.read().clone() for name, view in tiny_subject.views.items()}
     with supernet.resident() as switch:
         for profile in [*profiles, profiles[1]]:
@@ -61,7 +61,7 @@ def test_switching_is_direct_pruning(
             for unit, count in zip(profile.layout, profile.removed, strict=True):
                 expected = pruner.prune(
                     dense[unit.name],
-                    statistics[unit.name],
+                    known[unit.name],
                     [count],
                     seed=derive_seed(5, "ties", unit.name),
                 ).at(dense[unit.name], count)
