@@ -48,6 +48,8 @@ class ModelSection(Section):
         device: ``auto``, ``cpu``, ``cuda``, …
         trust_remote_code: Run code that comes with the model.
         exclude: Units whose name matches this regular expression are left alone.
+        units: What is removed: single ``weights``, or structures, see `models/units/`; by
+            default what the pruner usually removes.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelSection(Section):
     device: str = "auto"
     trust_remote_code: bool = False
     exclude: str | None = None
+    units: str | None = None
 
 
 class DataSection(Section):
@@ -223,12 +226,22 @@ def load_config(
             nested[section] = {"name": nested[section]}
         elif isinstance(nested.get(section), dict):
             nested[section].setdefault("name", RunConfig.model_fields[section].default.name)
+    _compose(nested.get("pruner"))
     try:
         config = RunConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError("; ".join(_fault(e) for e in error.errors())) from error
     config.ladder.build()
     return config
+
+
+def _compose(pruner: Any) -> None:
+    """Turn ``MASK+UPDATE`` into the pruner that updates the weights of the other's mask."""
+    if isinstance(pruner, dict) and isinstance(pruner.get("name"), str):
+        mask, plus, update = pruner["name"].rpartition("+")
+        if plus:
+            pruner["name"] = update
+            pruner["mask"] = mask if "mask" not in pruner else {"name": mask, **pruner["mask"]}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsity_search.statistics import InputStatistics
+from sparsity_search.structures import Structures
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,8 +35,10 @@ class Evidence:
         following: Statistics of the inputs of the linear that reads this one's outputs, in a
             gated feed-forward (``gate`` and ``up`` are followed by ``down``); else None.
         gradient: Of the weight, for pruners that ask for it; else None.
+        structures: How the weight is made of structures, where these are removed; else None.
     """
 
     inputs: InputStatistics
     following: InputStatistics | None = None
     gradient: WeightGradient | None = None
+    structures: Structures | None = None

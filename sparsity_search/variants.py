@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.structures import Structures
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +109,42 @@ class StoredVariants(Variants):
         return {"weights": self.weights}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StructuredVariants(Variants):
+    """Structures removed, and what a pruner made of the consumer and its bias in return.
+
+    Attributes:
+        structures: Shape of the unit's matrix.
+        removed: ``(len(counts), structures)`` bool.
+        consumers: ``(len(counts), hidden, count · inner)``; None if consumers are as before.
+        biases: ``(len(counts), hidden, biases)``; None if they are as before.
+    """
+
+    kind: ClassVar[str] = "structured"
+    structures: Structures
+    removed: Tensor
+    consumers: Tensor | None = None
+    biases: Tensor | None = None
+
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return ``dense`` with the structures of ``count`` set to zero."""
+        level, shape, made = self.index(count), self.structures, dense.clone()
+        if self.consumers is not None:
+            consumer = self.consumers[level].to(made)
+            shape.bodies(made)[:, :, : shape.inner] = consumer.view(len(made), -1, shape.inner)
+        shape.bodies(made)[:, self.removed[level].to(made.device)] = 0
+        if self.biases is not None:
+            shape.bias(made).copy_(self.biases[level])
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was removed, the changed consumers and biases, and the shape."""
+        shape = [self.structures.inner, self.structures.width, self.structures.biases]
+        optional = {"consumers": self.consumers, "biases": self.biases}
+        given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+        return {"removed": self.removed, "shape": torch.tensor(shape), **given}
+
+
 def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the codes of `RankedVariants` for weights removed in ``order``.
 
@@ -137,5 +174,16 @@ def variants_from_tensors(
             return GroupedVariants(counts=table, notes=told, codes=tensors["codes"])
         case "stored", ["weights"]:
             return StoredVariants(counts=table, notes=told, weights=tensors["weights"])
+        case "structured", ["biases" | "consumers" | "removed", *_]:
+            inner, width, biases = tensors["shape"].tolist()
+            removed = tensors["removed"]
+            return StructuredVariants(
+                counts=table,
+                notes=told,
+                structures=Structures(removed.shape[1], inner, width, biases),
+                removed=removed,
+                consumers=tensors.get("consumers"),
+                biases=tensors.get("biases"),
+            )
         case _, names:
             raise RunMismatchError(f"cannot read variants of kind {kind!r} from tensors {names}")

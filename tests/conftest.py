@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-for _suite in ("allocator", "evaluator", "pruner", "searcher"):
+for _suite in ("allocator", "evaluator", "pruner", "searcher", "structured"):
     pytest.register_assert_rewrite(f"sparsity_search.testing.{_suite}")
 
 from sparsity_search.models.prunable import PrunableModel  # noqa: E402

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sparsity_search
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
 
 PACKAGE = "sparsity_search"
 ROOT = Path(sparsity_search.__file__).parent
@@ -22,14 +22,14 @@ FILES = {
     ): file
     for file in sorted(ROOT.rglob("*.py"))
 }
-REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS]
+REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS]
 PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in registry.names()}
 
 #: What design.md calls layers: a file imports from its own layer and those before it.
 LAYERS = [
     {"errors", "registry", "rng", "artefacts", "layout", "profile", "budget", "space", "spaces",
      "history", "ladder"},
-    {"models", "data", "statistics", "evidence", "variants"},
+    {"models", "data", "structures", "statistics", "evidence", "variants"},
     {"pruners", "evaluators", "allocators", "searchers", "supernet"},
     {"objective", "realise", "study", "store"},
     {"report"},

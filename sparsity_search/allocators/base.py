@@ -17,8 +17,10 @@ class Allocator(ABC):
 
     Attributes:
         needs_text: Whether `allocate` reads the calibration text.
+        units: What the profile removes unless the user says otherwise.
     """
 
+    units: ClassVar[str] = "weights"
     needs_text: ClassVar[bool] = True
 
     @abstractmethod

@@ -18,6 +18,7 @@ def allocate(
     bounds: options.Bounds = None,
     seed: options.Seed = None,
     exclude: options.Exclude = None,
+    units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,

@@ -16,6 +16,7 @@ def inspect(
     pruner: options.Pruner = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,

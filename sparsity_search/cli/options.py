@@ -18,6 +18,7 @@ KEYS = {
     "model": "model.name",
     "checkpoint": "model.name",
     "exclude": "model.exclude",
+    "units": "model.units",
     "revision": "model.revision",
     "dtype": "model.dtype",
     "device": "model.device",
@@ -58,6 +59,10 @@ Bounds = Annotated[
 ]
 Exclude = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Leave units with matching names alone.")
+]
+Units = Annotated[
+    str | None,
+    typer.Option(help="What is removed: weights, width, heads, sublayers or blocks."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of all random draws.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]

@@ -34,6 +34,7 @@ def search(
     storage: Annotated[str | None, typer.Option(help="URL of an Optuna storage.")] = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,

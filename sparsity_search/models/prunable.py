@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.roles import role_of
-from sparsity_search.models.views import LinearView, View
+from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+from sparsity_search.models.views import View
 from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.registry import UNITS
 
 
 class PrunableModel:
@@ -21,34 +22,41 @@ class PrunableModel:
     Args:
         model: A decoder model of transformers.
         exclude: Units whose name matches this regular expression are left alone.
+        units: What is removed: single ``weights``, or structures; see `models/units/`.
 
     Raises:
         ModelError: No decoder blocks, or no prunable weights in them.
+        UnknownNameError: There is no such kind of units.
         ConfigError: ``exclude`` is no regular expression.
     """
 
-    def __init__(self, model: nn.Module, exclude: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, exclude: str | None = None, units: str = "weights"
+    ) -> None:
         self.model = model
+        self.units = units
         prefix, self.blocks = _find_blocks(model)
         self.views: dict[str, View] = {}
-        units = []
-        excluded = _pattern(exclude)
-        for block, name, linear in _linears(prefix, self.blocks):
-            if excluded and excluded.search(name):
+        found = []
+        for index, unit in _units(model, prefix, self.blocks, UNITS.create(units)):
+            if (excluded := _pattern(exclude)) and excluded.search(unit.name):
                 continue
-            view = self.views[name] = LinearView(linear)
-            units.append(
+            self.views[unit.name] = unit.view
+            count, cost = unit.view.size
+            zeros = unit.view.n_zeros()
+            found.append(
                 Unit(
-                    name=name,
-                    block=block,
-                    role=role_of(name),
-                    count=linear.weight.numel(),
-                    zeros=view.n_zeros(),
+                    name=unit.name,
+                    block=index,
+                    role=unit.role,
+                    count=count,
+                    cost=cost,
+                    zeros=zeros,
                 )
             )
-        if not units:
+        if not found:
             raise ModelError("the model has no prunable linear layers in its decoder blocks")
-        self.layout = Layout(units)
+        self.layout = Layout(found)
 
     def units_of(self, block: int) -> list[Unit]:
         """Return the units of one decoder block, in forward order."""
@@ -105,11 +113,13 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _linears(prefix: str, blocks: nn.ModuleList) -> Iterator[tuple[int, str, nn.Linear]]:
+def _units(
+    model: nn.Module, prefix: str, blocks: nn.ModuleList, kind: UnitKind
+) -> Iterator[tuple[int, FoundUnit]]:
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     for index, block in enumerate(blocks):
-        for name, module in block.named_modules():
-            if isinstance(module, nn.Linear):
-                yield index, f"{prefix}.{index}.{name}", module
+        for unit in kind.find(Block(f"{prefix}.{index}", block, config)):
+            yield index, unit
 
 
 def _pattern(exclude: str | None) -> re.Pattern[str] | None:

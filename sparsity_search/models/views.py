@@ -7,9 +7,13 @@ view here and nothing elsewhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from sparsity_search.structures import Structures
 
 
 class View(ABC):
@@ -17,11 +21,11 @@ class View(ABC):
 
     @abstractmethod
     def read(self) -> Tensor:
-        """Return the weights as ``(outputs, inputs)``; may share memory with the model."""
+        """Return the weights as one matrix; may share memory with the model."""
 
     @abstractmethod
     def read_gradient(self) -> Tensor:
-        """Return the gradient of the weights, ``(outputs, inputs)``, after a backward pass."""
+        """Return the weights' gradient in the shape of `read`, after a backward pass."""
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
@@ -29,21 +33,37 @@ class View(ABC):
 
     @abstractmethod
     def write(self, weight: Tensor) -> None:
-        """Replace the weights, ``(outputs, inputs)``, in the model's dtype."""
+        """Replace the weights, of the shape of `read`, in the model's dtype."""
 
     @property
     @abstractmethod
     def module(self) -> nn.Module:
         """The module whose first argument is the unit's input."""
 
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Return the module's input, ``(…, inputs)``, in the order of the matrix's columns."""
+        return tensor
+
+    @property
+    def structures(self) -> Structures | None:
+        """How the matrix is made of structures; None if single weights are removed."""
+        return None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many items can be removed, and how many weights one of them holds."""
+        return self.read().numel(), 1
+
     def n_zeros(self) -> int:
-        """Return how many weights are exactly zero."""
+        """Return how many items are exactly zero."""
         weight = self.read()
+        if self.structures is not None:
+            return int(self.structures.empty(weight).sum())
         return weight.numel() - int(torch.count_nonzero(weight))
 
 
 class LinearView(View):
-    """The weight of an ``nn.Linear``."""
+    """The weight of an ``nn.Linear``, ``(outputs, inputs)``."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
@@ -59,8 +79,7 @@ class LinearView(View):
 
     def read_gradient(self) -> Tensor:
         """Return the gradient of the layer's weight."""
-        gradient = self._linear.weight.grad
-        return torch.zeros_like(self.read()) if gradient is None else gradient
+        return _gradient(self._linear)
 
     def parameters(self) -> list[Tensor]:
         """Return the layer's weight."""
@@ -69,3 +88,120 @@ class LinearView(View):
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""
         self._linear.weight.detach().copy_(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What structures hold of one linear layer.
+
+    Attributes:
+        linear: The layer.
+        consumer: True if structures are its columns (inputs), False if its rows (outputs).
+        index: ``(count, size)`` int64: the columns or rows of each structure.
+    """
+
+    linear: nn.Linear
+    consumer: bool
+    index: Tensor
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """Return what the structures hold of a weight, ``(hidden, count, size)``."""
+        return (weight if self.consumer else weight.T)[:, self.index]
+
+    def scatter(self, values: Tensor) -> None:
+        """Write what `gather` returned."""
+        weight = self.linear.weight.detach()
+        target = weight if self.consumer else weight.T
+        target[:, self.index.flatten()] = values.flatten(1).to(target)
+
+
+class StructuredView(View):
+    """Structures that several linear layers make and read, see `Structures`.
+
+    Args:
+        parts: Consumers first; every part has an equal number of structures.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._consumers = [part.linear for part in parts if part.consumer]
+        self._without_bias = [linear.bias is None for linear in self._consumers]
+        sizes = [part.index.shape[1] for part in parts]
+        inner = sum(part.index.shape[1] for part in parts if part.consumer)
+        count = len(parts[0].index)
+        self._structures = Structures(count, inner, sum(sizes), len(self._consumers))
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What the structures hold of each linear layer."""
+        return self._parts
+
+    @property
+    def module(self) -> nn.Module:
+        """The first consumer."""
+        return self._consumers[0]
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Return the first consumer's input, structure by structure."""
+        columns = self._parts[0].index.flatten().to(tensor.device)
+        return tensor[..., columns]
+
+    @property
+    def structures(self) -> Structures:
+        """Shape of the matrix."""
+        return self._structures
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of structures, and weights of one."""
+        hidden = self._consumers[0].weight.shape[0]
+        return self._structures.count, hidden * self._structures.width
+
+    def read(self) -> Tensor:
+        """Return a new tensor, ``(hidden, count · width + biases)``."""
+        return self._stack(lambda linear: linear.weight.detach(), _bias)
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient; zero for the biases."""
+        return self._stack(_gradient, lambda linear: torch.zeros_like(_bias(linear)))
+
+    def parameters(self) -> list[Tensor]:
+        """Return the weights of all parts."""
+        return [part.linear.weight for part in self._parts]
+
+    def write(self, weight: Tensor) -> None:
+        """Write the weights of all parts, and the consumers' biases.
+
+        A consumer that had no bias gets one where it is not zero, and loses it again.
+        """
+        sizes = [part.index.shape[1] for part in self._parts]
+        bodies = torch.split(self._structures.bodies(weight), sizes, dim=2)
+        for part, values in zip(self._parts, bodies, strict=True):
+            part.scatter(values)
+        biases = self._structures.bias(weight).T
+        for linear, bias, none in zip(self._consumers, biases, self._without_bias, strict=True):
+            _write_bias(linear, None if none and not bias.any() else bias)
+
+    def _stack(
+        self, weight: Callable[[nn.Linear], Tensor], bias: Callable[[nn.Linear], Tensor]
+    ) -> Tensor:
+        bodies = torch.cat([part.gather(weight(part.linear)) for part in self._parts], dim=2)
+        biases = torch.stack([bias(linear) for linear in self._consumers], dim=1)
+        return torch.cat([bodies.flatten(1), biases], dim=1)
+
+
+def _write_bias(linear: nn.Linear, bias: Tensor | None) -> None:
+    parameter = None
+    if bias is not None:
+        parameter = nn.Parameter(bias.detach().to(linear.weight, copy=True), requires_grad=False)
+    linear.register_parameter("bias", parameter)
+
+
+def _gradient(linear: nn.Linear) -> Tensor:
+    gradient = linear.weight.grad
+    return torch.zeros_like(linear.weight) if gradient is None else gradient
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    zeros = linear.weight.detach().new_zeros(linear.weight.shape[0])
+    return zeros if linear.bias is None else linear.bias.detach()

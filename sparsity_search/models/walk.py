@@ -72,6 +72,7 @@ def walk(
                 inputs=found[unit.name],
                 following=_following(unit, units, found),
                 gradient=gradients.pop(unit.name, None),
+                structures=subject.views[unit.name].structures,
             )
             for unit in units
         }
@@ -124,7 +125,7 @@ class _Gatherer:
             if name not in self.statistics:
                 self._join(name, inputs)
             if name in self._leaders:
-                self.statistics[name].add(inputs)
+                self.statistics[name].add(self._subject.views[name].inputs(inputs))
 
         return hook
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,7 +19,13 @@ from sparsity_search.variants import Variants
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(ABC):
-    """A local pruner. Plugins are frozen keyword-only dataclasses whose fields have defaults."""
+    """A local pruner. Plugins are frozen keyword-only dataclasses whose fields have defaults.
+
+    Attributes:
+        units: The kinds of units that it prunes, the usual one first; see `models/units/`.
+    """
+
+    units: ClassVar[tuple[str, ...]] = ("weights",)
 
     @property
     def requires(self) -> Statistic:
@@ -35,15 +41,16 @@ class Pruner(ABC):
     def prune(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> Variants:
-        """Return the variants of one weight that have exactly ``counts`` zeros.
+        """Return the variants of one unit that have exactly ``counts`` zeros.
 
-        Weights that are zero already are removed first; a count that is not larger than their
-        number gives the weight unchanged.
+        Items (weights, or structures) that are zero already are removed first; a count that is
+        not larger than their number gives the weight unchanged.
 
         Args:
-            weight: ``(rows, columns)``, any float dtype; it is not modified.
+            weight: ``(rows, columns)``, any float dtype; it is not modified. For structures, see
+                `sparsity_search.structures.Structures`.
             evidence: What is known of the weight.
-            counts: Numbers of zeros, strictly increasing.
+            counts: Numbers of zero items, strictly increasing.
             seed: Decides between equal scores, and nothing else.
 
         Raises:
@@ -54,11 +61,16 @@ class Pruner(ABC):
 
 
 def check_counts(counts: Sequence[int], weight: Tensor) -> tuple[int, ...]:
-    """Return ``counts`` as a tuple if they are legal for ``weight``."""
-    bounds = [-1, *counts, weight.numel() + 1]
+    """Return ``counts`` as a tuple if they are legal for the single weights of ``weight``."""
+    return check_table(counts, weight.numel())
+
+
+def check_table(counts: Sequence[int], n_items: int) -> tuple[int, ...]:
+    """Return ``counts`` as a tuple if they are legal for a unit of ``n_items``."""
+    bounds = [-1, *counts, n_items + 1]
     if any(low >= high for low, high in pairwise(bounds)):
         raise ConfigError(
-            f"counts must increase strictly within 0 … {weight.numel()}, not {list(counts)}"
+            f"counts must increase strictly within 0 … {n_items}, not {list(counts)}"
         )
     return tuple(counts)
 

@@ -33,7 +33,8 @@ def allocate(
     monitor = monitor or Monitor()
     budget, plugin = Budget(config.budget.target), allocator(config, name)
     requests = [calibration(config.data)] if plugin.needs_text else []
-    session = open_session(config.model, requests, config.study.seed, monitor)
+    kind = config.model.units or plugin.units
+    session = open_session(config.model, requests, config.study.seed, monitor, kind)
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)
     budget.check(layout, bounds)
@@ -43,6 +44,7 @@ def allocate(
     facts = {
         "target": budget.target,
         "model": session.model_facts,
+        "units": session.subject.units,
         "allocator": repr(plugin),
         "text": session.text_facts,
     }

@@ -118,6 +118,7 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
         **profile.to_json(),
         "target": job.config.budget.target,
         "model": job.session.model_facts,
+        "units": job.session.subject.units,
         "pruner": job.config.pruner.model_dump(mode="json"),
         "seed": job.config.study.seed,
         "text": job.session.text_facts,

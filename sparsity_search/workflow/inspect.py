@@ -17,6 +17,7 @@ from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import EVALUATORS, PRUNERS
 from sparsity_search.spaces import load_space
 from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.plugins import unit_kind
 from sparsity_search.workflow.session import Session, open_session
 
 
@@ -70,7 +71,8 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
     evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
     space_file, budget = load_space(config.space), Budget(config.budget.target)
-    session = open_session(config.model, [], config.study.seed, monitor)
+    kind = unit_kind(config, pruner)
+    session = open_session(config.model, [], config.study.seed, monitor, kind)
     layout = session.subject.layout
     tables = space_file.build(layout, budget, config.budget.bounds).tables()
     with monitor.stage("time samples"):
@@ -91,11 +93,11 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
 
 
 def _left_alone(session: Session) -> dict[str, int]:
-    pruned = {view.read().data_ptr() for view in session.subject.views.values()}
+    pruned = {id(parameter) for parameter in session.subject.parameters()}
     return {
         name: parameter.numel()
         for name, parameter in session.loaded.model.named_parameters()
-        if parameter.data_ptr() not in pruned
+        if id(parameter) not in pruned
     }
 
 

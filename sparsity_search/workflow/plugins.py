@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparsity_search.allocators.base import Allocator
 from sparsity_search.config import RunConfig, frozen
+from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.base import Evaluator
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
@@ -35,6 +36,19 @@ class Plugins:
             evaluator=EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters),
             initial={name: allocator(config, name) for name in dict.fromkeys(config.initial)},
         )
+
+
+def unit_kind(config: RunConfig, pruner: Pruner) -> str:
+    """Return the kind of units that a pruner shall remove.
+
+    Raises:
+        ConfigError: The configuration names a kind that it cannot.
+    """
+    wanted = config.model.units or pruner.units[0]
+    if wanted not in pruner.units:
+        kinds = " or ".join(pruner.units)
+        raise ConfigError(f"the pruner {config.pruner.name!r} removes {kinds}, not {wanted}")
+    return wanted
 
 
 def allocator(config: RunConfig, name: str) -> Allocator:

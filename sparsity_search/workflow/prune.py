@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Budget
@@ -11,11 +12,13 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Layout
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners.base import Pruner
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces import bounds_of
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.plugins import unit_kind
 from sparsity_search.workflow.session import calibration, open_session
 
 
@@ -42,7 +45,9 @@ def prune(
     stored = rundir.read_json(profile) if profile else None
     budget = None if profile else Budget(config.budget.target)
     pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
-    session = open_session(config.model, [calibration(config.data)], config.study.seed, monitor)
+    kind = _kind(config, pruner, stored)
+    requests = [calibration(config.data)]
+    session = open_session(config.model, requests, config.study.seed, monitor, kind)
     subject = session.subject
     wanted = _uniform(config, budget, subject.layout) if budget else None
     wanted = wanted or SparsityProfile.from_json(subject.layout, stored)
@@ -60,6 +65,7 @@ def prune(
             save_checkpoint(session.loaded.model, session.loaded.tokenizer, out)
     facts = {
         "model": session.model_facts,
+        "units": subject.units,
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
         "text": session.text_facts,
@@ -75,10 +81,26 @@ def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) 
         ProfileError: They are not, or the profile is corrupt or of another model.
     """
     stored = rundir.read_json(profile)
-    subject = open_session(config.model, [], 0, monitor or Monitor()).subject
+    kind = stored.get("units") if isinstance(stored, dict) else None
+    subject = open_session(config.model, [], 0, monitor or Monitor(), kind).subject
     wanted = SparsityProfile.from_json(subject.layout, stored)
     subject.verify(wanted)
     return wanted
+
+
+def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
+    """Return what is removed: what the profile says, if the pruner can.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    of_profile = stored.get("units") if isinstance(stored, dict) else None
+    if of_profile and config.model.units is None and of_profile not in pruner.units:
+        raise ConfigError(
+            f"the profile removes {of_profile}, the pruner {config.pruner.name!r} "
+            f"{' or '.join(pruner.units)}: choose another with --pruner"
+        )
+    return config.model.units or of_profile or unit_kind(config, pruner)
 
 
 def _uniform(config: RunConfig, budget: Budget, layout: Layout) -> SparsityProfile:

@@ -28,7 +28,7 @@ from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import Plugins
+from sparsity_search.workflow.plugins import Plugins, unit_kind
 from sparsity_search.workflow.session import Session, open_session, search_requests
 
 #: Search time if neither rounds nor minutes are given.
@@ -56,7 +56,9 @@ def search(
     budget, plugins = Budget(config.budget.target), Plugins.of(config)
     space_file = load_space(config.space)
     rundir.check_resumable(out, config)
-    session = open_session(config.model, search_requests(config.data), config.study.seed, monitor)
+    kind = unit_kind(config, plugins.pruner)
+    requests = search_requests(config.data)
+    session = open_session(config.model, requests, config.study.seed, monitor, kind)
     space = space_file.build(session.subject.layout, budget, config.budget.bounds)
     _check_ladder(config, session)
     job = Job(config, plugins, session, space, out, monitor)

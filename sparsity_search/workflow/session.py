@@ -14,6 +14,7 @@ from sparsity_search.data.sequences import Request, digest, draw
 from sparsity_search.data.sources import identity, parse
 from sparsity_search.models.loading import LoadedModel, load_model
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.registry import UNITS
 from sparsity_search.workflow.monitor import Monitor
 
 
@@ -57,14 +58,28 @@ class Session:
 
 
 def open_session(
-    model: ModelSection, requests: Sequence[Request], seed: int, monitor: Monitor
+    model: ModelSection,
+    requests: Sequence[Request],
+    seed: int,
+    monitor: Monitor,
+    units: str | None = None,
 ) -> Session:
     """Load the model and draw the text.
 
+    Args:
+        model: Which model.
+        requests: What text.
+        seed: Of the text that the model writes.
+        monitor: Watches the job.
+        units: What is removed; by default what ``model`` says, or single weights.
+
     Raises:
+        UnknownNameError: There is no such kind of units.
         DataError: A source is missing or too short; a missing one is told before any work.
         ModelError: The model cannot be loaded, or has nothing to prune.
     """
+    kind = units or model.units or "weights"
+    UNITS.get(kind)
     for request in requests:
         parse(request.source)
     with monitor.stage("load model"):
@@ -75,7 +90,7 @@ def open_session(
             device=model.device,
             trust_remote_code=model.trust_remote_code,
         )
-        subject = PrunableModel(loaded.model, model.exclude)
+        subject = PrunableModel(loaded.model, model.exclude, kind)
     with monitor.stage("draw text"):
         text = draw([_capped(request, loaded) for request in requests], loaded, seed)
     return Session(loaded, subject, text, {r.purpose: r.source for r in requests})

@@ -5,12 +5,19 @@ import pytest
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import PrunerContract
+from sparsity_search.testing.structured import StructuredPrunerContract
 
-
-@pytest.fixture(params=PRUNERS.names())
-def pruner(request: pytest.FixtureRequest) -> Pruner:
-    return PRUNERS.create(request.param)
+OF_WEIGHTS = [name for name in PRUNERS.names() if "weights" in PRUNERS.get(name).units]
+OF_STRUCTURES = [name for name in PRUNERS.names() if name not in OF_WEIGHTS]
 
 
 class TestPruners(PrunerContract):
-    pass
+    @pytest.fixture(params=OF_WEIGHTS)
+    def pruner(self, request: pytest.FixtureRequest) -> Pruner:
+        return PRUNERS.create(request.param)
+
+
+class TestStructuredPruners(StructuredPrunerContract):
+    @pytest.fixture(params=OF_STRUCTURES)
+    def pruner(self, request: pytest.FixtureRequest) -> Pruner:
+        return PRUNERS.create(request.param)

@@ -1,0 +1,1 @@
+"""What is removed from a decoder block: single weights, or structures of several layers."""

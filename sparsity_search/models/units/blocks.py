@@ -1,0 +1,21 @@
+"""Whole decoder blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsity_search.models.units._sublayers import sublayers
+from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+from sparsity_search.models.views import StructuredView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(UnitKind):
+    """Whole decoder blocks."""
+
+    def find(self, block: Block) -> Iterator[FoundUnit]:
+        """Yield the block, one structure."""
+        parts = [part for sublayer in sublayers(block) for part in sublayer.whole()]
+        parts.sort(key=lambda part: not part.consumer)  # stable: consumers first
+        yield FoundUnit(block.name, "block", StructuredView(parts))

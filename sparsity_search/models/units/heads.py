@@ -1,0 +1,44 @@
+"""Feed-forward channels and query heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sparsity_search.models.units._sublayers import (
+    Sublayer,
+    channels,
+    key_value_groups,
+    n_groups,
+    sublayers,
+)
+from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+from sparsity_search.models.views import Part, StructuredView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(UnitKind):
+    """Feed-forward channels, and query heads, equally many of every key-value group.
+
+    A structure of the attention is the query heads at one place of every group, so that all
+    groups stay equal; keys and values stay. Where every query head has its own keys, it is the
+    whole head.
+    """
+
+    def find(self, block: Block) -> Iterator[FoundUnit]:
+        """Yield the attention, whose structures are query heads, and the feed-forward."""
+        for part in sublayers(block):
+            attention = part.role == "attention"
+            parts = _query_heads(part, block) if attention else channels(part)
+            yield FoundUnit(part.name, part.role, StructuredView(parts))
+
+
+def _query_heads(attention: Sublayer, block: Block) -> list[Part]:
+    groups = n_groups(block.config)
+    each = block.config.num_attention_heads // groups
+    if each == 1:
+        return key_value_groups(attention, block.config)
+    places = torch.arange(attention.sizes["q"]).view(groups, each, -1).transpose(0, 1).flatten(1)
+    return attention.parts({"o": places, "q": places})

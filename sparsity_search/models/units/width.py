@@ -1,0 +1,22 @@
+"""Feed-forward channels and key-value groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsity_search.models.units._sublayers import channels, key_value_groups, sublayers
+from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+from sparsity_search.models.views import StructuredView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width(UnitKind):
+    """Feed-forward channels, and key-value heads with the query heads that read them."""
+
+    def find(self, block: Block) -> Iterator[FoundUnit]:
+        """Yield the attention, whose structures are KV groups, and the feed-forward."""
+        for part in sublayers(block):
+            attention = part.role == "attention"
+            parts = key_value_groups(part, block.config) if attention else channels(part)
+            yield FoundUnit(part.name, part.role, StructuredView(parts))

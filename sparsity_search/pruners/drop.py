@@ -1,0 +1,28 @@
+"""Dropping whole sublayers or blocks: which ones is the profile's matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsity_search.evidence import Evidence
+from sparsity_search.pruners._structures import Compensation, StructuredPruner, shape_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop(StructuredPruner):
+    """Removes an attention, feed-forward or block as a whole: its output becomes zero."""
+
+    units: ClassVar[tuple[str, ...]] = ("sublayers", "blocks")
+
+    def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:  # noqa: ARG002
+        """Return the one structure."""
+        return torch.arange(shape_of(evidence).count, device=weight.device)
+
+    def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
+        """Remove the output's bias with the rest: nothing is left of the unit."""
+        bias = shape_of(evidence).bias(weight)
+        return Compensation(biases=torch.zeros(len(removed), *bias.shape, device=weight.device))

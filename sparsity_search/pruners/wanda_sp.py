@@ -1,0 +1,31 @@
+"""Wanda's score for whole structures, without any compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsity_search.evidence import Evidence
+from sparsity_search.pruners._structures import StructuredPruner, by_score, column_sums, shape_of
+from sparsity_search.statistics import Statistic
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandaSP(StructuredPruner):
+    """Score ``Σ_j mean_i |W_ij| · rms(x_j)`` over a structure's inputs of its consumer.
+
+    The baseline Wanda-sp of FLAP (An et al., AAAI 2024, arXiv 2312.11983, section 4).
+    """
+
+    @property
+    def requires(self) -> Statistic:
+        """The inputs' norms."""
+        return Statistic.NORM
+
+    def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
+        """Return structures by rising score."""
+        shape = shape_of(evidence)
+        columns = shape.consumer(weight).abs().mean(dim=0)
+        norms = evidence.inputs.norms().to(weight.device)
+        return by_score(column_sums(columns * norms, shape), seed)
