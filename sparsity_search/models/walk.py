@@ -53,30 +53,41 @@ def walk(
     Args:
         subject: The model.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
-        statistic: What to gather of the inputs.
+        statistic: What to gather of the inputs; for nothing, the text is not run.
         rewritten: The caller rewrites each block's weights before it asks for the next visit, so
             that the block has to run again for what the next one sees.
         gradient: Gather the weights' gradients too, those of the model as it is at the start.
     """
     gradients = weight_gradients(subject, tokens) if gradient else {}
-    runner = BlockRunner(subject, tokens)
-    hidden = runner.embed()
-    for block in range(len(subject.blocks)):
+    for block, statistics in enumerate(_statistics(subject, tokens, statistic, rewritten)):
         units = subject.units_of(block)
-        gatherer = _Gatherer(subject, units, statistic)
-        with gatherer:
-            output = runner.run(block, hidden)
-        found = gatherer.statistics
         evidence = {
             unit.name: Evidence(
-                inputs=found[unit.name],
-                following=_following(unit, units, found),
+                inputs=statistics[unit.name],
+                following=_following(unit, units, statistics),
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
             )
             for unit in units
         }
-        yield Visit(block, units, found, evidence)
+        yield Visit(block, units, statistics, evidence)
+
+
+def _statistics(
+    subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: bool
+) -> Iterator[dict[str, InputStatistics]]:
+    """Yield each block's statistics, by unit name."""
+    if statistic is Statistic.NONE:  # then the text need not be run at all
+        for block in range(len(subject.blocks)):
+            yield {unit.name: InputStatistics(0, statistic) for unit in subject.units_of(block)}
+        return
+    runner = BlockRunner(subject, tokens)
+    hidden = runner.embed()
+    for block in range(len(subject.blocks)):
+        gatherer = _Gatherer(subject, subject.units_of(block), statistic)
+        with gatherer:
+            output = runner.run(block, hidden)
+        yield gatherer.statistics
         hidden = runner.run(block, hidden) if rewritten else output
 
 
