@@ -19,10 +19,11 @@ from sparsity_search.rng import derive_seed
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
+from tests.names import OF_STRUCTURES, OF_WEIGHTS
 
 
 @pytest.mark.parametrize("target", [0.1, 0.37, 0.5, 0.7, 0.95])
-@pytest.mark.parametrize("name", PRUNERS.names())
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_zeros_are_exact(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, name: str, target: float
 ) -> None:
@@ -39,6 +40,24 @@ def test_zeros_are_exact(
     assert sum(zeros.values()) == round(target * layout.n_weights)
 
 
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("name", OF_STRUCTURES)
+def test_structures_are_exact(tiny_tokens: Tensor, name: str, target: float) -> None:
+    pruner = PRUNERS.create(name)
+    for units in pruner.units:
+        subject = PrunableModel(tiny_llama(), units=units)
+        wanted = torch.rand(len(subject.layout), generator=torch.Generator().manual_seed(0))
+        profile = Budget(target).project(subject.layout, wanted.numpy())
+        prune_sequentially(subject, profile, pruner, tiny_tokens)
+        zeros = sum(
+            int((weight == 0).sum())
+            for key, weight in weights_of(subject.model).items()
+            if key.endswith("proj.weight")
+        )
+        assert zeros == profile.n_removed
+        assert subject.model(input_ids=tiny_tokens[:1]).logits.isfinite().all()
+
+
 def plain_evidence(
     subject: PrunableModel, block: int, tokens: Tensor, statistic: Statistic
 ) -> dict[str, Evidence]:
@@ -46,9 +65,9 @@ def plain_evidence(
     found = {}
     for unit in subject.units_of(block):
         view = subject.views[unit.name]
-        found[unit.role] = InputStatistics(view.read().shape[1], statistic)
+        found[unit.role] = InputStatistics(view.module.weight.shape[1], statistic)
         handle = view.module.register_forward_pre_hook(
-            lambda _, args, role=unit.role: found[role].add(args[0])
+            lambda _, args, unit=unit, view=view: found[unit.role].add(view.inputs(args[0]))
         )
         with torch.inference_mode():
             for batch in tokens.split(8):
@@ -58,6 +77,7 @@ def plain_evidence(
         unit.name: Evidence(
             inputs=found[unit.role],
             following=found["down"] if unit.role in ("gate", "up") else None,
+            structures=subject.views[unit.name].structures,
         )
         for unit in subject.units_of(block)
     }
@@ -65,8 +85,11 @@ def plain_evidence(
 
 @pytest.mark.parametrize("name", PRUNERS.names())
 def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: str) -> None:
-    subject, other = PrunableModel(tiny_llama()), PrunableModel(tiny_llama())
-    profile, pruner = Budget(0.6).uniform(subject.layout), PRUNERS.create(name)
+    pruner = PRUNERS.create(name)
+    units = pruner.units[0]
+    subject = PrunableModel(tiny_llama(), units=units)
+    other = PrunableModel(tiny_llama(), units=units)
+    profile = Budget(0.6).uniform(subject.layout)
     gradients = weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
     prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
     for block in range(3):

@@ -6,9 +6,7 @@ from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import PrunerContract
 from sparsity_search.testing.structured import StructuredPrunerContract
-
-OF_WEIGHTS = [name for name in PRUNERS.names() if "weights" in PRUNERS.get(name).units]
-OF_STRUCTURES = [name for name in PRUNERS.names() if name not in OF_WEIGHTS]
+from tests.names import OF_STRUCTURES, OF_WEIGHTS
 
 
 class TestPruners(PrunerContract):

@@ -17,11 +17,12 @@ from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
+from tests.names import OF_WEIGHTS
 
 PlanOf = Callable[..., SupernetPlan]
 
 
-@pytest.mark.parametrize("name", PRUNERS.names())
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_the_centre_is_sequential_pruning(
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,

@@ -16,6 +16,7 @@ from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.supernet import Supernet
 from sparsity_search.testing.evaluator import weights_of
+from tests.names import OF_WEIGHTS
 
 from .conftest import Counting
 
@@ -51,7 +52,7 @@ def built(
     return build(tiny_subject, tiny_tokens, plan_of(), folder_at(path))
 
 
-@pytest.mark.parametrize("name", PRUNERS.names())
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_disk_is_memory(
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,

@@ -18,6 +18,7 @@ from sparsity_search.rng import derive_seed
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.supernet import Supernet
 from sparsity_search.testing.evaluator import weights_of
+from tests.names import OF_WEIGHTS
 
 PlanOf = Callable[..., SupernetPlan]
 
@@ -41,7 +42,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[LinearView]:
     return views
 
 
-@pytest.mark.parametrize("name", PRUNERS.names())
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_switching_is_direct_pruning(
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,
@@ -51,7 +52,10 @@ def test_switching_is_direct_pruning(
 ) -> None:
     pruner = PRUNERS.create(name)
     supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, propagate="dense", seed=5))
-    visits = list(walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False))
+    gradient = pruner.needs_gradient
+    visits = list(
+        walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False, gradient=gradient)
+    )
     known = {name: found for visit in visits for name, found in visit.evidence.items()}
     dense = {name: view.read().clone() for name, view in tiny_subject.views.items()}
     with supernet.resident() as switch:
