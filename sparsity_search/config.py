@@ -236,12 +236,16 @@ def load_config(
 
 
 def _compose(pruner: Any) -> None:
-    """Turn ``MASK+UPDATE`` into the pruner that updates the weights of the other's mask."""
+    """Turn ``MASK+UPDATE`` into the pruner that updates the weights of the other's mask.
+
+    The pattern is the mask's, and other settings the update's; ``mask.key`` sets the mask's.
+    """
     if isinstance(pruner, dict) and isinstance(pruner.get("name"), str):
         mask, plus, update = pruner["name"].rpartition("+")
         if plus:
-            pruner["name"] = update
-            pruner["mask"] = mask if "mask" not in pruner else {"name": mask, **pruner["mask"]}
+            settings = {"pattern": pruner.pop("pattern")} if "pattern" in pruner else {}
+            settings |= pruner.get("mask", {})
+            pruner |= {"name": update, "mask": {"name": mask, **settings}}
 
 
 def _read(path: Path) -> dict[str, Any]:

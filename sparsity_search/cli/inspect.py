@@ -14,6 +14,7 @@ def inspect(
     sparsity: options.Sparsity = 0.5,
     space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
     pruner: options.Pruner = None,
+    pattern: options.Pattern = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
     units: options.Units = None,

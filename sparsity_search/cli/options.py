@@ -27,6 +27,7 @@ KEYS = {
     "bounds": "budget.bounds",
     "space": "space",
     "pruner": "pruner.name",
+    "pattern": "pruner.pattern",
     "searcher": "searcher.name",
     "evaluator": "evaluator.name",
     "initial": "initial",
@@ -46,7 +47,13 @@ Sparsity = Annotated[float, typer.Option(help="Fraction of all prunable weights 
 OptionalSparsity = Annotated[
     float | None, typer.Option("--sparsity", help="Fraction of all prunable weights to remove.")
 ]
-Pruner = Annotated[str | None, typer.Option(help="Local pruner; see `ls pruners`.")]
+Pruner = Annotated[
+    str | None, typer.Option(help="Local pruner; see `ls pruners`. MASK+UPDATE composes two.")
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="Which weights compete: layer, row, block, or N:M (keep N of M)."),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(

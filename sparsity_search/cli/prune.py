@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,14 @@ def prune(
     out: options.Out,
     profile: Annotated[Path | None, typer.Option(help="A profile.json.")] = None,
     sparsity: options.OptionalSparsity = None,
+    materialise: Annotated[
+        bool, typer.Option("--materialise", help="Leave removed structures out of the checkpoint.")
+    ] = False,
+    multiple_of: Annotated[
+        int, typer.Option(help="Materialised feed-forward widths are multiples of this.")
+    ] = 32,
     pruner: options.Pruner = None,
+    pattern: options.Pattern = None,
     calibration: options.Calibration = None,
     bounds: options.Bounds = None,
     seed: options.Seed = None,
@@ -31,6 +38,8 @@ def prune(
     """Prune a model block by block to a profile, or uniformly, and write a checkpoint.
 
     sparsity-search prune smollm2 --profile profile.json --pruner sparsegpt --out pruned
+
+    sparsity-search prune smollm2 --pruner flap --sparsity 0.2 --materialise --out smaller
     """
     configuration = options.configuration(locals())
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
@@ -38,6 +47,26 @@ def prune(
     from sparsity_search.workflow.prune import prune as run
 
     quiet_libraries()
+    multiple = multiple_of if materialise else None
     with TerminalMonitor() as monitor:
-        done = run(configuration, out, profile=profile, monitor=monitor)
-    console.print(f"{out}: {done.n_removed} of {done.layout.n_weights} weights are zero")
+        done = run(configuration, out, profile=profile, multiple=multiple, monitor=monitor)
+    found = done.profile
+    console.print(f"{out}: {found.n_removed} of {found.layout.n_weights} weights are removed")
+    if done.materialised is not None:
+        console.print(_told(done.materialised))
+
+
+def _told(facts: dict[str, Any]) -> str:
+    """Return what became of a materialised model, for people."""
+
+    def change(key: str, unit: str, scale: float = 1.0) -> str:
+        dense, now = (facts[key][which] for which in ("dense", "materialised"))
+        return f"{dense / scale:,.1f} to {now / scale:,.1f} {unit}"
+
+    speed = [facts["tokens_per_second"][which]["median"] for which in ("dense", "materialised")]
+    shape = "one width a block" if facts["one_width_a_block"] else "one width for all blocks"
+    return (
+        f"materialised with {shape}: {change('parameters', 'M parameters', 1e6)}, "
+        f"{change('bytes', 'MB', 1e6)}, {speed[0]:.0f} to {speed[1]:.0f} tokens/s; "
+        f"{facts['padding']:,} weights stay as zeros (padding)"
+    )

@@ -19,6 +19,7 @@ def search(
     sparsity: options.OptionalSparsity = None,
     space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
     pruner: options.Pruner = None,
+    pattern: options.Pattern = None,
     searcher: Annotated[str | None, typer.Option(help="See `ls searchers`.")] = None,
     evaluator: Annotated[str | None, typer.Option(help="See `ls evaluators`.")] = None,
     initial: Annotated[

@@ -35,10 +35,11 @@ class PrunableModel:
     ) -> None:
         self.model = model
         self.units = units
-        prefix, self.blocks = _find_blocks(model)
+        self.exclude = exclude
+        self.prefix, self.blocks = _find_blocks(model)
         self.views: dict[str, View] = {}
         found = []
-        for index, unit in _units(model, prefix, self.blocks, UNITS.create(units)):
+        for index, unit in _units(model, self.prefix, self.blocks, UNITS.create(units)):
             if (excluded := _pattern(exclude)) and excluded.search(unit.name):
                 continue
             self.views[unit.name] = unit.view

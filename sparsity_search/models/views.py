@@ -132,6 +132,12 @@ class StructuredView(View):
         self._structures = Structures(count, inner, sum(sizes), len(self._consumers))
 
     @property
+    def gained_bias(self) -> bool:
+        """Whether pruning gave a consumer a bias that it did not have."""
+        pairs = zip(self._consumers, self._without_bias, strict=True)
+        return any(none and linear.bias is not None for linear, none in pairs)
+
+    @property
     def parts(self) -> Sequence[Part]:
         """What the structures hold of each linear layer."""
         return self._parts

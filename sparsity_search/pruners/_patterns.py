@@ -43,6 +43,8 @@ class Pattern:
         Raises:
             ConfigError: It is none of these.
         """
+        if not isinstance(text, str):  # YAML reads 2:4 as a number to the base 60
+            raise ConfigError(f'pattern must be text, not {text!r}: write "2:4" with quotes')
         if text in _SCOPES:
             return cls(text)
         found = _GROUP.fullmatch(text)
@@ -55,6 +57,13 @@ class Pattern:
     def sparsity(self) -> float | None:
         """The sparsity of ``N:M``; None where the counts decide."""
         return None if self.keep is None else 1 - self.keep / self.group
+
+    @classmethod
+    def of(cls, pruner: object) -> Pattern | None:
+        """Return the pattern of a pruner's mask source, or its own; None if it has none."""
+        if getattr(pruner, "mask", None) is not None:
+            return cls.of(pruner.mask)  # type: ignore[attr-defined]
+        return cls.parse(pruner.pattern) if hasattr(pruner, "pattern") else None
 
     def check(self, weight: Tensor, counts: Sequence[int]) -> None:
         """Check that counts of zeros, more than there are already, are possible.

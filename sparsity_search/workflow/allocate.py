@@ -44,7 +44,7 @@ def allocate(
     facts = {
         "target": budget.target,
         "model": session.model_facts,
-        "units": session.subject.units,
+        "removes": session.subject.units,
         "allocator": repr(plugin),
         "text": session.text_facts,
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsity_search.artefacts import write_json
 from sparsity_search.errors import NumericalError
 from sparsity_search.history import History
+from sparsity_search.models.materialise import saveable
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
@@ -56,7 +57,7 @@ def compare(
     with subject.preserved(), job.monitor.stage("save checkpoint"):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
-        save_checkpoint(job.session.loaded.model, job.session.loaded.tokenizer, out / "checkpoint")
+        save_checkpoint(saveable(subject), job.session.loaded.tokenizer, out / "checkpoint")
     profile = profiles[shipped.name]
     write_json(out / rundir.PROFILE, _profile_json(job, profile))
     write_json(out / rundir.RESULTS, _results(job, rows, shipped, history))
@@ -118,7 +119,7 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
         **profile.to_json(),
         "target": job.config.budget.target,
         "model": job.session.model_facts,
-        "units": job.session.subject.units,
+        "removes": job.session.subject.units,
         "pruner": job.config.pruner.model_dump(mode="json"),
         "seed": job.config.study.seed,
         "text": job.session.text_facts,

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Layout
+from sparsity_search.models.materialise import Shape, materialise, plan, saveable
+from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import PRUNERS
@@ -19,18 +30,41 @@ from sparsity_search.spaces import bounds_of
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import unit_kind
-from sparsity_search.workflow.session import calibration, open_session
+from sparsity_search.workflow.session import Session, calibration, open_session
+
+#: Tokens of the speed test, and how often each model runs them.
+_SPEED = (512, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """The outcome of `prune`.
+
+    Attributes:
+        profile: What was removed.
+        materialised: What ``materialised.json`` says of a smaller checkpoint; None without.
+    """
+
+    profile: SparsityProfile
+    materialised: dict[str, Any] | None = None
 
 
 def prune(
-    config: RunConfig, out: Path, *, profile: Path | None = None, monitor: Monitor | None = None
-) -> SparsityProfile:
+    config: RunConfig,
+    out: Path,
+    *,
+    profile: Path | None = None,
+    multiple: int | None = None,
+    monitor: Monitor | None = None,
+) -> Pruned:
     """Prune a model sequentially and write a checkpoint with its ``profile.json``.
 
     Args:
         config: Model, calibration text and pruner; its budget if no profile is given.
         out: The folder to write.
         profile: A profile's file; by default the model is pruned uniformly.
+        multiple: Materialise: leave removed structures out of the checkpoint, with feed-forward
+            widths rounded up to a multiple of this. By default they stay as zeros.
         monitor: Watches the job.
 
     Raises:
@@ -43,9 +77,11 @@ def prune(
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
     stored = rundir.read_json(profile) if profile else None
-    budget = None if profile else Budget(config.budget.target)
     pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
+    budget = None if profile else Budget(_target(config, pruner))
     kind = _kind(config, pruner, stored)
+    if multiple is not None and (kind == "weights" or multiple < 1):
+        raise ConfigError("only structures can be materialised, with --multiple-of at least 1")
     requests = [calibration(config.data)]
     session = open_session(config.model, requests, config.study.seed, monitor, kind)
     subject = session.subject
@@ -61,17 +97,24 @@ def prune(
                 seed=config.study.seed,
                 on_block=advance,
             )
+        smaller = None if multiple is None else plan(subject, multiple)
         with monitor.stage("save checkpoint"):
-            save_checkpoint(session.loaded.model, session.loaded.tokenizer, out)
+            saved = saveable(subject) if smaller is None else materialise(subject, smaller)
+            save_checkpoint(saved, session.loaded.tokenizer, out)
     facts = {
         "model": session.model_facts,
-        "units": subject.units,
+        "removes": subject.units,
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
         "text": session.text_facts,
     }
     write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts})
-    return wanted
+    if smaller is None:
+        return Pruned(profile=wanted)
+    with monitor.stage("compare speed"):
+        told = _materialised(session, saved, smaller, out)
+    write_json(out / rundir.MATERIALISED, told)
+    return Pruned(profile=wanted, materialised=told)
 
 
 def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) -> SparsityProfile:
@@ -81,11 +124,51 @@ def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) 
         ProfileError: They are not, or the profile is corrupt or of another model.
     """
     stored = rundir.read_json(profile)
-    kind = stored.get("units") if isinstance(stored, dict) else None
+    kind = stored.get("removes") if isinstance(stored, dict) else None
     subject = open_session(config.model, [], 0, monitor or Monitor(), kind).subject
     wanted = SparsityProfile.from_json(subject.layout, stored)
     subject.verify(wanted)
     return wanted
+
+
+def _materialised(
+    session: Session, smaller: PreTrainedModel, shape: Shape, out: Path
+) -> dict[str, Any]:
+    """Return what became of the model: a profile of the new one, and both models' figures."""
+    subject = PrunableModel(smaller, session.subject.exclude, session.subject.units)
+    dense = session.loaded.model
+    tokens = session.text["calibration"][:1, : _SPEED[0]]
+    speed = tokens_per_second([dense, smaller], tokens, _SPEED[1])
+    files = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    return {
+        **subject.zeros().to_json(),
+        "removes": subject.units,
+        "one_width_a_block": shape.per_block,
+        "padding": shape.padding,
+        "blocks": {"dense": len(session.subject.blocks), "materialised": len(subject.blocks)},
+        "parameters": {"dense": dense.num_parameters(), "materialised": smaller.num_parameters()},
+        "bytes": {"dense": _n_bytes(dense), "materialised": files},
+        "tokens_per_second": dict(zip(("dense", "materialised"), speed, strict=True)),
+    }
+
+
+def tokens_per_second(
+    models: Sequence[PreTrainedModel], tokens: Tensor, repeats: int
+) -> list[dict[str, float]]:
+    """Return median and range of each model's speed in forward passes, taken in turns."""
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for model, found in zip(models, seconds, strict=True):
+                started = time.monotonic()
+                model(input_ids=tokens.to(model.device), use_cache=False).logits.sum().item()
+                if repeat:  # the first one warms up
+                    found.append(tokens.numel() / (time.monotonic() - started))
+    return [{"median": median(found), "min": min(found), "max": max(found)} for found in seconds]
+
+
+def _n_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
@@ -94,13 +177,23 @@ def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
     Raises:
         ConfigError: It cannot.
     """
-    of_profile = stored.get("units") if isinstance(stored, dict) else None
-    if of_profile and config.model.units is None and of_profile not in pruner.units:
+    of_profile = stored.get("removes") if isinstance(stored, dict) else None
+    if config.model.units is not None or of_profile is None:
+        return unit_kind(config, pruner)
+    if of_profile not in pruner.units:
         raise ConfigError(
             f"the profile removes {of_profile}, the pruner {config.pruner.name!r} "
             f"{' or '.join(pruner.units)}: choose another with --pruner"
         )
-    return config.model.units or of_profile or unit_kind(config, pruner)
+    return str(of_profile)
+
+
+def _target(config: RunConfig, pruner: Pruner) -> float:
+    """Return the sparsity asked for, or the one that an N:M pattern means."""
+    pattern = Pattern.of(pruner)
+    if config.budget.sparsity is None and pattern and pattern.sparsity is not None:
+        return pattern.sparsity
+    return config.budget.target
 
 
 def _uniform(config: RunConfig, budget: Budget, layout: Layout) -> SparsityProfile:

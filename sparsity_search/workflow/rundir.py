@@ -19,6 +19,7 @@ FORMAT = 1
 RUN = "run.json"
 RESULTS = "results.json"
 PROFILE = "profile.json"
+MATERIALISED = "materialised.json"
 JOURNAL = "journal.log"
 
 _PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")

@@ -165,7 +165,7 @@ def test_unknown_kind() -> None:
 
 
 def test_blocks_that_are_not_understood() -> None:
-    with pytest.raises(ModelError, match="is no attention or feed-forward that is known"):
+    with pytest.raises(ModelError, match="has no attention or feed-forward that is known"):
         PrunableModel(FAMILIES["gpt_neox"](), units="width")
 
 

@@ -60,22 +60,24 @@ def sublayers(block: Block) -> list[Sublayer]:
     """Return the block's attention and feed-forward, in forward order.
 
     Raises:
-        ModelError: A linear layer belongs to neither.
+        ModelError: It has neither.
     """
     found: dict[str, dict[str, nn.Linear]] = {}
     for name, module in block.module.named_modules():
         if isinstance(module, nn.Linear):
             full = f"{block.name}.{name}"
             found.setdefault(full.rpartition(".")[0], {})[role_of(full)] = module
-    result = []
-    for name, linears in found.items():
-        kind = next((roles for roles in _KINDS if set(roles) == set(linears)), None)
-        if kind is None:
-            raise ModelError(
-                f"{name} is no attention or feed-forward that is known: its layers are "
-                f"{', '.join(linears)}"
-            )
-        result.append(Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind}))
+    result = [
+        Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind})
+        for name, linears in found.items()
+        for kind in _KINDS
+        if set(kind) == set(linears)
+    ]
+    if not result:
+        names = ", ".join(role for linears in found.values() for role in linears)
+        raise ModelError(
+            f"{block.name} has no attention or feed-forward that is known: its layers are {names}"
+        )
     return result
 
 

@@ -1,0 +1,208 @@
+"""Materialising: a model with empty structures becomes a really smaller one.
+
+The result is of the same class, so that plain `from_pretrained` loads what is saved of it. Most
+architectures have one feed-forward width and one number of heads for all blocks: then every
+block keeps as many structures as the fullest one, the surplus as zeros (padding). Where the
+configuration holds one feed-forward width a block, each keeps its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsity_search.errors import ModelError
+from sparsity_search.layout import Unit
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.roles import role_of
+from sparsity_search.models.views import StructuredView
+
+#: The configuration's switches for biases → the role of a layer that they give one.
+_BIASES = {"attention_bias": "o", "mlp_bias": "down"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a materialised model keeps.
+
+    Attributes:
+        blocks: Indices of the blocks that stay, in order.
+        kept: For each unit of these blocks the structures that stay, ``(n,)`` int64, ascending.
+        padding: Weights that stay though they are zero.
+        per_block: Whether every block has a feed-forward width of its own.
+    """
+
+    blocks: tuple[int, ...]
+    kept: Mapping[str, Tensor]
+    padding: int
+    per_block: bool
+
+
+def saveable(subject: PrunableModel) -> PreTrainedModel:
+    """Return the model in a form that `from_pretrained` loads: itself, or with its new biases.
+
+    Raises:
+        ModelError: Pruning added a bias, and the architecture has no place for it.
+    """
+    views = subject.views.values()
+    if any(isinstance(view, StructuredView) and view.gained_bias for view in views):
+        return materialise(subject, everything(subject))
+    model: PreTrainedModel = subject.model
+    return model
+
+
+def everything(subject: PrunableModel) -> Shape:
+    """Return the shape that keeps all, for a model whose pruner only added biases."""
+    kept = {unit.name: torch.arange(unit.count) for unit in subject.layout}
+    return Shape(blocks=tuple(range(len(subject.blocks))), kept=kept, padding=0, per_block=False)
+
+
+def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
+    """Return what the materialised model keeps of one with empty structures.
+
+    Args:
+        subject: The pruned model; its units are structures.
+        multiple: Feed-forward widths are rounded up to a multiple of this.
+
+    Raises:
+        ModelError: The units are single weights, or nothing would be left.
+    """
+    empty = {unit.name: _empty(subject, unit) for unit in subject.layout}
+    blocks = tuple(b for b in range(len(subject.blocks)) if not _gone(subject, b, empty))
+    if not blocks:
+        raise ModelError("every block is removed: nothing is left to materialise")
+    units = [unit for unit in subject.layout if unit.block in blocks]
+    per_block = isinstance(getattr(_text(subject), "intermediate_size", None), (list, tuple))
+    kept = {}
+    for unit in units:
+        own = per_block and unit.role == "feed_forward"
+        alike = [unit] if own else [other for other in units if other.role == unit.role]
+        most = max(1, *(int((~empty[other.name]).sum()) for other in alike))
+        step = multiple if unit.role == "feed_forward" else 1
+        kept[unit.name] = _fullest(empty[unit.name], min(-(-most // step) * step, unit.count))
+    padding = sum(int(empty[unit.name][kept[unit.name]].sum()) * unit.cost for unit in units)
+    return Shape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
+
+
+def materialise(subject: PrunableModel, shape: Shape) -> PreTrainedModel:
+    """Return a new model of the same class that holds only what ``shape`` keeps.
+
+    Its logits are those of the pruned model, up to rounding.
+
+    Args:
+        subject: The pruned model; not modified.
+        shape: What stays, from `plan`.
+
+    Raises:
+        ModelError: The architecture cannot have this shape, or a bias that pruning added.
+    """
+    weights = _weights(subject, shape)
+    model: Any = subject.model
+    with torch.random.fork_rng(devices=[]):
+        made = type(model)(_config(subject, shape, weights))
+    made.to(device=model.device, dtype=model.dtype)
+    for name, value in made.state_dict().items():
+        if name not in weights and name.endswith(".bias"):
+            weights[name] = torch.zeros_like(value)  # its neighbour has one now
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{type(model).__name__} cannot have this shape: {reason}") from error
+    made.generation_config = copy.deepcopy(model.generation_config)
+    result: PreTrainedModel = made.eval().requires_grad_(False)
+    return result
+
+
+def _text(subject: PrunableModel) -> Any:
+    return subject.model.config.get_text_config()  # type: ignore[operator, union-attr]
+
+
+def _empty(subject: PrunableModel, unit: Unit) -> Tensor:
+    view = subject.views[unit.name]
+    if not isinstance(view, StructuredView):
+        raise ModelError("only structures can be materialised, not single weights")
+    return view.structures.empty(view.read()).cpu()
+
+
+def _gone(subject: PrunableModel, block: int, empty: Mapping[str, Tensor]) -> bool:
+    """Return whether a block's units are all of it, and all empty: then it does nothing."""
+    units = subject.units_of(block)
+    roles = {unit.role for unit in units}
+    whole = roles == {"block"} or roles == {"attention", "feed_forward"}
+    return whole and all(
+        bool(empty[unit.name].all()) and not _bias(subject, unit).any() for unit in units
+    )
+
+
+def _bias(subject: PrunableModel, unit: Unit) -> Tensor:
+    view = subject.views[unit.name]
+    assert isinstance(view, StructuredView)
+    return view.structures.bias(view.read())
+
+
+def _fullest(empty: Tensor, number: int) -> Tensor:
+    """Return ``number`` structures in order: all that are not empty, then the first empty ones."""
+    return empty.long().argsort(stable=True)[:number].sort().values
+
+
+def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
+    """Return the state of the new model, by its names."""
+    state = dict(subject.model.state_dict())
+    names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
+    for unit_name, kept in shape.kept.items():
+        view = subject.views[unit_name]
+        assert isinstance(view, StructuredView)
+        for part in view.parts:
+            name = names[id(part.linear.weight)]
+            # ascending, so that heads stay beside those of their group
+            rows = part.index[kept].flatten().sort().values.to(part.linear.weight.device)
+            state[name] = state[name].index_select(1 if part.consumer else 0, rows)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in state and not part.consumer:
+                state[bias] = state[bias][rows]
+    prefix = subject.prefix + "."
+    moved = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(shape.blocks)}
+    found = {}
+    for name, value in state.items():
+        block = f"{prefix}{name.removeprefix(prefix).partition('.')[0]}."
+        if not name.startswith(prefix):
+            found[name] = value
+        elif block in moved:
+            found[moved[block] + name.removeprefix(block)] = value
+    return found
+
+
+def _config(subject: PrunableModel, shape: Shape, weights: Mapping[str, Tensor]) -> Any:
+    """Return the model's configuration with the new widths and biases."""
+    config: Any = copy.deepcopy(subject.model.config)
+    text = config.get_text_config()
+    for name, value in vars(text).items():  # layer types and the like: one entry a block
+        if isinstance(value, (list, tuple)) and len(value) == len(subject.blocks):
+            setattr(text, name, [value[block] for block in shape.blocks])
+    text.num_hidden_layers = len(shape.blocks)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    rows = {
+        role: [len(w) for name, w in weights.items() if _has_role(name, role)]
+        for role in ("q", "k", "up")
+    }
+    text.head_dim = head
+    text.num_attention_heads = rows["q"][0] // head
+    text.num_key_value_heads = rows["k"][0] // head
+    text.intermediate_size = rows["up"] if shape.per_block else rows["up"][0]
+    for switch, role in _BIASES.items():
+        added = any(_has_role(name, role, "bias") for name in weights)
+        if hasattr(text, switch) and added:
+            setattr(text, switch, True)
+    return config
+
+
+def _has_role(parameter: str, role: str, kind: str = "weight") -> bool:
+    layer, _, last = parameter.rpartition(".")
+    return last == kind and role_of(layer) == role

@@ -1,0 +1,128 @@
+"""`prune` with patterns, composed pruners and structures on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from sparsity_search.models.loading import load_model
+from sparsity_search.models.prunable import PrunableModel
+
+from .conftest import SMALL, Outcome
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def prune(cli: Cli, model: Path, text: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    def run(*options: Any) -> Outcome:
+        source = ("--calibration", f"file:{text}")
+        return cli("prune", model, "--out", tmp_path / "out", *source, *SMALL, *options)
+
+    return run
+
+
+@torch.inference_mode()
+def logits(folder: Path) -> Tensor:
+    tokens = torch.arange(3, 40)[None]
+    return AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=tokens).logits
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude+refit", "wanda+sparsegpt"])
+def test_groups(prune: Callable[..., Outcome], cli: Cli, tmp_path: Path, pruner: str) -> None:
+    outcome = prune("--pruner", pruner, "--pattern", "2:4")
+    assert outcome.code == 0, outcome.err
+    assert cli("verify", tmp_path / "out", "--profile", tmp_path / "out/profile.json").code == 0
+    subject = PrunableModel(load_model(str(tmp_path / "out")).model)
+    for view in subject.views.values():
+        assert ((view.read().reshape(-1, 4) == 0).sum(1) == 2).all()
+
+
+def test_composed_settings(prune: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = prune("--pruner", "wanda+refit", "--sparsity", 0.5, "--set", "pruner.damping=0.1",
+                    "--set", "pruner.mask.pattern=layer")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    stored = json.loads((tmp_path / "out/profile.json").read_text())["pruner"]
+    assert stored["name"] == "refit"
+    assert stored["damping"] == 0.1
+    assert stored["mask"] == {"name": "wanda", "pattern": "layer"}
+
+
+@pytest.mark.parametrize(
+    ("pruner", "units"), [("flap", "width"), ("wanda_sp", "heads"), ("drop", "sublayers")]
+)
+def test_materialised(
+    prune: Callable[..., Outcome], cli: Cli, tmp_path: Path, pruner: str, units: str
+) -> None:
+    options = ("--pruner", pruner, "--units", units, "--sparsity", 0.4)
+    assert prune(*options).code == 0
+    masked, folder = logits(tmp_path / "out"), tmp_path / "masked"
+    (tmp_path / "out").rename(folder)
+    outcome = prune(*options, "--materialise", "--multiple-of", 4)
+    assert outcome.code == 0, outcome.err
+    smaller = tmp_path / "out"
+    torch.testing.assert_close(logits(smaller), masked, rtol=1e-3, atol=1e-3)
+    told = json.loads((smaller / "materialised.json").read_text())
+    assert "materialised with one width for all blocks" in outcome.out.replace("\n", " ")
+    assert told["bytes"]["materialised"] < sum(
+        f.stat().st_size for f in folder.glob("*.safetensors")
+    )
+    assert told["parameters"]["materialised"] < told["parameters"]["dense"]
+    assert told["tokens_per_second"]["dense"]["median"] > 0
+    # zeros of both checkpoints are what their profiles say
+    assert cli("verify", folder, "--profile", folder / "profile.json").code == 0
+    assert cli("verify", smaller, "--profile", smaller / "materialised.json").code == 0
+    assert cli("verify", smaller, "--profile", folder / "profile.json").code == 2
+    # what is gone and what is padding make up the profile
+    profile = json.loads((smaller / "profile.json").read_text())
+    gone = told["parameters"]["dense"] - told["parameters"]["materialised"]
+    if pruner != "flap":  # which adds biases
+        norms = 2 * 32 * (told["blocks"]["dense"] - told["blocks"]["materialised"])
+        assert gone - norms + told["padding"] >= profile["removed"]
+        assert told["padding"] == told["removed"]
+
+
+def test_a_profile_says_what_it_removes(
+    prune: Callable[..., Outcome], cli: Cli, model: Path, text: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "profile.json"
+    options = ("--calibration", f"file:{text}", *SMALL, "--units", "width")
+    outcome = cli("allocate", model, "--allocator", "uniform", "--sparsity", 0.3,
+                  "--out", profile, *options)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert json.loads(profile.read_text())["removes"] == "width"
+    outcome = prune("--profile", profile)
+    assert outcome.code == 2
+    assert "the profile removes width, the pruner 'wanda' weights" in outcome.err
+    assert prune("--profile", profile, "--pruner", "wanda_sp").code == 0
+
+
+REFUSED = {
+    "units of another pruner": (
+        ["--units", "width", "--sparsity", "0.5"],
+        "the pruner 'wanda' removes weights, not width",
+    ),
+    "unknown units": (["--units", "widht", "--sparsity", "0.5"], "widht"),
+    "no sparsity for a pattern": (["--pattern", "*:4"], "--sparsity"),
+    "a count that the pattern cannot have": (["--pattern", "2:4", "--sparsity", "0.4"], "2 kept"),
+    "unknown pattern": (["--pattern", "col", "--sparsity", "0.4"], "N:M"),
+    "pattern without quotes": (["--set", "pruner.pattern=2:4", "--sparsity", "0.5"], "quotes"),
+    "unknown mask": (["--pruner", "wnada+refit", "--sparsity", "0.5"], "'wanda'"),
+    "weights materialised": (["--materialise", "--sparsity", "0.5"], "only structures"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(prune: Callable[..., Outcome], tmp_path: Path, name: str) -> None:
+    options, words = REFUSED[name]
+    outcome = prune(*options)
+    assert outcome.code == 2, outcome
+    assert words in outcome.err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
