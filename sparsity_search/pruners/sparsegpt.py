@@ -13,6 +13,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners._patterns import Pattern
+from sparsity_search.pruners._quotas import block_quotas, smallest
 from sparsity_search.pruners._updates import Updated, UpdatePruner, masks
 from sparsity_search.pruners.base import Pruner, as_pruner
 from sparsity_search.statistics import InverseFactor
@@ -107,7 +108,7 @@ class SparseGPT(UpdatePruner):
         def choose_blocks(current: Tensor, columns: slice) -> Tensor:
             number = columns.start // self.block_size
             pairs = zip(keys(current, columns), quotas, strict=True)
-            return torch.cat([_smallest(k, quota[number]) for k, quota in pairs])
+            return torch.cat([smallest(k, quota[number]) for k, quota in pairs])
 
         return choose_blocks, self.block_size
 
@@ -150,37 +151,6 @@ def _eliminate(work: Tensor, errors: Tensor, removed: Tensor, upper: Tensor) -> 
         current = torch.addmv(work[j], errors[:j].T, upper[:j, j], alpha=-1)
         errors[j] = current.mul_(removed[j]).div_(upper[j, j])
     work.addmm_(upper.T, errors, alpha=-1).masked_fill_(removed, 0)
-
-
-def _smallest(keys: Tensor, number: int) -> Tensor:
-    """Return a mask of the ``number`` smallest of distinct ``keys``."""
-    if number == 0:
-        return torch.zeros_like(keys, dtype=torch.bool)
-    return keys <= keys.flatten().kthvalue(number).values
-
-
-def block_quotas(count: int, zero: Tensor, dead: Tensor, block_size: int) -> list[int]:
-    """Return how many weights each block of columns loses; they sum to ``count``.
-
-    Zeros are used up first, then weights on dead inputs, then the others; each kind is spread
-    over the blocks in proportion, by cumulative rounding.
-
-    Args:
-        count: Weights to remove, at most all.
-        zero: ``(rows, columns)`` bool.
-        dead: ``(columns,)`` bool.
-        block_size: Columns of a block.
-    """
-    zeros = zero.sum(dim=0)
-    others = len(zero) - zeros
-    last = torch.arange(block_size, zeros.numel() + block_size, block_size) - 1
-    reached = torch.zeros(len(last), dtype=torch.long)
-    for kind in (zeros, others * dead, others * ~dead):
-        sizes = kind.cpu().cumsum(dim=0)
-        taken = min(count, int(sizes[-1]))
-        reached += sizes[last.clamp(max=len(sizes) - 1)] * taken // sizes[-1].clamp(min=1)
-        count -= taken
-    return [int(quota) for quota in reached.diff(prepend=reached.new_zeros(1))]
 
 
 def _groups(counts: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 import sparsity_search.pruners.sparsegpt as module
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence import Evidence
+from sparsity_search.pruners._quotas import block_quotas
 from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.sparsegpt import SparseGPT, Swept, block_quotas, sweep
+from sparsity_search.pruners.sparsegpt import SparseGPT, Swept, sweep
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
