@@ -10,6 +10,10 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.layout import Layout
 from sparsity_search.profile import SparsityProfile, from_counts
 
+#: Multiples of it modulo 1 fill the unit interval evenly, whatever their number.
+_GOLDEN = (5**0.5 - 1) / 2
+_REMAINDER_DIGITS = 9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -157,12 +161,17 @@ def water_fill(
 
 
 def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> np.ndarray:
-    """Round to integers that cost ``total``: the largest remainders go up first."""
+    """Round to integers that cost ``total``: the largest remainders go up first.
+
+    Equal remainders (many units of one shape) go up spread evenly over the units: structures are
+    few and large, and one end of a model must not lose them all.
+    """
     result: np.ndarray = np.clip(np.floor(exact).astype(np.int64), bounds.lower, bounds.upper)
     left = total - int(result @ costs)
     sign = 1 if left > 0 else -1
     limit = bounds.upper if sign > 0 else bounds.lower
-    order = np.argsort(-sign * (exact - result), kind="stable")
+    remainders = np.round(-sign * (exact - result), _REMAINDER_DIGITS)
+    order = np.lexsort((_spread_order(len(exact)), remainders))
     moved = True
     while moved and left:
         moved = False
@@ -172,3 +181,8 @@ def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> 
                 left -= sign * int(costs[i])
                 moved = True
     return result
+
+
+def _spread_order(n: int) -> np.ndarray:
+    """Return a rank for each of ``n`` positions such that the first ranks lie far apart."""
+    return np.asarray((np.arange(n) * _GOLDEN + 0.5) % 1.0)

@@ -203,3 +203,12 @@ def test_wanted_sparsities_of_any_size(scale: float) -> None:
     layout = toy_layout(*[10**8 + i for i in range(50)])
     wanted = scale * np.random.default_rng(0).normal(size=50)
     assert Budget(0.7).project(layout, wanted).n_removed == Budget(0.7).n_removed(layout)
+
+
+@pytest.mark.parametrize("n_removed", [3, 10, 15, 24])
+def test_equal_remainders_are_spread_over_the_units(n_removed: int) -> None:
+    layout = Layout([Unit(name=f"{i}", block=i, role="x", count=1, cost=7) for i in range(30)])
+    removed = np.array(Budget(n_removed / 30).uniform(layout).removed)
+    assert removed.sum() == n_removed
+    counts = np.array([removed[i : i + 10].sum() for i in range(0, 21)])
+    assert abs(counts - n_removed / 3).max() <= 1.5  # each run of ten units has its share
