@@ -29,7 +29,7 @@ PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in r
 LAYERS = [
     {"errors", "registry", "rng", "artefacts", "layout", "profile", "budget", "space", "spaces",
      "history", "ladder"},
-    {"models", "data", "structures", "statistics", "evidence", "variants"},
+    {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants"},
     {"pruners", "evaluators", "allocators", "searchers", "supernet"},
     {"objective", "realise", "study", "store"},
     {"report"},
