@@ -5,9 +5,12 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.structures import Structures
 from sparsity_search.variants import (
+    GroupedVariants,
     RankedVariants,
     StoredVariants,
+    StructuredVariants,
     Variants,
     codes_of,
     variants_from_tensors,
@@ -76,3 +79,36 @@ def test_codes_hold_any_number_of_counts(n_counts: int, dtype: torch.dtype) -> N
     for count in range(n_counts):
         removed = variants.at(torch.ones(300), count) == 0
         assert set(removed.nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+def test_groups_have_exactly_their_zeros() -> None:
+    dense = torch.tensor([[0.0, 0.0, 0.0, 5.0, 1.0, 2.0, 3.0, 4.0]])
+    codes = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.uint8)
+    variants = GroupedVariants(counts=(4, 8), codes=codes)
+    tiny = torch.finfo(torch.float32).tiny
+    assert variants.at(dense, 4).tolist() == [[0, 0, tiny, 5, 0, 0, 3, 4]]
+    assert variants.at(dense, 8).tolist() == [[0] * 8]
+    read = variants_from_tensors(variants.kind, variants.counts, variants.tensors())
+    assert isinstance(read, GroupedVariants)
+    assert torch.equal(read.at(dense, 4), variants.at(dense, 4))
+
+
+@pytest.mark.parametrize("changed", [(), ("consumers",), ("biases",), ("consumers", "biases")])
+def test_structures(changed: tuple[str, ...]) -> None:
+    shape = Structures(count=3, inner=2, width=5)
+    dense = torch.arange(1.0, 65.0).view(4, 16)
+    removed = torch.tensor([[False, True, False], [True, True, False]])
+    made = {"consumers": -torch.ones(2, 4, 6), "biases": torch.full((2, 4, 1), 9.0)}
+    given = {name: made[name] for name in changed}
+    variants = StructuredVariants(counts=(1, 2), structures=shape, removed=removed, **given)
+    read = variants_from_tensors(variants.kind, variants.counts, variants.tensors())
+    for found in (variants, read):
+        pruned = found.at(dense, 1)
+        bodies, before = shape.bodies(pruned), shape.bodies(dense)
+        assert (bodies[:, 1] == 0).all()
+        assert torch.equal(bodies[:, 2, 2:], before[:, 2, 2:])
+        expected = -torch.ones(4, 2) if "consumers" in changed else before[:, 2, :2]
+        assert torch.equal(bodies[:, 2, :2], expected)
+        bias = torch.full((4, 1), 9.0) if "biases" in changed else dense[:, 15:]
+        assert torch.equal(shape.bias(pruned), bias)
+        assert shape.empty(found.at(dense, 2)).tolist() == [True, True, False]

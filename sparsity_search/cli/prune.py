@@ -52,6 +52,8 @@ def prune(
         done = run(configuration, out, profile=profile, multiple=multiple, monitor=monitor)
     found = done.profile
     console.print(f"{out}: {found.n_removed} of {found.layout.n_weights} weights are removed")
+    if done.notes:
+        console.print(f"{len(done.notes)} notes in {out / 'profile.json'}, first {done.notes[0]}")
     if done.materialised is not None:
         console.print(_told(done.materialised))
 

@@ -42,10 +42,12 @@ class Pruned:
 
     Attributes:
         profile: What was removed.
+        notes: What the pruner had to say of single units, e.g. that damping was raised.
         materialised: What ``materialised.json`` says of a smaller checkpoint; None without.
     """
 
     profile: SparsityProfile
+    notes: Sequence[str] = ()
     materialised: dict[str, Any] | None = None
 
 
@@ -89,7 +91,7 @@ def prune(
     wanted = wanted or SparsityProfile.from_json(subject.layout, stored)
     with subject.preserved():
         with monitor.stage("prune", len(subject.blocks)) as advance:
-            prune_sequentially(
+            notes = prune_sequentially(
                 subject,
                 wanted,
                 pruner,
@@ -107,14 +109,15 @@ def prune(
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
         "text": session.text_facts,
+        "notes": notes,
     }
     write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts})
     if smaller is None:
-        return Pruned(profile=wanted)
+        return Pruned(profile=wanted, notes=notes)
     with monitor.stage("compare speed"):
         told = _materialised(session, saved, smaller, out)
     write_json(out / rundir.MATERIALISED, told)
-    return Pruned(profile=wanted, materialised=told)
+    return Pruned(profile=wanted, notes=notes, materialised=told)
 
 
 def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) -> SparsityProfile:

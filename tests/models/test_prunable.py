@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.models.prunable import PrunableModel
@@ -139,3 +141,20 @@ def test_roles() -> None:
     assert [role_of(f"model.layers.0.x.{name}") for name in ROLES] == list(ROLES.values())
     assert role_of("h.0.fc1") == "fc1"
     assert role_of("q_proj") == "q"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_are_in_the_order_of_the_model(family: str) -> None:
+    subject = PrunableModel(FAMILIES[family]())
+    modules = [name for name, _ in subject.model.named_modules() if name in subject.views]
+    assert [unit.name for unit in subject.layout] == modules
+
+
+def test_a_reloaded_checkpoint_has_the_mask(tiny_subject: PrunableModel, tmp_path: Path) -> None:
+    for unit in tiny_subject.layout:
+        view = tiny_subject.views[unit.name]
+        view.write(view.read() * (torch.arange(view.read().shape[1]) % 3 > 0))
+    tiny_subject.model.save_pretrained(tmp_path)
+    loaded = PrunableModel(AutoModelForCausalLM.from_pretrained(tmp_path))
+    for name, view in loaded.views.items():
+        assert torch.equal(view.read() == 0, tiny_subject.views[name].read() == 0)
