@@ -1,9 +1,10 @@
 """The search space: a candidate is a vector of levels, and every one returned meets the budget.
 
 A gene is one unit, or several tied together. Level 0 is its share of the uniform profile; each
-level up removes one more step of weights. The step is equal for all genes, whatever their size,
+level up removes more. For single weights the step is equal for all genes, whatever their size,
 so moving one gene up and another down keeps the budget exactly (EvoPress, arXiv 2410.14649,
-section 3): a candidate is legal when its levels sum to zero.
+section 3): a candidate is legal when its levels sum to zero. Where steps differ (N:M choices,
+structures of different size), a move is compound, and `levels.py` says what is legal.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ import numpy as np
 
 from sparsity_search.artefacts import digest
 from sparsity_search.budget import Bounds, Budget, fill, water_fill
+from sparsity_search.choices import (
+    Choices,
+    chosen_rows,
+    stepped_rows,
+    tables_of,
+    uniform_structures,
+)
 from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Layout
+from sparsity_search.levels import LevelTables
 from sparsity_search.profile import SparsityProfile, from_counts
 
 #: One level for each gene.
@@ -33,13 +42,15 @@ class SearchSpace:
         budget: The global budget.
         bounds: Fewest and most items to remove from each unit.
         genes: Unit indices that share one level, for each gene; each unit in exactly one gene.
-        step: Weights that one level moves.
+        step: Weights that one level moves; where structures differ in size, about so many.
         reach: A gene's level lies in ``[-reach, reach]``, or less where the bounds bind.
+        choices: The counts that each unit may have, increasing; by default any. They are the
+            levels then, and ``step`` means nothing.
 
     Raises:
-        ConfigError: ``genes`` do not partition the units, or ``step`` is not a whole number of
-            items of some unit.
-        InfeasibleBudgetError: No profile within the bounds meets the budget.
+        ConfigError: ``genes`` do not partition the units, ``step`` is not a whole number of
+            items, or ``choices`` do not increase.
+        InfeasibleBudgetError: No profile within the bounds and choices meets the budget.
     """
 
     layout: Layout
@@ -48,6 +59,7 @@ class SearchSpace:
     genes: tuple[tuple[int, ...], ...]
     step: int
     reach: int
+    choices: Choices | None = None
     _counts: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,9 +67,11 @@ class SearchSpace:
             raise ConfigError("the genes of a search space must hold every unit exactly once")
         if self.step < 1 or self.reach < 1:
             raise ConfigError("step and reach of a search space must be at least 1")
-        if (self.step % self.layout.costs).any():
+        if self.even and (self.step % self.layout.costs).any():
             raise ConfigError(f"a step of {self.step} weights is not a whole number of items")
         self.budget.check(self.layout, self.bounds)
+        if not self.even:
+            _ = self._uneven  # finds out what is not feasible
 
     @property
     def n_genes(self) -> int:
@@ -65,20 +79,46 @@ class SearchSpace:
         return len(self.genes)
 
     @cached_property
+    def even(self) -> bool:
+        """Whether one level moves equally many weights in every gene."""
+        return self.choices is None and has_equal_steps(self.layout)
+
+    @cached_property
     def base(self) -> SparsityProfile:
-        """The profile of level 0 everywhere: uniform, as far as the bounds allow."""
-        return self.budget.uniform(self.layout, self.bounds)
+        """The profile of level 0 everywhere: uniform, as far as bounds and choices allow."""
+        if not self.even:
+            return self.profile(self.uniform)
+        item = int(self.layout.costs[0])
+        total = -(-self.budget.n_removed(self.layout) // item) * item
+        wanted = np.full(len(self.layout), self.budget.target)
+        return from_counts(self.layout, fill(self.layout, wanted, self.bounds, total))
 
     @cached_property
     def levels(self) -> Bounds:
         """Least and greatest level of each gene, ``(n_genes,)`` each."""
-        down = (self._totals(np.array(self.base.removed)) - self._totals(self.bounds.lower)) // (
-            self.step
-        )
-        up = (self._totals(self.bounds.upper) - self._totals(np.array(self.base.removed))) // (
-            self.step
-        )
+        if not self.even:
+            tables, centre = self._uneven
+            return Bounds(lower=-centre, upper=tables.top - centre)
+        base = self._totals(np.array(self.base.removed))
+        down = (base - self._totals(self.bounds.lower)) // self.step
+        up = (self._totals(self.bounds.upper) - base) // self.step
         return Bounds(lower=-np.minimum(down, self.reach), upper=np.minimum(up, self.reach))
+
+    @cached_property
+    def _uneven(self) -> tuple[LevelTables, np.ndarray]:
+        """What the levels of genes of unequal steps remove, and where in the tables level 0 is."""
+        layout, bounds, genes, budget = self.layout, self.bounds, self.genes, self.budget
+        if self.choices is not None:
+            tables = tables_of(
+                layout, genes, chosen_rows(layout, bounds, genes, self.choices), budget
+            )
+            centre = tables.uniform(budget.target * self._totals(layout.counts))
+        else:
+            base = uniform_structures(layout, bounds, budget)
+            rows = stepped_rows(layout, bounds, genes, base, self.step)
+            tables = tables_of(layout, genes, rows, budget)
+            centre = tables.settle(tables.real(self._totals(base)))
+        return tables.around(centre, self.reach)
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -90,17 +130,16 @@ class SearchSpace:
     @cached_property
     def digest(self) -> str:
         """Identifies the space: 16 hexadecimal digits."""
-        return digest(
-            {
-                "layout": self.layout.digest,
-                "target": self.budget.target,
-                "lower": self.bounds.lower.tolist(),
-                "upper": self.bounds.upper.tolist(),
-                "genes": self.genes,
-                "step": self.step,
-                "reach": self.reach,
-            }
-        )
+        facts = {
+            "layout": self.layout.digest,
+            "target": self.budget.target,
+            "lower": self.bounds.lower.tolist(),
+            "upper": self.bounds.upper.tolist(),
+            "genes": self.genes,
+            "step": self.step,
+            "reach": self.reach,
+        }
+        return digest(facts if self.choices is None else {**facts, "choices": self.choices})
 
     @property
     def uniform(self) -> Candidate:
@@ -112,7 +151,14 @@ class SearchSpace:
             return False
         levels = np.array(candidate)
         inside = (levels >= self.levels.lower) & (levels <= self.levels.upper)
-        return bool(inside.all()) and int(levels.sum()) == 0
+        return bool(inside.all()) and self._meets(levels)
+
+    def _meets(self, levels: np.ndarray) -> bool:
+        """Whether levels within their limits meet the budget."""
+        if self.even:
+            return int(levels.sum()) == 0
+        tables, centre = self._uneven
+        return tables.legal(levels + centre)
 
     def profile(self, candidate: Candidate) -> SparsityProfile:
         """Return the profile that a candidate means.
@@ -124,19 +170,29 @@ class SearchSpace:
             raise ConfigError("the candidate is not in this search space")
         removed = np.zeros(len(self.layout), dtype=np.int64)
         for gene, level in enumerate(candidate):
-            removed[list(self.genes[gene])] = self._gene_counts(gene, level)
+            removed[list(self.genes[gene])] = self.gene_counts(gene, level)
         return from_counts(self.layout, removed)
 
     def nearest(self, profile: SparsityProfile) -> Candidate:
         """Return the candidate nearest to a profile (genes' totals, rounded to levels)."""
-        change = np.array(profile.removed) - np.array(self.base.removed)
-        return self.balance(self._totals(change) / self.step)
+        totals = self._totals(np.array(profile.removed))
+        if not self.even:
+            tables, centre = self._uneven
+            return self.balance(tables.real(totals) - centre)
+        return self.balance((totals - self._totals(np.array(self.base.removed))) / self.step)
+
+    def project(self, profile: SparsityProfile) -> SparsityProfile:
+        """Return a profile that can be realised: itself, or its nearest where steps differ."""
+        return profile if self.even else self.profile(self.nearest(profile))
 
     def balance(self, levels: np.ndarray) -> Candidate:
         """Return the candidate nearest to any real levels, ``(n_genes,)``."""
-        ones = np.ones(self.n_genes, dtype=np.int64)
-        result = water_fill(np.asarray(levels, dtype=np.float64), ones, self.levels, ones, 0)
-        return tuple(int(level) for level in result)
+        wanted = np.asarray(levels, dtype=np.float64)
+        if self.even:
+            ones = np.ones(self.n_genes, dtype=np.int64)
+            return _candidate(water_fill(wanted, ones, self.levels, ones, 0))
+        tables, centre = self._uneven
+        return _candidate(tables.settle(wanted + centre) - centre)
 
     def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
         """Return a random candidate: normal levels with deviation ``spread``, balanced."""
@@ -147,8 +203,12 @@ class SearchSpace:
     ) -> Candidate | None:
         """Move ``stride`` levels from one of ``genes`` to another, drawn at random.
 
+        Where steps differ, others of ``genes`` move by single levels, at random too, until the
+        budget is met again.
+
         Returns:
-            The new candidate, or None where the bounds allow no such move.
+            The new candidate, or None where the bounds allow no such move, or it meets the
+            budget by no other moves of ``genes``.
         """
         levels = np.array(candidate)
         among = np.asarray(genes, dtype=np.int64)
@@ -161,26 +221,34 @@ class SearchSpace:
         second = int(rng.choice(down[down != first]))
         levels[first] += stride
         levels[second] -= stride
-        return tuple(int(level) for level in levels)
+        if not self.even:
+            tables, centre = self._uneven
+            levels = tables.repair(levels + centre, rng, among, first, second) - centre
+        moved = _candidate(levels)
+        return moved if self._meets(levels) and moved != candidate else None
 
     def tables(self) -> list[tuple[int, ...]]:
         """Return for each unit the counts that its levels use, increasing."""
         used: list[set[int]] = [set() for _ in self.layout]
         for gene, units in enumerate(self.genes):
             for level in range(self.levels.lower[gene], self.levels.upper[gene] + 1):
-                for unit, count in zip(units, self._gene_counts(gene, level), strict=True):
+                for unit, count in zip(units, self.gene_counts(gene, level), strict=True):
                     used[unit].add(int(count))
         return [tuple(sorted(counts)) for counts in used]
 
-    def _totals(self, removed: np.ndarray) -> np.ndarray:
-        weights = removed * self.layout.costs
-        return np.array([weights[list(gene)].sum() for gene in self.genes])
-
-    def _gene_counts(self, gene: int, level: int) -> np.ndarray:
+    def gene_counts(self, gene: int, level: int) -> np.ndarray:
+        """Return the counts of a gene's units at a level within its limits, ``(n_units,)``."""
+        if not self.even:
+            tables, centre = self._uneven
+            return np.asarray(tables.rows[gene][level + centre[gene]])
         key = (gene, level)
         if key not in self._counts:
             self._counts[key] = self._spread(self.genes[gene], level * self.step)
         return self._counts[key]
+
+    def _totals(self, removed: np.ndarray) -> np.ndarray:
+        weights = removed * self.layout.costs
+        return np.array([weights[list(gene)].sum() for gene in self.genes])
 
     def _spread(self, units: Iterable[int], change: int) -> np.ndarray:
         """Return the counts of a gene's units after it moves by ``change`` weights."""
@@ -191,3 +259,15 @@ class SearchSpace:
         part = Layout([self.layout[i] for i in index])
         bounds = Bounds(lower=self.bounds.lower[index], upper=self.bounds.upper[index])
         return fill(part, base / part.counts, bounds, int(base @ part.costs) + change)
+
+
+def has_equal_steps(layout: Layout) -> bool:
+    """Whether the units' items are alike, and many: then a step can be the same everywhere.
+
+    Units of one item (depth pruning) have no uniform share to step from.
+    """
+    return len(set(layout.costs)) == 1 and int(layout.counts.min()) > 1
+
+
+def _candidate(levels: np.ndarray) -> Candidate:
+    return tuple(int(level) for level in levels)

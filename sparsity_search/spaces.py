@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsity_search.budget import Bounds, Budget
+from sparsity_search.choices import n_of_m
 from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.layout import Layout, Unit
 from sparsity_search.profile import SparsityProfile
@@ -31,6 +32,9 @@ class SpaceFile(BaseModel):
         groups: Roles by group name, for a gene that names ``group``.
         step: Weights that one level moves, as a fraction of the smallest gene; less where the
             target leaves little room, so that the roomiest gene has four levels either way.
+            Structures move whole: a level is as many as the step holds, or one.
+        pattern: In place of a step: ``N:M`` (each unit keeps N of M weights, or is dense) or
+            ``*:M`` (any number of M).
         reach: Most levels up or down.
         bounds: Least and greatest sparsity by role; roles that are not named have none.
     """
@@ -41,9 +45,16 @@ class SpaceFile(BaseModel):
     description: str
     gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
     groups: dict[str, list[str]] = {}
-    step: float = Field(gt=0, le=1)
+    step: float | None = Field(default=None, gt=0, le=1)
+    pattern: str | None = None
     reach: int = Field(ge=1)
     bounds: dict[str, tuple[float, float]] = {}
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if (self.step is None) == (self.pattern is None):
+            raise ValueError("a space needs either a step or a pattern")
+        return self
 
     def build(self, layout: Layout, budget: Budget, bounds: RoleBounds) -> SearchSpace:
         """Return the space over a layout.
@@ -55,6 +66,7 @@ class SpaceFile(BaseModel):
 
         Raises:
             UnknownNameError: A bound's role is not in the layout.
+            ConfigError: The pattern is none, or some unit cannot have it.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
         genes: dict[tuple[object, ...], list[int]] = {}
@@ -68,10 +80,13 @@ class SpaceFile(BaseModel):
             genes=tuple(tuple(gene) for gene in genes.values()),
             step=self._step(budget.uniform(layout, within), within, list(genes.values())),
             reach=self.reach,
+            choices=n_of_m(layout, self.pattern) if self.pattern else None,
         )
 
     def _step(self, base: SparsityProfile, bounds: Bounds, genes: list[list[int]]) -> int:
-        """Return the step in weights: a whole number of items of every unit."""
+        """Return the step in weights: a whole number of items, of the smallest ones."""
+        if self.step is None:
+            return 1
         layout, removed = base.layout, np.array(base.removed)
 
         def most(items: np.ndarray) -> int:
@@ -80,7 +95,7 @@ class SpaceFile(BaseModel):
 
         room = min(most(bounds.upper - removed), most(removed - bounds.lower))
         smallest = min(sum(layout[i].size for i in gene) for gene in genes)
-        granule = int(np.lcm.reduce(layout.costs))
+        granule = int(layout.costs.min())
         return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
 
     def _key(self, unit: Unit, part: str) -> object:
@@ -89,6 +104,8 @@ class SpaceFile(BaseModel):
         for group, roles in self.groups.items():
             if unit.role in roles:
                 return group
+        if unit.cost > 1:
+            return unit.role  # structures span the linears that groups name: "attention", "block"
         raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
 
 
@@ -129,7 +146,10 @@ def load_space(name: str) -> SpaceFile:
     except yaml.YAMLError as error:
         raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        faults = "; ".join(
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
+            for e in error.errors()
+        )
         raise ConfigError(f"space {name!r}: {faults}") from error
 
 

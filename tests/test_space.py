@@ -220,6 +220,18 @@ def test_structures() -> None:
     assert space.profile((1, 1, -2)).removed == (7, 12, 11)
 
 
+def test_digests_and_draws_stay() -> None:
+    """Journals and run folders of earlier versions hold these."""
+    space, rng = SPACES["tied"], generator(0, "pinned")
+    assert space.digest == "a376e16f5d7c6723"
+    assert [space.sample(rng, 3.0) for _ in range(3)] == [(-2, 0, 2), (2, -3, 1), (0, -1, 1)]
+    candidate, path = space.uniform, []
+    for stride in (1, 2, 4, 1):
+        candidate = space.switch(candidate, rng, stride, range(3)) or candidate
+        path.append(candidate)
+    assert path == [(0, 1, -1), (-2, 1, 1), (2, 1, -3), (1, 2, -3)]
+
+
 def test_infeasible() -> None:
     with pytest.raises(InfeasibleBudgetError, match="out of reach"):
         toy_space(upper=0.4)

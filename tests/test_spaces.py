@@ -8,15 +8,38 @@ import yaml
 
 from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
+from sparsity_search.layout import Layout, Unit
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.rng import generator
 from sparsity_search.spaces import bounds_of, load_space, space_names
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout
+from sparsity_search.testing.searcher import assert_legal
 
 LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
 FILES = Path(__file__).parent.parent / "search_spaces"
 N_GENES = {"per_block": 2, "per_linear": 14, "per_role": 7, "per_sublayer": 4}
+PATTERNS = {"two_of_four": (0.1, 0.25, 0.4), "n_of_eight": (0.1, 0.5, 0.95)}
+STEPPED = sorted(set(space_names()) - set(PATTERNS))
+
+
+def structured(*units: tuple[str, int, int]) -> Layout:
+    """Return six blocks that have these units: role, structures, weights in each."""
+    return Layout(
+        [
+            Unit(name=f"{block}.{role}", block=block, role=role, count=count, cost=cost)
+            for block in range(6)
+            for role, count, cost in units
+        ]
+    )
+
+
+#: Blocks of SmolLM2-135M, as they are cut into structures.
+STRUCTURED = {
+    "width": structured(("attention", 3, 294_912), ("feed_forward", 1_536, 1_728)),
+    "sublayers": structured(("attention", 1, 884_736), ("feed_forward", 1, 2_654_208)),
+    "blocks": structured(("block", 1, 3_538_944)),
+}
 
 
 def write(folder: Path, **changes: object) -> str:
@@ -32,7 +55,7 @@ def test_names_are_the_files() -> None:
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.7, 0.95])
-@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("name", STEPPED)
 def test_every_space_builds(name: str, target: float) -> None:
     space = load_space(name).build(LAYOUT, Budget(target), {})
     assert space.n_genes == N_GENES.get(name, space.n_genes)
@@ -43,11 +66,73 @@ def test_every_space_builds(name: str, target: float) -> None:
 
 
 @pytest.mark.parametrize("target", [0.5, 0.7])
-@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("name", STEPPED)
 def test_every_space_has_room(name: str, target: float) -> None:
     space = load_space(name).build(LAYOUT, Budget(target), {})
     assert (space.levels.lower < 0).all()
     assert (space.levels.upper > 0).all()
+
+
+@pytest.mark.parametrize(("name", "target"), [(n, t) for n in PATTERNS for t in PATTERNS[n]])
+def test_spaces_of_patterns(name: str, target: float) -> None:
+    space = load_space(name).build(LAYOUT, Budget(target), {})
+    assert space.n_genes == len(LAYOUT)
+    groups = {"two_of_four": {0, 2}, "n_of_eight": set(range(9))}[name]
+    size = 4 if name == "two_of_four" else 8
+    for unit, table in zip(LAYOUT, space.tables(), strict=True):
+        assert {count * size / unit.count for count in table} <= groups
+        assert len(table) > 1
+    assert_legal(space, [space.sample(generator(i, name)) for i in range(20)])
+
+
+@pytest.mark.parametrize("target", [0.25, 0.5])
+@pytest.mark.parametrize("layout", STRUCTURED.values(), ids=STRUCTURED)
+@pytest.mark.parametrize("name", STEPPED)
+def test_every_space_of_structures(name: str, layout: Layout, target: float) -> None:
+    space = load_space(name).build(layout, Budget(target), {})
+    assert_legal(space, [space.uniform, *(space.sample(generator(i, name)) for i in range(10))])
+    assert space.base.n_removed - Budget(target).n_removed(layout) < min(layout.costs)
+    assert (space.levels.upper - space.levels.lower > 0).all()
+
+
+def test_channels_and_groups() -> None:
+    layout = STRUCTURED["width"]
+    space = load_space("per_linear").build(layout, Budget(0.25), {})
+    assert space.genes == tuple((i,) for i in range(12))
+    assert space.step == 100 * 1_728  # a quarter of the channels that the uniform profile removes
+    for groups, channels in zip(space.tables()[::2], space.tables()[1::2], strict=True):
+        assert groups == (0, 1, 2, 3)
+        assert channels[0] == 0
+        assert set(np.diff(channels[1:]).tolist()) == {100}
+        assert len(channels) >= 13
+    assert space.levels.lower[1::2].max() <= -4
+    assert space.levels.upper[1::2].min() == 8
+
+
+def test_tied_structures() -> None:
+    space = load_space("per_sublayer").build(STRUCTURED["width"], Budget(0.5), {})
+    assert space.genes == tuple((i,) for i in range(12))
+    space = load_space("per_block").build(STRUCTURED["sublayers"], Budget(0.5), {})
+    for gene in range(space.n_genes):
+        levels = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
+        chain = [tuple(space.gene_counts(gene, level).tolist()) for level in levels]
+        assert (chain[0], chain[-1]) == ((0, 0), (1, 1))
+        assert len(chain) > 2
+    space = load_space("per_block").build(STRUCTURED["width"], Budget(0.5), {})
+    for gene in range(space.n_genes):
+        counts = np.array([space.gene_counts(gene, level) for level in range(-10, 11)])
+        # a level moves the same weights in every block, to one channel
+        assert np.abs(np.diff(counts @ [294_912, 1_728]) - space.step).max() <= 1_728
+        sparsity = counts / [3, 1_536]
+        assert np.abs(sparsity[:, 0] - sparsity[:, 1]).max() < 0.5
+
+
+def test_a_pattern_and_unequal_bounds() -> None:
+    space = load_space("n_of_eight").build(LAYOUT, Budget(0.4), {"q": (0.2, 0.6)})
+    tables = dict(zip(LAYOUT, space.tables(), strict=True))
+    for unit, table in tables.items():
+        low, high = (0.2, 0.6) if unit.role == "q" else (0, 1)
+        assert low <= table[0] / unit.count <= table[-1] / unit.count <= high
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -125,6 +210,8 @@ def test_unknown_name() -> None:
         ({"step": 0}, "step"),
         ({"reach": 0}, "reach"),
         ({"bounds": {"q": [0.1]}}, r"bounds\.q"),
+        ({"step": None}, "space .*: .*either a step or a pattern"),
+        ({"pattern": "2:4"}, "space .*: .*either a step or a pattern"),
         ({"reach": 0, "step": 2}, r"step.*; reach|reach.*; step"),
     ],
 )
@@ -138,6 +225,12 @@ def test_not_a_space(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"space '.*x\.yaml'"):
         load_space(str(tmp_path / "x.yaml"))
+
+
+def test_bad_pattern(tmp_path: Path) -> None:
+    file = load_space(write(tmp_path, step=None, pattern="4:2"))
+    with pytest.raises(ConfigError, match="pattern of a space must be N:M"):
+        file.build(toy_layout(8, 8), Budget(0.5), {})
 
 
 def test_role_without_a_group(tmp_path: Path) -> None:

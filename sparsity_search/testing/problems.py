@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sparsity_search.budget import Bounds, Budget
+from sparsity_search.choices import n_of_m
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.ladder import Ladder, Rung
 from sparsity_search.layout import Layout, Unit
@@ -25,8 +27,9 @@ ROLES = ("q", "k", "up", "down")
 TOY_LADDER = Ladder(candidates=8, rungs=(Rung(ROW, 3), Rung(4 * ROW, 1)))
 
 
-def toy_layout(*counts: int, cost: int = 1, zeros: int = 0) -> Layout:
+def toy_layout(*counts: int, cost: int | Sequence[int] = 1, zeros: int = 0) -> Layout:
     """Return a layout of units with these counts: roles in turn, four units a block."""
+    costs = [cost] * len(counts) if isinstance(cost, int) else cost
     return Layout(
         [
             Unit(
@@ -34,7 +37,7 @@ def toy_layout(*counts: int, cost: int = 1, zeros: int = 0) -> Layout:
                 block=i // 4,
                 role=ROLES[i % 4],
                 count=count,
-                cost=cost,
+                cost=costs[i],
                 zeros=zeros,
             )
             for i, count in enumerate(counts)
@@ -50,9 +53,12 @@ def toy_space(
     genes: tuple[tuple[int, ...], ...] | None = None,
     lower: np.ndarray | float = 0.0,
     upper: np.ndarray | float = 1.0,
+    cost: int | Sequence[int] = 1,
+    pattern: str | None = None,
+    zeros: int = 0,
 ) -> SearchSpace:
     """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
-    layout = toy_layout(*(counts or (100,) * 6))
+    layout = toy_layout(*(counts or (100,) * 6), cost=cost, zeros=zeros)
     return SearchSpace(
         layout=layout,
         budget=Budget(target),
@@ -60,7 +66,20 @@ def toy_space(
         genes=genes or tuple((i,) for i in range(len(layout))),
         step=step,
         reach=reach,
+        choices=n_of_m(layout, pattern) if pattern else None,
     )
+
+
+def uneven_spaces() -> dict[str, SearchSpace]:
+    """Return spaces whose genes have unequal steps, by what is removed."""
+    linears = (144, 48, 144, 384) * 4
+    return {
+        "2:4": toy_space(*linears, pattern="2:4", target=0.25, reach=1),
+        "*:8": toy_space(*linears, pattern="*:8", target=0.4, reach=8, zeros=5),
+        "width": toy_space(*(3, 48) * 6, cost=(96, 9) * 6, target=0.3, step=72, reach=5),
+        "sublayers": toy_space(*(1,) * 20, cost=(30, 79) * 10, target=0.3),
+        "blocks": toy_space(*(1,) * 16, cost=100, target=0.3),
+    }
 
 
 class MemoryStore:
@@ -112,43 +131,36 @@ class SeparableProblem:
     def optimum(self) -> tuple[Candidate, float]:
         """Return the best candidate of the space and its score, by dynamic programming.
 
-        A gene's score depends on its own level only, and legal levels sum to zero: the best
-        candidate is the cheapest path over the running sum of levels.
+        A gene's score depends on its own level only, and what is legal on the weights removed and
+        on the least that one level less gives back: the best candidate is the cheapest path over
+        these two.
         """
-        best: dict[int, tuple[float, Candidate]] = {0: (0.0, ())}
+        best: dict[tuple[int, int], tuple[float, Candidate]] = {(0, sys.maxsize): (0.0, ())}
         for gene in range(self.space.n_genes):
-            extended: dict[int, tuple[float, Candidate]] = {}
-            for level, score in self._gene_scores(gene).items():
-                for total, (so_far, path) in best.items():
+            extended: dict[tuple[int, int], tuple[float, Candidate]] = {}
+            for level, (score, removed, back) in self._gene_levels(gene).items():
+                for (total, least), (so_far, path) in best.items():
+                    state = total + removed, min(least, back)
                     option = (so_far + score, (*path, level))
-                    if option < extended.get(total + level, (math.inf, ())):
-                        extended[total + level] = option
+                    if option < extended.get(state, (math.inf, ())):
+                        extended[state] = option
             best = extended
-        score, candidate = best[0]
+        score, candidate = min(option for option in best.values() if option[1] in self.space)
         return candidate, score
 
-    def _gene_scores(self, gene: int) -> dict[int, float]:
-        """Return the score of a gene's units at each of its levels, by differences of profiles."""
-        low, high = self.space.levels.lower[gene], self.space.levels.upper[gene]
-        units = list(self.space.genes[gene])
-        return {
-            level: float(self._unit_scores(self._counts(gene, level))[units].sum())
-            for level in range(int(low), int(high) + 1)
-        }
-
-    def _counts(self, gene: int, level: int) -> np.ndarray:
-        """Return the counts of some candidate in which a gene has a level."""
-        wanted = np.zeros(self.space.n_genes)
-        bounds = self.space.levels
-        others = [g for g in range(self.space.n_genes) if g != gene]
-        wanted[gene], left = level, -level
-        for other in others:
-            wanted[other] = np.clip(left, bounds.lower[other], bounds.upper[other])
-            left -= int(wanted[other])
-        if left:
-            return np.full(len(self.space.layout), np.inf)  # no candidate has this level
-        candidate = tuple(int(x) for x in wanted)
-        return np.array(self.space.profile(candidate).removed)
+    def _gene_levels(self, gene: int) -> dict[int, tuple[float, int, int]]:
+        """Return for each level its score, its weights, and how many less the level below has."""
+        space, units = self.space, list(self.space.genes[gene])
+        found: dict[int, tuple[float, int, int]] = {}
+        back = sys.maxsize
+        for level in range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1):
+            removed = np.zeros(len(space.layout))
+            removed[units] = space.gene_counts(gene, level)
+            weights = int(removed @ space.layout.costs)
+            if found:
+                back = weights - found[level - 1][1]
+            found[level] = (float(self._unit_scores(removed)[units].sum()), weights, back)
+        return found
 
     def _unit_scores(self, removed: np.ndarray) -> np.ndarray:
         weights = self.weights or range(1, len(removed) + 1)

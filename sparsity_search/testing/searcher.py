@@ -15,7 +15,12 @@ from sparsity_search.history import History
 from sparsity_search.rng import generator
 from sparsity_search.searchers.base import Searcher
 from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.testing.problems import SeparableProblem, toy_history, toy_space
+from sparsity_search.testing.problems import (
+    SeparableProblem,
+    toy_history,
+    toy_space,
+    uneven_spaces,
+)
 
 #: Lower bounds; with their complement as the upper ones the first unit cannot move.
 PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])
@@ -26,6 +31,7 @@ SPACES = {
     "bounds": toy_space(100, 200, 300, 100, lower=0.35, upper=0.65),
     "pinned": toy_space(100, 50, 50, 100, 80, 90, lower=PINNED, upper=1 - PINNED),
     "steep": toy_space(*(100,) * 8, target=0.9, reach=20),
+    **uneven_spaces(),
 }
 TINY = toy_space(100, 100, reach=1)  # three candidates
 ONE_GENE = toy_space(100, 100, genes=((0, 1),))  # one candidate
@@ -83,11 +89,12 @@ class SearcherContract:
         np.random.random()  # noqa: NPY002
         assert list(searcher.ask(space, history, 8, generator(0, "a"))) == list(first)
 
-    def test_all_genes_move(self, searcher: Searcher) -> None:
+    @pytest.mark.parametrize("name", ["equal", *uneven_spaces()])
+    def test_all_genes_move(self, searcher: Searcher, name: str) -> None:
         """In an open space every gene is tried away from where it was."""
-        space = SPACES["equal"]
+        space = SPACES[name]
         history = toy_history(searcher, SeparableProblem(space), rounds=0)
-        found = np.array(searcher.ask(space, history, 32, generator(0, "a")))
+        found = np.array(searcher.ask(space, history, 48, generator(0, "a")))
         assert (found != np.array(history.survivors[0])).any(axis=0).all()
 
     @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1)])
@@ -116,7 +123,22 @@ def assert_legal(space: SearchSpace, candidates: Sequence[Candidate]) -> None:
         assert all(type(level) is int for level in candidate)
         assert candidate in space
         profile = space.profile(candidate)
-        assert profile.n_removed == space.budget.n_removed(space.layout)
+        assert (
+            0 <= profile.n_removed - space.budget.n_removed(space.layout) < slack(space, candidate)
+        )
         removed = np.array(profile.removed)
         assert (space.bounds.lower <= removed).all()
         assert (removed <= space.bounds.upper).all()
+
+
+def slack(space: SearchSpace, candidate: Candidate) -> int:
+    """Return what the surplus must be less than: the least that one level less gives back."""
+    if space.even:
+        return int(space.layout.costs[0])
+    steps = [
+        (space.gene_counts(gene, level) - space.gene_counts(gene, level - 1))
+        @ space.layout.costs[list(space.genes[gene])]
+        for gene, level in enumerate(candidate)
+        if level > space.levels.lower[gene]
+    ]
+    return int(min(steps, default=1))

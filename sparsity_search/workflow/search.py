@@ -144,9 +144,10 @@ def _initial(job: Job) -> dict[str, SparsityProfile]:
     for name, allocator in job.plugins.initial.items():
         with job.monitor.stage(f"allocate {name}"):
             text = job.session.text["calibration"]
-            found[name] = allocator.allocate(
+            profile = allocator.allocate(
                 job.session.subject, text, job.space.budget, job.space.bounds
             )
+            found[name] = job.space.project(profile)  # itself, but where steps are given
     return found
 
 

@@ -1,0 +1,145 @@
+"""Which counts units can have, as levels of genes: N:M choices, and structures of any size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
+from sparsity_search.layout import Layout
+from sparsity_search.levels import LevelTables
+
+#: Legal counts of each unit, increasing.
+Choices = tuple[tuple[int, ...], ...]
+
+_N_OF_M = re.compile(r"(\d+|\*):(\d+)")
+#: Steps, by depth and by role, of a sequence that covers the unit interval evenly: inverses of
+#: the golden ratio and of the plastic number.
+_EVEN = (0.6180339887498949, 0.7548776662466927)
+
+
+def n_of_m(layout: Layout, pattern: str) -> Choices:
+    """Return the counts of each unit that an N:M pattern allows.
+
+    Args:
+        layout: Units of single weights.
+        pattern: ``N:M`` (N of M weights are **kept**, or the unit stays dense) or ``*:M`` (any
+            number of M). A dense unit has as many zeros as the dense model.
+
+    Raises:
+        ConfigError: No such pattern, or a unit is no whole number of groups.
+    """
+    found = _N_OF_M.fullmatch(pattern)
+    group = int(found[2]) if found else 0
+    keep = group and found and (range(group) if found[1] == "*" else [int(found[1])])
+    if not keep or max(keep) >= group:
+        raise ConfigError(f"pattern of a space must be N:M with N < M, or *:M, not {pattern!r}")
+    for unit in layout:
+        if unit.cost != 1 or unit.count % group:
+            raise ConfigError(
+                f"{unit.name} has {unit.count} items of {unit.cost} weights: that is no whole "
+                f"number of groups of {group} weights; leave such units out with --exclude"
+            )
+    return tuple(
+        (u.zeros, *(c for n in reversed(keep) if (c := u.count // group * (group - n)) > u.zeros))
+        for u in layout
+    )
+
+
+def chosen_rows(
+    layout: Layout, bounds: Bounds, genes: Sequence[Sequence[int]], choices: Choices
+) -> list[np.ndarray]:
+    """Return the levels of genes whose units have few legal counts, ``(n_levels, n_units)`` each.
+
+    Tied units go through all sparsities that any of them can have, each at its nearest count.
+
+    Raises:
+        ConfigError: A unit has no choices, or they do not increase.
+        InfeasibleBudgetError: The bounds leave a unit none of its choices.
+    """
+    if len(choices) != len(layout) or any(list(c) != sorted(set(c)) or not c for c in choices):
+        raise ConfigError("a search space needs increasing choices for every unit")
+    legal = []
+    for unit, counts, low, high in zip(layout, choices, bounds.lower, bounds.upper, strict=True):
+        legal.append(np.array([count for count in counts if low <= count <= high]))
+        if not len(legal[-1]):
+            raise InfeasibleBudgetError(
+                f"{unit.name}: none of its choices {list(counts)} lies within {low} to {high}"
+            )
+
+    def at(unit: int, sparsity: float) -> int:
+        return int(legal[unit][np.abs(legal[unit] - sparsity * layout[unit].count).argmin()])
+
+    found = []
+    for gene in genes:
+        sparsities = sorted({count / layout[i].count for i in gene for count in legal[i]})
+        found.append(np.array([[at(i, sparsity) for i in gene] for sparsity in sparsities]))
+    return found
+
+
+def uniform_structures(layout: Layout, bounds: Bounds, budget: Budget) -> np.ndarray:
+    """Return the counts nearest to equal sparsity that meet the budget, ``(n_units,)`` int64."""
+    limits = zip(bounds.lower, bounds.upper, strict=True)
+    rows = [np.arange(low, high + 1)[:, None] for low, high in limits]
+    tables = tables_of(layout, [(i,) for i in range(len(layout))], rows, budget)
+    return np.asarray(bounds.lower + tables.uniform(budget.target * layout.counts * layout.costs))
+
+
+def stepped_rows(
+    layout: Layout, bounds: Bounds, genes: Sequence[Sequence[int]], base: np.ndarray, step: int
+) -> list[np.ndarray]:
+    """Return the levels of genes of structures, ``(n_levels, n_units)`` each.
+
+    A gene's levels lie about ``step`` weights apart from its counts in ``base``, rounded to whole
+    structures; where a structure holds more than a step, one structure apart. The bounds are
+    levels too.
+    """
+    found = []
+    for index in map(list, genes):
+        costs, start = layout.costs[index], base[index]
+        rows = [start]
+        for limit in (bounds.lower[index], bounds.upper[index]):
+            room = limit - start
+            most = int(np.abs(room) @ costs)
+            rows += [start + _part(room, t / most, costs) for t in range(step, most, step)]
+            rows.append(limit)
+        found.append(np.array(rows))
+    return found
+
+
+def _part(room: np.ndarray, share: float, costs: np.ndarray) -> np.ndarray:
+    """Return a share of ``room`` in whole structures; smaller ones make up for what is rounded."""
+    result = np.zeros(len(room), dtype=np.int64)
+    carry = 0.0
+    for i in np.argsort(-costs, kind="stable"):
+        wanted = share * room[i] + carry / costs[i]
+        result[i] = np.clip(round(wanted), min(room[i], 0), max(room[i], 0))
+        carry = (wanted - result[i]) * costs[i]
+    return result
+
+
+def tables_of(
+    layout: Layout, genes: Sequence[Sequence[int]], rows: Sequence[np.ndarray], budget: Budget
+) -> LevelTables:
+    """Return the tables of genes' rows: sorted by weights, each total once.
+
+    Genes are ranked so that those taken first are spread evenly over roles and over depth.
+
+    Raises:
+        InfeasibleBudgetError: No levels meet the budget.
+    """
+    kept, weights = [], []
+    for gene, counts in zip(genes, rows, strict=True):
+        totals, first = np.unique(counts @ layout.costs[list(gene)], return_index=True)
+        kept.append(counts[first])
+        weights.append(totals)
+    roles = [layout[gene[0]].role for gene in genes]
+    names = list(dict.fromkeys(roles))
+    places = [(roles[:i].count(role), names.index(role)) for i, role in enumerate(roles)]
+    order = (np.array(places) + 0.5) @ np.array(_EVEN) % 1.0
+    tables = LevelTables(tuple(kept), tuple(weights), budget.n_removed(layout), order)
+    tables.check()
+    return tables
