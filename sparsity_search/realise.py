@@ -39,6 +39,7 @@ def prune_sequentially(
         ProfileError: The zeros of the result are not those of the profile.
     """
     notes = []
+    pruner.merge(subject, profile)
     gradient = pruner.needs_gradient
     for visit in walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient):
         for unit in visit.units:

@@ -91,6 +91,7 @@ def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: st
     other = PrunableModel(tiny_llama(), units=units)
     profile = Budget(0.6).uniform(subject.layout)
     gradients = weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
+    pruner.merge(other, profile)
     prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
     for block in range(3):
         new = {}

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
 from sparsity_search.statistics import Statistic
 from sparsity_search.variants import Variants
@@ -23,9 +25,12 @@ class Pruner(ABC):
 
     Attributes:
         units: The kinds of units that it prunes, the usual one first; see `models/units/`.
+        merges: Whether `merge` does anything: then units are not pruned independently, and a
+            supernet cannot hold them.
     """
 
     units: ClassVar[tuple[str, ...]] = ("weights",)
+    merges: ClassVar[bool] = False
 
     @property
     def requires(self) -> Statistic:
@@ -36,6 +41,10 @@ class Pruner(ABC):
     def needs_gradient(self) -> bool:
         """Whether it has to know the weight's gradient."""
         return False
+
+    def merge(self, subject: PrunableModel, profile: SparsityProfile) -> None:
+        """Rewrite what ``profile`` keeps of the dense model before pruning; nothing by default."""
+        del subject, profile
 
     @abstractmethod
     def prune(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from sparsity_search.errors import ConfigError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.walk import Visit, walk
 from sparsity_search.profile import SparsityProfile
@@ -36,6 +37,13 @@ class SupernetPlan:
     centre: SparsityProfile
     propagate: Literal["centre", "dense"] = "centre"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pruner.merges:
+            raise ConfigError(
+                "this pruner merges removed units into kept ones, which a search cannot mix: "
+                "search with drop, then prune with it"
+            )
 
 
 def build(

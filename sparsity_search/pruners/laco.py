@@ -1,0 +1,40 @@
+"""Layer collapse: what is dropped is first merged into the kept block or sublayer before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsity_search.evidence import Evidence
+from sparsity_search.models.merge import merge_removed
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners._structures import Compensation, StructuredPruner, shape_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaCo(StructuredPruner):
+    """Merges removed blocks or sublayers into the kept one before them, then drops them.
+
+    LaCo (Yang et al., arXiv 2402.11187), see `sparsity_search.models.merge.merged`. Which go is
+    the profile's matter.
+    """
+
+    units: ClassVar[tuple[str, ...]] = ("blocks", "sublayers")
+    merges: ClassVar[bool] = True
+
+    def merge(self, subject: PrunableModel, profile: SparsityProfile) -> None:
+        """Merge each run of removed units into the kept unit before it."""
+        merge_removed(subject, profile)
+
+    def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:  # noqa: ARG002
+        """Return the one structure."""
+        return torch.arange(shape_of(evidence).count, device=weight.device)
+
+    def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
+        """Remove the output's bias with the rest: nothing is left of the unit."""
+        bias = shape_of(evidence).bias(weight)
+        return Compensation(biases=torch.zeros(len(removed), *bias.shape, device=weight.device))

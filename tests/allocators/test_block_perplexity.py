@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators.block_perplexity import BlockPerplexity
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.testing.evaluator import random_tokens, text_of
+from sparsity_search.testing.models import tiny_llama
+from tests.allocators.depth import loss_of, removed_by, shorter
+
+
+@pytest.fixture
+def subject() -> PrunableModel:
+    return PrunableModel(tiny_llama(layers=5), units="blocks")
+
+
+def brute_force(subject: PrunableModel, tokens: Tensor) -> list[int]:
+    """Return the order of blocks by the loss of models that lack one of them."""
+    n = len(subject.blocks)
+    return np.argsort([loss_of(shorter(subject.model, {i}), tokens) for i in range(n)]).tolist()
+
+
+def test_order_is_that_of_shorter_models(subject: PrunableModel) -> None:
+    tokens = text_of(subject.model, 4, 16)
+    order = brute_force(subject, tokens)
+    assert order != sorted(order)
+    for n in range(1, 5):
+        assert removed_by(BlockPerplexity(), subject, tokens, n) == sorted(order[:n])
+
+
+def test_sequences(subject: PrunableModel) -> None:
+    """Only the first sequences are read."""
+    tokens, seen = random_tokens(9, 8), list[Tensor]()
+    embedding = subject.model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    found = removed_by(BlockPerplexity(sequences=2), subject, tokens, 2)
+    assert max(map(len, seen)) == 2
+    assert all(torch.equal(rows[0], tokens[0, : rows.shape[1]]) for rows in seen)
+    assert found == removed_by(BlockPerplexity(), subject, tokens[:2], 2)
+
+
+def test_ends_are_kept(subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    order = brute_force(subject, tiny_tokens)
+    allocator = BlockPerplexity(keep_first=1, keep_last=2)
+    inner = [i for i in order if i in (1, 2)]
+    for n in (1, 2):
+        assert removed_by(allocator, subject, tiny_tokens, n) == sorted(inner[:n])
+    outer = next(i for i in order if i not in inner)
+    assert removed_by(allocator, subject, tiny_tokens, 3) == sorted([*inner, outer])

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.allocators.block_taylor import BlockTaylor, taylor_importances
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.models import tiny_llama
+from tests.allocators.depth import removed_by
+
+
+def gradients(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of the mean loss by weight, from one backward pass of all the text."""
+    weights = {n: p for n, p in model.named_parameters() if n.endswith("proj.weight")}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    scores = model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+    loss = nn.functional.cross_entropy(scores, tokens[:, 1:].flatten())
+    found = torch.autograd.grad(loss, list(weights.values()))
+    model.requires_grad_(False)
+    return dict(zip(weights, found, strict=True))
+
+
+@pytest.mark.parametrize("units", ["blocks", "sublayers"])
+def test_importance_is_the_sum_of_products(units: str, tiny_tokens: Tensor) -> None:
+    model = tiny_llama()
+    subject = PrunableModel(model, units=units)
+    slopes = gradients(model, tiny_tokens)
+    expected = [
+        sum(
+            float((model.get_parameter(name) * slope).abs().sum())
+            for name, slope in slopes.items()
+            if name.startswith(unit.name + ".")
+        )
+        for unit in subject.layout
+    ]
+    assert min(expected) > 0
+    assert taylor_importances(subject, tiny_tokens) == pytest.approx(expected, rel=1e-3)
+
+
+def test_least_importance_goes_first(tiny_tokens: Tensor) -> None:
+    subject, tokens = PrunableModel(tiny_llama(layers=5), units="blocks"), tiny_tokens[:3]
+    order = np.argsort(taylor_importances(subject, tokens))
+    allocator = BlockTaylor(keep_first=0, keep_last=0)
+    for n in range(1, 5):
+        assert removed_by(allocator, subject, tokens, n) == sorted(order[:n])
+
+
+def test_ends_are_kept(tiny_tokens: Tensor) -> None:
+    subject, tokens = PrunableModel(tiny_llama(layers=8), units="blocks"), tiny_tokens[:2]
+    order = np.argsort(taylor_importances(subject, tokens)).tolist()
+    inner = [i for i in order if i in (4, 5)]
+    rest = [i for i in order if i not in inner]
+    assert BlockTaylor() == BlockTaylor(keep_first=4, keep_last=2)
+    for n in (1, 2, 3, 7):
+        expected = sorted((inner + rest)[:n])
+        assert removed_by(BlockTaylor(), subject, tokens, n) == expected
+
+
+def test_sequences() -> None:
+    """Only the first sequences are read."""
+    subject, tokens = PrunableModel(tiny_llama(), units="blocks"), random_tokens(5, 8)
+    seen: list[Tensor] = []
+    embedding = subject.model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    removed_by(BlockTaylor(sequences=2), subject, tokens, 1)
+    assert torch.equal(torch.cat(seen), tokens[:2])
