@@ -213,3 +213,26 @@ def test_an_interrupt_stops_cleanly_and_can_be_resumed(model: Path, tmp_path: Pa
         [*command(model, run), "--rounds", "1"], env=environment(), check=True, capture_output=True
     )
     assert (run / "profile.json").exists()
+
+
+SPACES = {
+    "groups": ("--pattern", "2:4", "--space", "two_of_four", "--sparsity", "0.25"),
+    "eighths": ("--pattern", "*:8", "--space", "n_of_eight", "--sparsity", "0.4"),
+    "width": ("--pruner", "flap", "--sparsity", "0.3"),
+    "sublayers": ("--pruner", "drop", "--units", "sublayers", "--sparsity", "0.4"),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_is_removed(cli: Cli, model: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "run"
+    options = ("--rounds", 2, "--initial", "uniform", *SPACES[name])
+    outcome = cli("search", model, "--out", out, *SMALL, *options)
+    assert outcome.code == 0, outcome.err
+    assert cli("verify", out / "checkpoint", "--profile", out / "profile.json").code == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    dense, *others = (row["score"] for row in rows)
+    assert dense == pytest.approx(0, abs=1e-6)
+    assert all(score is not None and score > 0 for score in others)
+    target = float(SPACES[name][-1])
+    assert all(row["sparsity"] >= target - 1e-9 for row in rows[1:])
