@@ -53,6 +53,7 @@ def prune_sequentially(
             )
             view.write(variants.at(view.read(), count))
             notes += [f"{unit.name}: {note}" for note in variants.notes]
+        notes += visit.notes
         on_block(visit.block)
     subject.verify(profile)
     return notes

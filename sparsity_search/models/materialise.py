@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
 from sparsity_search.layout import Unit
+from sparsity_search.models.experts import resized
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.roles import role_of
 from sparsity_search.models.views import StructuredView
@@ -45,16 +46,19 @@ class Shape:
 
 
 def saveable(subject: PrunableModel) -> PreTrainedModel:
-    """Return the model in a form that `from_pretrained` loads: itself, or with its new biases.
+    """Return the model in a form that `from_pretrained` loads.
+
+    This is the model itself, unless pruning added biases or removed experts.
 
     Raises:
-        ModelError: Pruning added a bias, and the architecture has no place for it.
+        ModelError: Pruning added a bias, and the architecture has no place for it; or its
+            mixtures keep different numbers of experts.
     """
     views = subject.views.values()
     if any(isinstance(view, StructuredView) and view.gained_bias for view in views):
         return materialise(subject, everything(subject))
     model: PreTrainedModel = subject.model
-    return model
+    return resized(model)
 
 
 def everything(subject: PrunableModel) -> Shape:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from sparsity_search.evidence import Evidence
+from sparsity_search.evidence import Evidence, Routing
 from sparsity_search.layout import Unit
+from sparsity_search.models.experts import ExpertsView
 from sparsity_search.models.gradients import weight_gradients
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.roles import FOLLOWED_BY
+from sparsity_search.models.routing import RoutedGatherer
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.statistics import InputStatistics, Statistic
 
@@ -32,12 +34,14 @@ class Visit:
         statistics: Of each unit's input, by unit name; units that read one tensor share one
             object, and with it one factorisation.
         evidence: What is known of each unit, by name.
+        notes: What there is to tell of the statistics, e.g. of experts that get no tokens.
     """
 
     block: int
     units: list[Unit]
     statistics: dict[str, InputStatistics]
     evidence: dict[str, Evidence]
+    notes: tuple[str, ...] = ()
 
 
 def walk(
@@ -53,41 +57,59 @@ def walk(
     Args:
         subject: The model.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
-        statistic: What to gather of the inputs; for nothing, the text is not run.
+        statistic: What to gather of the inputs; for nothing, the text is not run, unless units
+            are the experts of mixtures, whose routing is always gathered.
         rewritten: The caller rewrites each block's weights before it asks for the next visit, so
             that the block has to run again for what the next one sees.
         gradient: Gather the weights' gradients too, those of the model as it is at the start.
     """
     gradients = weight_gradients(subject, tokens) if gradient else {}
-    for block, statistics in enumerate(_statistics(subject, tokens, statistic, rewritten)):
+    for block, found in enumerate(_gathered(subject, tokens, statistic, rewritten)):
         units = subject.units_of(block)
         evidence = {
             unit.name: Evidence(
-                inputs=statistics[unit.name],
-                following=_following(unit, units, statistics),
+                inputs=found.statistics[unit.name],
+                following=_following(unit, units, found.statistics),
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
+                routing=found.routing.get(unit.name),
             )
             for unit in units
         }
-        yield Visit(block, units, statistics, evidence)
+        yield Visit(block, units, found.statistics, evidence, found.notes)
 
 
-def _statistics(
+class _Gathered(NamedTuple):
+    """What one block's run told, by unit name."""
+
+    statistics: dict[str, InputStatistics]
+    routing: dict[str, Routing]
+    notes: tuple[str, ...]
+
+
+def _gathered(
     subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: bool
-) -> Iterator[dict[str, InputStatistics]]:
-    """Yield each block's statistics, by unit name."""
-    if statistic is Statistic.NONE:  # then the text need not be run at all
+) -> Iterator[_Gathered]:
+    """Yield what is gathered in each block."""
+    routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
+    if statistic is Statistic.NONE and not routed:  # then the text need not be run at all
         for block in range(len(subject.blocks)):
-            yield {unit.name: InputStatistics(0, statistic) for unit in subject.units_of(block)}
+            units = subject.units_of(block)
+            yield _Gathered({u.name: InputStatistics(0, statistic) for u in units}, {}, ())
         return
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(len(subject.blocks)):
-        gatherer = _Gatherer(subject, subject.units_of(block), statistic)
-        with gatherer:
+        views = {unit.name: subject.views[unit.name] for unit in subject.units_of(block)}
+        experts = RoutedGatherer(views, statistic)
+        others = _Gatherer(subject, [n for n in views if n not in experts.statistics], statistic)
+        with others, experts:
             output = runner.run(block, hidden)
-        yield gatherer.statistics
+        if experts.unrouted:
+            with experts.all_tokens():
+                runner.run(block, hidden)
+        statistics = {**others.statistics, **experts.statistics}
+        yield _Gathered(statistics, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
 
 
@@ -109,20 +131,18 @@ class _Gatherer:
     Which units share an input is seen in the first batch, by the identity of the tensor.
     """
 
-    def __init__(
-        self, subject: PrunableModel, units: Sequence[Unit], statistic: Statistic
-    ) -> None:
+    def __init__(self, subject: PrunableModel, names: Sequence[str], statistic: Statistic) -> None:
         self.statistics: dict[str, InputStatistics] = {}
         self._subject = subject
-        self._units = units
+        self._names = names
         self._statistic = statistic
         self._leaders: set[str] = set()
         self._current: list[tuple[Tensor, str]] = []
 
     def __enter__(self) -> None:
         self._handles = [
-            self._subject.views[unit.name].module.register_forward_pre_hook(self._hook(unit.name))
-            for unit in self._units
+            self._subject.views[name].module.register_forward_pre_hook(self._hook(name))
+            for name in self._names
         ]
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sparsity_search.models.loading import LoadedModel, weights_digest
 from sparsity_search.models.saving import save_checkpoint
@@ -57,6 +63,32 @@ def tiny_llama(
         model = LlamaForCausalLM(LlamaConfig(**{**fields, **config}))
     for parameter in model.parameters():  # as loading does: rotary frequencies stay float32
         parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def tiny_mixtral(*, seed: int = 0, layers: int = 2, **config: Any) -> MixtralForCausalLM:
+    """Return a random Mixtral: vocabulary 128, width 32, 8 experts of width 16, 2 a token.
+
+    Args:
+        seed: Of the weights; the global random state is left as it was.
+        layers: Number of blocks.
+        config: Further fields of `MixtralConfig`, or other values for those above.
+    """
+    fields: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,  # as for `tiny_llama`
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MixtralForCausalLM(MixtralConfig(**{**fields, **config}))
     return model.eval().requires_grad_(False)
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Layout
-from sparsity_search.models.materialise import Shape, materialise, plan, saveable
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.materialise import materialise, plan, saveable
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.pruners._patterns import Pattern
@@ -30,10 +23,8 @@ from sparsity_search.spaces import bounds_of
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import unit_kind
-from sparsity_search.workflow.session import Session, calibration, open_session
-
-#: Tokens of the speed test, and how often each model runs them.
-_SPEED = (512, 5)
+from sparsity_search.workflow.session import calibration, open_session
+from sparsity_search.workflow.smaller import comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +57,8 @@ def prune(
         out: The folder to write.
         profile: A profile's file; by default the model is pruned uniformly.
         multiple: Materialise: leave removed structures out of the checkpoint, with feed-forward
-            widths rounded up to a multiple of this. By default they stay as zeros.
+            widths rounded up to a multiple of this. By default they stay as zeros, but for
+            experts, which always go.
         monitor: Watches the job.
 
     Raises:
@@ -84,6 +76,8 @@ def prune(
     kind = _kind(config, pruner, stored)
     if multiple is not None and (kind == "weights" or multiple < 1):
         raise ConfigError("only structures can be materialised, with --multiple-of at least 1")
+    if kind == "experts":
+        multiple = None  # they are really removed in any case
     requests = [calibration(config.data)]
     session = open_session(config.model, requests, config.study.seed, monitor, kind)
     subject = session.subject
@@ -112,10 +106,10 @@ def prune(
         "notes": notes,
     }
     write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts})
-    if smaller is None:
+    if smaller is None and kind != "experts":
         return Pruned(profile=wanted, notes=notes)
     with monitor.stage("compare speed"):
-        told = _materialised(session, saved, smaller, out)
+        told = comparison(session, saved, smaller, out)
     write_json(out / rundir.MATERIALISED, told)
     return Pruned(profile=wanted, notes=notes, materialised=told)
 
@@ -132,46 +126,6 @@ def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) 
     wanted = SparsityProfile.from_json(subject.layout, stored)
     subject.verify(wanted)
     return wanted
-
-
-def _materialised(
-    session: Session, smaller: PreTrainedModel, shape: Shape, out: Path
-) -> dict[str, Any]:
-    """Return what became of the model: a profile of the new one, and both models' figures."""
-    subject = PrunableModel(smaller, session.subject.exclude, session.subject.units)
-    dense = session.loaded.model
-    tokens = session.text["calibration"][:1, : _SPEED[0]]
-    speed = tokens_per_second([dense, smaller], tokens, _SPEED[1])
-    files = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    return {
-        **subject.zeros().to_json(),
-        "removes": subject.units,
-        "one_width_a_block": shape.per_block,
-        "padding": shape.padding,
-        "blocks": {"dense": len(session.subject.blocks), "materialised": len(subject.blocks)},
-        "parameters": {"dense": dense.num_parameters(), "materialised": smaller.num_parameters()},
-        "bytes": {"dense": _n_bytes(dense), "materialised": files},
-        "tokens_per_second": dict(zip(("dense", "materialised"), speed, strict=True)),
-    }
-
-
-def tokens_per_second(
-    models: Sequence[PreTrainedModel], tokens: Tensor, repeats: int
-) -> list[dict[str, float]]:
-    """Return median and range of each model's speed in forward passes, taken in turns."""
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for model, found in zip(models, seconds, strict=True):
-                started = time.monotonic()
-                model(input_ids=tokens.to(model.device), use_cache=False).logits.sum().item()
-                if repeat:  # the first one warms up
-                    found.append(tokens.numel() / (time.monotonic() - started))
-    return [{"median": median(found), "min": min(found), "max": max(found)} for found in seconds]
-
-
-def _n_bytes(model: PreTrainedModel) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from sparsity_search.models.loading import load_model
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.saving import save_checkpoint
+from sparsity_search.testing.models import tiny_mixtral, tiny_tokenizer
 
 from .conftest import SMALL, Outcome
 
@@ -126,3 +128,23 @@ def test_refused(prune: Callable[..., Outcome], tmp_path: Path, name: str) -> No
     assert outcome.code == 2, outcome
     assert words in outcome.err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pruner", ["reap", "stun"])
+def test_experts(cli: Cli, text: Path, tmp_path: Path, pruner: str) -> None:
+    folder, out = tmp_path / "mixture", tmp_path / "out"
+    save_checkpoint(tiny_mixtral(), tiny_tokenizer(), folder)
+    options = ("--calibration", f"file:{text}", "--out", out, *SMALL, "--sparsity", 0.5)
+    outcome = cli("prune", folder, "--pruner", pruner, *options)
+    assert outcome.code == 0, outcome.err
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    before = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.config.num_local_experts == before.config.num_local_experts // 2
+    assert loaded.model.layers[0].mlp.gate.weight.shape[0] == loaded.config.num_local_experts
+    assert cli("verify", out, "--profile", out / "materialised.json").code == 0
+    # and single weights inside of those that are left
+    rest = tmp_path / "rest"
+    outcome = cli("prune", out, "--pruner", "wanda", "--calibration", f"file:{text}", "--out",
+                  rest, *SMALL, "--sparsity", 0.4)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert cli("verify", rest, "--profile", rest / "profile.json").code == 0

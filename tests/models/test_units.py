@@ -13,7 +13,7 @@ from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
 from tests.families import FAMILIES
 
-STRUCTURED = [name for name in UNITS.names() if name != "weights"]
+STRUCTURED = [name for name in UNITS.names() if name not in ("weights", "experts")]
 #: (count, weights each) of attention and feed-forward in `tiny_llama`: hidden 32, 4 heads of 8 in
 #: 2 key-value groups, 64 channels.
 SIZES = {

@@ -1,0 +1,23 @@
+"""Whole experts of mixtures of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsity_search.models.experts import ExpertsView, mixtures
+from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts(UnitKind):
+    """Whole experts with their rows of the router; one unit for each mixture of experts.
+
+    Blocks without a mixture have no unit.
+    """
+
+    def find(self, block: Block) -> Iterator[FoundUnit]:
+        """Yield the block's mixtures, whose structures are experts."""
+        for mixture in mixtures(block.module):
+            name = f"{block.name}.{mixture.name}".rstrip(".")  # it may be the block itself
+            yield FoundUnit(name, "experts", ExpertsView(mixture))
