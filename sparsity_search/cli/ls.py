@@ -9,7 +9,7 @@ import typer
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(help="pruners, allocators, searchers, evaluators or spaces.")
+        str | None, typer.Argument(help="pruners, units, allocators, searchers, evaluators, spaces.")
     ] = None,
 ) -> None:
     """List plugins and search spaces, with their settings.
@@ -18,10 +18,11 @@ def ls(
     """
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.errors import UnknownNameError, nearest
-    from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+    from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
     from sparsity_search.spaces import load_space, space_names
 
-    registries = {f"{r.kind}s": r for r in (PRUNERS, ALLOCATORS, SEARCHERS, EVALUATORS)}
+    others = {f"{r.kind}s": r for r in (ALLOCATORS, SEARCHERS, EVALUATORS)}
+    registries = {"pruners": PRUNERS, "units": UNITS, **others}
     kinds = [*registries, "spaces"]
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
 from sparsity_search.spaces import space_names
 
 from .conftest import SMALL, Outcome
@@ -81,7 +81,7 @@ def test_report_is_written_anew(cli: Cli, model: Path, tmp_path: Path) -> None:
 
 def test_ls_names_every_plugin(cli: Cli) -> None:
     outcome = cli("ls")
-    for registry in (PRUNERS, ALLOCATORS, SEARCHERS, EVALUATORS):
+    for registry in (PRUNERS, UNITS, ALLOCATORS, SEARCHERS, EVALUATORS):
         assert all(name in outcome.out for name in registry.names())
     assert all(name in cli("ls", "spaces").out for name in space_names())
 
