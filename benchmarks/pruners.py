@@ -58,8 +58,15 @@ STRUCTURES = {
     "taylor": {},
     "structured_obs-linear": {"name": "structured_obs", "linear_term": True},
 }
-#: Depth: which blocks go is found by an allocator.
-DEPTH = ["block_influence", "angular_distance", "block_perplexity", "block_taylor", "sleb"]
+#: Depth: which blocks go is found by an allocator, with settings. Two of them run most of the
+#: model once for each block: they get 2,048 tokens, about what was published.
+DEPTH: dict[str, dict[str, Any]] = {
+    "block_influence": {},
+    "angular_distance": {},
+    "block_taylor": {},
+    "block_perplexity": {"sequences": 2},
+    "sleb": {"sequences": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ def cases() -> Iterator[Case]:
         for allocator in DEPTH:
             name = f"{allocator}@{sparsity:.1%}"
             yield Case(name, "drop", {}, sparsity, "blocks", None, allocator)
+        name = f"block_influence+laco@{sparsity:.1%}"
+        yield Case(name, "laco", {}, sparsity, "blocks", None, "block_influence")
 
 
 def _split(label: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -136,7 +145,8 @@ def _profile(case: Case, subject: PrunableModel, text: torch.Tensor) -> Sparsity
     bounds = Bounds.of(subject.layout)
     if not case.sparsity:
         return subject.zeros()
-    found: SparsityProfile = ALLOCATORS.create(case.allocator).allocate(
+    settings = DEPTH.get(case.allocator, {})
+    found: SparsityProfile = ALLOCATORS.create(case.allocator, **settings).allocate(
         subject, text, Budget(case.sparsity), bounds
     )
     return found
