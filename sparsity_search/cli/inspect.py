@@ -42,7 +42,8 @@ def inspect(
     layout, estimate = found.layout, found.estimate
     groups: dict[tuple[str, str], list[int]] = {}
     for unit in layout:
-        shape = " x ".join(map(str, found.shapes[unit.name]))
+        rows = " x ".join(map(str, found.shapes[unit.name]))
+        shape = rows if unit.cost == 1 else f"{unit.count} of {integer(unit.cost)}"
         groups.setdefault((unit.role, shape), []).append(unit.size)
     rows = [
         (role, shape, integer(len(sizes)), integer(sum(sizes)))

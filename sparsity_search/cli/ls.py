@@ -9,7 +9,8 @@ import typer
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(help="pruners, units, allocators, searchers, evaluators, spaces.")
+        str | None,
+        typer.Argument(help="pruners, units, allocators, searchers, evaluators, spaces."),
     ] = None,
 ) -> None:
     """List plugins and search spaces, with their settings.

@@ -69,7 +69,7 @@ Exclude = Annotated[
 ]
 Units = Annotated[
     str | None,
-    typer.Option(help="What is removed: weights, width, heads, sublayers or blocks."),
+    typer.Option(help="What is removed: weights, width, heads, sublayers, blocks or experts."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of all random draws.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]

@@ -115,3 +115,11 @@ def test_a_plugin_from_outside_is_found_by_its_path(
     outcome = cli("search", model, *options)
     assert outcome.code == 0, outcome.err
     assert json.loads((run / "results.json").read_text())["search"]["rounds"] == 0
+
+
+def test_inspect_shows_structures(cli: Cli, model: Path) -> None:
+    outcome = cli("inspect", model, "--pruner", "flap", *SMALL)
+    assert outcome.code == 0, outcome.err
+    assert "2 of 1,536" in outcome.out  # key-value groups of a tiny Llama
+    assert "64 of 96" in outcome.out
+    assert "27,648 weights in 6 units of 3 blocks" in outcome.out
