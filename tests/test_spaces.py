@@ -19,7 +19,11 @@ from sparsity_search.testing.searcher import assert_legal
 LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
 FILES = Path(__file__).parent.parent / "search_spaces"
 N_GENES = {"per_block": 2, "per_linear": 14, "per_role": 7, "per_sublayer": 4}
-PATTERNS = {"two_of_four": (0.1, 0.25, 0.4), "n_of_eight": (0.1, 0.5, 0.95)}
+PATTERNS = {
+    "two_of_four": (0.1, 0.25, 0.4),
+    "four_of_eight": (0.1, 0.25, 0.4),
+    "n_of_eight": (0.1, 0.5, 0.95),
+}
 STEPPED = sorted(set(space_names()) - set(PATTERNS))
 
 
@@ -77,7 +81,7 @@ def test_every_space_has_room(name: str, target: float) -> None:
 def test_spaces_of_patterns(name: str, target: float) -> None:
     space = load_space(name).build(LAYOUT, Budget(target), {})
     assert space.n_genes == len(LAYOUT)
-    groups = {"two_of_four": {0, 2}, "n_of_eight": set(range(9))}[name]
+    groups = {"two_of_four": {0, 2}, "four_of_eight": {0, 4}}.get(name, set(range(9)))
     size = 4 if name == "two_of_four" else 8
     for unit, table in zip(LAYOUT, space.tables(), strict=True):
         assert {count * size / unit.count for count in table} <= groups
