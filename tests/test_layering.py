@@ -27,8 +27,8 @@ PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in r
 
 #: What design.md calls layers: a file imports from its own layer and those before it.
 LAYERS = [
-    {"errors", "registry", "rng", "artefacts", "layout", "profile", "budget", "levels", "choices", "space", "spaces",
-     "history", "ladder"},
+    {"errors", "registry", "rng", "artefacts", "layout", "profile", "budget", "levels", "choices",
+     "space", "spaces", "history", "ladder"},
     {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants"},
     {"pruners", "evaluators", "allocators", "searchers", "supernet"},
     {"objective", "realise", "study", "store"},

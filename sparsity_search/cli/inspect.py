@@ -42,8 +42,8 @@ def inspect(
     layout, estimate = found.layout, found.estimate
     groups: dict[tuple[str, str], list[int]] = {}
     for unit in layout:
-        rows = " x ".join(map(str, found.shapes[unit.name]))
-        shape = rows if unit.cost == 1 else f"{unit.count} of {integer(unit.cost)}"
+        matrix = " x ".join(map(str, found.shapes[unit.name]))
+        shape = matrix if unit.cost == 1 else f"{unit.count} of {integer(unit.cost)}"
         groups.setdefault((unit.role, shape), []).append(unit.size)
     rows = [
         (role, shape, integer(len(sizes)), integer(sum(sizes)))
