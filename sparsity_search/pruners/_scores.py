@@ -40,14 +40,23 @@ class ScorePruner(Pruner):
             evidence: What is known of the weight.
         """
 
+    def finite_score(self, weight: Tensor, evidence: Evidence) -> Tensor:
+        """Return `score` of a weight in any dtype.
+
+        Raises:
+            NumericalError: It is not finite.
+        """
+        score = self.score(weight.float(), evidence)
+        if not score.isfinite().all():
+            raise NumericalError("scores are not finite: the weight has NaN, Inf or huge entries")
+        return score
+
     def prune(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> RankedVariants:
         """Return nested masks, see `Pruner.prune`."""
         table = check_counts(counts, weight)
-        score = self.score(weight.float(), evidence)
-        if not score.isfinite().all():
-            raise NumericalError("scores are not finite: the weight has NaN, Inf or huge entries")
+        score = self.finite_score(weight, evidence)
         return ranked(weight, score, Pattern.parse(self.pattern), table, seed)
 
 

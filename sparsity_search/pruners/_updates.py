@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence import Evidence
-from sparsity_search.pruners.base import Pruner, check_counts
+from sparsity_search.pruners.base import Pruner, as_pruner, check_counts
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.variants import StoredVariants
 
@@ -76,6 +76,27 @@ class UpdatePruner(Pruner):
         if not variants.isfinite().all():
             raise NumericalError(f"updated weights leave the range of {weight.dtype}")
         return StoredVariants(counts=table, weights=variants, notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPruner(UpdatePruner):
+    """An update that chooses its own mask, or takes another pruner's.
+
+    Attributes:
+        mask: A pruner whose masks are taken as they are; None chooses.
+    """
+
+    mask: Pruner | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask is not None:
+            object.__setattr__(self, "mask", as_pruner(self.mask))
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the mask's source needs it."""
+        return self.mask is not None and self.mask.needs_gradient
 
 
 def stored(updated: Updated, dtype: torch.dtype) -> Tensor:

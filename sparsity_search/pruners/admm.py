@@ -14,8 +14,7 @@ from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._quotas import smallest
-from sparsity_search.pruners._updates import Updated, UpdatePruner, masks
-from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.pruners._updates import MaskedPruner, Updated, masks
 from sparsity_search.statistics import InputStatistics
 
 #: Below this the inverse is not safe in float32; the scaled Hessian has unit diagonal.
@@ -29,7 +28,7 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admm(UpdatePruner):
+class Admm(MaskedPruner):
     """Update by ADMM while the mask grows step by step (Boza 2024, arXiv 2401.02938).
 
     In units in which the Hessian ``G`` has unit diagonal, the weights ``V`` minimise the layer
@@ -55,7 +54,6 @@ class Admm(UpdatePruner):
     schedule: int = 15
     rho: float = 1.0
     pattern: str = "layer"
-    mask: Pruner | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,13 +67,6 @@ class Admm(UpdatePruner):
             )
         if Pattern.parse(self.pattern).scope == "block":
             raise ConfigError(f"admm's pattern must be layer, row or N:M, not {self.pattern!r}")
-        if self.mask is not None:
-            object.__setattr__(self, "mask", as_pruner(self.mask))
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the mask's source needs it."""
-        return self.mask is not None and self.mask.needs_gradient
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._scores import ScorePruner, ranked
@@ -59,8 +59,6 @@ class Dass(ScorePruner):
         if evidence.following is None:
             return super().prune(weight, evidence, counts, seed=seed)
         table = check_counts(counts, weight)
-        score = self.score(weight.float(), evidence)
-        if not score.isfinite().all():
-            raise NumericalError("scores are not finite: the weight has NaN, Inf or huge entries")
+        score = self.finite_score(weight, evidence)
         found = ranked(weight.T, score.T, Pattern.parse(self.pattern), table, seed)
         return replace(found, codes=found.codes.T.contiguous())

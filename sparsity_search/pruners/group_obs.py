@@ -17,8 +17,7 @@ from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_br
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._quotas import block_quotas, smallest
 from sparsity_search.pruners._subsets import cheapest_subset
-from sparsity_search.pruners._updates import Updated, UpdatePruner, masks
-from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.pruners._updates import MaskedPruner, Updated, masks
 
 #: Bound on the systems of the rows that are solved together; larger ones leave the cache.
 _SOLVE_BYTES = 2**22
@@ -48,7 +47,7 @@ Choose = Callable[[Block], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupOBS(UpdatePruner):
+class GroupOBS(MaskedPruner):
     """Remove a row's weights jointly, block by block (APT, Zhao et al. 2024, arXiv 2410.15567).
 
     For a block of columns from ``a`` on, with ``A = (H[a:, a:])⁻¹``, a row that loses the set
@@ -70,7 +69,6 @@ class GroupOBS(UpdatePruner):
     block_size: int = 128
     pattern: str = "block"
     rule: str = "multiple"
-    mask: Pruner | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,13 +84,6 @@ class GroupOBS(UpdatePruner):
                 f"rule multiple compares all subsets of a group, too many in {self.pattern!r}: "
                 "take rule single"
             )
-        if self.mask is not None:
-            object.__setattr__(self, "mask", as_pruner(self.mask))
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the mask's source needs it."""
-        return self.mask is not None and self.mask.needs_gradient
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int

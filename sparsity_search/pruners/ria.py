@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._permutation import METHODS, channel_order
@@ -91,9 +91,7 @@ class Ria(ScorePruner):
         """Return the score, in the given order of columns, and a better order."""
         pattern = Pattern.parse(self.pattern)
         pattern.check(weight, [])
-        score = self.score(weight.float(), evidence)
-        if not score.isfinite().all():
-            raise NumericalError("scores are not finite: the weight has NaN, Inf or huge entries")
+        score = self.finite_score(weight, evidence)
         keep = pattern.group // 2 if pattern.keep is None else pattern.keep
         return score, channel_order(score, keep, pattern.group, self.permutation)
 

@@ -14,8 +14,7 @@ from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._quotas import block_quotas, smallest
-from sparsity_search.pruners._updates import Updated, UpdatePruner, masks
-from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.pruners._updates import MaskedPruner, Updated, masks
 from sparsity_search.statistics import InverseFactor
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
@@ -26,7 +25,7 @@ Choose = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseGPT(UpdatePruner):
+class SparseGPT(MaskedPruner):
     """Sweep with optimal-brain-surgeon updates (Frantar & Alistarh 2023, arXiv 2301.00774, §3).
 
     With ``H⁻¹ = Uᵀ U``, a block of columns loses the entries of least ``w² / U_jj²``, taken from
@@ -44,7 +43,6 @@ class SparseGPT(UpdatePruner):
 
     block_size: int = 128
     pattern: str = "block"
-    mask: Pruner | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,13 +50,6 @@ class SparseGPT(UpdatePruner):
             raise ConfigError(f"block_size must be at least 1, not {self.block_size}")
         if Pattern.parse(self.pattern).scope not in ("block", "group"):
             raise ConfigError(f"sparsegpt's pattern must be block or N:M, not {self.pattern!r}")
-        if self.mask is not None:
-            object.__setattr__(self, "mask", as_pruner(self.mask))
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the mask's source needs it."""
-        return self.mask is not None and self.mask.needs_gradient
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int

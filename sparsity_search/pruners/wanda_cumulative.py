@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
 from sparsity_search.pruners._order import sort_keys, tie_breaks
 from sparsity_search.pruners._patterns import Pattern
@@ -58,9 +58,7 @@ class WandaCumulative(ScorePruner):
         if Pattern.parse(self.pattern).scope == "group":
             return super().prune(weight, evidence, counts, seed=seed)
         table = check_counts(counts, weight)
-        score = self.score(weight.float(), evidence)
-        if not score.isfinite().all():
-            raise NumericalError("scores are not finite: the weight has NaN, Inf or huge entries")
+        score = self.finite_score(weight, evidence)
         order = _cumulative_order(score, weight == 0, seed)
         return RankedVariants(counts=table, codes=codes_of(order, table).view(weight.shape))
 
