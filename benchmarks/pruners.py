@@ -5,7 +5,7 @@ stopped; ``--case`` takes shell patterns. Time is that of all threads of this pr
 seconds), so that other work on the machine does not show in it:
 
     python benchmarks/pruners.py --calibration wikipedia_calibration.jsonl \
-        --test wikitext2_valid.txt --out runs/pruners
+        --test wikitext2_valid.txt --out benchmarks/results/pruners
 """
 
 from __future__ import annotations
