@@ -16,28 +16,10 @@ from sparsity_search.pruners.sparsegpt import SparseGPT, Swept, sweep
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from tests.pruners.oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
 ROWS, COLUMNS = 24, 48
-DAMPING = 0.01
 PRUNER = SparseGPT(block_size=16, damping=DAMPING)
-
-
-def hessian_of(inputs: Tensor) -> Tensor:
-    """The damped Hessian that the pruner sees, in float64."""
-    hessian = inputs.double().T @ inputs.double() / len(inputs)
-    return hessian + DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian))
-
-
-def layer_error(change: Tensor, hessian: Tensor) -> float:
-    return float(((change.double() @ hessian) * change.double()).sum())
-
-
-def ls_oracle(weight: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
-    """The best weights with this mask: for each row, H_SS w_S = H_S,: w."""
-    best = torch.zeros_like(weight, dtype=torch.float64)
-    for row, kept, out in zip(weight.double(), keep, best, strict=True):
-        out[kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ row)
-    return best
 
 
 def naive(weight: Tensor, hessian: Tensor, count: int, block: int) -> Tensor:
