@@ -33,7 +33,7 @@ from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.session import Session, calibration, open_session
 
-WEIGHTS = {
+WEIGHTS: dict[str, dict[str, Any]] = {
     "magnitude": {},
     "wanda": {},
     "sparsegpt": {},
@@ -45,18 +45,20 @@ WEIGHTS = {
     "gblm": {},
     "dass": {},
     "wanda_cumulative": {},
+}
+#: A mask source and a weight update that compose, shown at one sparsity.
+COMPOSED: dict[str, dict[str, Any]] = {
     "ria+sparsegpt": {"name": "sparsegpt", "mask": "ria"},
     "magnitude+refit": {"name": "refit", "mask": "magnitude"},
     "wanda+admm": {"name": "admm", "mask": "wanda"},
 }
-STRUCTURES = {
+STRUCTURES: dict[str, dict[str, Any]] = {
     "magnitude_sp": {},
     "wanda_sp": {},
     "structured_obs": {},
     "flap": {},
     "column_refit": {},
     "taylor": {},
-    "structured_obs-linear": {"name": "structured_obs", "linear_term": True},
 }
 #: Depth: which blocks go is found by an allocator, with settings. Two of them run most of the
 #: model once for each block: they get 2,048 tokens, about what was published.
@@ -84,10 +86,7 @@ class Case:
     def build(self) -> Pruner:
         settings = {"name": self.pruner, **self.settings}
         if self.pattern:
-            mask = settings.get("mask")
-            if mask:
-                settings["mask"] = {"name": mask, "pattern": self.pattern}
-            elif self.pruner == "refit":
+            if self.pruner == "refit":
                 settings["mask"] = {"name": "wanda", "pattern": self.pattern}
             else:
                 settings["pattern"] = self.pattern
@@ -97,26 +96,22 @@ class Case:
 
 def cases() -> Iterator[Case]:
     yield Case("dense", "magnitude", {}, 0.0)
-    for label, settings in WEIGHTS.items():
-        pruner, rest = _split(label, settings)
+    for pruner, settings in WEIGHTS.items():
         for sparsity in (0.5, 0.7):
-            yield Case(f"{label}@{sparsity:.0%}", pruner, rest, sparsity)
-        yield Case(f"{label}@2:4", pruner, rest, 0.5, pattern="2:4")
+            yield Case(f"{pruner}@{sparsity:.0%}", pruner, settings, sparsity)
+        yield Case(f"{pruner}@2:4", pruner, settings, 0.5, pattern="2:4")
+    for label, settings in COMPOSED.items():
+        rest = dict(settings)
+        yield Case(f"{label}@70%", rest.pop("name"), rest, 0.7)
     for sparsity in (0.125, 0.25):
-        for label, settings in STRUCTURES.items():
-            pruner, rest = _split(label, settings)
-            yield Case(f"{label}@{sparsity:.1%}", pruner, rest, sparsity, "width")
+        for pruner, settings in STRUCTURES.items():
+            yield Case(f"{pruner}@{sparsity:.1%}", pruner, settings, sparsity, "width")
         yield Case(f"flap-global@{sparsity:.1%}", "flap", {}, sparsity, "width", None, "flap")
         for allocator in DEPTH:
             name = f"{allocator}@{sparsity:.1%}"
             yield Case(name, "drop", {}, sparsity, "blocks", None, allocator)
         name = f"block_influence+laco@{sparsity:.1%}"
         yield Case(name, "laco", {}, sparsity, "blocks", None, "block_influence")
-
-
-def _split(label: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    rest = dict(settings)
-    return rest.pop("name", label), rest
 
 
 def measure(case: Case, session: Session) -> dict[str, Any]:
