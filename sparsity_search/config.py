@@ -16,7 +16,7 @@ from sparsity_search.errors import ConfigError, nearest
 from sparsity_search.ladder import Ladder, Rung
 
 #: Sections that name a plugin.
-_PLUGINS = ("pruner", "searcher", "evaluator")
+_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity")
 
 
 class Section(BaseModel):
@@ -170,6 +170,7 @@ class RunConfig(Section):
     pruner: PluginSection = PluginSection(name="wanda")
     searcher: PluginSection = PluginSection(name="evolution")
     evaluator: PluginSection = PluginSection(name="kl_divergence")
+    sensitivity: PluginSection = PluginSection(name="fisher")
     initial: list[str] = ["owl", "uniform"]
     allocators: dict[str, dict[str, Any]] = {}
     ladder: LadderSection = LadderSection()

@@ -119,3 +119,7 @@ ALLOCATORS: Registry[Any] = Registry("allocator", "sparsity_search.allocators", 
 SEARCHERS: Registry[Any] = Registry("searcher", "sparsity_search.searchers", "Searcher")
 EVALUATORS: Registry[Any] = Registry("evaluator", "sparsity_search.evaluators", "Evaluator")
 UNITS: Registry[Any] = Registry("unit kind", "sparsity_search.models.units", "UnitKind")
+SENSITIVITIES: Registry[Any] = Registry(
+    "sensitivity", "sparsity_search.sensitivity", "Sensitivity"
+)
+FORMATS: Registry[Any] = Registry("format", "sparsity_search.formats", "Format")

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import sparsity_search
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
+from sparsity_search.registry import (
+    ALLOCATORS,
+    EVALUATORS,
+    FORMATS,
+    PRUNERS,
+    SEARCHERS,
+    SENSITIVITIES,
+    UNITS,
+)
 
 PACKAGE = "sparsity_search"
 ROOT = Path(sparsity_search.__file__).parent
@@ -22,15 +30,15 @@ FILES = {
     ): file
     for file in sorted(ROOT.rglob("*.py"))
 }
-REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS]
+REGISTRIES = [ALLOCATORS, EVALUATORS, FORMATS, PRUNERS, SEARCHERS, SENSITIVITIES, UNITS]
 PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in registry.names()}
 
 #: What design.md calls layers: a file imports from its own layer and those before it.
 LAYERS = [
     {"errors", "registry", "rng", "artefacts", "layout", "profile", "budget", "levels", "choices",
-     "space", "spaces", "history", "ladder"},
+     "space", "spaces", "history", "ladder", "scores", "solve", "formats", "transfer"},
     {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants"},
-    {"pruners", "evaluators", "allocators", "searchers", "supernet"},
+    {"pruners", "evaluators", "allocators", "searchers", "sensitivity", "supernet"},
     {"objective", "realise", "study", "store"},
     {"report"},
     {"config", "workflow"},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.head import check_head, last_hidden, logits
+from sparsity_search.models.head import check_head, logits
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BATCH, BlockRunner
 from sparsity_search.profile import SparsityProfile, from_counts
@@ -164,26 +164,14 @@ class RemovalLosses:
     def _loss(self, block: int, hidden: Sequence[Tensor]) -> float:
         """Return the loss of the model that goes on at ``block`` with ``hidden``."""
         total = 0.0
-        for tokens, states in zip(self._batches, hidden, strict=True):
-            for following in range(block, len(self._subject.blocks)):
-                (states,) = self._runner.run(following, [states])
-            final = self._finish(tokens, states)
+        for following in range(block, len(self._subject.blocks)):
+            hidden = self._runner.run(following, hidden)
+        for tokens, final in zip(self._batches, self._runner.finish(hidden), strict=True):
             total += sum(
                 _loss_of(self._subject.model, part, wanted.to(part.device))
                 for part, wanted in zip(final[:, :-1], tokens[:, 1:], strict=True)
             )
         return total / self._n_targets
-
-    def _finish(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Return what the decoder makes of the last block's output: its norm, above all."""
-        blocks = self._subject.blocks
-        try:
-            for block in blocks:  # what comes before the last block is not used
-                block.forward = lambda *_, **__: states
-            return last_hidden(self._subject.model, tokens)
-        finally:
-            for block in blocks:
-                del block.forward
 
 
 def _loss_of(model: nn.Module, hidden: Tensor, targets: Tensor) -> float:

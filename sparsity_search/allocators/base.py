@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from sparsity_search.budget import Bounds, Budget
@@ -12,8 +15,26 @@ from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile
 
 
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A profile, and what else its allocator found.
+
+    Attributes:
+        profile: The profile.
+        arrays: What is kept beside it, by unit name, e.g. a rate for each row.
+        notes: What there is to tell, for people.
+    """
+
+    profile: SparsityProfile
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 class Allocator(ABC):
     """Finds a profile from the dense model. Plugins are frozen keyword-only dataclasses.
+
+    A plugin that prunes for its own use does so with its field ``pruner``, which the run's
+    pruner fills unless the user names another.
 
     Attributes:
         needs_text: Whether `allocate` reads the calibration text.
@@ -38,3 +59,9 @@ class Allocator(ABC):
         Raises:
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
+
+    def detailed(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> Allocation:
+        """Return what `allocate` does, with all else that the method finds."""
+        return Allocation(self.allocate(subject, tokens, budget, bounds))

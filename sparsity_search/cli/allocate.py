@@ -14,6 +14,7 @@ def allocate(
     allocator: Annotated[str, typer.Option(help="See `ls allocators`.")],
     sparsity: options.Sparsity,
     out: options.Out,
+    pruner: options.Pruner = None,
     calibration: options.Calibration = None,
     bounds: options.Bounds = None,
     seed: options.Seed = None,
@@ -39,5 +40,8 @@ def allocate(
 
     quiet_libraries()
     with TerminalMonitor() as monitor:
-        profile = run(configuration, allocator, out, monitor=monitor)
+        found = run(configuration, allocator, out, monitor=monitor)
+    profile = found.profile
+    for note in found.notes:
+        console.print(note, markup=False)
     console.print(f"{out}: {profile.n_removed} of {profile.layout.n_weights} weights removed")

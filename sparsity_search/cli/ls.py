@@ -10,7 +10,7 @@ import typer
 def ls(
     kind: Annotated[
         str | None,
-        typer.Argument(help="pruners, units, allocators, searchers, evaluators, spaces."),
+        typer.Argument(help="pruners, units, allocators, sensitivities, searchers, …"),
     ] = None,
 ) -> None:
     """List plugins and search spaces, with their settings.
@@ -19,11 +19,26 @@ def ls(
     """
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.errors import UnknownNameError, nearest
-    from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
+    from sparsity_search.registry import (
+        ALLOCATORS,
+        EVALUATORS,
+        FORMATS,
+        PRUNERS,
+        SEARCHERS,
+        SENSITIVITIES,
+        UNITS,
+    )
     from sparsity_search.spaces import load_space, space_names
 
-    others = {f"{r.kind}s": r for r in (ALLOCATORS, SEARCHERS, EVALUATORS)}
-    registries = {"pruners": PRUNERS, "units": UNITS, **others}
+    registries = {
+        "pruners": PRUNERS,
+        "units": UNITS,
+        "allocators": ALLOCATORS,
+        "sensitivities": SENSITIVITIES,
+        "searchers": SEARCHERS,
+        "evaluators": EVALUATORS,
+        "formats": FORMATS,
+    }
     kinds = [*registries, "spaces"]
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")

@@ -8,12 +8,17 @@ import sys
 import typer
 
 from sparsity_search.cli.allocate import allocate
+from sparsity_search.cli.compare import compare
+from sparsity_search.cli.convert import convert
 from sparsity_search.cli.evaluate import evaluate
 from sparsity_search.cli.inspect import inspect
 from sparsity_search.cli.ls import ls
 from sparsity_search.cli.prune import prune
+from sparsity_search.cli.recommend import recommend
 from sparsity_search.cli.report import report
 from sparsity_search.cli.search import search
+from sparsity_search.cli.sensitivity import sensitivity
+from sparsity_search.cli.solve import solve
 from sparsity_search.cli.verify import verify
 from sparsity_search.errors import SparsitySearchError
 
@@ -25,7 +30,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (search, allocate, prune, verify, evaluate, inspect, report, ls):
+COMMANDS = (
+    search,
+    compare,
+    recommend,
+    allocate,
+    sensitivity,
+    solve,
+    convert,
+    prune,
+    verify,
+    evaluate,
+    inspect,
+    report,
+    ls,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

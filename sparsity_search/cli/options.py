@@ -30,6 +30,7 @@ KEYS = {
     "pattern": "pruner.pattern",
     "searcher": "searcher.name",
     "evaluator": "evaluator.name",
+    "sensitivity": "sensitivity.name",
     "initial": "initial",
     "calibration": "data.calibration",
     "search_text": "data.search_text",

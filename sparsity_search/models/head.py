@@ -39,3 +39,22 @@ def check_head(model: nn.Module, tokens: Tensor) -> None:
     ours = logits(model, last_hidden(model, few))
     if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-2):
         raise ModelError(f"the head of {type(model).__name__} is not understood: logits differ")
+
+
+@torch.inference_mode()
+def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int = 256) -> float:
+    """Return the sum over positions of ``KL(dense ‖ pruned)`` in nats, from last hidden states.
+
+    Args:
+        model: The model, for its head.
+        dense: Hidden states of the dense model, ``(…, hidden)``.
+        pruned: Of the pruned one, of the same shape.
+        chunk: Positions whose logits are alive at once.
+    """
+    total = 0.0
+    pairs = (torch.split(states.flatten(0, -2), chunk) for states in (dense, pruned))
+    for before, after in zip(*pairs, strict=True):
+        teacher, student = (logits(model, states).float() for states in (before, after))
+        expected, found = teacher.log_softmax(-1), student.log_softmax(-1)
+        total += float(torch.linalg.vecdot(expected.exp(), expected - found).double().sum())
+    return max(total, 0.0)  # rounding can leave less than nothing

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsity_search.models.head import last_hidden
 from sparsity_search.models.prunable import PrunableModel
 
 #: Sequences that pass a block at once.
@@ -39,6 +40,7 @@ class BlockRunner:
         self._device = next(subject.model.parameters()).device
         self._batches = torch.split(tokens, BATCH)
         self._kwargs: dict[int, list[dict[str, Any]]] = {}
+        self._in_tuples = False
         with torch.inference_mode():
             for batch in self._batches:
                 if len(batch) not in self._kwargs:
@@ -54,6 +56,27 @@ class BlockRunner:
         """Return the output of one block for each batch of its inputs."""
         return [self._call(block, states) for states in hidden]
 
+    @torch.inference_mode()
+    def finish(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the decoder makes of the last block's outputs: its final norm, above all."""
+        own = [block.__dict__.get("forward") for block in self._blocks]
+        try:
+            return [
+                self._finish(batch, states)
+                for batch, states in zip(self._batches, hidden, strict=True)
+            ]
+        finally:
+            for block, forward in zip(self._blocks, own, strict=True):
+                block.__dict__.pop("forward", None)
+                if forward is not None:
+                    block.forward = forward
+
+    def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
+        output = (states,) if self._in_tuples else states
+        for block in self._blocks:  # what comes before the last block's output is not used
+            block.forward = lambda *_, **__: output
+        return last_hidden(self._model, batch)
+
     def _call(self, block: int, states: Tensor) -> Tensor:
         output = self._blocks[block](states, **self._kwargs[len(states)][block])
         return output if isinstance(output, Tensor) else output[0]
@@ -67,7 +90,11 @@ class BlockRunner:
         def hook(_: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             captured.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
 
+        def look(_: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            self._in_tuples = not isinstance(output, Tensor)
+
         handles = [b.register_forward_pre_hook(hook, with_kwargs=True) for b in self._blocks]
+        handles.append(self._blocks[-1].register_forward_hook(look))
         try:
             self._forward(batch)
         finally:

@@ -13,7 +13,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsity_search.errors import ConfigError
 from sparsity_search.structures import Structures
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """How a change of a unit's weights changes what one linear layer writes.
+
+    Attributes:
+        linear: The layer.
+        columns: Which of its inputs the change reads, ``(n,)`` int64; None for all.
+        weight: Change of its weight in these columns, ``(outputs, n)``.
+        bias: Change of its bias, ``(outputs,)``; None for none.
+    """
+
+    linear: nn.Module
+    columns: Tensor | None
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the change of the layer's outputs, ``(tokens, outputs)``, for its inputs."""
+        read = inputs if self.columns is None else inputs[:, self.columns]
+        return nn.functional.linear(read, self.weight, self.bias)
 
 
 class View(ABC):
@@ -43,6 +66,17 @@ class View(ABC):
     def inputs(self, tensor: Tensor) -> Tensor:
         """Return the module's input, ``(…, inputs)``, in the order of the matrix's columns."""
         return tensor
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return through which linear layers a change of the weights, as `read` has them, acts.
+
+        Raises:
+            ConfigError: The unit is not made of linear layers.
+        """
+        del change
+        raise ConfigError(
+            "this method needs units in linear layers: leave experts out (--exclude)"
+        )
 
     @property
     def structures(self) -> Structures | None:
@@ -88,6 +122,10 @@ class LinearView(View):
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""
         self._linear.weight.detach().copy_(weight)
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the layer with the change of its weight."""
+        return [Effect(self._linear, None, change)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +225,17 @@ class StructuredView(View):
         biases = self._structures.bias(weight).T
         for linear, bias, none in zip(self._consumers, biases, self._without_bias, strict=True):
             _write_bias(linear, None if none and not bias.any() else bias)
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the consumers: whatever makes a structure acts through them alone."""
+        sizes = [part.index.shape[1] for part in self._parts]
+        bodies = torch.split(self._structures.bodies(change), sizes, dim=2)
+        biases = iter(self._structures.bias(change).T)
+        return [
+            Effect(part.linear, part.index.flatten(), values.flatten(1), next(biases))
+            for part, values in zip(self._parts, bodies, strict=True)
+            if part.consumer
+        ]
 
     def _stack(
         self, weight: Callable[[nn.Linear], Tensor], bias: Callable[[nn.Linear], Tensor]

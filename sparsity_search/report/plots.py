@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report.record import Curve
@@ -19,8 +20,18 @@ from sparsity_search.report.table import number
 #: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 MARKERS = "osD^vPX*<>"
+LINES = ("-", "-.", ":")
 INK, GREY, GRID = "#222222", "#767676", "#E4E4E4"
 DPI = 160
+
+
+class Point(NamedTuple):
+    """What seeds gave at one sparsity: mean, least and greatest value."""
+
+    sparsity: float
+    mean: float
+    low: float
+    high: float
 
 
 def profile_plot(profile: SparsityProfile, *, target: float, title: str) -> Figure:
@@ -46,9 +57,14 @@ def profile_plot(profile: SparsityProfile, *, target: float, title: str) -> Figu
     return figure
 
 
-def comparison_plot(profiles: Mapping[str, SparsityProfile], *, target: float) -> Figure:
+def comparison_plot(
+    profiles: Mapping[str, SparsityProfile],
+    *,
+    target: float,
+    title: str = "Mean sparsity of each block, weighted by size",
+) -> Figure:
     """Draw the mean sparsity of each block under each profile."""
-    figure = _figure(9.0, 3.6, "Mean sparsity of each block, weighted by size")
+    figure = _figure(9.0, _height(profiles), title)
     axes = figure.subplots()
     for name, profile in reversed(list(profiles.items())):
         means = profile.grouped("block")
@@ -98,6 +114,33 @@ def score_plot(
     return figure
 
 
+def perplexity_plot(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
+    """Draw perplexity against sparsity: one panel a pruner, one line an allocator.
+
+    Args:
+        curves: Points by pruner and allocator; whiskers show the range over seeds.
+    """
+    names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
+    figure = _figure(2.0 + 4.5 * len(curves), _height(names), "Perplexity against sparsity")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (pruner, lines) in zip(panels, curves.items(), strict=True):
+        for name, points in lines.items():
+            xs = [100 * point.sparsity for point in points]
+            ys = np.array([point.mean for point in points])
+            spread = np.array([(p.mean - p.low, p.high - p.mean) for p in points]).T
+            style = {**_named_style(name, names), "lw": 1.4, "marker": "o", "ms": 4}
+            axes.errorbar(xs, ys, yerr=spread, capsize=2, label=name, **style)
+        axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(LogFormatter(minor_thresholds=(2, 0.4)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(pruner, fontsize=10, color=INK)
+        _style(axes, xlabel="sparsity (%)", ylabel="perplexity" if axes is panels[0] else "")
+    handles = [Line2D([], [], label=name, **_named_style(name, names)) for name in names]
+    _legend(panels[-1], handles)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """Return a figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
@@ -116,10 +159,11 @@ def _named_style(name: str, names: Collection[str]) -> dict[str, Any]:
     if name == "uniform":
         return {"color": GREY, "ls": "--", "lw": 1.4}
     others = sorted({*names} - {"uniform", "searched"})
-    colour = COLOURS[0]
+    colour, line = COLOURS[0], "-"
     if name in others:
-        colour = COLOURS[1 + others.index(name) % (len(COLOURS) - 1)]
-    return {"color": colour, "ls": "-", "lw": 2.2 if name == "searched" else 1.6}
+        turn, index = divmod(others.index(name), len(COLOURS) - 1)
+        colour, line = COLOURS[1 + index], LINES[turn % len(LINES)]
+    return {"color": colour, "ls": line, "lw": 2.2 if name == "searched" else 1.6}
 
 
 def _styles(n: int) -> list[dict[str, Any]]:
@@ -210,8 +254,14 @@ def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
-def _legend(axes: Axes) -> None:
+def _height(names: Collection[str]) -> float:
+    """Return the height of a figure whose legend holds these names."""
+    return max(3.6, 0.9 + 0.19 * len(names))
+
+
+def _legend(axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
     axes.legend(
+        handles=handles,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         borderaxespad=0.0,

@@ -58,3 +58,12 @@ class Switch:
             weight = variants.at(self._dense[unit.name], count)
             self._supernet.subject.views[unit.name].write(weight)
             self._current[unit.name] = count
+
+    def change(self, name: str, count: int) -> torch.Tensor:
+        """Return what switching one unit to ``count`` would add to its present weights.
+
+        Raises:
+            UnknownNameError: The unit has no variant at that count.
+        """
+        wanted = self._supernet.variants[name].at(self._dense[name], count)
+        return wanted - self._supernet.subject.views[name].read()

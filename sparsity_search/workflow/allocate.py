@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 
-from sparsity_search.artefacts import write_json
+from sparsity_search.allocators.base import Allocation
+from sparsity_search.artefacts import atomic_file, write_json
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
-from sparsity_search.profile import SparsityProfile
 from sparsity_search.spaces import bounds_of
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import allocator
@@ -18,8 +20,8 @@ from sparsity_search.workflow.session import calibration, open_session
 
 def allocate(
     config: RunConfig, name: str, out: Path, *, monitor: Monitor | None = None
-) -> SparsityProfile:
-    """Allocate a profile and write it to ``out``.
+) -> Allocation:
+    """Allocate a profile and write it to ``out``; arrays go into a ``.safetensors`` file beside.
 
     Args:
         config: Model, calibration text, budget and the allocator's hyper-parameters.
@@ -40,13 +42,19 @@ def allocate(
     budget.check(layout, bounds)
     with monitor.stage(f"allocate {name}"):
         tokens = session.text.get("calibration", torch.empty(0, 0, dtype=torch.int64))
-        profile = plugin.allocate(session.subject, tokens, budget, bounds)
+        found = plugin.detailed(session.subject, tokens, budget, bounds)
     facts = {
         "target": budget.target,
         "model": session.model_facts,
         "removes": session.subject.units,
         "allocator": repr(plugin),
         "text": session.text_facts,
+        "notes": list(found.notes),
     }
-    write_json(out, {**profile.to_json(), **facts})
-    return profile
+    if found.arrays:
+        with atomic_file(out.with_suffix(".safetensors")) as temporary:
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in found.arrays.items()}, temporary
+            )
+    write_json(out, {**found.profile.to_json(), **facts})
+    return found

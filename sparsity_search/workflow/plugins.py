@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from sparsity_search.allocators.base import Allocator
@@ -54,9 +55,18 @@ def unit_kind(config: RunConfig, pruner: Pruner) -> str:
 def allocator(config: RunConfig, name: str) -> Allocator:
     """Return an allocator with the hyper-parameters that the configuration has for it.
 
+    Its fields ``pruner`` and ``seed``, if it has them, are those of the run unless they are set.
+
     Raises:
         UnknownNameError: There is no such allocator.
         ConfigError: It refuses its hyper-parameters.
     """
-    found: Allocator = ALLOCATORS.create(name, **frozen(config.allocators.get(name, {})))
+    of_run = {
+        "pruner": {"name": config.pruner.name, **config.pruner.parameters},
+        "seed": config.study.seed,
+    }
+    fields = {field.name for field in dataclasses.fields(ALLOCATORS.get(name))}
+    filled = {key: value for key, value in of_run.items() if key in fields}
+    settings = {**filled, **frozen(config.allocators.get(name, {}))}
+    found: Allocator = ALLOCATORS.create(name, **settings)
     return found

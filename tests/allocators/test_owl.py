@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,10 @@ from torch import Tensor
 import sparsity_search.allocators.owl as module
 from sparsity_search.allocators.owl import OWL, outlier_ratio
 from sparsity_search.budget import Bounds, Budget
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.statistics import Statistic
 from sparsity_search.testing.models import tiny_llama
 
 Given = Callable[..., np.ndarray]
@@ -104,26 +103,102 @@ def test_outlier_ratio() -> None:
     assert outlier_ratio(scores, m=3) == 0.0
 
 
-def test_ratios_are_those_of_wanda_scores(
-    tiny_subject: PrunableModel, tiny_tokens: Tensor
-) -> None:
-    seen: dict[str, list[Tensor]] = {u.name: [] for u in tiny_subject.units_of(1)}
+def wanda_scores(subject: PrunableModel, tokens: Tensor) -> dict[str, Tensor]:
+    """Return ``|W| · rms(x)`` of each unit's consumer, flat, in float64, from the formula."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in subject.views}
+    handles = []
     for name, inputs in seen.items():
-        module_ = tiny_subject.views[name].module
-        module_.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+
+        def hook(_: object, args: tuple[Tensor], name: str = name, to: list = inputs) -> None:
+            to.append(subject.views[name].inputs(args[0]).flatten(0, -2).double())
+
+        handles.append(subject.views[name].module.register_forward_pre_hook(hook))
     with torch.inference_mode():
-        tiny_subject.model(input_ids=tiny_tokens)
-    scores = []
+        subject.model(input_ids=tokens)
+    for handle in handles:
+        handle.remove()
+    found = {}
     for name, inputs in seen.items():
-        rms = torch.cat([x.flatten(0, -2) for x in inputs]).double().square().mean(0).sqrt()
-        scores.append((tiny_subject.views[name].read().double().abs() * rms).flatten())
-        tiny_subject.views[name].module._forward_pre_hooks.clear()
-    flat = torch.cat(scores)
-    expected = float((flat > 3 * flat.mean()).double().mean())
-    assert 0.001 < expected < 0.2
-    visits = list(walk(tiny_subject, tiny_tokens, Statistic.NORM, rewritten=False))
-    found = outlier_ratio(module.block_scores(tiny_subject, visits[1]), m=3)
-    assert found == pytest.approx(expected, abs=1.5 / len(flat))
+        view = subject.views[name]
+        weight = view.read().double()
+        weight = weight if view.structures is None else view.structures.consumer(weight)
+        found[name] = (weight.abs() * torch.cat(inputs).square().mean(0).sqrt()).flatten()
+    return found
+
+
+def block_scores(subject: PrunableModel, tokens: Tensor) -> list[Tensor]:
+    """Return the scores of all units of each block, flat, in float64."""
+    scores = wanda_scores(subject, tokens)
+    return [
+        torch.cat([scores[unit.name] for unit in subject.units_of(block)])
+        for block in range(len(subject.blocks))
+    ]
+
+
+def outliers(scores: Tensor, m: float) -> float:
+    return float((scores > m * scores.mean()).double().mean())
+
+
+@pytest.mark.parametrize("units", ["weights", "width", "heads"])
+def test_is_the_formula_of_wanda_scores(units: str, tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(layers=4), units=units)
+    ratios = [outliers(scores, 3) for scores in block_scores(subject, tiny_tokens)]
+    assert 0.001 < min(ratios) < max(ratios) < 0.2
+    expected = wanted(subject, [ratios[unit.block] for unit in subject.layout], 0.6, 0.1)
+    found = OWL(m=3, spread=0.1).allocate(
+        subject, tiny_tokens, Budget(0.6), Bounds.of(subject.layout)
+    )
+    assert_near(found, expected)
+
+
+@pytest.mark.parametrize("units", ["weights", "width"])
+def test_one_ratio_a_linear(units: str, tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(layers=2), units=units)
+    scores = wanda_scores(subject, tiny_tokens)
+    expected = wanted(subject, [outliers(scores[u.name], 2) for u in subject.layout], 0.4, 0.1)
+    bounds = Bounds.of(subject.layout)
+    found = OWL(m=2, spread=0.1, per="linear").allocate(subject, tiny_tokens, Budget(0.4), bounds)
+    assert_near(found, expected)
+    assert found != OWL(m=2, spread=0.1).allocate(subject, tiny_tokens, Budget(0.4), bounds)
+
+
+def wanted(subject: PrunableModel, ratios: ArrayLike, target: float, spread: float) -> np.ndarray:
+    """Return OWL's sparsities, centred by parameters; none may leave [0, 1]."""
+    density = np.asarray(ratios) - np.min(ratios)
+    density = 2 * spread * density / density.max()
+    sizes = np.array([unit.size for unit in subject.layout])
+    found = target - density + sizes @ density / sizes.sum()
+    assert found.min() > 0
+    assert found.max() < 1
+    return found
+
+
+def assert_near(found: SparsityProfile, expected: np.ndarray) -> None:
+    """Assert that every unit has its sparsity, up to rounding to whole items.
+
+    Structures are so few that their rounding shifts all units together; the projection knows.
+    """
+    counts = np.array([unit.count for unit in found.layout])
+    off = np.abs(np.array(found.removed) - expected * counts)
+    if not (found.layout.costs == 1).all():
+        sizes = found.layout.counts * found.layout.costs
+        budget = Budget(float(expected @ sizes / sizes.sum()))
+        off = np.abs(np.array(found.removed) - budget.project(found.layout, expected).removed)
+    assert (off < 1.5).all()
+
+
+@pytest.mark.parametrize("units", ["blocks", "sublayers"])
+def test_other_units(units: str, tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(), units=units)
+    with pytest.raises(ConfigError, match=f"choose --units weights, width or heads, not {units}"):
+        OWL().allocate(subject, tiny_tokens, Budget(0.4), Bounds.of(subject.layout))
+
+
+def test_not_finite_scores(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    name = "model.layers.2.mlp.down_proj"  # nothing reads its output
+    tiny_subject.views[name].module.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=f"{name}: scores are not finite"):
+        OWL().allocate(tiny_subject, tiny_tokens, Budget(0.4), Bounds.of(tiny_subject.layout))
 
 
 def test_outliers_in_the_model_are_found(tiny_tokens: Tensor) -> None:
@@ -135,7 +210,15 @@ def test_outliers_in_the_model_are_found(tiny_tokens: Tensor) -> None:
     assert np.argmin(by_block(found)) == 2
 
 
-@pytest.mark.parametrize("settings", [{"m": 0.0}, {"spread": -0.1}, {"spread": 1.0}])
-def test_settings(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"m must be positive, and spread in \[0, 1\)"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"m": 0.0}, "m must be positive, not 0"),
+        ({"spread": -0.1}, r"spread must lie in \[0, 1\), not -0.1"),
+        ({"spread": 1.0}, r"spread must lie in \[0, 1\), not 1"),
+        ({"per": "layer"}, "per must be one of block, linear, not 'layer'"),
+    ],
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ALLOCATORS.create("owl", **settings)

@@ -1,0 +1,77 @@
+"""DLP: blocks whose scores have a higher median lose more weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators._rescale import check_spread, rescaled
+from sparsity_search.allocators._scores import check_kind, measured
+from sparsity_search.allocators.base import Allocator
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+
+_STATISTICS = ("median", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLP(Allocator):
+    """DLP (Chen et al., ICML 2025, arXiv 2505.23807): a higher median score is pruned more.
+
+    With scores ``A_ij = |W_ij| · rms(x_j)`` of all linears of block ``b`` in the dense model, its
+    unimportance ``v_b`` is their median. The paper's importance ``1 - v_b / Σ v`` is an affine
+    function of ``v_b``, so that sparsities are the ``v_b``, scaled linearly to a range of width
+    ``2 · spread`` around the target. The budget's projection centres them, so that unequal blocks
+    meet it too. All linears of a block share its sparsity. Equal medians give the uniform profile.
+
+    Args:
+        spread: Half the range of sparsities over blocks (α in the paper).
+        statistic: ``median``, as in the paper, or ``mean``, as the released code has it.
+    """
+
+    spread: float = 0.15
+    statistic: str = "median"
+
+    def __post_init__(self) -> None:
+        check_spread(self.spread)
+        if self.statistic not in _STATISTICS:
+            known = ", ".join(_STATISTICS)
+            raise ConfigError(f"statistic must be one of {known}, not {self.statistic!r}")
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile from one pass of ``tokens`` through the dense model.
+
+        Raises:
+            ConfigError: The units are whole sublayers, blocks or experts.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+            NumericalError: A score is not finite.
+        """
+        check_kind(subject)
+        budget.check(subject.layout, bounds)
+        centres = measured(subject, tokens, median if self.statistic == "median" else mean)
+        wanted = budget.target + rescaled(centres, self.spread)
+        return budget.project(subject.layout, wanted, bounds)
+
+
+def median(scores: list[Tensor]) -> float:
+    """Return the median of all scores; of two middle ones, the lower.
+
+    >>> median([torch.tensor([1.0, 5.0]), torch.tensor([2.0, 9.0])])
+    2.0
+    """
+    return float(torch.cat(scores).median())
+
+
+def mean(scores: list[Tensor]) -> float:
+    """Return the mean of all scores, summed in float64.
+
+    >>> mean([torch.tensor([1.0, 5.0]), torch.tensor([6.0])])
+    4.0
+    """
+    return sum(float(part.double().sum()) for part in scores) / sum(map(len, scores))

@@ -1,0 +1,176 @@
+"""Essential sparsity: each unit is pruned up to the knee of its own error curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators.base import Allocator
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.evidence import Evidence
+from sparsity_search.layout import Unit
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.walk import walk
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners._patterns import Pattern
+from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.rng import derive_seed
+from sparsity_search.statistics import InputStatistics, Statistic
+
+#: Kinds of units whose layer error is that of one linear.
+_KINDS = ("weights", "width", "heads")
+#: Differences of relative errors that are rounding.
+_DECIMALS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Essential(Allocator):
+    """Each unit's sparsity at the knee of its error curve, moved to meet the budget.
+
+    Essential sparsity (Jaiswal et al., NeurIPS 2023, arXiv 2306.03805) is where a model's
+    performance begins to drop sharply. It is no allocator there: one number for a model, found by
+    pruning with one global threshold. Here every unit has its own. Its curve is the relative
+    layer error ``E‖(W' - W) x‖² / E‖W x‖²`` of what the pruner makes of it alone, on the dense
+    model's inputs, at each of ``levels``; 0 at sparsity 0, and 1 at 1.
+
+    The knee is where the curve is farthest below its chord: from there on a percent of sparsity
+    costs more than a percent of the output. This rule has no tolerance to choose, and its point
+    exists on every curve. A parabola through the best level and its neighbours places it between
+    levels. A curve that is nowhere below the chord has its knee at 0; a unit whose output is
+    always zero, at 1. Equal curves give the uniform profile.
+
+    Args:
+        pruner: Prunes the units: a pruner, its name, or ``{"name": …}`` with settings.
+        levels: Sparsities at which units are pruned, rising within 0 … 1.
+    """
+
+    pruner: Pruner | str | Mapping[str, Any] = "wanda"
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pruner", as_pruner(self.pruner))
+        object.__setattr__(self, "levels", tuple(self.levels))
+        limits = (0.0, *self.levels, 1.0)
+        if not self.levels or any(not low < high for low, high in pairwise(limits)):
+            raise ConfigError(f"levels must rise strictly within 0 … 1, not {list(self.levels)}")
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile from one pass of ``tokens`` through the dense model.
+
+        Raises:
+            ConfigError: The pruner does not prune the model's units, or units have no layer error.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+            NumericalError: A weight or an input is not finite.
+        """
+        layout, pruner = subject.layout, as_pruner(self.pruner)
+        allowed = [kind for kind in pruner.units if kind in _KINDS]
+        if subject.units not in allowed:
+            raise ConfigError(
+                f"essential measures layer errors of {', '.join(_KINDS)}, and its pruner removes "
+                f"{', '.join(pruner.units)}: choose other --units than {subject.units}, or "
+                "another pruner"
+            )
+        budget.check(layout, bounds)
+        gradient = pruner.needs_gradient
+        knees = {
+            unit.name: knee(*self.curve(subject.views[unit.name].read(), unit, visit.evidence))
+            for visit in walk(
+                subject, tokens, Statistic.HESSIAN, rewritten=False, gradient=gradient
+            )
+            for unit in visit.units
+        }
+        return budget.project(layout, np.array([knees[unit.name] for unit in layout]), bounds)
+
+    def curve(
+        self, weight: Tensor, unit: Unit, evidence: Mapping[str, Evidence]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a unit's sparsities, from 0 to 1, and its relative error at each.
+
+        Args:
+            weight: As its view reads it.
+            unit: The unit.
+            evidence: What is known of units, by name.
+
+        Raises:
+            NumericalError: An error is not finite.
+        """
+        known, counts = evidence[unit.name], self._counts(unit.count)
+        dense, bias = _linear(weight, known)
+        whole = output_energy(dense, torch.zeros_like(bias), known.inputs)
+        errors = [0.0]
+        if counts:
+            seed = derive_seed(0, "ties", unit.name)
+            variants = as_pruner(self.pruner).prune(weight, known, counts, seed=seed)
+            for count in counts:
+                made, moved = _linear(variants.at(weight, count), known)
+                errors.append(output_energy(made - dense, moved - bias, known.inputs))
+        errors.append(whole)
+        if not np.isfinite(errors).all():
+            raise NumericalError(f"the layer error of {unit.name} is not finite")
+        relative = np.array(errors) / whole if whole > 0 else np.zeros(len(errors))
+        return np.array([0, *counts, unit.count]) / unit.count, relative
+
+    def _counts(self, n_items: int) -> list[int]:
+        """Return distinct counts of items near the levels, neither none nor all."""
+        pattern = Pattern.of(as_pruner(self.pruner))
+        # groups of M lose a whole number each
+        steps = pattern.group if pattern is not None and pattern.group else n_items
+        found = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))
+        return [int(n) * n_items // steps for n in found if 0 < n < steps]
+
+
+def _linear(weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the linear that reads a unit's inputs, in float32."""
+    shape = evidence.structures
+    if shape is None:
+        return weight.float(), weight.new_zeros(len(weight), dtype=torch.float32)
+    return shape.consumer(weight).float(), shape.bias(weight)[:, 0].float()
+
+
+@torch.no_grad()
+def output_energy(weight: Tensor, bias: Tensor, inputs: InputStatistics) -> float:
+    """Return the mean over tokens of ``‖W x + b‖²``.
+
+    Args:
+        weight: ``(outputs, inputs)`` float32; the change of a weight for an error.
+        bias: ``(outputs,)`` float32.
+        inputs: Statistics of ``x``, with the Hessian.
+    """
+    hessian = inputs.derived("hessian", inputs.hessian).to(weight.device)
+    energy = float(((weight @ hessian) * weight).sum(dtype=torch.float64))
+    if bias.any():
+        cross = 2 * (weight @ inputs.mean().to(weight.device)) + bias
+        energy += float((cross * bias).sum(dtype=torch.float64))
+    return energy
+
+
+def knee(sparsities: np.ndarray, errors: np.ndarray) -> float:
+    """Return the sparsity at which a curve is farthest below its chord.
+
+    Args:
+        sparsities: Rising from 0 to 1, ``(n,)``.
+        errors: Relative errors, ``(n,)``.
+
+    >>> levels = np.linspace(0, 1, 6)
+    >>> round(knee(levels, levels**2), 9)
+    0.5
+    """
+    below = np.round(sparsities - errors, _DECIMALS)
+    best = int(below.argmax())
+    if best in (0, len(below) - 1):
+        return float(sparsities[best])
+    x0, x1, x2 = sparsities[best - 1 : best + 2]
+    y0, y1, y2 = (sparsities - errors)[best - 1 : best + 2]
+    rise, fall = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (fall - rise) / (x2 - x0)
+    top = (x0 + x1) / 2 - rise / (2 * curvature) if curvature < 0 else x1
+    return float(np.clip(top, x0, x2))  # outside only where all three are equal but for rounding

@@ -1,0 +1,291 @@
+"""Gauss–Newton steps of the profile on the divergence of the pruned model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+from torch import Tensor
+
+from sparsity_search.allocators._descent import Divergence
+from sparsity_search.allocators.base import Allocation, Allocator
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.choices import chosen_rows, n_of_m, tables_of
+from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.layout import Layout
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.pruners._patterns import Pattern
+from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.solve.greedy import trimmed
+from sparsity_search.solve.lagrangian import lagrangian
+from sparsity_search.solve.options import Options
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.supernet import Supernet, Switch
+
+#: Levels of a unit at which the divergence is predicted; between them it is interpolated.
+_LINEARISED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussNewton(Allocator):
+    """Moves the uniform profile by gradients of ``KL(dense ‖ pruned)``, taken where it stands.
+
+    Each step predicts what every level of every unit changes, all others as they are: the
+    gradient of the divergence along the change of weights, and half its Fisher information. The
+    budgeted minimum of the sum within a trust region is the next profile; a step that does not
+    lower the divergence on its text is taken back, and the region halved. Unlike sensitivities of
+    the dense model, gradients of the pruned one know what the other units have lost already.
+
+    The method is this project's own; second order as in Fisher pruning (Theis et al., arXiv
+    1801.05787, section 2.2), trust region as in Nocedal and Wright, Numerical Optimization,
+    chapter 4.
+
+    Attributes:
+        pruner: What removes items: a `Pruner`, a plugin's name, or its name and settings. One
+            that changes the weights it keeps needs memory for each level: raise ``spacing``.
+        steps: How many steps; each costs about six forward passes of the text.
+        reach: How far a step may change a unit's sparsity, at first.
+        spacing: Sparsity between two levels of a unit.
+        sequences: Sequences of the calibration text that are used, at most.
+        length: Tokens of each, at most.
+        positions: How many positions of each tell the second order.
+        seed: Of the labels drawn, and of ties among the pruner's scores.
+    """
+
+    pruner: Pruner | str | Mapping[str, Any] = "wanda"
+    steps: int = 4
+    reach: float = 0.1
+    spacing: float = 0.01
+    sequences: int = 8
+    length: int = 512
+    positions: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pruner", as_pruner(self.pruner))
+        for name in ("steps", "sequences", "length", "positions"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("reach", "spacing"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in (0, 1], not {getattr(self, name)}")
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile of least divergence that was found.
+
+        Raises:
+            ConfigError: A unit is not made of linear layers, or not one that the pruner removes.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        return self.detailed(subject, tokens, budget, bounds).profile
+
+    def detailed(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> Allocation:
+        """Return what `allocate` does, with the divergences on the way as a note."""
+        budget.check(subject.layout, bounds)
+        assert isinstance(self.pruner, Pruner)
+        if subject.units not in self.pruner.units:
+            kinds = " or ".join(self.pruner.units)
+            raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
+        grid = self._grid(subject.layout, budget, bounds)
+        text = tokens[: self.sequences, : self.length]
+        divergence = Divergence(subject, text, self.positions, self.seed)
+        plan = SupernetPlan(
+            pruner=self.pruner,
+            tables=grid.tables,
+            centre=from_counts(subject.layout, grid.counts(grid.start)),
+            seed=self.seed,
+        )
+        supernet = build(subject, tokens, plan)
+        descent = _Descent(supernet, divergence, grid, budget.n_removed(subject.layout))
+        levels, values = descent.run(self.steps, self.reach)
+        found = from_counts(subject.layout, grid.counts(levels))
+        if not grid.final:
+            found = budget.project(subject.layout, np.array(found.sparsities), bounds)
+        told = " → ".join(f"{value:.4g}" for value in values)
+        return Allocation(
+            found, notes=(f"KL on calibration text, from uniform on: {told} nats a token",)
+        )
+
+    def _grid(self, layout: Layout, budget: Budget, bounds: Bounds) -> _Grid:
+        pattern = Pattern.of(self.pruner)
+        if pattern is None or pattern.scope != "group":
+            return _spaced(layout, bounds, budget.uniform(layout, bounds), self.spacing)
+        keep = "*" if pattern.keep is None else pattern.keep
+        return _legal(layout, bounds, budget, f"{keep}:{pattern.group}")
+
+
+class _Window(NamedTuple):
+    """Levels of one unit about its present one, and what going there is predicted to change.
+
+    Attributes:
+        levels: ``(n,)`` int64, increasing.
+        losses: Change of the divergence in nats a token, ``(n,)``.
+    """
+
+    levels: np.ndarray
+    losses: np.ndarray
+
+    def within(self, level: int, reach: int) -> _Window:
+        """Return the part at most ``reach`` levels from ``level``."""
+        near = np.abs(self.levels - level) <= reach
+        return _Window(self.levels[near], self.losses[near])
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The counts that units can have; levels are positions in tables, ``(n_units,)`` int64.
+
+    Attributes:
+        tables: Counts of each unit, increasing.
+        start: Levels of the uniform profile.
+        final: Whether counts are kept as they are: they are a pattern's.
+    """
+
+    tables: Sequence[tuple[int, ...]]
+    start: np.ndarray
+    final: bool = False
+
+    def counts(self, levels: np.ndarray) -> np.ndarray:
+        """Return the count of each unit, ``(n_units,)`` int64."""
+        return np.array([table[level] for table, level in zip(self.tables, levels, strict=True)])
+
+    def reach(self, layout: Layout, sparsity: float) -> np.ndarray:
+        """Return how many levels of each unit are a change of its sparsity, at least 1."""
+        pairs = zip(self.tables, layout.counts, strict=True)
+        apart = [(t[-1] - t[0]) / max(1, len(t) - 1) / count for t, count in pairs]
+        found = np.rint(sparsity / np.maximum(apart, 1e-9))
+        return np.asarray(np.clip(found, 1, max(map(len, self.tables))), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """The steps on one supernet.
+
+    Attributes:
+        supernet: Holds every level.
+        divergence: What goes down.
+        grid: Where the profile can go.
+        n_removed: Weights to remove, at least.
+    """
+
+    supernet: Supernet
+    divergence: Divergence
+    grid: _Grid
+    n_removed: int
+
+    def run(self, steps: int, sparsity: float) -> tuple[np.ndarray, list[float]]:
+        """Return the best levels, and the divergence at the start and after each step."""
+        levels, reach = self.grid.start, self.grid.reach(self._layout, sparsity)
+        with self.supernet.resident() as switch:
+            switch.to(self._profile(levels))
+            best, windows = self._linearised(switch, levels, reach)
+            values = [best]
+            for step in range(1, steps + 1):
+                proposed = self._solved(levels, windows, reach)
+                if (proposed == levels).all():
+                    break
+                switch.to(self._profile(proposed))
+                if step == steps:
+                    value, found = self.divergence.value(), windows
+                else:
+                    value, found = self._linearised(switch, proposed, reach)
+                values.append(value)
+                if value < best:
+                    best, levels, windows = value, proposed, found
+                else:  # half of what was really moved, or the same would be proposed again
+                    reach = np.minimum(reach, np.abs(proposed - levels).max()) // 2
+        return levels, values
+
+    def _linearised(
+        self, switch: Switch, levels: np.ndarray, reach: np.ndarray
+    ) -> tuple[float, list[_Window]]:
+        """Return the divergence, and its predicted changes by unit."""
+        value, recordings = self.divergence.recorded()
+        windows = []
+        known = zip(self._layout, levels, reach, self.grid.tables, strict=True)
+        for unit, level, far, counts in known:
+            near = _near(int(level), int(far), len(counts))
+            changes = (switch.change(unit.name, counts[at]) for at in near)
+            losses = [self.divergence.change(unit.name, c, recordings) for c in changes]
+            if not np.isfinite(losses).all():
+                raise NumericalError(f"{unit.name}: its gradients are not finite")
+            between = np.arange(near[0], near[-1] + 1)
+            curve = PchipInterpolator(near, losses)(between) if len(near) > 1 else losses
+            windows.append(_Window(between, np.asarray(curve)))
+        return value, windows
+
+    def _solved(self, levels: np.ndarray, windows: list[_Window], reach: np.ndarray) -> np.ndarray:
+        """Return the levels of the least predicted divergence within reach."""
+        about = zip(windows, levels.tolist(), reach.tolist(), strict=True)
+        near = [window.within(level, far) for window, level, far in about]
+        counts = [np.array(t)[w.levels] for t, w in zip(self.grid.tables, near, strict=True)]
+        weights = [c * unit.cost for c, unit in zip(counts, self._layout, strict=True)]
+        options = Options(
+            self._layout,
+            tuple((i,) for i in range(len(near))),
+            tuple(c[:, None] for c in counts),
+            tuple(weights),
+            least=self.n_removed,
+            greatest=max(self.n_removed, sum(int(w[-1]) for w in weights)),
+        )
+        losses = [window.losses for window in near]
+        chosen = lagrangian(options, losses).levels
+        if self.grid.final:
+            chosen = trimmed(options, losses, chosen)
+        return np.array([w.levels[at] for w, at in zip(near, chosen, strict=True)])
+
+    def _profile(self, levels: np.ndarray) -> SparsityProfile:
+        return from_counts(self._layout, self.grid.counts(levels))
+
+    @property
+    def _layout(self) -> Layout:
+        return self.supernet.subject.layout
+
+
+def level_tables(
+    layout: Layout, bounds: Bounds, centre: SparsityProfile, spacing: float
+) -> list[tuple[int, ...]]:
+    """Return counts of each unit: its bounds, and steps of ``spacing`` of it from the centre."""
+    found = []
+    limits = zip(layout, bounds.lower, bounds.upper, centre.removed, strict=True)
+    for unit, low, high, middle in limits:
+        step = max(1.0, spacing * unit.count)
+        below, above = (middle - low) // step, (high - middle) // step
+        points = middle + step * np.arange(-below, above + 1)
+        found.append(tuple(sorted({int(low), *np.rint(points).astype(int).tolist(), int(high)})))
+    return found
+
+
+def _spaced(layout: Layout, bounds: Bounds, uniform: SparsityProfile, spacing: float) -> _Grid:
+    tables = level_tables(layout, bounds, uniform, spacing)
+    pairs = zip(tables, uniform.removed, strict=True)
+    return _Grid(tables, np.array([table.index(count) for table, count in pairs]))
+
+
+def _legal(layout: Layout, bounds: Bounds, budget: Budget, pattern: str) -> _Grid:
+    """Return the counts that a pattern allows.
+
+    Raises:
+        ConfigError: A unit is no whole number of groups.
+        InfeasibleBudgetError: No profile of such counts within the bounds meets the budget.
+    """
+    units = [(i,) for i in range(len(layout))]
+    rows = chosen_rows(layout, bounds, units, n_of_m(layout, pattern))
+    known = tables_of(layout, units, rows, budget)
+    tables = [tuple(counts[:, 0].tolist()) for counts in known.rows]
+    start = known.uniform(budget.target * layout.counts * layout.costs)
+    return _Grid(tables, start, final=True)
+
+
+def _near(level: int, reach: int, n_levels: int) -> np.ndarray:
+    """Return a level and some on both sides of it up to ``reach``, increasing."""
+    steps = np.rint(np.linspace(-reach, reach, _LINEARISED)).astype(np.int64)
+    return np.unique(np.clip(level + steps, 0, n_levels - 1))

@@ -1,0 +1,25 @@
+"""Little predicted loss, step by step: the cheapest weight goes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsity_search.allocators._scored import ScoredAllocator
+from sparsity_search.solve.greedy import greedy
+from sparsity_search.solve.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(ScoredAllocator):
+    """Measured losses, solved by marginal gain: the step with the least loss a weight goes next.
+
+    For losses that are convex in the weights removed and equal steps this is the optimum
+    (Fox, Management Science 1966); otherwise see `knapsack`.
+    """
+
+    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return options after greedy steps, ``(n_groups,)`` int64."""
+        return greedy(options, losses)

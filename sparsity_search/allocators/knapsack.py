@@ -1,0 +1,84 @@
+"""The profile of least predicted loss: a multiple-choice knapsack, solved exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sparsity_search.allocators._scored import ScoredAllocator, Wanted
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError
+from sparsity_search.layout import Layout
+from sparsity_search.scores import Scores
+from sparsity_search.solve.dynamic import dynamic
+from sparsity_search.solve.integer import Chosen, Programme
+from sparsity_search.solve.options import Options, Rules, as_limits, chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knapsack(ScoredAllocator):
+    """Least sum of measured losses within the budget, by dynamic or integer programming.
+
+    ``min Σ_u loss_u(c_u)`` subject to ``Σ_u c_u = budget``: losses of units are taken to add up
+    (Xu et al., ICCV 2023, arXiv 2308.10438). Single weights go in equal steps, where a dynamic
+    programme is exact; structures, N:M patterns and ``limits`` need a mixed-integer programme.
+
+    Attributes:
+        limits: Least and greatest sparsity of all units together whose role matches a regular
+            expression: ``{"q|k": [0.2, 0.5]}``.
+        time_limit: Seconds after which the integer programme stops without a proof of its optimum.
+    """
+
+    limits: Mapping[str, Sequence[float]] | tuple[Any, ...] = ()
+    time_limit: float = 60.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", as_limits(self.limits))
+        super().__post_init__()
+        if not self.time_limit > 0:
+            raise ConfigError(f"time_limit must be positive, not {self.time_limit}")
+        if self.limits and self.use_pairs:
+            raise ConfigError("use_pairs cannot be used with limits")
+
+    @property
+    def rules(self) -> Rules:
+        """Which profiles the settings allow."""
+        return replace(super().rules, limits=as_limits(self.limits))
+
+    def check(self, layout: Layout, budget: Budget, bounds: Bounds) -> None:
+        """Check before any work that some profile within the limits meets the budget.
+
+        Raises:
+            InfeasibleBudgetError: None does; the message names the reachable range.
+            UnknownNameError: A limit matches no role.
+        """
+        super().check(layout, budget, bounds)
+        if self.limits:
+            self._programme(layout, budget, bounds).check(budget.n_removed(layout))
+
+    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the options of least loss, ``(n_groups,)`` int64."""
+        if options.equal:
+            return dynamic(options, losses)
+        everywhere = Bounds.of(options.layout)
+        return Programme(options, everywhere).solve(losses, self.time_limit).levels
+
+    def wanted(self, scores: Scores, budget: Budget, bounds: Bounds) -> Wanted:
+        """Return the counts of least loss; within limits, if there are any."""
+        if not self.limits:
+            return super().wanted(scores, budget, bounds)
+        programme = self._programme(scores.layout, budget, bounds)
+        found = programme.solve(programme.options.losses(scores), self.time_limit)
+        return Wanted(found.counts, final=True, notes=_told(found))
+
+    def _programme(self, layout: Layout, budget: Budget, bounds: Bounds) -> Programme:
+        return Programme(chosen(layout, budget, bounds, self.rules), bounds, self.rules.limits)
+
+
+def _told(found: Chosen) -> tuple[str, ...]:
+    if not found.gap:
+        return ()
+    return (f"stopped by time_limit within {found.gap:.2g} of the optimum",)

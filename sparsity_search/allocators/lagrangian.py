@@ -1,0 +1,27 @@
+"""Little predicted loss at one price for each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsity_search.allocators._scored import ScoredAllocator
+from sparsity_search.solve.lagrangian import lagrangian
+from sparsity_search.solve.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lagrangian(ScoredAllocator):
+    """Measured losses, solved by one multiplier: units are cut where their curves are as steep.
+
+    At a multiplier each unit takes the count that minimises ``loss - λ · weights``, a corner of
+    its curve's lower convex hull; λ is bisected until the budget is met (Everett, Operations
+    Research 1963; Shoham and Gersho, IEEE Trans. ASSP 1988). For convex losses and equal steps
+    this is the optimum; otherwise see `knapsack`.
+    """
+
+    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the options at the multiplier that meets the budget, ``(n_groups,)`` int64."""
+        return lagrangian(options, losses).levels

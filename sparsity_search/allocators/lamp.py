@@ -1,0 +1,66 @@
+"""Layer-adaptive magnitudes: one threshold on scores that compare a weight with its own layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators._thresholds import check_weights, threshold_counts
+from sparsity_search.allocators.base import Allocator
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAMP(Allocator):
+    """One threshold on squared weights, each divided by the sum of those not smaller in its unit.
+
+    LAMP (Lee et al., ICLR 2021, arXiv 2010.07611): with the weights of a unit by rising
+    magnitude, ``score(u) = w_u² / Σ_{v ≥ u} w_v²``. The largest weight of each unit has score 1
+    and all others at most 1/2, so no unit is emptied unless the budget or the bounds demand it.
+    Scores do not change when a unit is scaled.
+    """
+
+    needs_text: ClassVar[bool] = False
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile of the global threshold; ``tokens`` are not read.
+
+        Raises:
+            ConfigError: The units are structures.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+            NumericalError: A weight is not finite.
+        """
+        del tokens
+        layout = subject.layout
+        budget.check(layout, bounds)
+        check_weights(subject, "lamp")
+        counts = threshold_counts(
+            layout,
+            lambda name: lamp_scores(subject.views[name].read()),
+            bounds,
+            budget.n_removed(layout),
+        )
+        return budget.project(layout, counts / layout.counts, bounds)
+
+
+def lamp_scores(weight: Tensor) -> Tensor:
+    """Return the scores of a unit's weights by falling magnitude, flat, in float32.
+
+    Equal weights are put in any order, which changes no score. Weights that are zero have 0.
+
+    >>> lamp_scores(torch.tensor([[1.0, -2.0], [2.0, 0.0]])).tolist()
+    [1.0, 0.5, 0.1111111119389534, 0.0]
+    """
+    # NumPy's sort is many times faster than that of PyTorch on a CPU; NaN and Inf stay
+    magnitudes = np.sort(weight.float().abs().flatten().cpu().numpy())[::-1].copy()
+    squares = torch.from_numpy(magnitudes).double().square()
+    totals = squares.cumsum(dim=0).clamp_min(torch.finfo(squares.dtype).tiny)
+    return (squares / totals).float()

@@ -1,0 +1,113 @@
+"""Recipes for llm-compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import yaml
+
+from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.formats._yaml import load
+from sparsity_search.formats.base import (
+    Document,
+    Format,
+    from_sparsities,
+    needed,
+    ratios_by_name,
+    single_weights,
+)
+from sparsity_search.layout import Layout
+
+Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
+_MODIFIERS = get_args(Modifier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmCompressor(Format):
+    """A recipe for llm-compressor: a pruning modifier for each sparsity, with its layers.
+
+    Layers of one sparsity share a modifier. Modifiers of one name cannot stand in one mapping, so
+    each has a group of its own.
+
+    Args:
+        modifier: ``SparseGPTModifier`` or ``WandaPruningModifier``.
+        mask_structure: Which weights compete: ``"0:0"`` (any), or an N:M pattern.
+    """
+
+    modifier: Modifier = "SparseGPTModifier"
+    mask_structure: str = "0:0"
+
+    def __post_init__(self) -> None:
+        if self.modifier not in _MODIFIERS:
+            raise ConfigError(f"modifier must be {' or '.join(_MODIFIERS)}, not {self.modifier!r}")
+        parts = str(self.mask_structure).split(":")
+        if len(parts) != 2 or not all(part.isdigit() for part in parts):
+            raise ConfigError(f"mask_structure must be N:M, not {self.mask_structure!r}")
+
+    def read(self, text: str, layout: Layout | None = None) -> Document:
+        """Return the counts nearest to the sparsities of all pruning modifiers.
+
+        Layers that no modifier names are an error: a recipe leaves nothing to guess.
+        """
+        ratios: dict[str, float] = {}
+        for modifier in _modifiers(load(text)):
+            for target in _targets(modifier):
+                if target in ratios:
+                    raise ProfileError(f"{target} is in two modifiers of the recipe")
+                ratios[target] = modifier["sparsity"]
+        if not ratios:
+            raise ProfileError(f"the recipe holds neither {' nor '.join(_MODIFIERS)}")
+        units = needed(layout)
+        return Document(from_sparsities(units, ratios_by_name(units, ratios)))
+
+    def write(self, document: Document) -> str:
+        """Return the recipe as YAML."""
+        profile = document.profile
+        single_weights(profile, "llm-compressor's modifiers")
+        layers: dict[float, list[str]] = {}
+        for unit, sparsity in zip(profile.layout, profile.sparsities.tolist(), strict=True):
+            layers.setdefault(sparsity, []).append(unit.name)
+        stage = {
+            f"pruning_{index}_modifiers": {
+                self.modifier: {
+                    "sparsity": sparsity,
+                    "mask_structure": self.mask_structure,
+                    "targets": names,
+                }
+            }
+            for index, (sparsity, names) in enumerate(layers.items())
+        }
+        return yaml.safe_dump({"pruning_stage": stage}, sort_keys=False, width=99)
+
+
+def _modifiers(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of all pruning modifiers, however deep in stages and groups."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        if key in _MODIFIERS:
+            if not isinstance(inner, dict) or not {"sparsity", "targets"} <= inner.keys():
+                raise ProfileError(f"{key} needs both sparsity and targets to be a profile")
+            yield inner
+        else:
+            yield from _modifiers(inner)
+
+
+def _targets(modifier: dict[str, Any]) -> list[str]:
+    """Return the layers of a modifier.
+
+    Raises:
+        ProfileError: They are classes or patterns, or have a list of sparsities.
+    """
+    found = modifier["targets"]
+    targets = [found] if isinstance(found, str) else found
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise ProfileError(f"targets must be names of layers, not {found!r}")
+    for name in targets:
+        if name.startswith("re:"):
+            raise ProfileError(f"targets must be names of layers, not patterns like {name!r}")
+    if isinstance(modifier["sparsity"], list):
+        raise ProfileError("a list of sparsities follows the order of modules: name each layer")
+    return targets

@@ -1,0 +1,59 @@
+"""Ratios by layer or block, as scripts around OWL keep them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.formats._yaml import load
+from sparsity_search.formats.base import (
+    Document,
+    Format,
+    from_sparsities,
+    needed,
+    ratios_by_name,
+)
+from sparsity_search.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owl(Format):
+    """Sparsity by layer name or block index, in JSON or YAML, as OWL gives one to each block.
+
+    OWL (arXiv 2310.05175) has one ratio a block that all its linears share. Ratios are sparsities:
+    the fraction that is removed, not OWL's density.
+
+    Args:
+        by: What is written: a ratio for each ``unit``, or for each ``block`` the mean of its
+            units, weighted by parameters. Both are read.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".yaml", ".yml")
+
+    by: Literal["unit", "block"] = "unit"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("unit", "block"):
+            raise ConfigError(f"by must be unit or block, not {self.by!r}")
+
+    def read(self, text: str, layout: Layout | None = None) -> Document:
+        """Return the counts nearest to a mapping's ratios, or to a list's, one for each block."""
+        ratios: Any = load(text)
+        if isinstance(ratios, list):
+            ratios = dict(enumerate(ratios))
+        if not isinstance(ratios, dict) or not ratios:
+            raise ProfileError("a mapping of layer names or block indices to sparsities is needed")
+        units = needed(layout)
+        return Document(from_sparsities(units, ratios_by_name(units, ratios)))
+
+    def write(self, document: Document) -> str:
+        """Return the mapping as JSON, which is YAML too."""
+        profile = document.profile
+        if self.by == "block":
+            ratios: dict[Any, float] = dict(profile.grouped("block"))
+        else:
+            names = [unit.name for unit in profile.layout]
+            ratios = dict(zip(names, profile.sparsities.tolist(), strict=True))
+        return json.dumps(ratios, indent=2) + "\n"

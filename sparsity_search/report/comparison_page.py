@@ -1,0 +1,122 @@
+"""The page of a comparison: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sparsity_search.artefacts import atomic_file, write_text
+from sparsity_search.report import plots
+from sparsity_search.report.comparison import (
+    HEADER,
+    LEGEND,
+    ComparisonRecord,
+    failure_lines,
+    summary,
+    table_rows,
+    write_tables,
+)
+from sparsity_search.report.table import NONE, percent
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write tables, ``plots/*.png`` and ``report.html`` into the folder of a comparison.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigError: ``folder`` holds no comparison.
+        RunMismatchError: A file in it is corrupt, or of another format.
+    """
+    write_tables(folder)
+    record = ComparisonRecord.read(folder)
+    images = draw(record)
+    for name, (_, image) in images.items():
+        with atomic_file(folder / "plots" / f"{name}.png") as temporary:
+            temporary.write_bytes(image)
+    report = folder / "report.html"
+    write_text(report, render(record, images))
+    return report
+
+
+def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
+    """Return captions and figures as PNG, by file name."""
+    curves: dict[str, dict[str, list[plots.Point]]] = {}
+    figures = {}
+    for group in record.groups():
+        pruner, target = group.condition
+        values, mean = group.values("perplexity"), group.mean("perplexity")
+        if mean is not None:
+            point = plots.Point(target, mean, min(values), max(values))
+            curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
+    if curves:
+        caption = "Mean over seeds, whiskers from the least to the greatest; logarithmic."
+        figures["perplexity"] = (caption, plots.png(plots.perplexity_plot(curves)))
+    conditions = dict.fromkeys(group.condition for group in record.groups())
+    for index, (pruner, target) in enumerate(conditions):
+        if profiles := record.profiles(pruner, target):
+            title = f"Mean sparsity of each block, {pruner} at {percent(target)}"
+            figure = plots.comparison_plot(profiles, target=target, title=title)
+            figures[f"profiles-{index}"] = ("Profiles of the first seed.", plots.png(figure))
+    return figures
+
+
+def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) -> str:
+    """Return the page as HTML, with images embedded."""
+    environment = Environment(
+        loader=PackageLoader("sparsity_search", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison.html.j2").render(
+        title=f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
+        finished=len(record.rows) == len(record.facts["rows"]),
+        summary=summary(record),
+        legend=LEGEND,
+        result={"header": HEADER, "rows": table_rows(record)},
+        failures=failure_lines(record),
+        notes=[f"{row['key']}: {note}" for row in record.rows for note in row.get("notes", ())],
+        settings=_settings(record),
+        provenance=_provenance(record.facts),
+        text=_text(record.facts.get("text", {})),
+        images=[
+            (name, caption, base64.b64encode(image).decode())
+            for name, (caption, image) in images.items()
+        ],
+    )
+
+
+def _settings(record: ComparisonRecord) -> dict[str, str]:
+    return {
+        row["allocator"]: row.get("fingerprint", {}).get("allocator", NONE) for row in record.rows
+    }
+
+
+def _provenance(facts: Mapping[str, Any]) -> dict[str, str]:
+    model = facts.get("model", {})
+    found = {
+        "command": facts.get("command"),
+        "started": facts.get("created"),
+        "model": model.get("name"),
+        "model revision": model.get("revision"),
+        "model digest": model.get("digest"),
+        "removes": facts.get("removes"),
+        "device": facts.get("device"),
+        "number type": facts.get("dtype"),
+        "threads": facts.get("threads"),
+        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+    }
+    return {key: NONE if value in (None, "") else str(value) for key, value in found.items()}
+
+
+def _text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    keys = list(dict.fromkeys(key for entry in text.values() for key in entry))
+    rows = [(name, *(str(e.get(key, NONE)) for key in keys)) for name, e in text.items()]
+    return {"header": ("purpose", *keys), "rows": rows}

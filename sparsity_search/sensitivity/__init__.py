@@ -1,0 +1,1 @@
+"""Sensitivities: what each unit loses at each level. One file a method."""

@@ -1,0 +1,226 @@
+"""Which method fits the time there is: measured gains, and costs timed on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import torch
+import yaml
+from pydantic import Field
+
+from sparsity_search.budget import Budget
+from sparsity_search.config import RunConfig, Section
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.head import last_hidden
+from sparsity_search.registry import PRUNERS
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.plugins import unit_kind
+from sparsity_search.workflow.session import Session, open_session
+
+#: The costs and gains of methods: the one place where they are kept.
+METHODS = "methods.yaml"
+#: What a backward pass takes, in forward passes: gradients of inputs and of weights.
+BACKWARD = 2.0
+#: Passes of the calibration text that a search takes beside its rounds: the walk of the supernet,
+#: and three profiles rebuilt at the end, two passes each.
+SEARCH_PASSES = 8
+#: Timed passes; the quickest one counts, since other work on the machine only slows them.
+_REPEATS = 3
+
+
+class Evidence(Section):
+    """A measured gain.
+
+    Attributes:
+        pruner: The local pruner.
+        sparsity: The global sparsity.
+        ratio: Perplexity as a multiple of that of uniform.
+        source: Where it was measured.
+    """
+
+    pruner: str
+    sparsity: float
+    ratio: float
+    source: str
+
+
+class Method(Section):
+    """What a method costs and gains; see the head of ``methods.yaml``."""
+
+    name: str
+    allocator: str | None = None
+    rounds: int | None = None
+    tokens: int | None = None
+    forward: float = Field(default=0, ge=0)
+    backward: float = Field(default=0, ge=0)
+    seconds_per_million: float = Field(default=0, ge=0)
+    measured: tuple[Evidence, ...] = ()
+
+    def evidence(self, pruner: str, sparsity: float) -> Evidence | None:
+        """Return the gain measured nearest to a case: with its pruner if there is one."""
+        own = [found for found in self.measured if found.pruner == pruner]
+        near = own or self.measured
+        return min(near, key=lambda found: abs(found.sparsity - sparsity), default=None)
+
+    def seconds(self, machine: Machine, config: RunConfig) -> float:
+        """Return what the method will take.
+
+        Args:
+            machine: How fast the model runs.
+            config: The calibration text, and the ladder of a search.
+        """
+        data = config.data
+        calibration = data.calibration_sequences * data.calibration_length
+        tokens = (self.tokens or calibration) * (self.forward + BACKWARD * self.backward)
+        if self.rounds is not None:
+            tokens += self.rounds * _round_tokens(config) + SEARCH_PASSES * calibration
+        weights = self.seconds_per_million * machine.weights / 1e6
+        return tokens * machine.seconds_per_token + weights
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a model runs here: seconds for a token, and the number of prunable weights."""
+
+    seconds_per_token: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A method with its time here and the gain nearest to the case; None if not measured."""
+
+    method: Method
+    seconds: float
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` found.
+
+    Attributes:
+        methods: All of them, the quickest first.
+        chosen: The best measured one that fits the time.
+        machine: What was timed.
+        why: In one sentence.
+    """
+
+    methods: Sequence[Estimated]
+    chosen: Estimated
+    machine: Machine
+    why: str
+
+
+def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None) -> Recommendation:
+    """Time the model, and choose the method of the best measured gain that fits the time.
+
+    No text is needed: random tokens take as long as any.
+
+    Args:
+        config: Model, pruner and sparsity.
+        minutes: Time for the method; pruning comes after it.
+        monitor: Watches the job.
+
+    Raises:
+        ConfigError: The time is negative, or the pruner removes structures, of which there are
+            no measured gains.
+        SparsitySearchError: Something else given is not legal.
+    """
+    monitor = monitor or Monitor()
+    if not minutes >= 0:
+        raise ConfigError(f"--minutes must not be negative, not {minutes}")
+    budget = Budget(config.budget.target)
+    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
+    kind = unit_kind(config, pruner)
+    if kind != "weights":
+        raise ConfigError(
+            f"there are no measured gains for {kind}: use compare, or --units weights"
+        )
+    session = open_session(config.model, [], config.study.seed, monitor, kind)
+    with monitor.stage("time the model"):
+        machine = timed(session, config.data.calibration_length)
+    return choose(methods(), machine, config, budget.target, minutes)
+
+
+def choose(
+    known: Sequence[Method], machine: Machine, config: RunConfig, sparsity: float, minutes: float
+) -> Recommendation:
+    """Return the recommendation for a machine.
+
+    Args:
+        known: Methods; one of them with a measured gain takes no time.
+        machine: How fast the model runs.
+        config: Pruner, calibration text and ladder.
+        sparsity: The global sparsity.
+        minutes: Time for the method.
+    """
+    name = config.pruner.name
+    found = [Estimated(m, m.seconds(machine, config), m.evidence(name, sparsity)) for m in known]
+    found.sort(key=lambda entry: entry.seconds)
+    fitting = [entry for entry in found if entry.evidence and entry.seconds <= 60 * minutes]
+    if not fitting:
+        raise ConfigError("no method with a measured gain fits this time")
+    # gains with another pruner are not comparable: they count where there are none with this one
+    own = [entry for entry in fitting if _ratio(entry) < 1 and _pruner(entry) == name]
+    best = min(own or fitting, key=_ratio)  # of equal ones the quickest
+    return Recommendation(found, best, machine, _why(best, found, minutes))
+
+
+def timed(session: Session, length: int) -> Machine:
+    """Return how fast a model runs on one sequence of random tokens."""
+    model = session.loaded.model
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or length
+    generator = torch.Generator().manual_seed(0)
+    size = (1, min(length, longest))
+    tokens = torch.randint(config.vocab_size, size, generator=generator)
+    spent = []
+    with torch.inference_mode():
+        last_hidden(model, tokens)  # warms up
+        for _ in range(_REPEATS):
+            started = time.monotonic()
+            last_hidden(model, tokens).sum().item()  # waits for the device
+            spent.append(time.monotonic() - started)
+    return Machine(min(spent) / tokens.numel(), session.subject.layout.n_weights)
+
+
+@cache
+def methods() -> tuple[Method, ...]:
+    """Return the methods of ``methods.yaml``."""
+    text = files("sparsity_search.workflow").joinpath(METHODS).read_text(encoding="utf-8")
+    return tuple(Method.model_validate(entry) for entry in yaml.safe_load(text)["methods"])
+
+
+def _round_tokens(config: RunConfig) -> int:
+    """Return the tokens of one round: candidates, then the survivors of each rung."""
+    ladder = config.ladder
+    entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
+    return sum(n * rung.tokens for n, rung in zip(entering, ladder.rungs, strict=False))
+
+
+def _ratio(entry: Estimated) -> float:
+    assert entry.evidence is not None
+    return entry.evidence.ratio
+
+
+def _pruner(entry: Estimated) -> str:
+    assert entry.evidence is not None
+    return entry.evidence.pruner
+
+
+def _why(best: Estimated, found: Sequence[Estimated], minutes: float) -> str:
+    evidence = best.evidence
+    assert evidence is not None
+    where = f"{evidence.pruner} at {evidence.sparsity:.0%}: {evidence.source}"
+    text = f"{best.method.name} has the best measured gain of what fits {minutes:g} min: "
+    text += f"{evidence.ratio:.3g} times the perplexity of uniform ({where})"
+    same = [e for e in found if e.evidence and e.evidence.pruner == evidence.pruner]
+    if better := [e for e in same if _ratio(e) < evidence.ratio]:
+        more = min(better, key=lambda entry: entry.seconds)
+        text += f"; {more.method.name} would need {max(1, round(more.seconds / 60))} min"
+    return text + "."

@@ -1,0 +1,55 @@
+"""What every unit loses at every level, measured once and written as a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sparsity_search.allocators._scored import ScoredAllocator
+from sparsity_search.config import RunConfig, frozen
+from sparsity_search.errors import ConfigError
+from sparsity_search.registry import ALLOCATORS, PRUNERS, SENSITIVITIES
+from sparsity_search.scores import Scores
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.plugins import unit_kind
+from sparsity_search.workflow.scores_file import save_scores
+from sparsity_search.workflow.session import calibration, open_session
+
+
+def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None) -> Scores:
+    """Measure the losses of all units and write them to ``out``.
+
+    The levels are those of the allocator ``knapsack`` (`allocators.knapsack.levels`).
+
+    Args:
+        config: Model, calibration text, pruner and sensitivity.
+        out: The JSON file to write; pairs go into a ``.safetensors`` file beside it.
+        monitor: Watches the job.
+
+    Raises:
+        SparsitySearchError: Something given is not legal; nothing is written then.
+    """
+    monitor = monitor or Monitor()
+    if out.suffix != ".json" or out.is_dir():
+        raise ConfigError(f"scores are a JSON file: name --out FILE.json, not {out}")
+    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
+    plugin = SENSITIVITIES.create(config.sensitivity.name, **config.sensitivity.parameters)
+    kind = unit_kind(config, pruner)
+    plugin.check(kind)
+    settings = {**config.allocators.get("knapsack", {}), "sensitivity": plugin, "pruner": pruner}
+    measurer: ScoredAllocator = ALLOCATORS.create("knapsack", **frozen(settings))
+    requests = [calibration(config.data)]
+    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    with monitor.stage(f"measure {config.sensitivity.name}"):
+        found = measurer.measure(session.subject, session.text["calibration"])
+    facts = {
+        "model": session.model_facts,
+        "removes": session.subject.units,
+        "pruner": config.pruner.model_dump(mode="json"),
+        "sensitivity": config.sensitivity.model_dump(mode="json"),
+        "seed": config.study.seed,
+        "text": session.text_facts,
+    }
+    scores = replace(found, facts=facts)
+    save_scores(out, scores)
+    return scores

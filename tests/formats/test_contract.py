@@ -1,0 +1,94 @@
+"""What every format does: round trips, one-line errors, and a name that says what it is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsity_search.errors import ConfigError, ProfileError, SparsitySearchError
+from sparsity_search.formats.base import Document, Format
+from sparsity_search.layout import Layout
+from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.registry import FORMATS
+
+from .problems import LAYOUT, PROFILE, profiles
+
+NAMES = FORMATS.names()
+#: Settings with which a format loses nothing.
+EXACT = {"evopress": {"sparsity": 0.5, "step": 1, "max_level": 10**9}}
+
+
+def exact(name: str) -> Format:
+    found: Format = FORMATS.create(name, **EXACT.get(name, {}))
+    return found
+
+
+def even(profile: SparsityProfile) -> SparsityProfile:
+    """Return the part of a profile whose units have an even count: level 0 is half of it."""
+    units = [u for u in profile.layout if u.count % 2 == 0] or [profile.layout[0]]
+    kept = Layout(units)
+    return from_counts(kept, [profile.removed[profile.layout.position(u.name)] for u in units])
+
+
+def test_there_are_formats() -> None:
+    assert set(NAMES) >= {"profile", "owl", "evopress", "llm_compressor", "csv"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15)
+@given(profile=profiles())
+def test_round_trip(name: str, profile: SparsityProfile) -> None:
+    profile = even(profile) if name == "evopress" else profile
+    if name == "evopress" and profile.layout[0].count % 2:
+        return
+    format_ = exact(name)
+    text = format_.write(Document(profile))
+    assert text.endswith("\n")
+    assert format_.read(text, None if format_.sized else profile.layout).profile == profile
+
+
+@pytest.mark.parametrize("name", ["profile", "csv", "owl"])
+@settings(max_examples=15)
+@given(profile=profiles(cost=7))
+def test_structures_round_trip(name: str, profile: SparsityProfile) -> None:
+    format_ = exact(name)
+    text = format_.write(Document(profile))
+    assert format_.read(text, None if format_.sized else profile.layout).profile == profile
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
+def test_a_format_without_sizes_asks_for_them(name: str) -> None:
+    format_ = exact(name)
+    with pytest.raises(ConfigError, match="--reference"):
+        format_.read(format_.write(Document(PROFILE)))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
+def test_files_of_other_models_are_refused(name: str) -> None:
+    format_ = exact(name)
+    text = format_.write(Document(PROFILE))
+    with pytest.raises(ProfileError, match=r"model\.layers\.1"):
+        format_.read(text, Layout(LAYOUT[:3]))
+    text = format_.write(Document(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
+    with pytest.raises(
+        ProfileError, match=r"no value for 3 units.*model\.layers\.1\.self_attn\.q"
+    ):
+        format_.read(text, LAYOUT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20)
+@given(
+    text=st.text(max_size=200) | st.text(alphabet="{}[]:,\"'-0123456789.e&*!\n ab", max_size=60)
+)
+def test_nonsense_is_refused_in_one_way(name: str, text: str) -> None:
+    with pytest.raises(SparsitySearchError):
+        exact(name).read(text, LAYOUT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_end_of_a_name_is_claimed_once(name: str) -> None:
+    others = {s for n in NAMES if n != name for s in FORMATS.get(n).suffixes}
+    assert not others & set(FORMATS.get(name).suffixes)
+    assert all(s.startswith(".") and s == s.lower() for s in FORMATS.get(name).suffixes)
