@@ -21,10 +21,10 @@ def report(
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
     from sparsity_search.report import RunRecord, write_report
-    from sparsity_search.report.table import HEADER, rows, summary
+    from sparsity_search.report.table import header, rows, summary
 
     record = RunRecord.read(run_dir, storage)
     written = write_report(run_dir, storage)
-    console.print(text_table(HEADER, rows(record)))
+    console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
     console.print(f"report: {written}")
