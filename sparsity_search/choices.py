@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.layout import Layout
 from sparsity_search.levels import LevelTables
+from sparsity_search.profile import zeros_of
 
 #: Legal counts of each unit, increasing.
 Choices = tuple[tuple[int, ...], ...]
@@ -80,6 +82,90 @@ def chosen_rows(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Patterns that units can have, in order of what they save; the first, ``""``, is dense.
+
+    What is saved is counted in weights of a dense unit: a unit that saves 0.5 of its cost saves
+    half as much as it has weights.
+
+    Attributes:
+        patterns: ``(n_options,)``.
+        zeros: Zeros of each unit in each, ``(n_units, n_options)`` int64.
+        saved: What each unit saves in each, ``(n_units, n_options)`` int64, increasing.
+    """
+
+    patterns: tuple[str, ...]
+    zeros: np.ndarray
+    saved: np.ndarray
+
+
+def options_of(layout: Layout, savings: Mapping[str, float]) -> Options:
+    """Return the options that patterns with their savings are.
+
+    Args:
+        layout: Units of single weights.
+        savings: What a unit with the pattern ``N:M`` saves of the cost of the dense unit, in
+            (0, 1].
+
+    Raises:
+        ConfigError: Not a pattern, a unit is no whole number of groups, or two options save the
+            same.
+    """
+    patterns = tuple(sorted(savings, key=lambda pattern: savings[pattern]))
+    for pattern in patterns:
+        n_of_m(layout, pattern)
+    shares = [0.0, *(savings[pattern] for pattern in patterns)]
+    saved = np.rint(np.outer(layout.counts, shares)).astype(np.int64)
+    if (np.diff(saved) <= 0).any() or shares[-1] > 1:
+        raise ConfigError(
+            f"options must save different fractions of a unit, in (0, 1], not {dict(savings)}"
+        )
+    zeros = [[unit.zeros, *(zeros_of(unit, pattern) for pattern in patterns)] for unit in layout]
+    return Options(("", *patterns), np.array(zeros), saved)
+
+
+def option_tables(
+    layout: Layout,
+    bounds: Bounds,
+    genes: Sequence[Sequence[int]],
+    options: Options,
+    budget: Budget,
+) -> LevelTables:
+    """Return the tables of genes that choose among options.
+
+    Rows hold the units' options by number, weights what they save. Tied units go through all
+    options that any of them can have, each at the one nearest by what it saves.
+
+    Raises:
+        InfeasibleBudgetError: The bounds leave a unit no option, or no choice saves enough.
+    """
+    low, high = bounds.lower[:, None], bounds.upper[:, None]
+    legal = (low <= options.zeros) & (options.zeros <= high)
+    legal[:, 1:] &= options.zeros[:, 1:] > layout.zeros[:, None]  # else it stays as it is
+    if not legal.any(axis=1).all():
+        unit = int(legal.any(axis=1).argmin())
+        raise InfeasibleBudgetError(
+            f"{layout[unit].name}: none of its options has {bounds.lower[unit]} to "
+            f"{bounds.upper[unit]} zeros"
+        )
+    rows = []
+    for units in map(list, genes):
+        own, allowed = options.saved[units], legal[units]
+        gaps = np.abs(own[:, :, None] - own[:, None, :])  # units, wanted option, taken option
+        taken = np.where(allowed[:, None, :], gaps, np.inf).argmin(axis=2)
+        rows.append(taken.T[allowed.any(axis=0)])
+    saved = [options.saved[list(g), row].sum(axis=1) for g, row in zip(genes, rows, strict=True)]
+    least, most = sum(int(s.min()) for s in saved), sum(int(s.max()) for s in saved)
+    if not least <= budget.n_removed(layout) <= most:
+        total = layout.n_weights
+        raise InfeasibleBudgetError(
+            f"saving {budget.target} is out of reach: the options allow "
+            f"{least / total:.6g} to {most / total:.6g}"
+        )
+    return tables_of(layout, genes, rows, budget, saved)
+
+
 def uniform_structures(layout: Layout, bounds: Bounds, budget: Budget) -> np.ndarray:
     """Return the counts nearest to equal sparsity that meet the budget, ``(n_units,)`` int64."""
     limits = zip(bounds.lower, bounds.upper, strict=True)
@@ -122,18 +208,32 @@ def _part(room: np.ndarray, share: float, costs: np.ndarray) -> np.ndarray:
 
 
 def tables_of(
-    layout: Layout, genes: Sequence[Sequence[int]], rows: Sequence[np.ndarray], budget: Budget
+    layout: Layout,
+    genes: Sequence[Sequence[int]],
+    rows: Sequence[np.ndarray],
+    budget: Budget,
+    removed: Sequence[np.ndarray] | None = None,
 ) -> LevelTables:
     """Return the tables of genes' rows: sorted by weights, each total once.
 
     Genes are ranked so that those taken first are spread evenly over roles and over depth.
 
+    Args:
+        layout: The units.
+        genes: Units of each gene.
+        rows: Counts of its units, ``(n_levels, n_units)`` each.
+        budget: The budget.
+        removed: What each row counts for, ``(n_levels,)`` each; by default its weights.
+
     Raises:
         InfeasibleBudgetError: No levels meet the budget.
     """
     kept, weights = [], []
-    for gene, counts in zip(genes, rows, strict=True):
-        totals, first = np.unique(counts @ layout.costs[list(gene)], return_index=True)
+    if removed is None:
+        pairs = zip(genes, rows, strict=True)
+        removed = [counts @ layout.costs[list(gene)] for gene, counts in pairs]
+    for counts, each in zip(rows, removed, strict=True):
+        totals, first = np.unique(each, return_index=True)
         kept.append(counts[first])
         weights.append(totals)
     roles = [layout[gene[0]].role for gene in genes]

@@ -88,9 +88,16 @@ class DataSection(Section):
 
 
 class BudgetSection(Section):
-    """How much is removed in all, and limits by role."""
+    """How much is removed in all, and limits by role.
+
+    Attributes:
+        sparsity: Fraction of all prunable weights to remove.
+        saving: In its place, for a space of options: fraction of their cost to save.
+        bounds: Limits of sparsity by role.
+    """
 
     sparsity: float | None = None
+    saving: float | None = Field(default=None, gt=0, lt=1)
     bounds: dict[str, tuple[float, float]] = {}
 
     @property
@@ -100,6 +107,11 @@ class BudgetSection(Section):
         Raises:
             ConfigError: None was given.
         """
+        if self.saving is not None:
+            raise ConfigError(
+                "--saving (budget.saving) is only for a search of a space with options: "
+                "leave it out and give --sparsity"
+            )
         if self.sparsity is None:
             raise ConfigError("how much shall be removed? give --sparsity, e.g. --sparsity 0.6")
         return self.sparsity

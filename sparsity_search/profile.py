@@ -6,6 +6,7 @@ and equality and hashing are exact.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,11 @@ import numpy as np
 
 from sparsity_search.artefacts import digest
 from sparsity_search.errors import ProfileError
-from sparsity_search.layout import Layout
+from sparsity_search.layout import Layout, Unit
 
 FORMAT = 1
+
+_N_OF_M = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,12 @@ class SparsityProfile:
     Args:
         layout: The units.
         removed: Items removed from each, in the layout's order.
+        patterns: What the zeros of each must be besides: ``N:M``, or ``""`` where nothing is
+            said. Empty where nothing is said of any.
 
     Raises:
-        ProfileError: Wrong number of counts, or a count outside ``[0, unit.count]``.
+        ProfileError: Wrong number of counts or patterns, a count outside ``[0, unit.count]``, or
+            not the one that the unit's pattern means.
 
     >>> from sparsity_search.layout import Unit
     >>> layout = Layout([Unit(name="a", block=0, role="q", count=10),
@@ -40,13 +46,29 @@ class SparsityProfile:
 
     layout: Layout
     removed: tuple[int, ...]
+    patterns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not any(self.patterns):
+            object.__setattr__(self, "patterns", ())
+        if self.patterns and len(self.patterns) != len(self.layout):
+            raise ProfileError(f"{len(self.patterns)} patterns for {len(self.layout)} units")
         if len(self.removed) != len(self.layout):
             raise ProfileError(f"{len(self.removed)} counts for {len(self.layout)} units")
         for unit, removed in zip(self.layout, self.removed, strict=True):
             if not 0 <= removed <= unit.count:
                 raise ProfileError(f"{unit.name}: {removed} of {unit.count} cannot be removed")
+        for unit, (removed, pattern) in zip(self.layout, self.states, strict=True):
+            if pattern and removed != zeros_of(unit, pattern):
+                raise ProfileError(
+                    f"{unit.name}: {removed} of {unit.count} removed is not {pattern}"
+                )
+
+    @cached_property
+    def states(self) -> tuple[tuple[int, str], ...]:
+        """Items removed and pattern of each unit."""
+        patterns = self.patterns or ("",) * len(self.removed)
+        return tuple(zip(self.removed, patterns, strict=True))
 
     @property
     def n_removed(self) -> int:
@@ -65,8 +87,9 @@ class SparsityProfile:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies layout and counts: 16 hexadecimal digits."""
-        return digest([self.layout.digest, list(self.removed)])
+        """Identifies layout, counts and patterns: 16 hexadecimal digits."""
+        patterns = [list(self.patterns)] if self.patterns else []
+        return digest([self.layout.digest, list(self.removed), *patterns])
 
     def grouped(self, by: Literal["block", "role"]) -> dict[int | str, float]:
         """Return the sparsity of each block or role, weighted by parameters."""
@@ -94,8 +117,9 @@ class SparsityProfile:
                     "of": unit.count,
                     "weights_each": unit.cost,
                     "sparsity": removed / unit.count,
+                    **({"pattern": pattern} if pattern else {}),
                 }
-                for unit, removed in zip(self.layout, self.removed, strict=True)
+                for unit, (removed, pattern) in zip(self.layout, self.states, strict=True)
             },
         }
 
@@ -109,6 +133,7 @@ class SparsityProfile:
         try:
             version, units = value["format"], value["units"]
             counts = {name: (entry["removed"], entry["of"]) for name, entry in units.items()}
+            patterns = {name: entry.get("pattern", "") for name, entry in units.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ProfileError(f"not a sparsity profile: no {error} in it") from error
         if version != FORMAT:
@@ -117,7 +142,9 @@ class SparsityProfile:
         removed = [counts[unit.name][0] for unit in layout]
         if not all(type(count) is int for count in removed):
             raise ProfileError("not a sparsity profile: its counts are not integers")
-        profile = cls(layout, tuple(removed))
+        if not all(type(pattern) is str for pattern in patterns.values()):
+            raise ProfileError("not a sparsity profile: its patterns are not text")
+        profile = cls(layout, tuple(removed), tuple(patterns[unit.name] for unit in layout))
         if value.get("removed", profile.n_removed) != profile.n_removed:
             raise ProfileError("corrupt profile: its units do not add up to its total")
         return profile
@@ -140,6 +167,27 @@ def _check_same_model(layout: Layout, counts: dict[str, tuple[int, int]]) -> Non
             )
 
 
-def from_counts(layout: Layout, removed: Sequence[int] | np.ndarray) -> SparsityProfile:
-    """Return a profile from any sequence of integers."""
-    return SparsityProfile(layout, tuple(int(count) for count in removed))
+def from_counts(
+    layout: Layout, removed: Sequence[int] | np.ndarray, patterns: Sequence[str] = ()
+) -> SparsityProfile:
+    """Return a profile from any sequence of integers, and one of patterns if there are any."""
+    return SparsityProfile(layout, tuple(int(count) for count in removed), tuple(patterns))
+
+
+def zeros_of(unit: Unit, pattern: str) -> int:
+    """Return the zeros of a unit in which every ``M`` consecutive inputs keep ``N`` weights.
+
+    Args:
+        unit: A unit of single weights.
+        pattern: ``N:M``.
+
+    Raises:
+        ProfileError: No such pattern, or the unit is no whole number of groups.
+    """
+    found = _N_OF_M.fullmatch(pattern)
+    keep, group = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not keep < group or unit.cost != 1 or unit.count % group:
+        raise ProfileError(
+            f"{unit.name}: {unit.count} items of {unit.cost} weights cannot be {pattern!r}"
+        )
+    return unit.count // group * (group - keep)

@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.walk import walk
 from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners._patterns import with_pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.rng import derive_seed
 
@@ -27,7 +28,7 @@ def prune_sequentially(
     Args:
         subject: The model; wrap the call in `PrunableModel.preserved` to get it back.
         profile: Items to remove from each unit.
-        pruner: How.
+        pruner: How; where the profile says a pattern, with that in place of its own.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
         seed: Breaks ties among scores.
         on_block: Called with the index of each block when it is done.
@@ -36,16 +37,18 @@ def prune_sequentially(
         What the pruner had to say of single units.
 
     Raises:
+        ConfigError: The pruner cannot have the profile's patterns.
         ProfileError: The zeros of the result are not those of the profile.
     """
     notes = []
+    pruners = {pattern: with_pattern(pruner, pattern) for pattern in {"", *profile.patterns}}
     pruner.merge(subject, profile)
     gradient = pruner.needs_gradient
     for visit in walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient):
         for unit in visit.units:
             view = subject.views[unit.name]
-            count = profile.removed[subject.layout.position(unit.name)]
-            variants = pruner.prune(
+            count, pattern = profile.states[subject.layout.position(unit.name)]
+            variants = pruners[pattern].prune(
                 view.read(),
                 visit.evidence[unit.name],
                 [count],

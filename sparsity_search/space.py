@@ -5,6 +5,10 @@ level up removes more. For single weights the step is equal for all genes, whate
 so moving one gene up and another down keeps the budget exactly (EvoPress, arXiv 2410.14649,
 section 3): a candidate is legal when its levels sum to zero. Where steps differ (N:M choices,
 structures of different size), a move is compound, and `levels.py` says what is legal.
+
+Where units choose among options, a level is an option, and the budget is in what options save:
+2:4 and 4:8 remove equally many weights, and 4:8 is never worse, so that no budget in weights
+could decide between them.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ from sparsity_search.artefacts import digest
 from sparsity_search.budget import Bounds, Budget, fill, water_fill
 from sparsity_search.choices import (
     Choices,
+    Options,
     chosen_rows,
+    option_tables,
     stepped_rows,
     tables_of,
     uniform_structures,
@@ -46,6 +52,8 @@ class SearchSpace:
         reach: A gene's level lies in ``[-reach, reach]``, or less where the bounds bind.
         choices: The counts that each unit may have, increasing; by default any. They are the
             levels then, and ``step`` means nothing.
+        options: The patterns that units may have; they are the levels then, and the budget is
+            the fraction to save of what all dense units cost.
 
     Raises:
         ConfigError: ``genes`` do not partition the units, ``step`` is not a whole number of
@@ -60,6 +68,7 @@ class SearchSpace:
     step: int
     reach: int
     choices: Choices | None = None
+    options: Options | None = None
     _counts: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +78,8 @@ class SearchSpace:
             raise ConfigError("step and reach of a search space must be at least 1")
         if self.even and (self.step % self.layout.costs).any():
             raise ConfigError(f"a step of {self.step} weights is not a whole number of items")
-        self.budget.check(self.layout, self.bounds)
+        if self.options is None:
+            self.budget.check(self.layout, self.bounds)
         if not self.even:
             _ = self._uneven  # finds out what is not feasible
 
@@ -81,7 +91,8 @@ class SearchSpace:
     @cached_property
     def even(self) -> bool:
         """Whether one level moves equally many weights in every gene."""
-        return self.choices is None and has_equal_steps(self.layout)
+        chosen = self.choices is not None or self.options is not None
+        return not chosen and has_equal_steps(self.layout)
 
     @cached_property
     def base(self) -> SparsityProfile:
@@ -108,16 +119,17 @@ class SearchSpace:
     def _uneven(self) -> tuple[LevelTables, np.ndarray]:
         """What the levels of genes of unequal steps remove, and where in the tables level 0 is."""
         layout, bounds, genes, budget = self.layout, self.bounds, self.genes, self.budget
-        if self.choices is not None:
-            tables = tables_of(
-                layout, genes, chosen_rows(layout, bounds, genes, self.choices), budget
-            )
-            centre = tables.uniform(budget.target * self._totals(layout.counts))
+        if self.options is not None:
+            tables = option_tables(layout, bounds, genes, self.options, budget)
+        elif self.choices is not None:
+            rows = chosen_rows(layout, bounds, genes, self.choices)
+            tables = tables_of(layout, genes, rows, budget)
         else:
             base = uniform_structures(layout, bounds, budget)
             rows = stepped_rows(layout, bounds, genes, base, self.step)
             tables = tables_of(layout, genes, rows, budget)
-            centre = tables.settle(tables.real(self._totals(base)))
+            return tables.around(tables.settle(tables.real(self._totals(base))), self.reach)
+        centre = tables.uniform(budget.target * self._totals(layout.counts))
         return tables.around(centre, self.reach)
 
     @cached_property
@@ -139,7 +151,11 @@ class SearchSpace:
             "step": self.step,
             "reach": self.reach,
         }
-        return digest(facts if self.choices is None else {**facts, "choices": self.choices})
+        if self.choices is not None:
+            facts["choices"] = self.choices
+        if self.options is not None:
+            facts["options"] = [self.options.patterns, self.options.saved.tolist()]
+        return digest(facts)
 
     @property
     def uniform(self) -> Candidate:
@@ -169,13 +185,38 @@ class SearchSpace:
         if candidate not in self:
             raise ConfigError("the candidate is not in this search space")
         removed = np.zeros(len(self.layout), dtype=np.int64)
+        patterns = [""] * len(self.layout)
         for gene, level in enumerate(candidate):
             removed[list(self.genes[gene])] = self.gene_counts(gene, level)
-        return from_counts(self.layout, removed)
+            for unit, pattern in zip(self.genes[gene], self._patterns(gene, level), strict=True):
+                patterns[unit] = pattern
+        return from_counts(self.layout, removed, patterns)
+
+    def saved(self, profile: SparsityProfile) -> np.ndarray:
+        """Return what each unit counts for in the budget, ``(n_units,)`` int64.
+
+        That is the weights it loses, or, among options, what its pattern saves.
+
+        Raises:
+            ConfigError: A pattern is none of the options.
+        """
+        if self.options is None:
+            return np.asarray(np.array(profile.removed) * self.layout.costs)
+        known = self.options.patterns
+        if not set(profile.patterns) <= set(known):
+            raise ConfigError(f"the space has the options {known}, not {profile.patterns}")
+        chosen = [known.index(pattern) for _, pattern in profile.states]
+        return np.asarray(self.options.saved[range(len(chosen)), chosen])
 
     def nearest(self, profile: SparsityProfile) -> Candidate:
-        """Return the candidate nearest to a profile (genes' totals, rounded to levels)."""
-        totals = self._totals(np.array(profile.removed))
+        """Return the candidate nearest to a profile (genes' totals, rounded to levels).
+
+        Among options a profile without patterns is one of wanted savings: an allocator's.
+        """
+        if profile.patterns:
+            totals = np.array([self.saved(profile)[list(gene)].sum() for gene in self.genes])
+        else:
+            totals = self._totals(np.array(profile.removed))
         if not self.even:
             tables, centre = self._uneven
             return self.balance(tables.real(totals) - centre)
@@ -236,15 +277,45 @@ class SearchSpace:
                     used[unit].add(int(count))
         return [tuple(sorted(counts)) for counts in used]
 
+    def patterns(self) -> list[tuple[str, ...]]:
+        """Return for each unit the patterns that its levels use, in the order of options."""
+        if self.options is None:
+            return [()] * len(self.layout)
+        used: list[dict[str, None]] = [{} for _ in self.layout]
+        for gene, units in enumerate(self.genes):
+            for level in range(self.levels.lower[gene], self.levels.upper[gene] + 1):
+                for unit, pattern in zip(units, self._patterns(gene, level), strict=True):
+                    used[unit][pattern] = None
+        return [tuple(filter(None, patterns)) for patterns in used]
+
+    def gene_saved(self, gene: int, level: int) -> np.ndarray:
+        """Return what a gene's units count for in the budget at a level, ``(n_units,)``."""
+        units = list(self.genes[gene])
+        if self.options is not None:
+            return np.asarray(self.options.saved[units, self._row(gene, level)])
+        return np.asarray(self.gene_counts(gene, level) * self.layout.costs[units])
+
     def gene_counts(self, gene: int, level: int) -> np.ndarray:
         """Return the counts of a gene's units at a level within its limits, ``(n_units,)``."""
+        if self.options is not None:
+            return np.asarray(self.options.zeros[list(self.genes[gene]), self._row(gene, level)])
         if not self.even:
-            tables, centre = self._uneven
-            return np.asarray(tables.rows[gene][level + centre[gene]])
+            return self._row(gene, level)
         key = (gene, level)
         if key not in self._counts:
             self._counts[key] = self._spread(self.genes[gene], level * self.step)
         return self._counts[key]
+
+    def _row(self, gene: int, level: int) -> np.ndarray:
+        """Return a level's row in the tables of unequal steps, ``(n_units,)``."""
+        tables, centre = self._uneven
+        return np.asarray(tables.rows[gene][level + centre[gene]])
+
+    def _patterns(self, gene: int, level: int) -> list[str]:
+        """Return the patterns of a gene's units at a level."""
+        if self.options is None:
+            return [""] * len(self.genes[gene])
+        return [self.options.patterns[option] for option in self._row(gene, level)]
 
     def _totals(self, removed: np.ndarray) -> np.ndarray:
         weights = removed * self.layout.costs

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from sparsity_search.budget import Bounds, Budget
-from sparsity_search.choices import n_of_m
+from sparsity_search.choices import n_of_m, options_of
 from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import SparsityProfile
 from sparsity_search.space import SearchSpace
 
 #: Sparsity limits by role, each within [0, 1].
 RoleBounds = Mapping[str, tuple[float, float]]
+
+_NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+_Saving = Annotated[float, Field(gt=0, le=1)]
 
 
 class SpaceFile(BaseModel):
@@ -35,6 +44,9 @@ class SpaceFile(BaseModel):
             Structures move whole: a level is as many as the step holds, or one.
         pattern: In place of a step: ``N:M`` (each unit keeps N of M weights, or is dense) or
             ``*:M`` (any number of M).
+        options: In place of both: what a unit saves with each ``N:M`` that it may have, as a
+            fraction of what it costs when dense (time, bytes or energy, as measured). The budget
+            is in savings then, and a unit's cost taken as proportional to its weights.
         reach: Most levels up or down.
         bounds: Least and greatest sparsity by role; roles that are not named have none.
     """
@@ -47,13 +59,14 @@ class SpaceFile(BaseModel):
     groups: dict[str, list[str]] = {}
     step: float | None = Field(default=None, gt=0, le=1)
     pattern: str | None = None
+    options: dict[_NofM, _Saving] | None = Field(default=None, min_length=1)
     reach: int = Field(ge=1)
     bounds: dict[str, tuple[float, float]] = {}
 
     @model_validator(mode="after")
     def _one_measure(self) -> Self:
-        if (self.step is None) == (self.pattern is None):
-            raise ValueError("a space needs either a step or a pattern")
+        if [self.step, self.pattern, self.options].count(None) != 2:
+            raise ValueError("a space needs either a step or a pattern or options")
         return self
 
     def build(self, layout: Layout, budget: Budget, bounds: RoleBounds) -> SearchSpace:
@@ -61,12 +74,12 @@ class SpaceFile(BaseModel):
 
         Args:
             layout: The units.
-            budget: The global budget.
+            budget: The global budget; with options its target is a saving.
             bounds: Sparsity limits by role, in place of the file's own for these roles.
 
         Raises:
             UnknownNameError: A bound's role is not in the layout.
-            ConfigError: The pattern is none, or some unit cannot have it.
+            ConfigError: A pattern is none, or some unit cannot have it.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
         genes: dict[tuple[object, ...], list[int]] = {}
@@ -78,16 +91,17 @@ class SpaceFile(BaseModel):
             budget=budget,
             bounds=within,
             genes=tuple(tuple(gene) for gene in genes.values()),
-            step=self._step(budget.uniform(layout, within), within, list(genes.values())),
+            step=self._step(layout, budget, within, list(genes.values())),
             reach=self.reach,
             choices=n_of_m(layout, self.pattern) if self.pattern else None,
+            options=options_of(layout, self.options) if self.options else None,
         )
 
-    def _step(self, base: SparsityProfile, bounds: Bounds, genes: list[list[int]]) -> int:
+    def _step(self, layout: Layout, budget: Budget, bounds: Bounds, genes: list[list[int]]) -> int:
         """Return the step in weights: a whole number of items, of the smallest ones."""
         if self.step is None:
             return 1
-        layout, removed = base.layout, np.array(base.removed)
+        removed = np.array(budget.uniform(layout, bounds).removed)
 
         def most(items: np.ndarray) -> int:
             weights = items * layout.costs

@@ -50,6 +50,22 @@ class Variants(ABC):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class UnchangedVariants(Variants):
+    """The dense weight, with the zeros that it has."""
+
+    kind: ClassVar[str] = "unchanged"
+
+    def at(self, dense: Tensor, count: int) -> Tensor:
+        """Return a copy of ``dense``."""
+        self.index(count)
+        return dense.clone()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RankedVariants(Variants):
     """Nested masks over unchanged weights: one small integer a weight holds all of them.
 
@@ -168,6 +184,8 @@ def variants_from_tensors(
     """
     table, told = tuple(counts), tuple(notes)
     match kind, sorted(tensors):
+        case "unchanged", []:
+            return UnchangedVariants(counts=table, notes=told)
         case "ranked", ["codes"]:
             return RankedVariants(counts=table, notes=told, codes=tensors["codes"])
         case "grouped", ["codes"]:

@@ -226,10 +226,10 @@ def test_tables_hold_what_profiles_use(space: SearchSpace) -> None:
 def test_base_is_one_level_from_uniform(space: SearchSpace) -> None:
     for gene, units in enumerate(space.genes):
         (unit,) = (space.layout[i] for i in units)
-        share = space.budget.target * unit.count
+        share = space.budget.target * unit.size
         low, high = int(space.levels.lower[gene]), int(space.levels.upper[gene])
-        below = space.gene_counts(gene, max(low, -1))[0]
-        above = space.gene_counts(gene, min(high, 1))[0]
+        below = space.gene_saved(gene, max(low, -1))[0]
+        above = space.gene_saved(gene, min(high, 1))[0]
         assert below <= share <= above
 
 

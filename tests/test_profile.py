@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,52 @@ def test_corrupt_json(change: Callable[[Any], object], message: str) -> None:
     change(value)
     with pytest.raises(ProfileError, match=message):
         read(value)
+
+
+GROUPS = toy_layout(24, 80, 40)
+PATTERNED = SparsityProfile(GROUPS, (12, 0, 20), ("2:4", "", "4:8"))
+
+
+def test_patterns_are_part_of_the_value() -> None:
+    plain = from_counts(GROUPS, [12, 0, 20])
+    other = from_counts(GROUPS, [12, 0, 20], ["4:8", "", "2:4"])
+    assert len({plain, PATTERNED, other}) == 3
+    assert len({plain.digest, PATTERNED.digest, other.digest}) == 3
+    assert PATTERNED.states == ((12, "2:4"), (0, ""), (20, "4:8"))
+    assert plain.states == ((12, ""), (0, ""), (20, ""))
+    assert PATTERNED.n_removed == plain.n_removed
+    nothing = from_counts(GROUPS, [12, 0, 20], ["", "", ""])
+    assert (nothing, nothing.digest) == (plain, plain.digest)
+
+
+def test_patterns_in_json() -> None:
+    value = json.loads(json.dumps(PATTERNED.to_json()))
+    assert [unit.get("pattern") for unit in value["units"].values()] == ["2:4", None, "4:8"]
+    assert SparsityProfile.from_json(GROUPS, value) == PATTERNED
+    plain = from_counts(GROUPS, [12, 0, 20]).to_json()
+    assert not any("pattern" in unit for unit in plain["units"].values())
+    value["units"]["layers.0.q"]["pattern"] = 24
+    with pytest.raises(ProfileError, match="patterns are not text"):
+        SparsityProfile.from_json(GROUPS, value)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (("2:4",), "1 patterns for 3 units"),
+        (("2:4", "", "4:8", ""), "4 patterns for 3 units"),
+        (("1:4", "", ""), "layers.0.q: 12 of 24 removed is not 1:4"),
+        (("2:4", "2:4", ""), "layers.0.k: 0 of 80 removed is not 2:4"),
+        (("", "", "3:6"), "layers.0.up: 40 items of 1 weights cannot be '3:6'"),
+        (("row", "", ""), "cannot be 'row'"),
+        (("*:4", "", ""), "cannot be"),
+        (("4:4", "", ""), "cannot be"),
+        (("0:0", "", ""), "cannot be"),
+    ],
+)
+def test_patterns_fit_the_counts(patterns: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ProfileError, match=re.escape(message)):
+        SparsityProfile(GROUPS, (12, 0, 20), patterns)
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [], {}, [1, 2]])

@@ -24,7 +24,7 @@ PATTERNS = {
     "four_of_eight": (0.1, 0.25, 0.4),
     "n_of_eight": (0.1, 0.5, 0.95),
 }
-STEPPED = sorted(set(space_names()) - set(PATTERNS))
+STEPPED = sorted(set(space_names()) - set(PATTERNS) - {"dense_or_sparse"})
 
 
 def structured(*units: tuple[str, int, int]) -> Layout:
@@ -216,6 +216,12 @@ def test_unknown_name() -> None:
         ({"bounds": {"q": [0.1]}}, r"bounds\.q"),
         ({"step": None}, "space .*: .*either a step or a pattern"),
         ({"pattern": "2:4"}, "space .*: .*either a step or a pattern"),
+        ({"options": {"2:4": 0.5}}, "space .*: .*either a step or a pattern or options"),
+        ({"step": None, "options": {}}, "options"),
+        ({"step": None, "options": {"*:4": 0.5}}, r"options\.\*:4"),
+        ({"step": None, "options": {124: 0.5}}, r"options\.124"),  # 2:4 without quotes
+        ({"step": None, "options": {"2:4": 0}}, r"options\.2:4"),
+        ({"step": None, "options": {"2:4": 1.1}}, r"options\.2:4"),
         ({"reach": 0, "step": 2}, r"step.*; reach|reach.*; step"),
     ],
 )

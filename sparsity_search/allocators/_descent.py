@@ -15,6 +15,7 @@ from sparsity_search.models.recording import (
     Backward,
     Recordings,
     drawn_labels,
+    linears_of,
     record,
     runs,
     slope,
@@ -34,6 +35,7 @@ class Divergence:
 
     Raises:
         ModelError: What the model makes of its last hidden states is not understood.
+        ConfigError: A unit is not made of linear layers.
     """
 
     subject: PrunableModel
@@ -42,6 +44,7 @@ class Divergence:
     seed: int
 
     def __post_init__(self) -> None:
+        linears_of(self.subject)
         check_head(self.subject.model, self.text)
         object.__setattr__(self, "_teacher", [self._hidden(rows) for rows in self._batches()])
 

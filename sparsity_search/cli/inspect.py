@@ -11,7 +11,8 @@ from sparsity_search.cli import options
 
 def inspect(
     model: options.Model,
-    sparsity: options.Sparsity = 0.5,
+    sparsity: options.OptionalSparsity = None,
+    saving: options.Saving = None,
     space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
     pruner: options.Pruner = None,
     pattern: options.Pattern = None,

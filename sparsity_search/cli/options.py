@@ -24,6 +24,7 @@ KEYS = {
     "device": "model.device",
     "trust_remote_code": "model.trust_remote_code",
     "sparsity": "budget.sparsity",
+    "saving": "budget.saving",
     "bounds": "budget.bounds",
     "space": "space",
     "pruner": "pruner.name",
@@ -45,6 +46,10 @@ Model = Annotated[
     str, typer.Argument(help="Hub id, local folder, .gguf file, or smollm2 (packaged).")
 ]
 Sparsity = Annotated[float, typer.Option(help="Fraction of all prunable weights to remove.")]
+Saving = Annotated[
+    float | None,
+    typer.Option(help="Fraction of their cost to save, for a space with options."),
+]
 OptionalSparsity = Annotated[
     float | None, typer.Option("--sparsity", help="Fraction of all prunable weights to remove.")
 ]

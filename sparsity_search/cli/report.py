@@ -23,13 +23,13 @@ def report(
     from sparsity_search.report import RunRecord, write_report
     from sparsity_search.report.comparison import COMPARISON
     from sparsity_search.report.comparison_page import write_comparison
-    from sparsity_search.report.table import HEADER, rows, summary
+    from sparsity_search.report.table import header, rows, summary
 
     if (run_dir / COMPARISON).exists():
         console.print(f"report: {write_comparison(run_dir)}")
         return
     record = RunRecord.read(run_dir, storage)
     written = write_report(run_dir, storage)
-    console.print(text_table(HEADER, rows(record)))
+    console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
     console.print(f"report: {written}")

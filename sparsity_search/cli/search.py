@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def search(
     model: options.Model,
     sparsity: options.OptionalSparsity = None,
+    saving: options.Saving = None,
     space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
     pruner: options.Pruner = None,
     pattern: options.Pattern = None,
@@ -54,7 +55,7 @@ def search(
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
     from sparsity_search.report import RunRecord
-    from sparsity_search.report.table import HEADER, rows, summary
+    from sparsity_search.report.table import header, rows, summary
     from sparsity_search.workflow.search import DEFAULT_MINUTES
     from sparsity_search.workflow.search import search as run
 
@@ -65,13 +66,15 @@ def search(
     with TerminalMonitor(study.rounds, limit) as monitor:
         run(configuration, folder, command=sys.argv, monitor=monitor)
     record = RunRecord.read(folder, study.storage)
-    console.print(text_table(HEADER, rows(record)))
+    console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
     console.print(f"checkpoint: {folder / 'checkpoint'}\nreport:     {folder / 'report.html'}")
 
 
 def _default_folder(config: RunConfig) -> Path:
-    """Return ``runs/MODEL-PRUNER-SPARSITY``."""
+    """Return ``runs/MODEL-PRUNER-SPARSITY``, or the saving in place of the sparsity."""
     path = Path(config.model.name)
     name = path.stem if path.suffix == ".gguf" else path.name
-    return Path("runs") / f"{name}-{config.pruner.name.rpartition(':')[2]}-{config.budget.target}"
+    budget = config.budget
+    asked = budget.target if budget.saving is None else f"saving-{budget.saving}"
+    return Path("runs") / f"{name}-{config.pruner.name.rpartition(':')[2]}-{asked}"

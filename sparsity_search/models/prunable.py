@@ -73,18 +73,20 @@ class PrunableModel:
         return from_counts(self.layout, [self.views[u.name].n_zeros() for u in self.layout])
 
     def verify(self, profile: SparsityProfile) -> None:
-        """Check that the weights' zeros are exactly those of ``profile``.
+        """Check that the weights' zeros are exactly those of ``profile``, and in its patterns.
 
         Raises:
             ProfileError: They are not; the message names the first unit that differs.
         """
-        for unit, wanted, found in zip(
-            self.layout, profile.removed, self.zeros().removed, strict=True
+        for unit, (wanted, pattern), found in zip(
+            self.layout, profile.states, self.zeros().removed, strict=True
         ):
             if wanted != found:
                 raise ProfileError(
                     f"{unit.name} has {found} zeros of {unit.count}, the profile says {wanted}"
                 )
+            if pattern and not _is_grouped(self.views[unit.name].read(), pattern):
+                raise ProfileError(f"{unit.name} is not {pattern}, as the profile says")
 
     @contextmanager
     def preserved(self) -> Iterator[dict[str, Tensor]]:
@@ -121,6 +123,15 @@ def _units(
     for index, block in enumerate(blocks):
         for unit in kind.find(Block(f"{prefix}.{index}", block, config)):
             yield index, unit
+
+
+def _is_grouped(weight: Tensor, pattern: str) -> bool:
+    """Whether every M consecutive inputs of ``(rows, columns)`` keep exactly N weights."""
+    keep, group = map(int, pattern.split(":"))
+    if weight.shape[1] % group:
+        return False
+    kept = (weight != 0).reshape(len(weight), -1, group).sum(dim=-1)
+    return bool((kept == keep).all())
 
 
 def _pattern(exclude: str | None) -> re.Pattern[str] | None:

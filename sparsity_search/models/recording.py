@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparsity_search.errors import NumericalError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.views import View
 from sparsity_search.rng import derive_seed
@@ -73,8 +74,7 @@ def record(
         ConfigError: A unit is not made of linear layers.
     """
     tape = _Tape(positions)
-    views = subject.views.values()
-    linears = {effect.linear for view in views for effect in view.effects(view.read())}
+    linears = linears_of(subject)
     found = {linear: Recording() for linear in linears}
     device = next(subject.model.parameters()).device
     handles = [m.register_forward_hook(tape.tap(found[m])) for m in linears]
@@ -82,6 +82,7 @@ def record(
     try:
         for start in range(0, len(tokens), BATCH):
             rows = slice(start, min(start + BATCH, len(tokens)))
+            tape.sequences = rows.stop - start
             with torch.enable_grad():
                 logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
             for backward in differentiate(logits.detach(), rows):
@@ -92,6 +93,16 @@ def record(
         for handle in handles:
             handle.remove()
     return found
+
+
+def linears_of(subject: PrunableModel) -> set[nn.Module]:
+    """Return the linear layers through which the units act.
+
+    Raises:
+        ConfigError: A unit is not made of linear layers.
+    """
+    views = subject.views.values()
+    return {effect.linear for view in views for effect in view.effects(view.read())}
 
 
 def slopes(view: View, change: Tensor, recordings: Recordings) -> Tensor:
@@ -153,10 +164,15 @@ def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Ite
         draws: How many labels are drawn at each position, one backward pass each.
         seed: Of the draws.
         keys: What tells this batch's draws from others.
+
+    Raises:
+        NumericalError: The predictions are not finite.
     """
     generator = torch.Generator(logits.device)
     generator.manual_seed(derive_seed(seed, "labels", *keys))
     probabilities = logits.float().softmax(-1)
+    if not probabilities.isfinite().all():  # drawing from them would stop a CUDA device
+        raise NumericalError("the model's predictions are not finite")
     for _ in range(draws):
         labels = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
         labels = labels.view(*logits.shape[:2], 1)
@@ -177,10 +193,12 @@ class _Tape:
 
     Attributes:
         summed: What the present backward pass is for, see `Backward`.
+        sequences: How many there are in the present batch.
     """
 
     def __init__(self, positions: Tensor) -> None:
         self.summed = False
+        self.sequences = 0
         self._positions = positions
         self._last: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
 
@@ -209,7 +227,9 @@ class _Tape:
         return self._last[1]
 
     def _cut(self, tensor: Tensor) -> Tensor:
-        return tensor.detach()[:, self._positions.to(tensor.device)].flatten(0, 1)
+        """Return a copy at the positions kept; some layers get all sequences as one row."""
+        by_sequence = tensor.detach().reshape(self.sequences, -1, tensor.shape[-1])
+        return by_sequence[:, self._positions.to(tensor.device)].flatten(0, 1)
 
 
 def _add(recording: Recording, inputs: Tensor, gradients: Tensor) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.pruners.base import Pruner
 
 #: Columns of a block in the ``block`` pattern, as in SparseGPT (arXiv 2301.00774, section 3.3).
 BLOCK = 128
@@ -91,3 +92,29 @@ class Pattern:
     def removed_in_group(self, count: int, weight: Tensor) -> int:
         """Return how many weights of each group are removed when ``count`` are in all."""
         return count * self.group // weight.numel()
+
+
+def with_pattern(pruner: Pruner, pattern: str) -> Pruner:
+    """Return the pruner with another pattern, which is its mask source's if it has one.
+
+    Args:
+        pruner: A pruner.
+        pattern: ``N:M``; or ``""``, which is the pruner's own.
+
+    Raises:
+        ConfigError: The pruner has no patterns, not this one, or its groups are not consecutive
+            inputs of the matrix as it is stored.
+    """
+    if not pattern:
+        return pruner
+    source = getattr(pruner, "mask", None)
+    if source is not None:
+        return replace(pruner, mask=with_pattern(source, pattern))  # type: ignore[call-arg]
+    if not hasattr(pruner, "pattern"):
+        raise ConfigError(f"{type(pruner).__name__} has no patterns, so it cannot prune {pattern}")
+    if not pruner.groups_inputs:
+        raise ConfigError(
+            f"{type(pruner).__name__} cannot prune {pattern} as sparse kernels need it: with its "
+            "settings the groups are not consecutive inputs of the stored matrix"
+        )
+    return replace(pruner, pattern=pattern)  # type: ignore[call-arg]

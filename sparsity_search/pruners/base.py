@@ -42,6 +42,11 @@ class Pruner(ABC):
         """Whether it has to know the weight's gradient."""
         return False
 
+    @property
+    def groups_inputs(self) -> bool:
+        """Whether the groups of its N:M patterns are consecutive inputs of the stored matrix."""
+        return True
+
     def merge(self, subject: PrunableModel, profile: SparsityProfile) -> None:
         """Rewrite what ``profile`` keeps of the dense model before pruning; nothing by default."""
         del subject, profile

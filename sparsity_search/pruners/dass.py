@@ -41,6 +41,11 @@ class Dass(ScorePruner):
             raise ConfigError(f"exponent must be at least 0, not {self.exponent}")
 
     @property
+    def groups_inputs(self) -> bool:
+        """No: those of gate and up are outputs."""
+        return False
+
+    @property
     def requires(self) -> Statistic:
         """The norms of the inputs, and of those of the linear that follows."""
         return Statistic.NORM

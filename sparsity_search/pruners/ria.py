@@ -55,6 +55,11 @@ class Ria(ScorePruner):
             raise ConfigError(f"permutation needs an N:M pattern, not {self.pattern!r}")
 
     @property
+    def groups_inputs(self) -> bool:
+        """Only without a permutation."""
+        return self.permutation == "none"
+
+    @property
     def requires(self) -> Statistic:
         """The inputs' norms."""
         return Statistic.NORM

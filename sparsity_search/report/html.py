@@ -92,11 +92,11 @@ def _context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
     return {
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
-        "target": table.percent(record.target),
+        "asked": table.asked(record),
         "shipped": shipped_name(record.results),
         "finished": record.results is not None,
         "summary": table.summary(record),
-        "headline": {"header": table.HEADER, "rows": table.rows(record)},
+        "headline": {"header": table.header(record), "rows": table.rows(record)},
         "roles": _groups(record, "role"),
         "blocks": _groups(record, "block"),
         "rungs": {"header": table.RUNG_HEADER, "rows": table.rung_rows(record)},

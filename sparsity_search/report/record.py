@@ -76,8 +76,16 @@ class RunRecord:
 
     @property
     def target(self) -> float:
-        """Global sparsity that was asked for."""
+        """Global sparsity that was asked for; where a saving was, that of the uniform profile."""
+        if self.saving is not None:
+            return next((profile.sparsity for profile in self.profiles.values()), 0.0)
         return float(self.config["budget"]["sparsity"])
+
+    @property
+    def saving(self) -> float | None:
+        """Saving that was asked for in place of a sparsity."""
+        found = self.config["budget"].get("saving")
+        return None if found is None else float(found)
 
     @property
     def fresh(self) -> bool:

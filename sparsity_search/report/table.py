@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal
 
+from sparsity_search.profile import SparsityProfile
 from sparsity_search.report.record import RunRecord, shipped_name
 
 Row = tuple[str, ...]
 
-#: Columns of `rows`.
+#: Columns of `rows`, but for what is saved.
 HEADER: Row = (
     "profile",
     "sparsity",
@@ -26,6 +28,23 @@ RUNG_HEADER: Row = ("rung", "tokens", "survivors", "evaluations", "failed", "sec
 NONE = "\u2013"
 
 
+def header(record: RunRecord) -> Row:
+    """Return the columns of `rows`; among options there is one more, of what is saved."""
+    return HEADER if record.saving is None else ("profile", "saving", *HEADER[1:])
+
+
+def asked(record: RunRecord) -> str:
+    """Return the budget in words.
+
+    >>> from types import SimpleNamespace
+    >>> asked(SimpleNamespace(saving=None, target=0.6))
+    '60.00 % sparsity'
+    """
+    if record.saving is not None:
+        return f"{percent(record.saving)} saving"
+    return f"{percent(record.target)} sparsity"
+
+
 def rows(record: RunRecord) -> list[Row]:
     """Return the comparison, one row a profile; before the end its scores are missing."""
     results = [row for _, row in sorted(_results(record).items(), key=_dense_first)]
@@ -33,6 +52,7 @@ def rows(record: RunRecord) -> list[Row]:
     return [
         (
             str(row["name"]),
+            *(() if record.saving is None else (_percent(row.get("saving")),)),
             *_removed(row, record.layout.n_weights),
             number(row.get("score")),
             ratio(row.get("score"), uniform.get("score")),
@@ -92,6 +112,9 @@ def summary(record: RunRecord) -> str:
     removed, weights = chosen["removed"], record.layout.n_weights
     text = f"{name} removes {integer(removed)} of {integer(weights)} weights"
     text += f" ({percent(removed / weights)})"
+    if record.saving is not None:
+        text += f" and saves {_percent(chosen.get('saving'))}"
+        text += f" with {_mixture(record.shipped)}" if record.shipped else ""
     for measure in ("score", "perplexity"):
         mine, theirs = chosen.get(measure), uniform.get(measure)
         if name != "uniform" and mine is not None and theirs is not None:
@@ -181,6 +204,17 @@ def _results(record: RunRecord) -> dict[str, Mapping[str, Any]]:
         for name, profile in record.profiles.items()
     }
     return known | {row["name"]: row for row in (record.results or {}).get("rows", [])}
+
+
+def _mixture(profile: SparsityProfile) -> str:
+    """Return how many units have each pattern, dense ones first."""
+    units = Counter(pattern or "dense" for _, pattern in profile.states)
+    order = sorted(units, key=lambda pattern: (pattern != "dense", pattern))
+    return ", ".join(f"{units[pattern]} units {pattern}" for pattern in order)
+
+
+def _percent(fraction: float | None) -> str:
+    return NONE if fraction is None else percent(fraction)
 
 
 def _dense_first(item: tuple[str, Mapping[str, Any]]) -> bool:

@@ -9,14 +9,16 @@ from typing import Literal
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.layout import Unit
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.walk import Visit, walk
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.profile import SparsityProfile, zeros_of
+from sparsity_search.pruners._patterns import with_pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.rng import derive_seed
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.supernet import Supernet
-from sparsity_search.variants import Variants
+from sparsity_search.supernet.supernet import Supernet, variants_name
+from sparsity_search.variants import UnchangedVariants, Variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class SupernetPlan:
         propagate: What the blocks after a block see: its output at the ``"centre"`` profile, as
             in sequential pruning, or the ``"dense"`` one (EvoPress, arXiv 2410.14649).
         seed: Breaks ties among scores.
+        patterns: For each unit the ``N:M`` it can have, one variant each in place of its table;
+            then it can stay dense too. Empty where the pruner's own pattern is the only one.
     """
 
     pruner: Pruner
@@ -37,6 +41,7 @@ class SupernetPlan:
     centre: SparsityProfile
     propagate: Literal["centre", "dense"] = "centre"
     seed: int = 0
+    patterns: Sequence[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.pruner.merges:
@@ -67,7 +72,6 @@ def build(
         for block in range(len(subject.blocks)):
             variants.update(folder.load(block))
         return Supernet(subject, variants)
-    tables = dict(zip((unit.name for unit in subject.layout), plan.tables, strict=True))
     with subject.preserved():
         rewritten = plan.propagate == "centre"
         for visit in walk(
@@ -79,37 +83,60 @@ def build(
         ):
             made = folder.load(visit.block) if folder and folder.has(visit.block) else None
             if made is None:
-                made = _prune_block(subject, visit, plan, tables)
+                made = _prune_block(subject, visit, plan)
                 if folder:
                     folder.save(visit.block, made)
             variants.update(made)
             if rewritten:
-                _write_centre(subject, visit, plan, made)
+                _write_centre(subject, visit, plan, Supernet(subject, made))
             on_block(visit.block)
     return Supernet(subject, variants)
 
 
-def _prune_block(
-    subject: PrunableModel,
-    visit: Visit,
-    plan: SupernetPlan,
-    tables: dict[str, tuple[int, ...]],
-) -> dict[str, Variants]:
+def tasks(
+    pruner: Pruner, unit: Unit, table: tuple[int, ...], patterns: Sequence[str] = ()
+) -> dict[str, tuple[Pruner, tuple[int, ...]]]:
+    """Return who prunes a unit to which counts, by `variants_name`.
+
+    Args:
+        pruner: Makes the variants.
+        unit: The unit.
+        table: Counts in the pruner's own pattern.
+        patterns: ``N:M`` in its place, if any; each has one count.
+    """
+    if not patterns:
+        return {unit.name: (pruner, table)}
     return {
-        unit.name: plan.pruner.prune(
-            subject.views[unit.name].read(),
-            visit.evidence[unit.name],
-            tables[unit.name],
-            seed=derive_seed(plan.seed, "ties", unit.name),
+        variants_name(unit.name, pattern): (
+            with_pattern(pruner, pattern),
+            (zeros_of(unit, pattern),),
         )
-        for unit in visit.units
+        for pattern in patterns
     }
 
 
+def _prune_block(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str, Variants]:
+    made: dict[str, Variants] = {}
+    for unit in visit.units:
+        position = subject.layout.position(unit.name)
+        patterns = plan.patterns[position] if plan.patterns else ()
+        for name, (pruner, counts) in tasks(
+            plan.pruner, unit, plan.tables[position], patterns
+        ).items():
+            made[name] = pruner.prune(
+                subject.views[unit.name].read(),
+                visit.evidence[unit.name],
+                counts,
+                seed=derive_seed(plan.seed, "ties", unit.name),
+            )
+        made.setdefault(unit.name, UnchangedVariants(counts=(unit.zeros,)))
+    return made
+
+
 def _write_centre(
-    subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: dict[str, Variants]
+    subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet
 ) -> None:
     for unit in visit.units:
         view = subject.views[unit.name]
-        count = plan.centre.removed[subject.layout.position(unit.name)]
-        view.write(made[unit.name].at(view.read(), count))
+        state = plan.centre.states[subject.layout.position(unit.name)]
+        view.write(made.weight(unit.name, view.read(), *state))

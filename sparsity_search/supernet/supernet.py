@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from sparsity_search.errors import UnknownNameError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.variants import Variants
@@ -17,7 +18,7 @@ class Supernet:
 
     Args:
         subject: The model.
-        variants: Of each unit, by name.
+        variants: Of each unit and pattern, by `variants_name`.
     """
 
     def __init__(self, subject: PrunableModel, variants: Mapping[str, Variants]) -> None:
@@ -29,6 +30,17 @@ class Supernet:
         """What the pruner had to say of single units, e.g. that damping was raised."""
         return [f"{name}: {n}" for name, found in self.variants.items() for n in found.notes]
 
+    def weight(self, unit: str, dense: torch.Tensor, count: int, pattern: str) -> torch.Tensor:
+        """Return a new tensor: ``dense`` of a unit with ``count`` zeros in a pattern.
+
+        Raises:
+            UnknownNameError: There is no such variant.
+        """
+        found = self.variants.get(variants_name(unit, pattern))
+        if found is None:
+            raise UnknownNameError(f"no variant of {unit} has the pattern {pattern!r}")
+        return found.at(dense, count)
+
     @contextmanager
     def resident(self) -> Iterator[Switch]:
         """Yield a switch that turns the model into any profile; dense weights return after."""
@@ -37,27 +49,26 @@ class Supernet:
 
 
 class Switch:
-    """Turns a supernet's model into profiles; only units whose count changes are written."""
+    """Turns a supernet's model into profiles; only units that change are written."""
 
     def __init__(self, supernet: Supernet, dense: Mapping[str, torch.Tensor]) -> None:
         self._supernet = supernet
         self._dense = dense
-        self._current: dict[str, int] = {}
+        self._current: dict[str, tuple[int, str]] = {}
 
     @torch.inference_mode()
     def to(self, profile: SparsityProfile) -> None:
         """Set the model's units to their variants in ``profile``.
 
         Raises:
-            UnknownNameError: A unit has no variant at the profile's count.
+            UnknownNameError: A unit has no variant at the profile's count, or in its pattern.
         """
-        for unit, count in zip(profile.layout, profile.removed, strict=True):
-            if self._current.get(unit.name) == count:
+        for unit, state in zip(profile.layout, profile.states, strict=True):
+            if self._current.get(unit.name) == state:
                 continue
-            variants = self._supernet.variants[unit.name]
-            weight = variants.at(self._dense[unit.name], count)
+            weight = self._supernet.weight(unit.name, self._dense[unit.name], *state)
             self._supernet.subject.views[unit.name].write(weight)
-            self._current[unit.name] = count
+            self._current[unit.name] = state
 
     def change(self, name: str, count: int) -> torch.Tensor:
         """Return what switching one unit to ``count`` would add to its present weights.
@@ -65,5 +76,14 @@ class Switch:
         Raises:
             UnknownNameError: The unit has no variant at that count.
         """
-        wanted = self._supernet.variants[name].at(self._dense[name], count)
+        wanted = self._supernet.weight(name, self._dense[name], count, "")
         return wanted - self._supernet.subject.views[name].read()
+
+
+def variants_name(unit: str, pattern: str) -> str:
+    """Return the name of a unit's variants in a pattern; ``""`` is the pruner's own.
+
+    >>> variants_name("layers.0.up", "2:4")
+    'layers.0.up[2:4]'
+    """
+    return f"{unit}[{pattern}]" if pattern else unit

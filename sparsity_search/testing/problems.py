@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sparsity_search.budget import Bounds, Budget
-from sparsity_search.choices import n_of_m
+from sparsity_search.choices import n_of_m, options_of
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.ladder import Ladder, Rung
 from sparsity_search.layout import Layout, Unit
@@ -23,6 +23,9 @@ from sparsity_search.study import Limits, Study
 #: Tokens that one part of a toy score stands for.
 ROW = 64
 ROLES = ("q", "k", "up", "down")
+
+#: What units of a toy space of options save.
+SAVINGS = {"2:4": 0.5, "4:8": 0.25}
 
 TOY_LADDER = Ladder(candidates=8, rungs=(Rung(ROW, 3), Rung(4 * ROW, 1)))
 
@@ -55,6 +58,7 @@ def toy_space(
     upper: np.ndarray | float = 1.0,
     cost: int | Sequence[int] = 1,
     pattern: str | None = None,
+    options: Mapping[str, float] | None = None,
     zeros: int = 0,
 ) -> SearchSpace:
     """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
@@ -67,6 +71,7 @@ def toy_space(
         step=step,
         reach=reach,
         choices=n_of_m(layout, pattern) if pattern else None,
+        options=options_of(layout, options) if options else None,
     )
 
 
@@ -76,6 +81,7 @@ def uneven_spaces() -> dict[str, SearchSpace]:
     return {
         "2:4": toy_space(*linears, pattern="2:4", target=0.25, reach=1),
         "*:8": toy_space(*linears, pattern="*:8", target=0.4, reach=8, zeros=5),
+        "options": toy_space(*linears, options=SAVINGS, target=0.3, reach=2),
         "width": toy_space(*(3, 48) * 6, cost=(96, 9) * 6, target=0.3, step=72, reach=5),
         "sublayers": toy_space(*(1,) * 20, cost=(30, 79) * 10, target=0.3),
         "blocks": toy_space(*(1,) * 16, cost=100, target=0.3),
@@ -105,6 +111,8 @@ class MemoryStore:
 class SeparableProblem:
     """An objective that is a sum over units: ``Σ w_u · exp(3 · sparsity_u)``.
 
+    Among options it is what a unit saves that counts, in place of its sparsity.
+
     Args:
         space: Where the optimum is sought.
         weights: How much each unit matters, ``(n_units,)``; by default rising from 1 by 1.
@@ -126,7 +134,7 @@ class SeparableProblem:
 
     def exact(self, profile: SparsityProfile) -> float:
         """Return the score of a profile without noise."""
-        return float(self._unit_scores(np.array(profile.removed)).sum())
+        return float(self._unit_scores(self.space.saved(profile)).sum())
 
     def optimum(self) -> tuple[Candidate, float]:
         """Return the best candidate of the space and its score, by dynamic programming.
@@ -154,17 +162,18 @@ class SeparableProblem:
         found: dict[int, tuple[float, int, int]] = {}
         back = sys.maxsize
         for level in range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1):
-            removed = np.zeros(len(space.layout))
-            removed[units] = space.gene_counts(gene, level)
-            weights = int(removed @ space.layout.costs)
+            saved = np.zeros(len(space.layout))
+            saved[units] = space.gene_saved(gene, level)
+            weights = int(saved.sum())
             if found:
                 back = weights - found[level - 1][1]
-            found[level] = (float(self._unit_scores(removed)[units].sum()), weights, back)
+            found[level] = (float(self._unit_scores(saved)[units].sum()), weights, back)
         return found
 
-    def _unit_scores(self, removed: np.ndarray) -> np.ndarray:
-        weights = self.weights or range(1, len(removed) + 1)
-        scores = np.array(weights) * np.exp(3 * (removed / self.space.layout.counts))
+    def _unit_scores(self, saved: np.ndarray) -> np.ndarray:
+        """Return the score of each unit from the weights that it loses or saves."""
+        weights, layout = self.weights or range(1, len(saved) + 1), self.space.layout
+        scores = np.array(weights) * np.exp(3 * (saved / (layout.counts * layout.costs)))
         return np.asarray(scores)
 
     def _score(self, profile: SparsityProfile, fidelity: Fidelity) -> Score:

@@ -123,9 +123,8 @@ def assert_legal(space: SearchSpace, candidates: Sequence[Candidate]) -> None:
         assert all(type(level) is int for level in candidate)
         assert candidate in space
         profile = space.profile(candidate)
-        assert (
-            0 <= profile.n_removed - space.budget.n_removed(space.layout) < slack(space, candidate)
-        )
+        surplus = space.saved(profile).sum() - space.budget.n_removed(space.layout)
+        assert 0 <= surplus < slack(space, candidate)
         removed = np.array(profile.removed)
         assert (space.bounds.lower <= removed).all()
         assert (removed <= space.bounds.upper).all()
@@ -136,8 +135,7 @@ def slack(space: SearchSpace, candidate: Candidate) -> int:
     if space.even:
         return int(space.layout.costs[0])
     steps = [
-        (space.gene_counts(gene, level) - space.gene_counts(gene, level - 1))
-        @ space.layout.costs[list(space.genes[gene])]
+        (space.gene_saved(gene, level) - space.gene_saved(gene, level - 1)).sum()
         for gene, level in enumerate(candidate)
         if level > space.levels.lower[gene]
     ]

@@ -17,6 +17,7 @@ from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import EVALUATORS
+from sparsity_search.space import SearchSpace
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.job import Job
 
@@ -30,7 +31,7 @@ def compare(
 
     Args:
         job: The search.
-        profiles: What to compare, by name; all of one sparsity.
+        profiles: What to compare, by name; all within one budget.
         history: What was measured, for the record.
 
     Returns:
@@ -91,6 +92,7 @@ class _Judge:
     """Scores the model as it is on the final text."""
 
     def __init__(self, job: Job) -> None:
+        self._space = job.space
         self._model = job.session.loaded.model
         self._monitor = job.monitor
         self._rows = range(len(job.session.text["final"]))
@@ -110,14 +112,29 @@ class _Judge:
             for key, proxy in self._proxies.items():
                 value = proxy.score(self._model, self._rows).value
                 row[key] = value if math.isfinite(value) else None
-        return {**row, "sparsity": profile.sparsity, "removed": profile.n_removed}
+        removed = {"sparsity": profile.sparsity, "removed": profile.n_removed}
+        return {**row, **removed, **_saving(self._space, profile)}
+
+
+def _saving(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:
+    """Return the fraction of the dense units' cost that a profile saves, among options."""
+    if space.options is None:
+        return {}
+    return {"saving": int(space.saved(profile).sum()) / space.layout.n_weights}
+
+
+def _asked(job: Job) -> dict[str, float]:
+    """Return the budget: a sparsity, or a saving among options."""
+    key = "target" if job.space.options is None else "target_saving"
+    return {key: job.space.budget.target}
 
 
 def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
     """Return ``profile.json``: nothing in it depends on when or how fast it was made."""
     return {
         **profile.to_json(),
-        "target": job.config.budget.target,
+        **_asked(job),
+        **_saving(job.space, profile),
         "model": job.session.model_facts,
         "removes": job.session.subject.units,
         "pruner": job.config.pruner.model_dump(mode="json"),
@@ -132,7 +149,7 @@ def _results(
     return {
         "format": rundir.FORMAT,
         "evaluator": job.config.evaluator.name,
-        "target": job.config.budget.target,
+        **_asked(job),
         "shipped": shipped.name,
         "rows": rows,
         "search": {

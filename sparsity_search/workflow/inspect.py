@@ -15,10 +15,15 @@ from sparsity_search.layout import Layout
 from sparsity_search.models.walk import walk
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import EVALUATORS, PRUNERS
-from sparsity_search.spaces import load_space
+from sparsity_search.space import SearchSpace
+from sparsity_search.spaces import SpaceFile, load_space
+from sparsity_search.supernet.build import tasks
 from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import unit_kind
+from sparsity_search.workflow.plugins import budget_of, unit_kind
 from sparsity_search.workflow.session import Session, open_session
+
+#: If none is given: what a search takes depends little on it.
+DEFAULT_SPARSITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,17 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     monitor = monitor or Monitor()
     pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
     evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
-    space_file, budget = load_space(config.space), Budget(config.budget.target)
+    space_file = load_space(config.space)
+    budget = _budget(config, space_file, pruner)
     kind = unit_kind(config, pruner)
     session = open_session(config.model, [], config.study.seed, monitor, kind)
     layout = session.subject.layout
-    tables = space_file.build(layout, budget, config.budget.bounds).tables()
+    space = space_file.build(layout, budget, config.budget.bounds)
     with monitor.stage("time samples"):
         tokens = _random_tokens(session, config.data.search_length)
         proxy = evaluator.bind(session.loaded.model, tokens)
         sequence = _timed_score(proxy, session)
-        seconds, size = _supernet(session, pruner, tables, config)
+        seconds, size = _supernet(session, pruner, space, config)
     ladder = config.ladder.build()
     per_rung = {r.tokens: sequence * r.tokens / config.data.search_length for r in ladder.rungs}
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
@@ -90,6 +96,13 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     estimate = Estimate(per_rung, round_seconds, seconds, size, model + dense + size, model)
     shapes = {name: tuple(view.read().shape) for name, view in session.subject.views.items()}
     return Inspection(layout, shapes, _left_alone(session), estimate)
+
+
+def _budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
+    asked = config.budget
+    if asked.sparsity is None and asked.saving is None and not space.options:
+        return Budget(DEFAULT_SPARSITY)
+    return budget_of(config, space, pruner)
 
 
 def _left_alone(session: Session) -> dict[str, int]:
@@ -116,10 +129,11 @@ def _timed_score(proxy: Proxy, session: Session) -> float:
 
 
 def _supernet(
-    session: Session, pruner: Pruner, tables: list[tuple[int, ...]], config: RunConfig
+    session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig
 ) -> tuple[float, int]:
     """Return seconds and bytes of a supernet, from its first block and one sequence."""
     subject, data = session.subject, config.data
+    tables, patterns = space.tables(), space.patterns()
     tokens = _random_tokens(session, data.calibration_length)
     started = time.monotonic()
     gradient = pruner.needs_gradient
@@ -128,10 +142,11 @@ def _supernet(
     walked = time.monotonic() - started
     started, size = time.monotonic(), 0
     for unit in visit.units:
-        counts = tables[subject.layout.position(unit.name)]
+        position = subject.layout.position(unit.name)
         weight = subject.views[unit.name].read()
-        variants = pruner.prune(weight, visit.evidence[unit.name], counts, seed=0)
-        size += sum(t.numel() * t.element_size() for t in variants.tensors().values())
+        for by, counts in tasks(pruner, unit, tables[position], patterns[position]).values():
+            variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0)
+            size += sum(t.numel() * t.element_size() for t in variants.tensors().values())
     pruned = time.monotonic() - started
     # the sample's walk is one whole forward pass of one sequence; a build passes each block twice
     passes = 2 * walked * data.calibration_sequences

@@ -6,12 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 
 from sparsity_search.allocators.base import Allocator
+from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig, frozen
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.base import Evaluator
+from sparsity_search.pruners._patterns import with_pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
 from sparsity_search.searchers.base import Searcher
+from sparsity_search.spaces import SpaceFile
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,26 @@ class Plugins:
             evaluator=EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters),
             initial={name: allocator(config, name) for name in dict.fromkeys(config.initial)},
         )
+
+
+def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
+    """Return the budget of a search in the measure of its space: a sparsity, or a saving.
+
+    Raises:
+        ConfigError: The other measure is given, none or both, or the pruner cannot have the
+            space's options.
+    """
+    saving = config.budget.saving
+    if not space.options:
+        return Budget(config.budget.target)
+    if saving is None or config.budget.sparsity is not None:
+        raise ConfigError(
+            f"the space {config.space!r} has options, of which those that save more need not "
+            "have more zeros: give --saving, e.g. --saving 0.3, and no --sparsity"
+        )
+    for pattern in space.options:
+        with_pattern(pruner, pattern)
+    return Budget(saving)
 
 
 def unit_kind(config: RunConfig, pruner: Pruner) -> str:

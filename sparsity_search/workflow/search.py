@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sparsity_search.artefacts import digest
-from sparsity_search.budget import Budget
+from sparsity_search.budget import Bounds
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import History
@@ -28,7 +28,7 @@ from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import Plugins, unit_kind
+from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.session import Session, open_session, search_requests
 
 #: Search time if neither rounds nor minutes are given.
@@ -53,8 +53,8 @@ def search(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     monitor = monitor or Monitor()
-    budget, plugins = Budget(config.budget.target), Plugins.of(config)
-    space_file = load_space(config.space)
+    space_file, plugins = load_space(config.space), Plugins.of(config)
+    budget = budget_of(config, space_file, plugins.pruner)
     rundir.check_resumable(out, config)
     kind = unit_kind(config, plugins.pruner)
     requests = search_requests(config.data)
@@ -140,13 +140,17 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
 
 
 def _initial(job: Job) -> dict[str, SparsityProfile]:
-    found = {}
+    """Return the initial allocators' profiles, as the space can have them.
+
+    Among options an allocator's numbers are taken as savings: limits of zeros do not bound them.
+    """
+    found, layout, bounds = {}, job.space.layout, job.space.bounds
+    if job.space.options is not None:
+        bounds = Bounds(lower=0 * layout.counts, upper=layout.counts)
     for name, allocator in job.plugins.initial.items():
         with job.monitor.stage(f"allocate {name}"):
             text = job.session.text["calibration"]
-            profile = allocator.allocate(
-                job.session.subject, text, job.space.budget, job.space.bounds
-            )
+            profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
             found[name] = job.space.project(profile)  # itself, but where steps are given
     return found
 
@@ -177,6 +181,7 @@ def _supernet(job: Job) -> Supernet:
     plan = SupernetPlan(
         pruner=job.plugins.pruner,
         tables=job.space.tables(),
+        patterns=job.space.patterns(),
         centre=job.space.base,
         propagate=job.config.supernet.propagate,
         seed=job.config.study.seed,

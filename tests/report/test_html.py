@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsity_search.profile import from_counts, zeros_of
 from sparsity_search.report import table, write_report
 from sparsity_search.report.html import render
 from sparsity_search.report.record import RunRecord
@@ -59,6 +60,36 @@ def test_rows_hold_exact_counts_scores_and_ratios(record: RunRecord) -> None:
         ("searched", "60.00 %", cut, "0.5760", "0.600", "27.00", "0.675"),
     ]
     assert all(len(row) == len(table.HEADER) for row in table.rows(record))
+
+
+def test_what_is_saved_has_a_column(record: RunRecord) -> None:
+    units = record.layout
+    patterns = ["2:4", "4:8", "", "4:8"] * (len(units) // 4)
+    removed = [zeros_of(u, p) if p else u.zeros for u, p in zip(units, patterns, strict=True)]
+    rows = [{**row, "saving": 0.25 + i / 100} for i, row in enumerate(record.results["rows"])]
+    run = {**record.run, "config": {**record.config, "budget": {"sparsity": None, "saving": 0.2}}}
+    chosen = replace(
+        record,
+        run=run,
+        results={**record.results, "rows": rows},
+        profiles={**record.profiles, "searched": from_counts(units, removed, patterns)},
+    )
+    assert table.header(record) == table.HEADER
+    assert table.header(chosen)[:3] == ("profile", "saving", "sparsity")
+    assert [row[:3] for row in table.rows(chosen)][1:3] == [
+        ("uniform", "26.00 %", "60.00 %"),
+        ("owl", "27.00 %", "60.00 %"),
+    ]
+    unfinished = replace(chosen, results=None)
+    assert table.rows(unfinished)[0][:3] == ("uniform", table.NONE, "60.00 %")
+    n = len(units) // 4
+    mixture = f" and saves 28.00 % with {n} units dense, {n} units 2:4, {2 * n} units 4:8"
+    assert mixture in table.summary(chosen)
+    assert "saves" not in table.summary(record)
+    assert (table.asked(record), table.asked(chosen)) == ("60.00 % sparsity", "20.00 % saving")
+    assert chosen.target == record.profiles["uniform"].sparsity
+    assert replace(chosen, profiles={}).target == 0
+    assert "at 20.00 % saving</h1>" in render(chosen, {})
 
 
 def test_rows_without_a_score(record: RunRecord) -> None:
