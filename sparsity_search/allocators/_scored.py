@@ -158,15 +158,15 @@ class ScoredAllocator(Allocator):
         self.check(layout, budget, bounds)
         wanted = self.wanted(scores, budget, bounds)
         uniform = budget.uniform(layout, bounds)
-        least = self._loss(scores, uniform)
+        least = self.predicted(scores, uniform)
         if wanted.final:
             profile = from_counts(layout, np.rint(wanted.counts).astype(np.int64))
         else:
             profile = budget.project(layout, wanted.counts / layout.counts, bounds)
             # where curves are equal or constant, many profiles are best
-            if least <= self._loss(scores, profile) * (1 + 1e-9):
+            if least <= self.predicted(scores, profile) * (1 + 1e-9):
                 profile = uniform
-        loss = self._loss(scores, profile)
+        loss = self.predicted(scores, profile)
         told = f"predicted loss {loss:.6g}; of the uniform profile {least:.6g}"
         return Allocation(profile, notes=(told, *wanted.notes))
 
@@ -184,7 +184,8 @@ class ScoredAllocator(Allocator):
         notes = ("no pairs were measured",) if self.use_pairs and scores.pairs is None else ()
         return Wanted(options.chosen(levels), final=rules.pattern is not None, notes=notes)
 
-    def _loss(self, scores: Scores, profile: SparsityProfile) -> float:
+    def predicted(self, scores: Scores, profile: SparsityProfile) -> float:
+        """Return what a profile is predicted to lose, with pairs where they are used."""
         found = scores.loss(profile)
         if self._paired(scores):
             found += self.shrink * pair_loss(scores, np.array(profile.removed))

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BloomConfig, BloomForCausalLM
 
+from sparsity_search.models.head import last_hidden
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BATCH, BlockRunner
 from sparsity_search.testing.evaluator import random_tokens
@@ -86,3 +88,47 @@ def test_embedding_does_not_run_the_blocks(tiny_subject: PrunableModel) -> None:
     assert calls == []
     runner.run(1, runner.embed())
     assert calls == [1]
+
+
+def tiny_bloom() -> nn.Module:
+    """Return a model whose blocks put out tuples."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4)
+        return BloomForCausalLM(shape).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom"])
+def test_finish_is_the_decoders_own(family: str) -> None:
+    model = tiny_bloom() if family == "bloom" else FAMILIES[family]()
+    subject, tokens = PrunableModel(model), random_tokens(BATCH + 3, 12)
+    runner = BlockRunner(subject, tokens)
+    hidden = runner.embed()
+    for block in range(len(subject.blocks)):
+        hidden = runner.run(block, hidden)
+    ended = runner.finish(hidden)
+    with torch.inference_mode():
+        for states, batch in zip(ended, tokens.split(BATCH), strict=True):
+            assert torch.equal(states, last_hidden(model, batch))
+    halved = runner.finish([0.5 * states + 1 for states in hidden])
+    assert not torch.equal(halved[0], ended[0])
+    assert not any("forward" in block.__dict__ for block in subject.blocks)
+
+
+def test_finish_leaves_the_blocks_alone(tiny_subject: PrunableModel) -> None:
+    runner = BlockRunner(tiny_subject, random_tokens(2, 16))
+    block = tiny_subject.blocks[1]
+    wrapped = block.forward  # as libraries that move weights do
+    block.forward = wrapped
+    norm = tiny_subject.model.model.norm
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = norm.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.finish(runner.embed())
+    handle.remove()
+    assert block.forward is wrapped
+    assert "forward" not in tiny_subject.blocks[0].__dict__
+    assert len(runner.finish(runner.embed())) == 1

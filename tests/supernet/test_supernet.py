@@ -148,3 +148,30 @@ def test_notes(supernet: Supernet) -> None:
     variants = dict(supernet.variants)
     variants[name] = replace(variants[name], notes=("damping was raised",))
     assert Supernet(supernet.subject, variants).notes == [f"{name}: damping was raised"]
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_change_is_what_switching_adds(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    profiles: list[SparsityProfile],
+    name: str,
+) -> None:
+    supernet = build(tiny_subject, tiny_tokens, plan_of(PRUNERS.create(name)))
+    with supernet.resident() as switch:
+        switch.to(profiles[1])
+        before = {name: view.read().clone() for name, view in tiny_subject.views.items()}
+        changes = {
+            unit.name: switch.change(unit.name, count)
+            for unit, count in zip(profiles[2].layout, profiles[2].removed, strict=True)
+        }
+        assert all(torch.equal(v.read(), before[n]) for n, v in tiny_subject.views.items())
+        switch.to(profiles[2])
+        for name, view in tiny_subject.views.items():
+            assert torch.equal(view.read() - before[name], changes[name])
+        assert any(change.any() for change in changes.values())
+        unit, count = profiles[2].layout[0].name, profiles[2].removed[0]
+        assert not switch.change(unit, count).any()
+        with pytest.raises(UnknownNameError, match="no variant has"):
+            switch.change(unit, count + 1)
