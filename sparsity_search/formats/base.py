@@ -37,10 +37,12 @@ class Format(ABC):
         suffixes: Ends of file names that stand for this format where no other claims them.
         sized: Whether the file holds the sizes of its units: it is read without a layout, and
             nothing is rounded.
+        patterned: Whether it can say that a unit's zeros are N:M.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     sized: ClassVar[bool] = False
+    patterned: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, text: str, layout: Layout | None = None) -> Document:

@@ -18,6 +18,7 @@ class Profile(Format):
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
     sized: ClassVar[bool] = True
+    patterned: ClassVar[bool] = True
 
     def read(self, text: str, layout: Layout | None = None) -> Document:
         """Return the profile over units of the file's own sizes.

@@ -12,10 +12,10 @@ import numpy as np
 from sparsity_search.artefacts import write_text
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.config import BudgetSection, ModelSection
-from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.errors import ConfigError, ProfileError, nearest
 from sparsity_search.formats.base import Document, Format
 from sparsity_search.layout import Layout
-from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.profile import SparsityProfile
 from sparsity_search.registry import FORMATS
 from sparsity_search.spaces import bounds_of
 from sparsity_search.transfer import retarget, same_units, transfer, unmatched_roles
@@ -97,6 +97,10 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
         read = reader.read(text, sizes.profile.layout if sizes else layout)
         source = Document(read.profile, _lasting(sizes.facts) if sizes else {})
     document, how = _moved(source, layout or source.profile.layout, facts, job.budget)
+    if document.profile.patterns and not writer.patterned:
+        raise ProfileError(
+            f"{writer_name} has no place for the patterns of this profile: use --to profile"
+        )
     written = writer.write(document)
     wanted = document.profile
     found = writer.read(written, wanted.layout).profile  # checks the text before it is a file
@@ -117,7 +121,7 @@ def _moved(
     profile, bounds = source.profile, bounds_of(layout, wanted.bounds)
     same = same_units(profile.layout, layout)
     if same:
-        profile = from_counts(layout, profile.removed)
+        profile = SparsityProfile(layout, profile.removed, profile.patterns)
         if wanted.sparsity is None and _within(profile, bounds):
             return Document(profile, {**source.facts, **facts}), "copied"
     budget = Budget(profile.sparsity if wanted.sparsity is None else wanted.sparsity)

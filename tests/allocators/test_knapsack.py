@@ -204,7 +204,7 @@ def test_pairs(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     assert second != first
     assert second.n_removed == budget.n_removed(layout)
     scores = paired.measure(tiny_subject, tiny_tokens)
-    assert paired._loss(scores, second) < paired._loss(scores, first)
+    assert paired.predicted(scores, second) < paired.predicted(scores, first)
     assert dataclasses.replace(paired, shrink=0.0).solve(scores, budget, bounds) == first
 
 

@@ -299,3 +299,17 @@ def test_help_shows_examples() -> None:
     app.command()(convert)
     outcome = CliRunner().invoke(app, ["--help"])
     assert "sparsity-search convert profile.json --sparsity 0.7" in outcome.output
+
+
+def test_patterns_stay_or_are_refused(run: Run, layout: Layout, tmp_path: Path) -> None:
+    patterns = ("2:4", "", "", "4:8", "", "2:4")
+    counts = [unit.count // 2 if p else 3 for unit, p in zip(layout, patterns, strict=True)]
+    profile = SparsityProfile(layout, tuple(counts), patterns)
+    stored, copy = tmp_path / "profile.json", tmp_path / "copy.json"
+    stored.write_text(json.dumps(profile.to_json()))
+    run(stored, "--out", copy)
+    assert SparsityProfile.from_json(layout, json.loads(copy.read_text())) == profile
+    with pytest.raises(SparsitySearchError, match="csv has no place for the patterns"):
+        run(stored, "--out", tmp_path / "profile.csv")
+    assert not (tmp_path / "profile.csv").exists()
+    run(stored, "--out", tmp_path / "shifted.csv", "--sparsity", 0.3)  # counts alone are shifted
