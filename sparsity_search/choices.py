@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
+from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout
 from sparsity_search.levels import LevelTables
 from sparsity_search.profile import zeros_of
@@ -17,7 +17,6 @@ from sparsity_search.profile import zeros_of
 #: Legal counts of each unit, increasing.
 Choices = tuple[tuple[int, ...], ...]
 
-_N_OF_M = re.compile(r"(\d+|\*):(\d+)")
 #: Steps, by depth and by role, of a sequence that covers the unit interval evenly: inverses of
 #: the golden ratio and of the plastic number.
 _EVEN = (0.6180339887498949, 0.7548776662466927)
@@ -34,19 +33,17 @@ def n_of_m(layout: Layout, pattern: str) -> Choices:
     Raises:
         ConfigError: No such pattern, or a unit is no whole number of groups.
     """
-    found = _N_OF_M.fullmatch(pattern)
-    group = int(found[2]) if found else 0
-    keep = group and found and (range(group) if found[1] == "*" else [int(found[1])])
-    if not keep or max(keep) >= group:
+    groups = Groups.parse(pattern)
+    if groups is None or groups.keep == groups.size:
         raise ConfigError(f"pattern of a space must be N:M with N < M, or *:M, not {pattern!r}")
     for unit in layout:
-        if unit.cost != 1 or unit.count % group:
+        if unit.cost != 1 or not groups.fits(unit.count):
             raise ConfigError(
                 f"{unit.name} has {unit.count} items of {unit.cost} weights: that is no whole "
-                f"number of groups of {group} weights; leave such units out with --exclude"
+                f"number of groups of {groups.size} weights; leave such units out with --exclude"
             )
     return tuple(
-        (u.zeros, *(c for n in reversed(keep) if (c := u.count // group * (group - n)) > u.zeros))
+        (u.zeros, *(c for n in reversed(groups.kept) if (c := groups.zeros(u.count, n)) > u.zeros))
         for u in layout
     )
 

@@ -6,7 +6,6 @@ and equality and hashing are exact.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,10 @@ import numpy as np
 
 from sparsity_search.artefacts import digest
 from sparsity_search.errors import ProfileError
+from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout, Unit
 
 FORMAT = 1
-
-_N_OF_M = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -184,10 +182,11 @@ def zeros_of(unit: Unit, pattern: str) -> int:
     Raises:
         ProfileError: No such pattern, or the unit is no whole number of groups.
     """
-    found = _N_OF_M.fullmatch(pattern)
-    keep, group = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not keep < group or unit.cost != 1 or unit.count % group:
+    groups = Groups.parse(pattern)
+    whole = groups is not None and unit.cost == 1 and groups.fits(unit.count)
+    if groups is None or groups.keep in (None, groups.size) or not whole:
         raise ProfileError(
             f"{unit.name}: {unit.count} items of {unit.cost} weights cannot be {pattern!r}"
         )
-    return unit.count // group * (group - keep)
+    (keep,) = groups.kept
+    return groups.zeros(unit.count, keep)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
+from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout, Unit
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import View
@@ -127,11 +128,11 @@ def _units(
 
 def _is_grouped(weight: Tensor, pattern: str) -> bool:
     """Whether every M consecutive inputs of ``(rows, columns)`` keep exactly N weights."""
-    keep, group = map(int, pattern.split(":"))
-    if weight.shape[1] % group:
+    groups = Groups.parse(pattern)
+    if groups is None or groups.keep is None or not groups.fits(weight.shape[1]):
         return False
-    kept = (weight != 0).reshape(len(weight), -1, group).sum(dim=-1)
-    return bool((kept == keep).all())
+    kept = (weight != 0).reshape(len(weight), -1, groups.size).sum(dim=-1)
+    return bool((kept == groups.keep).all())
 
 
 def _pattern(exclude: str | None) -> re.Pattern[str] | None:

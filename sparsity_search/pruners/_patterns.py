@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.groups import Groups
 from sparsity_search.pruners.base import Pruner
 
 #: Columns of a block in the ``block`` pattern, as in SparseGPT (arXiv 2301.00774, section 3.3).
 BLOCK = 128
 
 _SCOPES = ("layer", "row", "block")
-_GROUP = re.compile(r"(\d+|\*):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class Pattern:
             raise ConfigError(f'pattern must be text, not {text!r}: write "2:4" with quotes')
         if text in _SCOPES:
             return cls(text)
-        found = _GROUP.fullmatch(text)
-        keep = None if not found or found[1] == "*" else int(found[1])
-        if not found or int(found[2]) < 1 or (keep is not None and keep > int(found[2])):
+        found = Groups.parse(text)
+        if found is None:
             raise ConfigError(f"pattern must be layer, row, block, N:M or *:M, not {text!r}")
-        return cls("group", int(found[2]), keep)
+        return cls("group", found.size, found.keep)
 
     @property
     def sparsity(self) -> float | None:
