@@ -1,0 +1,69 @@
+"""Allocators beside each other on SmolLM2-135M: the table of docs/allocators.md.
+
+Each part is one `sparsity-search compare`, which goes on where it was stopped:
+
+    python benchmarks/allocators.py --calibration wikipedia_calibration.jsonl \
+        --test wikitext2_valid.txt --out runs/allocators
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+from sparsity_search.config import PluginSection, load_config
+from sparsity_search.workflow.cases import Plan
+from sparsity_search.workflow.compare import compare
+
+ALLOCATORS = (
+    *("er", "lamp", "global_magnitude", "pq_index", "alpha_pruning"),
+    *("owl", "owl[per=linear]", "dlp", "dsa", "mrp", "cfsp", "als", "essential"),
+    *("ramp", "ramp[against=block]", "besa", "besa[scope=model]"),
+    *("knapsack", "knapsack[sensitivity=layer_error]", "knapsack[tied=block]", "gauss_newton"),
+)
+#: The best of one seed, which two more seeds follow for.
+LEADING = ("gauss_newton", "knapsack", "alpha_pruning", "ramp")
+#: Pruner, sparsity, allocators and seeds of each part.
+PARTS: dict[str, tuple[str, float, tuple[str, ...], int]] = {
+    "wanda-70": ("wanda", 0.7, ALLOCATORS, 1),
+    "sparsegpt-70": ("sparsegpt", 0.7, ALLOCATORS, 1),
+    "wanda-50": ("wanda", 0.5, ALLOCATORS, 1),
+    "wanda-70-seeds": ("wanda", 0.7, LEADING, 3),
+    "sparsegpt-70-seeds": ("sparsegpt", 0.7, LEADING, 3),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("calibration", "test", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    quiet_libraries()
+    options = {
+        "model.name": "smollm2",
+        "data.calibration": f"file:{arguments.calibration}",
+        "data.calibration_sequences": 32,
+        "data.final_text": f"file:{arguments.test}",
+    }
+    for part in arguments.part:
+        pruner, sparsity, allocators, seeds = PARTS[part]
+        plan = Plan(
+            config=load_config(None, options),
+            allocators=allocators,
+            pruners={pruner: PluginSection(name=pruner)},
+            sparsities=(sparsity,),
+            seeds=seeds,
+        )
+        # rows of the first seed are the same: parts of one pruner share a folder
+        with TerminalMonitor() as monitor:
+            compare(plan, arguments.out / pruner, monitor=monitor)
+
+
+if __name__ == "__main__":
+    main()
