@@ -28,6 +28,8 @@ from sparsity_search.supernet.supernet import Supernet, Switch
 
 #: Levels of a unit at which the divergence is predicted; between them it is interpolated.
 _LINEARISED = 5
+#: Sparsity between levels: they cost a byte a weight in all where masks nest, else a copy each.
+_FINE, _COARSE = 0.01, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,11 @@ class GaussNewton(Allocator):
 
     Attributes:
         pruner: What removes items: a `Pruner`, a plugin's name, or its name and settings. One
-            that changes the weights it keeps needs memory for each level: raise ``spacing``.
+            that changes the weights it keeps needs memory for each level.
         steps: How many steps; each costs about six forward passes of the text.
         reach: How far a step may change a unit's sparsity, at first.
-        spacing: Sparsity between two levels of a unit.
+        spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
+            that changes weights.
         sequences: Sequences of the calibration text that are used, at most.
         length: Tokens of each, at most.
         positions: How many positions of each tell the second order.
@@ -59,7 +62,7 @@ class GaussNewton(Allocator):
     pruner: Pruner | str | Mapping[str, Any] = "wanda"
     steps: int = 4
     reach: float = 0.1
-    spacing: float = 0.01
+    spacing: float | None = None
     sequences: int = 8
     length: int = 512
     positions: int = 128
@@ -71,8 +74,9 @@ class GaussNewton(Allocator):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("reach", "spacing"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in (0, 1], not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"{name} must lie in (0, 1], not {value}")
 
     def allocate(
         self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
@@ -117,7 +121,9 @@ class GaussNewton(Allocator):
     def _grid(self, layout: Layout, budget: Budget, bounds: Bounds) -> _Grid:
         pattern = Pattern.of(self.pruner)
         if pattern is None or pattern.scope != "group":
-            return _spaced(layout, bounds, budget.uniform(layout, bounds), self.spacing)
+            assert isinstance(self.pruner, Pruner)
+            spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
+            return _spaced(layout, bounds, budget.uniform(layout, bounds), spacing)
         keep = "*" if pattern.keep is None else pattern.keep
         return _legal(layout, bounds, budget, f"{keep}:{pattern.group}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class ColumnPruner(StructuredPruner):
     Attributes:
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
     """
+
+    updates: ClassVar[bool] = True
 
     damping: float = 0.01
 

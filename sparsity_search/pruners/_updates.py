@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class UpdatePruner(Pruner):
     Attributes:
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
     """
+
+    updates: ClassVar[bool] = True
 
     damping: float = 0.01
 

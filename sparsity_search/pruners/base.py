@@ -25,11 +25,13 @@ class Pruner(ABC):
 
     Attributes:
         units: The kinds of units that it prunes, the usual one first; see `models/units/`.
+        updates: Whether kept weights change, so that each level is a copy of its own.
         merges: Whether `merge` does anything: then units are not pruned independently, and a
             supernet cannot hold them.
     """
 
     units: ClassVar[tuple[str, ...]] = ("weights",)
+    updates: ClassVar[bool] = False
     merges: ClassVar[bool] = False
 
     @property

@@ -161,6 +161,13 @@ class PrunerContract:
         assert torch.equal(weight, before)
         assert_exact(variants, weight, COUNTS)
 
+    def test_updates_what_it_says(self, pruner: Pruner) -> None:
+        """Kept weights change if, and only if, the pruner says so."""
+        weight = gaussian(ROWS, COLUMNS)
+        pruned = self.run(pruner, weight, counts=[SIZE // 2]).at(weight, SIZE // 2)
+        kept = pruned != 0
+        assert torch.equal(pruned[kept], weight[kept]) != pruner.updates
+
     def test_deterministic(self, pruner: Pruner) -> None:
         """Equal seeds give equal bits, and the global random state is neither used nor moved."""
         weight = gaussian(ROWS, COLUMNS).round() + 0.5

@@ -98,6 +98,17 @@ class StructuredPrunerContract:
         weight = matrix_for(pruner).to(dtype)
         self.assert_exact(pruner, self.run(pruner, weight), weight)
 
+    def test_updates_what_it_says(self, pruner: Pruner) -> None:
+        """The consumer's kept weights change if, and only if, the pruner says so."""
+        weight, shape = matrix_for(pruner), shape_for(pruner)
+        variants = self.run(pruner, weight)
+        if not isinstance(variants, StructuredVariants):
+            pytest.skip("the pruner merges structures")
+        half = variants.at(weight, variants.counts[len(variants.counts) // 2])
+        kept = ~shape.empty(half)
+        bodies, before = shape.bodies(half)[:, kept], shape.bodies(weight)[:, kept]
+        assert torch.equal(bodies, before) != pruner.updates
+
     def test_makers_of_kept_structures_are_unchanged(self, pruner: Pruner) -> None:
         """Only the consumer and its bias may make up for what is removed.
 

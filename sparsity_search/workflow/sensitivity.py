@@ -36,6 +36,8 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     plugin = SENSITIVITIES.create(config.sensitivity.name, **config.sensitivity.parameters)
     kind = unit_kind(config, pruner)
     plugin.check(kind)
+    if pruner.merges:
+        raise ConfigError("this pruner merges removed units into kept ones: use drop instead")
     settings = {**config.allocators.get("knapsack", {}), "sensitivity": plugin, "pruner": pruner}
     measurer: ScoredAllocator = ALLOCATORS.create("knapsack", **frozen(settings))
     requests = [calibration(config.data)]

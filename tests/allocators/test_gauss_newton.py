@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sparsity_search.allocators.gauss_newton as module
+from sparsity_search.allocators._descent import Divergence
+from sparsity_search.allocators.gauss_newton import GaussNewton, level_tables
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
+from sparsity_search.evaluators.kl_divergence import KLDivergence
+from sparsity_search.layout import Layout, Unit
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.recording import Recordings
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.pruners.base import Pruner
+from sparsity_search.pruners.wanda import Wanda
+from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.scores import tables
+from sparsity_search.sensitivity.fisher import Fisher
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.testing.allocator import assert_meets
+from sparsity_search.testing.models import tiny_llama, tiny_mixtral
+
+#: Quick, on the tiny model.
+QUICK = {"steps": 2, "spacing": 0.05, "sequences": 4, "positions": 16}
+
+
+def pruned_divergence(
+    subject: PrunableModel, tokens: Tensor, profile: SparsityProfile, rows: int, pruner: Pruner
+) -> float:
+    """Return what the evaluator says of a profile, pruned in one walk."""
+    proxy = KLDivergence().bind(subject.model, tokens[:rows])
+    plan = SupernetPlan(pruner=pruner, tables=[(c,) for c in profile.removed], centre=profile)
+    with build(subject, tokens, plan).resident() as switch:
+        switch.to(profile)
+        return proxy.score(subject.model, range(rows)).value
+
+
+def told(found: Any) -> list[float]:
+    """Return the divergences that the note tells."""
+    (note,) = found.notes
+    path = re.fullmatch(r"KL on calibration text, from uniform on: (.*) nats a token", note)
+    assert path is not None
+    return [float(value) for value in path[1].split(" → ")]
+
+
+def halve(subject: PrunableModel) -> None:
+    """Prune a model unevenly, so that no slope is zero."""
+    for i, view in enumerate(subject.views.values()):
+        weight = view.read()
+        limit = weight.abs().flatten().kthvalue(int(weight.numel() * (0.2 + 0.02 * i))).values
+        view.write(weight.masked_fill(weight.abs() <= limit, 0))
+
+
+def test_value_is_the_evaluators(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    text = tiny_tokens[:5]  # a smaller batch at the end
+    proxy = KLDivergence().bind(tiny_subject.model, text)
+    divergence = Divergence(tiny_subject, text, 16, 0)
+    assert divergence.value() == pytest.approx(0, abs=1e-6)
+    halve(tiny_subject)
+    expected = proxy.score(tiny_subject.model, range(5)).value
+    assert divergence.value() == pytest.approx(expected, rel=1e-5)
+    assert divergence.recorded()[0] == pytest.approx(expected, rel=1e-5)
+    next(iter(tiny_subject.views.values())).write(torch.full((32, 32), torch.nan))
+    assert not divergence.value() < np.inf
+
+
+@pytest.mark.parametrize("units", ["weights", "width"])
+def test_first_order_is_the_slope_about_a_pruned_profile(units: str, tiny_tokens: Tensor) -> None:
+    model = tiny_llama(layers=2, dtype=torch.float64)
+    divergence = Divergence(PrunableModel(model, units=units), tiny_tokens[:3], 16, 0)
+    halve(PrunableModel(model))
+    _, recordings = divergence.recorded()
+    for name, view in divergence.subject.views.items():
+        here = view.read().clone()
+        change = 1e-3 * torch.randn(here.shape, generator=torch.Generator().manual_seed(0)).to(
+            here
+        )
+        if view.structures is not None:
+            view.structures.bodies(change)[:, :, view.structures.inner :] = 0
+        values = []
+        for sign in (1, -1):
+            view.write(here + sign * change)
+            values.append(divergence.value())
+        view.write(here)
+        up, down = (divergence.change(name, sign * change, recordings) for sign in (1, -1))
+        assert (up - down) / 2 == pytest.approx((values[0] - values[1]) / 2, rel=0.01, abs=2e-6)
+        assert up + down > 0
+
+
+def test_second_order_is_fisher_information(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor
+) -> None:
+    counts = tables(tiny_subject.layout, (0.5,))
+    text = tiny_tokens[:5]
+    fisher = Fisher(sequences=5, positions=7).measure(tiny_subject, text, Wanda(), counts, seed=4)
+    divergence = Divergence(tiny_subject, text, 7, 4)
+    _, recordings = divergence.recorded()  # of the dense model: there is no first order
+    centre = Budget(0.5).uniform(tiny_subject.layout)
+    supernet = build(tiny_subject, text, SupernetPlan(
+        pruner=Wanda(), tables=counts, centre=centre, propagate="dense"
+    ))  # fmt: skip
+    with supernet.resident() as switch:
+        for unit, (count,), (loss,) in zip(
+            tiny_subject.layout, counts, fisher.losses, strict=True
+        ):
+            change = switch.change(unit.name, count)
+            found = divergence.change(unit.name, change, recordings)
+            assert found == pytest.approx(loss, rel=1e-3)
+
+
+def redundant() -> PrunableModel:
+    """Return a model whose second block writes next to nothing."""
+    model = tiny_llama(layers=3)
+    block = model.model.layers[1]
+    for linear in (block.self_attn.o_proj, block.mlp.down_proj):
+        linear.weight *= 1e-3
+    return PrunableModel(model)
+
+
+def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
+    subject, budget = redundant(), Budget(0.4)
+    bounds = Bounds.of(subject.layout)
+    found = GaussNewton(**{**QUICK, "reach": 0.3, "steps": 3}).detailed(
+        subject, tiny_tokens, budget, bounds
+    )
+    first, second, third = found.profile.grouped("block").values()
+    assert second > 0.75
+    assert max(first, third) < 0.35
+    values = told(found)
+    assert min(values) < 0.7 * values[0]
+    uniform = budget.uniform(subject.layout, bounds)
+    for profile, value in ((uniform, values[0]), (found.profile, min(values))):
+        real = pruned_divergence(subject, tiny_tokens, profile, 4, Wanda())
+        # what the walk propagates differs a little: the supernet's later blocks see uniform
+        assert real == pytest.approx(value, rel=0.1 if profile is found.profile else 1e-3)
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let the divergence take these values in turn."""
+    left, recorded = iter(values), Divergence.recorded
+
+    def fake(self: Divergence) -> tuple[float, Recordings]:
+        return next(left), recorded(self)[1]
+
+    monkeypatch.setattr(Divergence, "recorded", fake)
+    monkeypatch.setattr(Divergence, "value", lambda _: next(left))
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, ...]]:
+    """From where, how far at most, and to where each step went."""
+    seen: list[tuple[np.ndarray, ...]] = []
+    solve = module._Descent._solved
+
+    def spy(self: Any, levels: np.ndarray, windows: Any, reach: np.ndarray) -> np.ndarray:
+        found = solve(self, levels, windows, reach)
+        seen.append((levels, reach, found))
+        return found
+
+    monkeypatch.setattr(module._Descent, "_solved", spy)
+    return seen
+
+
+def test_a_step_that_does_not_help_halves_the_reach(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    solved: list[tuple[np.ndarray, ...]],
+) -> None:
+    faked(monkeypatch, [1.0, 1.0, 2.0, np.nan, 3.0, 4.0, 5.0, 6.0])
+    budget, bounds = Budget(0.55), Bounds.of(tiny_subject.layout)
+    method = GaussNewton(**{**QUICK, "steps": 7, "reach": 0.4})
+    found = method.detailed(tiny_subject, tiny_tokens, budget, bounds)
+    assert found.profile == budget.uniform(tiny_subject.layout, bounds)
+    assert [int(reach.max()) for _, reach, _ in solved[:4]] == [8, 4, 2, 1]
+    for levels, reach, proposed in solved:
+        assert (levels == solved[0][0]).all()
+        assert (np.abs(proposed - levels) <= reach).all()
+    proposals = [tuple(proposed) for *_, proposed in solved]
+    assert len(set(proposals)) == len(proposals)
+    assert len(told(found)) == 5  # no step of less than a level
+
+
+def test_the_best_of_all_is_returned(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    solved: list[tuple[np.ndarray, ...]],
+) -> None:
+    faked(monkeypatch, [5.0, 4.0, 6.0, 3.0, 3.5])
+    bounds = Bounds.of(tiny_subject.layout)
+    method = GaussNewton(**{**QUICK, "steps": 4, "reach": 0.2})
+    found = method.detailed(tiny_subject, tiny_tokens, Budget(0.55), bounds)
+    starts, reaches, proposed = zip(*solved, strict=True)
+    assert (starts[1] == proposed[0]).all()  # from the better one
+    assert (starts[2] == proposed[0]).all()  # and back to it
+    assert (starts[3] == proposed[2]).all()
+    assert [int(reach.max()) for reach in reaches] == [4, 4, 2, 2]
+    assert told(found) == [5, 4, 6, 3, 3.5]
+    step = 0.05 * tiny_subject.layout.counts
+    uniform = np.array(Budget(0.55).uniform(tiny_subject.layout).removed)
+    moved = proposed[2] - starts[0]
+    off = np.array(found.profile.removed) - uniform - moved * step
+    assert (np.abs(off) < step).all()  # the projection takes back what is too much
+
+
+def test_never_worse_than_uniform(tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(layers=2, seed=3))
+    for target in (0.3, 0.8):
+        found = GaussNewton(**QUICK).detailed(
+            subject, tiny_tokens, Budget(target), Bounds.of(subject.layout)
+        )
+        values = told(found)
+        uniform = Budget(target).uniform(subject.layout)
+        expected = pruned_divergence(subject, tiny_tokens, uniform, 4, Wanda())
+        assert values[0] == pytest.approx(expected, rel=1e-3)
+        assert min(values) < values[0]
+
+
+@pytest.mark.parametrize(
+    ("units", "pruner", "spacing"),
+    [
+        ("weights", "sparsegpt", 0.25),
+        ("weights", {"name": "wanda", "pattern": "layer"}, 0.5),
+        ("width", "wanda_sp", 0.05),
+        ("width", "flap", 0.2),
+        ("heads", "wanda_sp", 0.05),
+        ("blocks", "drop", 0.01),
+    ],
+)
+def test_other_pruners_and_units(
+    units: str, pruner: Any, spacing: float, tiny_tokens: Tensor
+) -> None:
+    subject, budget = PrunableModel(tiny_llama(layers=4), units=units), Budget(0.6)
+    method = GaussNewton(**{**QUICK, "spacing": spacing, "pruner": pruner, "reach": 0.3})
+    found = method.detailed(subject, tiny_tokens, budget, Bounds.of(subject.layout))
+    assert_meets(found.profile, budget)
+    if units == "weights":  # also where the grid is coarse, the start is uniform
+        uniform = budget.uniform(subject.layout)
+        expected = pruned_divergence(subject, tiny_tokens, uniform, 4, method.pruner)
+        assert told(found)[0] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "legal"),
+    [("2:4", 0.3, (0, 4)), ("2:4", 0.5, (4,)), ("*:8", 0.4, range(8)), ("4:8", 0.2, (0, 4))],
+)
+def test_patterns(pattern: str, target: float, legal: Any, tiny_tokens: Tensor) -> None:
+    subject, budget = PrunableModel(tiny_llama()), Budget(target)
+    pruner = {"name": "wanda", "pattern": pattern}
+    found = GaussNewton(**QUICK, pruner=pruner).allocate(
+        subject, tiny_tokens, budget, Bounds.of(subject.layout)
+    )
+    eighths = np.array(found.removed) * 8 / subject.layout.counts
+    assert set(eighths.tolist()) <= set(legal)
+    steps = subject.layout.counts // (8 if pattern == "*:8" else 2)
+    surplus = found.n_removed - budget.n_removed(subject.layout)
+    assert 0 <= surplus < steps[np.array(found.removed) > 0].min()
+
+
+def test_a_pattern_that_cannot_meet_the_budget(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor
+) -> None:
+    tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    method = GaussNewton(pruner={"name": "wanda", "pattern": "2:4"})
+    with pytest.raises(InfeasibleBudgetError, match="out of reach"):
+        method.allocate(tiny_subject, tiny_tokens, Budget(0.6), Bounds.of(tiny_subject.layout))
+
+
+LAYOUTS = st.lists(
+    st.tuples(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(LAYOUTS, st.floats(0.005, 1))
+@settings(max_examples=80)
+def test_level_tables(shapes: list[tuple[int, float, float, float]], spacing: float) -> None:
+    units = [Unit(name=f"{i}", block=i, role="x", count=n) for i, (n, *_) in enumerate(shapes)]
+    layout = Layout(units)
+    ordered = [sorted(rest) for _, *rest in shapes]
+    low, middle, high = (
+        np.array([round(at[k] * u.count) for at, u in zip(ordered, units, strict=True)])
+        for k in range(3)
+    )
+    centre = SparsityProfile(layout, tuple(middle.tolist()))
+    found = level_tables(layout, Bounds(lower=low, upper=high), centre, spacing)
+    for unit, table, a, b, c in zip(units, found, low, middle, high, strict=True):
+        assert table[0] == a
+        assert table[-1] == c
+        assert b in table
+        assert all(isinstance(count, int) for count in table)
+        step = max(1.0, spacing * unit.count)
+        gaps = [y - x for x, y in pairwise(table)]
+        assert all(0 < gap <= step + 1 for gap in gaps)
+        inner = [abs(count - b) / step for count in table[1:-1]]
+        assert all(abs(x - round(x)) <= 0.5 / step + 1e-9 for x in inner)
+
+
+def test_reach_in_levels_of_each_unit() -> None:
+    layout = Layout([Unit(name=n, block=0, role="x", count=c) for n, c in (("a", 200), ("b", 3))])
+    grid = module._spaced(layout, Bounds.of(layout), Budget(0.5).uniform(layout), 0.02)
+    assert grid.reach(layout, 0.1).tolist() == [5, 1]  # 5 % of 200 items each; one of 3
+    assert grid.reach(layout, 0.4).tolist() == [20, 1]
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"sequences": 0}, "sequences must be at least 1"),
+        ({"length": 0}, "length must be at least 1"),
+        ({"positions": -1}, "positions must be at least 1, not -1"),
+        ({"reach": 0.0}, r"reach must lie in \(0, 1\], not 0"),
+        ({"spacing": 1.5}, r"spacing must lie in \(0, 1\], not 1.5"),
+    ],
+)
+def test_settings(given_: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ALLOCATORS.create("gauss_newton", **given_)
+
+
+@pytest.mark.parametrize(
+    ("units", "pruner", "message"),
+    [
+        ("width", "wanda", "removes weights, not width"),
+        ("blocks", "laco", "search with drop"),
+        ("weights", "wanda", "leave experts out"),
+    ],
+)
+def test_refused(units: str, pruner: str, message: str, tiny_tokens: Tensor) -> None:
+    model = tiny_mixtral() if "experts" in message else tiny_llama()
+    subject = PrunableModel(model, units=units)
+    method = GaussNewton(**QUICK, pruner=PRUNERS.create(pruner))
+    with pytest.raises(ConfigError, match=message):
+        method.allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
