@@ -143,7 +143,7 @@ def test_a_model_is_timed(tmp_path: Path) -> None:
     assert 0 < found.machine.seconds_per_token < 0.1
     assert found.machine.weights == 27648
     assert found.chosen.seconds == 0
-    assert recommend(load_config(None, options), 600).chosen.method.name == "knapsack"
+    assert recommend(load_config(None, options), 600).chosen.method.name == "gauss_newton"
 
 
 @pytest.mark.parametrize(
