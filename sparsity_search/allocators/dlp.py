@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.allocators._rescale import check_spread, rescaled
-from sparsity_search.allocators._scores import check_kind, measured
+from sparsity_search.allocators._wanda_scores import check_kind, measured
 from sparsity_search.allocators.base import Allocator
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._scores import unit_scores
+from sparsity_search.allocators._wanda_scores import unit_scores
 from sparsity_search.allocators.base import Allocator
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
