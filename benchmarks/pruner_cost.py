@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.linalg import cholesky
 
 from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnFit, Greedy, greedy_order
+from sparsity_search.pruners._columns import ColumnFit, Greedy, eliminate
 from sparsity_search.pruners.sparsegpt import SparseGPT
 from sparsity_search.pruners.structured_obs import StructuredOBS
 from sparsity_search.statistics import InputStatistics, Statistic
@@ -234,7 +234,7 @@ def columns(weight: Tensor, inputs: Tensor, inner: int, clock: Clock, tag: str) 
     theirs = clock.time(f"{tag} published", published)
     steps = Greedy(per_step=8)
     if inner == 1:
-        clock.time(f"{tag} by 8", lambda: greedy_order(weight, hessian, count, steps))
+        clock.time(f"{tag} by 8", lambda: eliminate(weight, hessian, count, steps))
     table = lambda: StructuredOBS().prune(matrix, evidence, levels, seed=0)  # noqa: E731
     clock.time(f"{tag} weights", table)
     rest = torch.tensor(sorted(set(range(count)) - set(theirs.tolist())))

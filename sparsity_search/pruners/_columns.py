@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,8 +193,21 @@ class Greedy:
     seed: int = 0
 
 
-def greedy_order(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Tensor:
-    """Return groups in the order in which greedy elimination removes them, ``(count,)`` int64.
+class Eliminated(NamedTuple):
+    """What greedy elimination did.
+
+    Attributes:
+        order: Groups in the order in which they were removed, ``(count,)`` int64.
+        costs: By how much the least-squares error grew with each, ``(count,)``; groups that were
+            removed together have their common cost at the last of them.
+    """
+
+    order: Tensor
+    costs: Tensor
+
+
+def eliminate(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Eliminated:
+    """Remove groups greedily, one step after another, until none is left.
 
     Each step removes the group of least ``tr(W_g ([H⁻¹]_gg)⁻¹ W_gᵀ)``: by so much grows the
     least-squares error. Groups whose weights are all zero go first, and change nothing.
@@ -214,7 +227,9 @@ def greedy_order(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Te
     problem = _Elimination(
         weight[:, columns].to(hessian), hessian[columns][:, columns], inner, how.linear_term
     )
-    return torch.cat([first, others[problem.run(how.per_step)]])
+    found = problem.run(how.per_step)
+    costs = torch.cat([found.costs.new_zeros(len(first)), found.costs])
+    return Eliminated(torch.cat([first, others[found.order]]), costs)
 
 
 class _Lazy:
@@ -287,18 +302,19 @@ class _Elimination:
         self.names = torch.arange(weight.shape[1] // inner, device=weight.device)
         self.alive = torch.ones_like(self.names, dtype=torch.bool)
 
-    def run(self, per_step: int) -> Tensor:
-        """Return all groups in the order in which they are removed."""
+    def run(self, per_step: int) -> Eliminated:
+        """Remove all groups."""
         order, left = [self.names[:0]], len(self.names)
+        costs = torch.zeros(left, dtype=self.gram.blocks.dtype, device=self.names.device)
         while left:
             number = min(per_step, left)
             chosen = _lowest(self.scores().masked_fill_(~self.alive, torch.inf), number)
             order.append(self.names[chosen])
-            self.remove(chosen)
             left -= number
+            costs[len(costs) - left - 1] = self.remove(chosen)
             if left and self.inverse.pending + per_step * self.inner > _PANEL:
                 self._settle()
-        return torch.cat(order)
+        return Eliminated(torch.cat(order), costs)
 
     def scores(self) -> Tensor:
         """Return what each group's removal costs; meaningless for those removed already."""
@@ -309,11 +325,14 @@ class _Elimination:
             costs = _traces(torch.cholesky_solve(self.gram.blocks, lower))
         return costs if self.cross is None else costs / 2 + _traces(self.cross.blocks)
 
-    def remove(self, groups: Tensor) -> None:
+    def remove(self, groups: Tensor) -> Tensor:
         """Take ``groups`` out: ``W -= E V`` and ``H⁻¹ -= Vᵀ V`` with ``E = W_P L⁻ᵀ``.
 
         ``V = L⁻¹ [H⁻¹]_P,:`` and ``L Lᵀ = [H⁻¹]_PP``, where ``P`` are the groups' columns. Then
         ``WᵀW -= Cᵀ V + Vᵀ C`` with ``C = (WE)ᵀ - ½ EᵀE V``.
+
+        Returns:
+            ``tr(EᵀE)``, by which the least-squares error grows.
         """
         columns = columns_of(groups, self.inner)
         rows = self.inverse.rows(columns)
@@ -328,6 +347,7 @@ class _Elimination:
         self.inverse.subtract(change, change)
         self.gram.subtract(torch.cat([product, change]), torch.cat([change, product]))
         self.alive[groups] = False
+        return torch.trace(square)
 
     def _settle(self) -> None:
         """Apply pending corrections, and forget the removed groups."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnPruner, Greedy, greedy_order
+from sparsity_search.pruners._columns import ColumnPruner, Eliminated, Greedy, eliminate
 from sparsity_search.pruners._structures import shape_of
 
 
@@ -38,7 +39,21 @@ class StructuredOBS(ColumnPruner):
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
         """Return structures in the order of their elimination."""
+        return self._eliminate(weight, evidence, seed).order
+
+    @torch.no_grad()
+    def error_curve(self, weight: Tensor, evidence: Evidence, *, seed: int = 0) -> Tensor:
+        """Return the layer error for every count, see `ColumnPruner.error_curve`.
+
+        Structures that go one by one bring their errors with them: no other factor is needed.
+        """
+        if self.per_step > 1 or not weight.isfinite().all():
+            return super().error_curve(weight, evidence, seed=seed)
+        costs = self._eliminate(weight.float(), evidence, seed).costs.clamp_min(0)
+        return torch.cat([costs.new_zeros(1), costs.cumsum(dim=0)])
+
+    def _eliminate(self, weight: Tensor, evidence: Evidence, seed: int) -> Eliminated:
         shape = shape_of(evidence)
         consumer = self._live(shape.consumer(weight), evidence)
         how = Greedy(per_step=self.per_step, linear_term=self.linear_term, seed=seed)
-        return greedy_order(consumer, self._hessian(consumer, evidence), shape.count, how)
+        return eliminate(consumer, self._hessian(consumer, evidence), shape.count, how)

@@ -11,7 +11,7 @@ from sparsity_search.pruners._columns import (
     ColumnFit,
     Greedy,
     columns_of,
-    greedy_order,
+    eliminate,
     is_nested,
     order_of,
     refits,
@@ -19,6 +19,10 @@ from sparsity_search.pruners._columns import (
 from sparsity_search.testing.pruner import correlated_inputs, gaussian
 
 ROWS = 6
+
+
+def greedy_order(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Tensor:
+    return eliminate(weight, hessian, count, how).order
 
 
 def problem(count: int, inner: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence import Evidence
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import from_counts
-from sparsity_search.pruners._columns import Greedy, greedy_order
+from sparsity_search.pruners._columns import Greedy, eliminate
 from sparsity_search.pruners.structured_obs import StructuredOBS
 from sparsity_search.pruners.wanda_sp import WandaSP
 from sparsity_search.realise import prune_sequentially
@@ -174,7 +174,7 @@ def test_the_linear_term_is_that_of_the_greedy_order() -> None:
     for on in (False, True):
         order = StructuredOBS(linear_term=on).order(weight, evidence, 0)
         how = Greedy(linear_term=on)
-        expected = greedy_order(shape.consumer(weight), hessian, shape.count, how)
+        expected = eliminate(shape.consumer(weight), hessian, shape.count, how).order
         assert torch.equal(order, expected)
         # the first step in full: half the quadratic cost, and the product with H w
         inverse, w = torch.linalg.inv(hessian), shape.consumer(weight).double()
