@@ -9,34 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.scores import Scores
 from sparsity_search.sensitivity._losses import rising
+from sparsity_search.sensitivity._text import ShortText
 from sparsity_search.sensitivity._variants import pruned_units
-from sparsity_search.sensitivity.base import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockError(Sensitivity):
+class BlockError(ShortText):
     """Squared error of the block's output with one unit pruned, relative to what the block adds.
 
     ``‖y' − y‖² / ‖y − x‖²`` over all tokens, with the block's dense input ``x`` and output ``y``.
     Costs one forward pass of a block for each unit and level; the text may be short.
-
-    Attributes:
-        sequences: Sequences of the calibration text that are used, at most.
-        length: Tokens of each, at most.
     """
-
-    sequences: int = 4
-    length: int = 512
-
-    def __post_init__(self) -> None:
-        if self.sequences < 1 or self.length < 1:
-            raise ConfigError("sequences and length must be at least 1")
 
     def measure(
         self,
@@ -49,7 +37,7 @@ class BlockError(Sensitivity):
     ) -> Scores:
         """Return the errors, see `Sensitivity.measure`."""
         self.check(subject.units)
-        runner = BlockRunner(subject, tokens[: self.sequences, : self.length])
+        runner = BlockRunner(subject, self.text(tokens))
         before, block = runner.embed(), 0
         after, losses = runner.run(0, before), []
         with subject.preserved():

@@ -21,12 +21,12 @@ from sparsity_search.models.recording import (
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.scores import Scores
 from sparsity_search.sensitivity._losses import rising
+from sparsity_search.sensitivity._text import ShortText
 from sparsity_search.sensitivity._variants import pruned_units
-from sparsity_search.sensitivity.base import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fisher(Sensitivity):
+class Fisher(ShortText):
     """KL to the dense model to second order, from gradients at labels that the model draws.
 
     For a small change ``ΔW`` of the weights, ``KL(dense ‖ pruned) ≈ ½ E[(Σ_t c_t)²] / T`` nats a
@@ -40,8 +40,6 @@ class Fisher(Sensitivity):
     the whole sequence is the unbiased estimate.
 
     Attributes:
-        sequences: Sequences of the calibration text that are used, at most.
-        length: Tokens of each, at most.
         positions: How many positions of each are contracted, at most; evenly spaced.
         span: Consecutive positions summed before squaring; 0 for the whole sequence.
         draws: Draws of labels for each sequence: one backward pass each.
@@ -49,14 +47,14 @@ class Fisher(Sensitivity):
     """
 
     sequences: int = 16
-    length: int = 512
     positions: int = 128
     span: int = 1
     draws: int = 1
     pairs: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "length", "positions", "draws"):
+        super().__post_init__()
+        for name in ("positions", "draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.span < 0:
@@ -78,7 +76,7 @@ class Fisher(Sensitivity):
             NumericalError: A gradient is not finite.
         """
         self.check(subject.units)
-        text = tokens[: self.sequences, : self.length]
+        text = self.text(tokens)
         span = min(self.span or text.shape[1], text.shape[1])
         positions = runs(text.shape[1], self.positions, span)
         recordings = record(subject, text, positions, self._differentiate(seed))

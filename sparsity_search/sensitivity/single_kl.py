@@ -8,36 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError
 from sparsity_search.models.head import check_head, divergence
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.scores import Scores
 from sparsity_search.sensitivity._losses import rising
+from sparsity_search.sensitivity._text import ShortText
 from sparsity_search.sensitivity._variants import pruned_units
-from sparsity_search.sensitivity.base import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleKL(Sensitivity):
+class SingleKL(ShortText):
     """``KL(dense ‖ pruned)`` with one unit pruned at a time, mean over tokens, in nats.
 
     What additive methods assume to add up (EvoPress, arXiv 2410.14649, section 2, shows that it
     does not quite). The hidden states before the unit's block are kept; only the blocks from
     there on run, so a level costs half a forward pass on average.
-
-    Attributes:
-        sequences: Sequences of the calibration text that are used, at most.
-        length: Tokens of each, at most.
     """
 
     sequences: int = 2
-    length: int = 512
-
-    def __post_init__(self) -> None:
-        if self.sequences < 1 or self.length < 1:
-            raise ConfigError("sequences and length must be at least 1")
 
     def measure(
         self,
@@ -54,7 +44,7 @@ class SingleKL(Sensitivity):
             ModelError: What the model makes of its last hidden states is not understood.
         """
         self.check(subject.units)
-        text = tokens[: self.sequences, : self.length]
+        text = self.text(tokens)
         check_head(subject.model, text)
         runner, n_blocks = BlockRunner(subject, text), len(subject.blocks)
 
