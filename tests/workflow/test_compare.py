@@ -18,13 +18,12 @@ from sparsity_search.models.loading import load_model
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import from_counts
 from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
 from sparsity_search.workflow.cases import Plan, parse_label, slug, split
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, with_defaults
 from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import allocator
 
 Make = Callable[..., Plan]
 
@@ -387,19 +386,3 @@ def test_the_text_has_forty_sequences_unless_told(make: Make, folder: Path) -> N
 
 def config(*overrides: str) -> RunConfig:
     return load_config(None, {"model.name": "tiny"}, overrides)
-
-
-def test_an_allocator_has_pruner_and_seed_of_the_run() -> None:
-    found = allocator(config("pruner.name=sparsegpt", "pruner.damping=0.1"), "essential")
-    assert found.pruner == PRUNERS.create("sparsegpt", damping=0.1)
-    found = allocator(config("pruner.name=ria+sparsegpt"), "essential")
-    assert found.pruner == PRUNERS.create("sparsegpt", mask="ria")
-    assert allocator(config("study.seed=4"), "knapsack").seed == 4
-
-
-def test_unless_they_are_set() -> None:
-    overrides = ("pruner.name=ria", "allocators.knapsack={pruner: magnitude, seed: 2}")
-    found = allocator(config(*overrides, "study.seed=4"), "knapsack")
-    assert found.pruner == PRUNERS.create("magnitude")
-    assert found.seed == 2
-    assert allocator(config("pruner.name=ria"), "owl") == ALLOCATORS.create("owl")
