@@ -11,7 +11,7 @@ import torch
 
 from sparsity_search.allocators.base import Allocation
 from sparsity_search.allocators.owl import OWL
-from sparsity_search.config import RunConfig, load_config
+from sparsity_search.config import load_config
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError
 from sparsity_search.evaluators.perplexity import Perplexity
 from sparsity_search.models.loading import load_model
@@ -382,7 +382,3 @@ def test_the_text_has_forty_sequences_unless_told(make: Make, folder: Path) -> N
     assert with_defaults(make().config).data.final_sequences == 3
     assert with_defaults(load_config(None, {"model.name": "x"})).data.final_sequences == 40
     assert FINAL_SEQUENCES == 40
-
-
-def config(*overrides: str) -> RunConfig:
-    return load_config(None, {"model.name": "tiny"}, overrides)
