@@ -19,16 +19,20 @@ from sparsity_search.workflow.cases import Plan
 from sparsity_search.workflow.compare import compare
 
 ALLOCATORS = (
-    *("er", "lamp", "global_magnitude", "pq_index", "alpha_pruning"),
-    *("owl", "owl[per=linear]", "dlp", "dsa", "mrp", "cfsp", "als", "essential"),
-    *("ramp", "ramp[against=block]", "besa", "besa[scope=model]"),
-    *("knapsack", "knapsack[sensitivity=layer_error]", "knapsack[tied=block]", "gauss_newton"),
+    *("gauss_newton", "knapsack", "alpha_pruning", "owl", "dlp", "ramp", "ramp[slope=0.007]"),
+    *("er", "lamp", "global_magnitude", "pq_index", "dsa", "mrp", "cfsp", "als", "essential"),
+    "besa",
+)
+#: Other settings, measured in one place only.
+VARIANTS = (
+    *("ramp[slope=0.0035]", "ramp[slope=0.014]", "ramp[against=block]", "owl[per=linear]"),
+    *("besa[scope=model]", "knapsack[sensitivity=layer_error]", "knapsack[tied=block]"),
 )
 #: The best of one seed, which two more seeds follow for.
 LEADING = ("gauss_newton", "knapsack", "alpha_pruning", "ramp")
 #: Pruner, sparsity, allocators and seeds of each part.
 PARTS: dict[str, tuple[str, float, tuple[str, ...], int]] = {
-    "wanda-70": ("wanda", 0.7, ALLOCATORS, 1),
+    "wanda-70": ("wanda", 0.7, ALLOCATORS + VARIANTS, 1),
     "sparsegpt-70": ("sparsegpt", 0.7, ALLOCATORS, 1),
     "wanda-50": ("wanda", 0.5, ALLOCATORS, 1),
     "wanda-70-seeds": ("wanda", 0.7, LEADING, 3),
