@@ -41,7 +41,8 @@ def evaluate(
     request = Request("evaluation", text, sequences, length)
     with TerminalMonitor() as monitor:
         found = run(configuration, request, dense=dense, monitor=monitor)
+    read = f"{found.tokens} tokens" if found.tokens else f"{len(found.score.parts)} rows"
     console.print(
-        f"{evaluator} {number(found.score.value)} on {found.tokens} tokens; "
+        f"{evaluator} {number(found.score.value)} on {read}; "
         f"{percent(found.sparsity)} of the prunable weights are zero"
     )

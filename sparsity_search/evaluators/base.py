@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from sparsity_search.errors import DataError
 from sparsity_search.history import Score
 
 
@@ -15,29 +18,67 @@ class Proxy(ABC):
 
     @abstractmethod
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
-        """Return the score of ``model`` on some sequences of the pool.
+        """Return the score of ``model`` on some rows of the pool.
 
         Args:
             model: The dense model's architecture with any weights in its blocks; embeddings,
                 final norm and head are the dense ones.
-            rows: Indices of sequences.
+            rows: Indices of sequences, or of rows of the evaluator's own data.
 
         Returns:
             The score, and its part for each row in the order given.
         """
 
 
+@dataclass(frozen=True)
+class OwnData:
+    """What an evaluator reads itself, in place of the text.
+
+    Attributes:
+        n_rows: Rows that it has.
+        digest: 16 hexadecimal digits that identify its contents.
+    """
+
+    n_rows: int
+    digest: str
+
+    def check(self, needed: int, remedy: str) -> None:
+        """Check that there are enough rows.
+
+        Raises:
+            DataError: There are fewer than ``needed``; ``remedy`` says what to change.
+        """
+        if needed > self.n_rows:
+            raise DataError(
+                f"the evaluator's data has {self.n_rows} rows, but {needed} are needed: {remedy}"
+            )
+
+
 class Evaluator(ABC):
     """Scores models. Plugins are frozen keyword-only dataclasses of hyper-parameters."""
 
     @abstractmethod
-    def bind(self, dense: nn.Module, tokens: Tensor) -> Proxy:
+    def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:
         """Return a proxy for a pool of text; what it needs of the dense model it takes now.
 
         Args:
             dense: The dense model.
-            tokens: ``(n_sequences, length)`` int64, at least 2 tokens each.
+            tokens: ``(n_sequences, length)`` int64, at least 2 tokens each; those of an
+                evaluator with own data are not read.
+            tokenizer: The model's; few evaluators need it.
         """
+
+    def own_data(self) -> OwnData | None:
+        """Return what the rows are if they are not the sequences of the text.
+
+        A job checks it before any work, and keeps its digest. The rows of a search are the first
+        ones, those of the final comparison the next.
+
+        Raises:
+            DataError: It cannot be read.
+            ConfigError: A package that reads it is missing.
+        """
+        return None
 
 
 def batches(rows: Sequence[int], length: int, tokens_at_once: int = 2048) -> list[Sequence[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Perplexity(Evaluator):
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {self.chunk}")
 
-    def bind(self, dense: nn.Module, tokens: Tensor) -> Proxy:
+    def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:  # noqa: ARG002
         """Return a proxy; nothing of the dense model is kept."""
         check_head(dense, tokens)
         return _PerplexityProxy(tokens, self.chunk)

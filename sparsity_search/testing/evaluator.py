@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.evaluators.base import Evaluator
+from sparsity_search.errors import DataError
+from sparsity_search.evaluators.base import Evaluator, Proxy
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.testing.models import VOCABULARY, tiny_llama
+from sparsity_search.testing.models import VOCABULARY, tiny_llama, tiny_tokenizer
 
 N_ROWS, LENGTH = 6, 24
 
@@ -46,9 +48,12 @@ def scaled(factor: float) -> nn.Module:
     return model
 
 
-class EvaluatorContract:
-    """Inherit in a test module that has a fixture ``evaluator``."""
+def bound(evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> Proxy:
+    """Return the proxy for a tiny model and its tokenizer."""
+    return evaluator.bind(dense, tokens, tiny_tokenizer())
 
+
+class _Fixtures:
     @pytest.fixture
     def dense(self) -> nn.Module:
         """A tiny random model."""
@@ -59,15 +64,25 @@ class EvaluatorContract:
         """Text that the dense model finds likely."""
         return text_of(dense, N_ROWS, LENGTH)
 
+
+class EvaluatorContract(_Fixtures):
+    """Inherit in a test module that has a fixture ``evaluator``, and one of those below.
+
+    If the evaluator has own data, it must have `N_ROWS` rows at least, of which no two score the
+    same, and the dense tiny model must do better on them than one with smaller weights.
+    """
+
     def test_is_a_value(self, evaluator: Evaluator) -> None:
         """Equal settings are equal, hashable, and print as one line."""
-        assert evaluator == type(evaluator)()
-        assert hash(evaluator) == hash(type(evaluator)())
+        other = dataclasses.replace(evaluator)  # type: ignore[type-var]
+        assert other is not evaluator
+        assert evaluator == other
+        assert hash(evaluator) == hash(other)
         assert "\n" not in repr(evaluator)
 
     def test_lower_is_better(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
         """The dense model is best, and one without its blocks is worst."""
-        proxy = evaluator.bind(dense, tokens)
+        proxy = bound(evaluator, dense, tokens)
         rows = range(N_ROWS)
         scores = [proxy.score(scaled(factor), rows).value for factor in (1.0, 0.9, 0.0)]
         assert all(math.isfinite(score) for score in scores)
@@ -77,7 +92,7 @@ class EvaluatorContract:
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """A row's part is the same alone, among others, and in any order."""
-        proxy = evaluator.bind(dense, tokens)
+        proxy = bound(evaluator, dense, tokens)
         model, rows = scaled(0.5), [4, 0, 5, 2]
         together = proxy.score(model, rows)
         assert len(together.parts) == len(rows)
@@ -88,42 +103,24 @@ class EvaluatorContract:
         assert swapped.parts == pytest.approx(together.parts[::-1], rel=1e-4)
         assert swapped.value == pytest.approx(together.value, rel=1e-4)
 
-    def test_pool_does_not_matter(
-        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
-    ) -> None:
-        """A row scores the same in another pool."""
-        few, model = evaluator.bind(dense, tokens[2:4]), scaled(0.5)
-        whole = evaluator.bind(dense, tokens)
-        assert few.score(model, [0, 1]).parts == pytest.approx(
-            whole.score(model, [2, 3]).parts, rel=1e-4
-        )
-
-    def test_batching_does_not_matter(self, evaluator: Evaluator, dense: nn.Module) -> None:
-        """Rows that fill more than one batch, with a rest, score as they do alone."""
-        tokens = random_tokens(5, 200).repeat(3, 1)  # ten rows of 200 tokens pass at once
-        proxy = evaluator.bind(dense, tokens)
-        parts = proxy.score(scaled(0.5), range(15)).parts
-        assert parts[:5] * 3 == pytest.approx(parts, rel=1e-4)
-        assert parts[12] == pytest.approx(proxy.score(scaled(0.5), [2]).parts[0], rel=1e-4)
-
     def test_deterministic(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
         """Equal calls give equal scores, whatever was scored between them."""
-        proxy, rows = evaluator.bind(dense, tokens), range(N_ROWS)
+        proxy, rows = bound(evaluator, dense, tokens), range(N_ROWS)
         state = torch.get_rng_state()
         first = proxy.score(scaled(0.5), rows)
         proxy.score(scaled(0.0), [3, 1])
         assert proxy.score(scaled(0.5), rows) == first
-        assert evaluator.bind(dense, tokens).score(scaled(0.5), rows) == first
+        assert bound(evaluator, dense, tokens).score(scaled(0.5), rows) == first
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_one_resident_model(
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """The dense model itself, bound and then rewritten in place, scores as a copy does."""
-        proxy, rows = evaluator.bind(dense, tokens), range(N_ROWS)
+        proxy, rows = bound(evaluator, dense, tokens), range(N_ROWS)
         for view in PrunableModel(dense).views.values():
             view.write(view.read() * 0.5)
-        other = evaluator.bind(tiny_llama(), tokens)
+        other = bound(evaluator, tiny_llama(), tokens)
         assert proxy.score(dense, rows) == other.score(scaled(0.5), rows)
 
     def test_model_is_unchanged(
@@ -131,7 +128,7 @@ class EvaluatorContract:
     ) -> None:
         """Neither binding nor scoring writes to a model or to the text, or leaves a hook."""
         before, text = weights_of(dense), tokens.clone()
-        evaluator.bind(dense, tokens).score(dense, range(N_ROWS))
+        bound(evaluator, dense, tokens).score(dense, range(N_ROWS))
         after = weights_of(dense)
         assert all(torch.equal(after[name], weight) for name, weight in before.items())
         assert torch.equal(tokens, text)
@@ -142,7 +139,7 @@ class EvaluatorContract:
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor, bad: float
     ) -> None:
         """Broken weights give a score that is not finite, never an exception."""
-        proxy = evaluator.bind(dense, tokens)
+        proxy = bound(evaluator, dense, tokens)
         model = tiny_llama()
         view = next(iter(PrunableModel(model).views.values()))
         view.write(torch.full_like(view.read(), bad))
@@ -152,6 +149,67 @@ class EvaluatorContract:
         """A bfloat16 model scores about as its float32 twin."""
         dense = tiny_llama(dtype=torch.bfloat16)
         tokens = text_of(dense, N_ROWS, LENGTH)
-        low = evaluator.bind(dense, tokens).score(scaled(0.5).bfloat16(), range(N_ROWS))
-        full = evaluator.bind(tiny_llama(), tokens).score(scaled(0.5), range(N_ROWS))
+        low = bound(evaluator, dense, tokens).score(scaled(0.5).bfloat16(), range(N_ROWS))
+        full = bound(evaluator, tiny_llama(), tokens).score(scaled(0.5), range(N_ROWS))
         assert low.value == pytest.approx(full.value, rel=0.1)
+
+
+class TextContract(_Fixtures):
+    """What holds if the rows are the sequences of the text."""
+
+    def test_has_no_own_data(self, evaluator: Evaluator) -> None:
+        """The text is all that is read."""
+        assert evaluator.own_data() is None
+
+    def test_pool_does_not_matter(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """A row scores the same in another pool."""
+        few, model = bound(evaluator, dense, tokens[2:4]), scaled(0.5)
+        whole = bound(evaluator, dense, tokens)
+        assert few.score(model, [0, 1]).parts == pytest.approx(
+            whole.score(model, [2, 3]).parts, rel=1e-4
+        )
+
+    def test_batching_does_not_matter(self, evaluator: Evaluator, dense: nn.Module) -> None:
+        """Rows that fill more than one batch, with a rest, score as they do alone."""
+        tokens = random_tokens(5, 200).repeat(3, 1)  # ten rows of 200 tokens pass at once
+        proxy = bound(evaluator, dense, tokens)
+        parts = proxy.score(scaled(0.5), range(15)).parts
+        assert parts[:5] * 3 == pytest.approx(parts, rel=1e-4)
+        assert parts[12] == pytest.approx(proxy.score(scaled(0.5), [2]).parts[0], rel=1e-4)
+
+
+class OwnDataContract(_Fixtures):
+    """What holds if the rows are the evaluator's own."""
+
+    def test_has_own_data(self, evaluator: Evaluator) -> None:
+        """It is told before any model is there, and always the same."""
+        own = evaluator.own_data()
+        assert own is not None
+        assert own.n_rows >= N_ROWS
+        assert len(own.digest) == 16
+        again = dataclasses.replace(evaluator).own_data()  # type: ignore[type-var]
+        assert again == own
+
+    def test_the_text_is_not_read(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """Whatever is bound, even nothing, the scores are the same."""
+        scores = [
+            bound(evaluator, dense, text).score(scaled(0.5), [1, 3])
+            for text in (tokens, tokens[:0], 0 * tokens)
+        ]
+        assert scores[0] == scores[1] == scores[2]
+
+    def test_rows_that_are_not_there(
+        self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
+    ) -> None:
+        """The last row can be scored; rows do not begin again after it."""
+        own = evaluator.own_data()
+        assert own is not None
+        proxy = bound(evaluator, dense, tokens)
+        assert math.isfinite(proxy.score(dense, [own.n_rows - 1]).value)
+        for row in (own.n_rows, -1):
+            with pytest.raises(DataError):
+                proxy.score(dense, [0, row])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from sparsity_search.config import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.history import Score
@@ -15,7 +17,13 @@ from sparsity_search.workflow.session import open_session
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score, the sparsity of the prunable weights, and how many tokens were read."""
+    """The outcome of `evaluate`.
+
+    Attributes:
+        score: The score.
+        sparsity: Of the prunable weights.
+        tokens: Of the text that were read; 0 for an evaluator with own data.
+    """
 
     score: Score
     sparsity: float
@@ -33,7 +41,8 @@ def evaluate(
 
     Args:
         config: The model and the evaluator.
-        text: What to score it on.
+        text: What to score it on. An evaluator with own data does not read it: it scores as many
+            of its rows as sequences are asked for.
         dense: The model to compare with, for evaluators that compare; by default itself.
         monitor: Watches the job.
 
@@ -42,13 +51,19 @@ def evaluate(
     """
     monitor = monitor or Monitor()
     evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
-    session = open_session(config.model, [text], config.study.seed, monitor)
-    tokens = session.text[text.purpose]
+    own = evaluator.own_data()
+    n_rows = text.n_sequences or (0 if own is None else own.n_rows)
+    if own is not None:
+        own.check(n_rows, "ask for fewer sequences, or for 0: all of it")
+    requests = [] if own is not None else [text]
+    session = open_session(config.model, requests, config.study.seed, monitor)
+    tokens = session.text.get(text.purpose, torch.empty((0, text.length), dtype=torch.int64))
     reference = session.loaded.model
     if dense is not None:
         with monitor.stage("load dense model"):
             options = config.model.model_dump(include={"dtype", "device", "trust_remote_code"})
             reference = load_model(dense, **options).model
     with monitor.stage("score"):
-        score = evaluator.bind(reference, tokens).score(session.loaded.model, range(len(tokens)))
+        proxy = evaluator.bind(reference, tokens, session.loaded.tokenizer)
+        score = proxy.score(session.loaded.model, range(n_rows if own else len(tokens)))
     return Evaluation(score, session.subject.zeros().sparsity, tokens.numel())

@@ -63,10 +63,10 @@ def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch, n_cached: in
     dense, model = tiny_llama(), scaled(0.5)
     expected = KLDivergence(chunk=8).bind(dense, TOKENS).score(model, range(6))
     proxy = KLDivergence(chunk=8, cache_mib=0).bind(dense, TOKENS)
-    monkeypatch.setattr(proxy, "_free", n_cached * CHUNK_BYTES)
+    monkeypatch.setattr(proxy._divergence, "_free", n_cached * CHUNK_BYTES)
     for _ in range(3):
         assert proxy.score(model, range(6)) == expected
-    assert len(proxy._cache) == min(n_cached, 6 * 3)
+    assert len(proxy._divergence._cache) == min(n_cached, 6 * 3)
 
 
 def test_the_teacher_is_cached_once() -> None:

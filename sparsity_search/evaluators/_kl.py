@@ -1,0 +1,89 @@
+"""Divergence from a dense model whose last hidden states are kept, in chunks of positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.models.head import logits
+
+
+def check_kl_settings(cache_mib: int, chunk: int) -> None:
+    """Check the settings of `Divergence`.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    if cache_mib < 0 or chunk < 1:
+        raise ValueError("cache_mib must not be negative, and chunk at least 1")
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A chunk of one row of the dense model, in float32.
+
+    Attributes:
+        probabilities: ``(positions, vocabulary)``.
+        negative_entropy: Σ p log p of each position.
+        mass: Σ p of each position: 1 up to rounding, which the large logsumexp would magnify.
+    """
+
+    probabilities: Tensor
+    negative_entropy: Tensor
+    mass: Tensor
+
+
+class Divergence:
+    """``KL(dense ‖ pruned)`` of rows of a pool, over the full vocabulary.
+
+    For teacher probabilities ``p`` and student logits ``z`` at one position,
+    ``KL = Σ p log p − Σ p z + logsumexp z``, reduced in float32. The probabilities of the rows
+    used first are kept, up to a memory bound.
+
+    Args:
+        hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
+        cache_mib: Memory for teacher probabilities, in MiB.
+        chunk: Positions whose logits are alive at once.
+    """
+
+    def __init__(self, hidden: Tensor, cache_mib: int, chunk: int) -> None:
+        self._hidden = hidden
+        self._free = cache_mib * 2**20
+        self._chunk = chunk
+        self._cache: dict[tuple[int, int], _Teacher] = {}
+
+    @torch.inference_mode()
+    def of(self, model: nn.Module, row: int, hidden: Tensor) -> Tensor:
+        """Return the mean divergence of one row in nats, as a float64 scalar.
+
+        Args:
+            model: Any model with the dense head.
+            row: Index of the sequence.
+            hidden: The pruned model's last hidden states of it, ``(length, hidden)``.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for start in range(0, len(hidden), self._chunk):
+            teacher = self._teacher(model, row, start)
+            student = logits(model, hidden[start : start + self._chunk]).float()
+            expected = torch.linalg.vecdot(teacher.probabilities, student)
+            divergence = teacher.negative_entropy - expected + teacher.mass * student.logsumexp(-1)
+            total += divergence.double().sum()
+        return (total / len(hidden)).clamp_min(0)  # rounding can leave -1e-9 of nothing
+
+    def _teacher(self, model: nn.Module, row: int, start: int) -> _Teacher:
+        """Return a chunk of the teacher, from the cache or from its hidden states."""
+        key = (row, start)
+        if key in self._cache:
+            return self._cache[key]
+        states = self._hidden[row, start : start + self._chunk]
+        log_probabilities = logits(model, states).float().log_softmax(-1)
+        probabilities = log_probabilities.exp()
+        negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
+        teacher = _Teacher(probabilities, negative_entropy, probabilities.sum(-1))
+        size = probabilities.numel() * probabilities.element_size()
+        if size <= self._free:
+            self._free -= size
+            self._cache[key] = teacher
+        return teacher
