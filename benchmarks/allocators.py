@@ -19,17 +19,15 @@ from sparsity_search.workflow.cases import Plan
 from sparsity_search.workflow.compare import compare
 
 ALLOCATORS = (
-    *("gauss_newton", "knapsack", "alpha_pruning", "owl", "dlp", "ramp", "ramp[slope=0.007]"),
-    *("er", "lamp", "global_magnitude", "pq_index", "dsa", "mrp", "cfsp", "als", "essential"),
-    "besa",
+    *("gauss_newton", "knapsack", "owl", "dlp", "alpha_pruning", "alpha_pruning[tail=peak]"),
+    *("alpha_pruning[tail=peak;compat=true]", "ramp[slope=0.007]", "ramp[slope=0.0172]"),
+    *("mrp", "dsa", "cfsp", "als", "er", "lamp", "global_magnitude", "pq_index"),
+    *("essential", "besa"),
 )
-#: Other settings, measured in one place only.
-VARIANTS = (
-    *("ramp[slope=0.0035]", "ramp[slope=0.014]", "ramp[against=block]", "owl[per=linear]"),
-    *("besa[scope=model]", "knapsack[sensitivity=layer_error]", "knapsack[tied=block]"),
-)
+#: Dear ones and other settings, measured in one place only.
+VARIANTS = ("ramp", "ramp[slope=0.0035]")
 #: The best of one seed, which two more seeds follow for.
-LEADING = ("gauss_newton", "knapsack", "alpha_pruning", "ramp")
+LEADING = ("gauss_newton", "knapsack", "ramp[slope=0.0172]", "dlp")
 #: Pruner, sparsity, allocators and seeds of each part.
 PARTS: dict[str, tuple[str, float, tuple[str, ...], int]] = {
     "wanda-70": ("wanda", 0.7, ALLOCATORS + VARIANTS, 1),

@@ -24,12 +24,12 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import kendalltau
 
-from sparsity_search.allocators._descent import Divergence
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.config import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.layout import Layout
+from sparsity_search.models.divergence import Divergence
 from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.pruners.base import Pruner, as_pruner
 from sparsity_search.realise import prune_sequentially
