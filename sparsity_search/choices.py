@@ -172,16 +172,20 @@ def uniform_structures(layout: Layout, bounds: Bounds, budget: Budget) -> np.nda
 
 
 def stepped_rows(
-    layout: Layout, bounds: Bounds, genes: Sequence[Sequence[int]], base: np.ndarray, step: int
+    layout: Layout,
+    bounds: Bounds,
+    genes: Sequence[Sequence[int]],
+    base: np.ndarray,
+    steps: Sequence[int] | np.ndarray,
 ) -> list[np.ndarray]:
     """Return the levels of genes of structures, ``(n_levels, n_units)`` each.
 
-    A gene's levels lie about ``step`` weights apart from its counts in ``base``, rounded to whole
-    structures; where a structure holds more than a step, one structure apart. The bounds are
+    A gene's levels lie about its one of ``steps``, in weights, apart from its counts in ``base``,
+    rounded to whole structures; where a structure holds more, one structure apart. The bounds are
     levels too.
     """
     found = []
-    for index in map(list, genes):
+    for index, step in zip(map(list, genes), map(int, steps), strict=True):
         costs, start = layout.costs[index], base[index]
         rows = [start]
         for limit in (bounds.lower[index], bounds.upper[index]):

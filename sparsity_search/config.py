@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsity_search.errors import ConfigError, nearest
 from sparsity_search.ladder import Ladder, Rung
+from sparsity_search.presets import preset_file, preset_names
 
 #: Sections that name a plugin.
-_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity")
+_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise")
 
 
 class Section(BaseModel):
@@ -144,11 +145,12 @@ class SupernetSection(Section):
     """How the supernet is built and kept.
 
     Attributes:
-        propagate: What later blocks see: the ``centre`` level's outputs, or ``dense`` ones.
+        propagate: What later blocks see: outputs of the ``centre`` level, ``dense`` ones, or those
+            of all levels mixed: their ``expectation`` or plain ``mean``.
         store: In ``memory``, or on ``disk`` in the run directory.
     """
 
-    propagate: Literal["centre", "dense"] = "centre"
+    propagate: Literal["centre", "dense", "expectation", "mean"] = "centre"
     store: Literal["memory", "disk"] = "memory"
 
 
@@ -156,12 +158,15 @@ class StudySection(Section):
     """When the search ends, its seed, and where its measurements are kept.
 
     Attributes:
-        rounds: Rounds after the initial one.
-        minutes: Search time over all sessions; 10 if neither limit is given.
+        stages: How often the space is searched: each time after the first around the profile
+            found before, with half the step and a supernet of its own (coarse to fine).
+        rounds: Rounds after the initial one, in each stage.
+        minutes: Search time over all sessions and stages; 10 if neither limit is given.
         seed: Of all random draws.
         storage: URL of an Optuna storage; by default a journal file in the run directory.
     """
 
+    stages: int = Field(default=1, ge=1)
     rounds: int | None = Field(default=None, ge=0)
     minutes: float | None = Field(default=None, gt=0)
     seed: int = 0
@@ -171,8 +176,13 @@ class StudySection(Section):
 class RunConfig(Section):
     """Everything that one run is made from.
 
-    ``initial`` names the allocators that a search starts from; ``allocators`` holds their
-    hyper-parameters by name, for `allocate` too.
+    Attributes:
+        initial: Allocators that a search starts from.
+        allocators: Their hyper-parameters by name, for `allocate` too.
+        hints: Advice for searchers: sensitivities that are measured, files of scores, or
+            ``gradients``, taken of the pruned model where the search starts.
+        finalise: Pruner that the profiles are rebuilt with after a search; by default that of
+            the search.
     """
 
     model: ModelSection
@@ -183,17 +193,23 @@ class RunConfig(Section):
     searcher: PluginSection = PluginSection(name="evolution")
     evaluator: PluginSection = PluginSection(name="kl_divergence")
     sensitivity: PluginSection = PluginSection(name="fisher")
+    finalise: PluginSection | None = None
     initial: list[str] = ["owl", "uniform"]
+    hints: list[str] = []
     allocators: dict[str, dict[str, Any]] = {}
     ladder: LadderSection = LadderSection()
     supernet: SupernetSection = SupernetSection()
     study: StudySection = StudySection()
 
     def identity(self) -> dict[str, Any]:
-        """Return what the results depend on, flat: all but limits and storage."""
+        """Return what a search depends on, flat: all but limits, storage and what follows it."""
         flat = flatten(self.model_dump(mode="json"))
-        ignored = {"study.rounds", "study.minutes", "study.storage", "supernet.store"}
-        return {key: value for key, value in flat.items() if key not in ignored}
+        limits = {"study.rounds", "study.minutes", "study.storage", "supernet.store"}
+        return {
+            key: value
+            for key, value in flat.items()
+            if key not in limits and not key.startswith("finalise")
+        }
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -217,7 +233,7 @@ def load_config(
     """Return the configuration of a file, with options and ``section.key=value`` on top.
 
     Args:
-        path: A YAML file, or none.
+        path: A YAML file, the name of a preset, or none.
         options: Values by dotted key; those that are None are left out.
         overrides: ``section.key=value`` texts; values are read as YAML.
 
@@ -238,8 +254,11 @@ def load_config(
         if isinstance(nested.get(section), str):
             nested[section] = {"name": nested[section]}
         elif isinstance(nested.get(section), dict):
-            nested[section].setdefault("name", RunConfig.model_fields[section].default.name)
+            default = RunConfig.model_fields[section].default
+            if default is not None:
+                nested[section].setdefault("name", default.name)
     _compose(nested.get("pruner"))
+    _compose(nested.get("finalise"))
     try:
         config = RunConfig.model_validate(nested)
     except ValidationError as error:
@@ -262,6 +281,9 @@ def _compose(pruner: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return what a file holds, or a preset if the name is one's."""
+    if str(path) in preset_names():
+        path = preset_file(str(path))
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

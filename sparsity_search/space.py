@@ -14,7 +14,7 @@ could decide between them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +31,7 @@ from sparsity_search.choices import (
     uniform_structures,
 )
 from sparsity_search.errors import ConfigError
+from sparsity_search.hints import Hint
 from sparsity_search.layout import Layout
 from sparsity_search.levels import LevelTables
 from sparsity_search.profile import SparsityProfile, from_counts
@@ -54,6 +55,11 @@ class SearchSpace:
             levels then, and ``step`` means nothing.
         options: The patterns that units may have; they are the levels then, and the budget is
             the fraction to save of what all dense units cost.
+        share: Fraction of its own weights that a level moves each gene, in place of ``step``.
+        centre: The profile of level 0, which a search has found before with longer steps; by
+            default the uniform one. It meets the budget.
+        hints: What sensitivities predict for its levels; advice to searchers, and no part of
+            what is legal.
 
     Raises:
         ConfigError: ``genes`` do not partition the units, ``step`` is not a whole number of
@@ -69,6 +75,9 @@ class SearchSpace:
     reach: int
     choices: Choices | None = None
     options: Options | None = None
+    share: float | None = None
+    centre: SparsityProfile | None = None
+    hints: tuple[Hint, ...] = ()
     _counts: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +87,8 @@ class SearchSpace:
             raise ConfigError("step and reach of a search space must be at least 1")
         if self.even and (self.step % self.layout.costs).any():
             raise ConfigError(f"a step of {self.step} weights is not a whole number of items")
+        if self.centre is not None and (self.choices or self.options):
+            raise ConfigError("a space of patterns has no step that could be made finer")
         if self.options is None:
             self.budget.check(self.layout, self.bounds)
         if not self.even:
@@ -91,14 +102,17 @@ class SearchSpace:
     @cached_property
     def even(self) -> bool:
         """Whether one level moves equally many weights in every gene."""
-        chosen = self.choices is not None or self.options is not None
-        return not chosen and has_equal_steps(self.layout)
+        if self.choices is not None or self.options is not None or self.share is not None:
+            return False
+        return has_equal_steps(self.layout)
 
     @cached_property
     def base(self) -> SparsityProfile:
-        """The profile of level 0 everywhere: uniform, as far as bounds and choices allow."""
+        """The profile of level 0 everywhere: the centre, or uniform as far as the space allows."""
         if not self.even:
             return self.profile(self.uniform)
+        if self.centre is not None:
+            return self.centre
         item = int(self.layout.costs[0])
         total = -(-self.budget.n_removed(self.layout) // item) * item
         wanted = np.full(len(self.layout), self.budget.target)
@@ -125,12 +139,22 @@ class SearchSpace:
             rows = chosen_rows(layout, bounds, genes, self.choices)
             tables = tables_of(layout, genes, rows, budget)
         else:
-            base = uniform_structures(layout, bounds, budget)
-            rows = stepped_rows(layout, bounds, genes, base, self.step)
+            if self.centre is None:
+                base = uniform_structures(layout, bounds, budget)
+            else:
+                base = np.array(self.centre.removed)
+            rows = stepped_rows(layout, bounds, genes, base, self._steps)
             tables = tables_of(layout, genes, rows, budget)
             return tables.around(tables.settle(tables.real(self._totals(base))), self.reach)
         centre = tables.uniform(budget.target * self._totals(layout.counts))
         return tables.around(centre, self.reach)
+
+    @property
+    def _steps(self) -> np.ndarray:
+        """Weights that one level moves each gene, ``(n_genes,)`` int64."""
+        if self.share is None:
+            return np.full(self.n_genes, self.step)
+        return np.maximum(1, np.rint(self.share * self._totals(self.layout.counts))).astype(int)
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -153,6 +177,10 @@ class SearchSpace:
         }
         if self.choices is not None:
             facts["choices"] = self.choices
+        if self.share is not None:
+            facts["share"] = self.share
+        if self.centre is not None:
+            facts["centre"] = self.centre.removed
         if self.options is not None:
             facts["options"] = [self.options.patterns, self.options.saved.tolist()]
         return digest(facts)
@@ -268,6 +296,17 @@ class SearchSpace:
         moved = _candidate(levels)
         return moved if self._meets(levels) and moved != candidate else None
 
+    def refined(self, centre: SparsityProfile) -> SearchSpace:
+        """Return the space around a profile of this one with half the step: coarse to fine.
+
+        Raises:
+            ConfigError: The levels are patterns, which have no step.
+        """
+        item = int(self.layout.costs.min())
+        step = max(item, self.step // 2 // item * item)
+        share = self.share and self.share / 2
+        return replace(self, centre=centre, step=step, share=share, hints=(), _counts={})
+
     def tables(self) -> list[tuple[int, ...]]:
         """Return for each unit the counts that its levels use, increasing."""
         used: list[set[int]] = [set() for _ in self.layout]
@@ -287,6 +326,13 @@ class SearchSpace:
                 for unit, pattern in zip(units, self._patterns(gene, level), strict=True):
                     used[unit][pattern] = None
         return [tuple(filter(None, patterns)) for patterns in used]
+
+    def states(self, gene: int, level: int) -> list[tuple[str, tuple[int, str]]]:
+        """Return name, count and pattern of a gene's units at a level within its limits."""
+        counts, patterns = self.gene_counts(gene, level), self._patterns(gene, level)
+        names = [self.layout[unit].name for unit in self.genes[gene]]
+        states = zip(map(int, counts), patterns, strict=True)
+        return list(zip(names, states, strict=True))
 
     def gene_saved(self, gene: int, level: int) -> np.ndarray:
         """Return what a gene's units count for in the budget at a level, ``(n_units,)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
@@ -13,6 +13,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+    StrictStr,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -22,6 +26,14 @@ from sparsity_search.budget import Bounds, Budget
 from sparsity_search.choices import n_of_m, options_of
 from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.parametric import (
+    Allocate,
+    Parameter,
+    ParametricSpace,
+    composed,
+    spaced,
+    stepped,
+)
 from sparsity_search.space import SearchSpace
 
 #: Sparsity limits by role, each within [0, 1].
@@ -29,6 +41,7 @@ RoleBounds = Mapping[str, tuple[float, float]]
 
 _NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
 _Saving = Annotated[float, Field(gt=0, le=1)]
+_Number = StrictInt | FiniteFloat
 
 
 class SpaceFile(BaseModel):
@@ -42,9 +55,10 @@ class SpaceFile(BaseModel):
         step: Weights that one level moves, as a fraction of the smallest gene; less where the
             target leaves little room, so that the roomiest gene has four levels either way.
             Structures move whole: a level is as many as the step holds, or one.
-        pattern: In place of a step: ``N:M`` (each unit keeps N of M weights, or is dense) or
+        share: In its place, fraction of its own weights that one level moves each gene.
+        pattern: In place of both: ``N:M`` (each unit keeps N of M weights, or is dense) or
             ``*:M`` (any number of M).
-        options: In place of both: what a unit saves with each ``N:M`` that it may have, as a
+        options: In place of all three: what a unit saves with each ``N:M`` that it may have, as a
             fraction of what it costs when dense (time, bytes or energy, as measured). The budget
             is in savings then, and a unit's cost taken as proportional to its weights.
         reach: Most levels up or down.
@@ -58,15 +72,21 @@ class SpaceFile(BaseModel):
     gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
     groups: dict[str, list[str]] = {}
     step: float | None = Field(default=None, gt=0, le=1)
+    share: float | None = Field(default=None, gt=0, le=1)
     pattern: str | None = None
     options: dict[_NofM, _Saving] | None = Field(default=None, min_length=1)
     reach: int = Field(ge=1)
     bounds: dict[str, tuple[float, float]] = {}
 
+    @property
+    def of_levels(self) -> SpaceFile:
+        """The space of levels: itself."""
+        return self
+
     @model_validator(mode="after")
     def _one_measure(self) -> Self:
-        if [self.step, self.pattern, self.options].count(None) != 2:
-            raise ValueError("a space needs either a step or a pattern or options")
+        if [self.step, self.share, self.pattern, self.options].count(None) != 3:
+            raise ValueError("a space needs one of step, share, pattern and options")
         return self
 
     def build(self, layout: Layout, budget: Budget, bounds: RoleBounds) -> SearchSpace:
@@ -95,6 +115,7 @@ class SpaceFile(BaseModel):
             reach=self.reach,
             choices=n_of_m(layout, self.pattern) if self.pattern else None,
             options=options_of(layout, self.options) if self.options else None,
+            share=self.share,
         )
 
     def _step(self, layout: Layout, budget: Budget, bounds: Bounds, genes: list[list[int]]) -> int:
@@ -123,6 +144,118 @@ class SpaceFile(BaseModel):
         raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
 
 
+class ParameterValues(BaseModel):
+    """The values of one parameter: a list, or a grid.
+
+    Attributes:
+        values: Every one; they have an order if they are rising numbers.
+        low: In their place, the first of a grid.
+        high: Its last one.
+        step: The difference of neighbours; with whole numbers all values are.
+        points: In its place, how many there are.
+        log: With ``points``, neighbours have equal factors in place of equal differences.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: list[StrictBool | _Number | StrictStr | None] | None = Field(None, min_length=1)
+    low: _Number | None = None
+    high: _Number | None = None
+    step: _Number | None = None
+    points: int | None = None
+    log: bool = False
+
+    def build(self, name: str) -> Parameter:
+        """Return the parameter called ``name``.
+
+        Raises:
+            ConfigError: Neither a list nor a grid, both, or no legal one.
+        """
+        given = self.model_fields_set
+        if self.values is not None and given == {"values"}:
+            return Parameter(name, tuple(self.values))
+        if self.low is not None and self.high is not None and "values" not in given:
+            if self.step is not None and given == {"low", "high", "step"}:
+                return stepped(name, self.low, self.high, self.step)
+            if self.points is not None and "step" not in given:
+                return spaced(name, self.low, self.high, self.points, log=self.log)
+        raise ConfigError(
+            f"{name} needs values, or low, high and step, or low, high and points "
+            f"(with log, if you like), not {', '.join(sorted(given)) or 'nothing'}"
+        )
+
+
+class ParametricFile(BaseModel):
+    """What the file of a space of parameters says.
+
+    Attributes:
+        version: Version of this format.
+        description: One line for `sparsity-search ls spaces`.
+        allocator: What makes a profile of the parameters, by name.
+        parameters: Its settings that are searched; dots lead to entries, ``knots.0``.
+        settings: Further ones, equal for all candidates.
+        space: The space of levels that profiles are rounded to: a name or a path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    description: str
+    allocator: str
+    parameters: dict[str, ParameterValues] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    space: str = "per_linear"
+
+    @model_validator(mode="after")
+    def _legal(self) -> Self:
+        for name in self.parameters:
+            if name.partition(".")[0] == "pruner":
+                raise ValueError(
+                    f"{name!r} cannot be a parameter: a supernet is built with one pruner, and "
+                    "each setting of it would need a supernet of its own"
+                )
+        composed(self.settings, {p.name: p.values[0] for p in self.build_parameters()})
+        return self
+
+    @property
+    def of_levels(self) -> SpaceFile:
+        """The space of levels that profiles are rounded to.
+
+        Raises:
+            UnknownNameError: There is none of that name.
+            ConfigError: It is itself one of parameters, or not legal.
+        """
+        found = load_space(self.space)
+        if isinstance(found, ParametricFile):
+            raise ConfigError(f"space {self.space!r} is one of parameters; name one of levels")
+        return found
+
+    def build_parameters(self) -> tuple[Parameter, ...]:
+        """Return the parameters in the order of the file.
+
+        Raises:
+            ConfigError: Values that are neither a list nor a grid.
+        """
+        return tuple(values.build(name) for name, values in self.parameters.items())
+
+    def build(self, on: SearchSpace, allocate: Allocate, defaults: object) -> ParametricSpace:
+        """Return the space of parameters over one of levels.
+
+        Args:
+            on: The space of levels, built from `of_levels`.
+            allocate: Makes a profile of the allocator's settings, see `ParametricSpace`.
+            defaults: The allocator as it is without the parameters: where a study starts.
+        """
+        return ParametricSpace(
+            parameters=self.build_parameters(),
+            allocate=allocate,
+            on=on,
+            settings=self.settings,
+            defaults=defaults,
+            method=f"{self.allocator}: {defaults!r}",
+        )
+
+
 def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
     """Return the bounds of each unit from sparsity limits by role.
 
@@ -145,8 +278,10 @@ def space_names() -> list[str]:
     return sorted(file.stem for file in _folder().glob("*.yaml"))
 
 
-def load_space(name: str) -> SpaceFile:
+def load_space(name: str) -> SpaceFile | ParametricFile:
     """Return a space by name, or from a path that ends in ``.yaml``.
+
+    It is one of parameters if it names an allocator, else one of levels.
 
     Raises:
         UnknownNameError: No such space or file; the message names the nearest.
@@ -156,7 +291,10 @@ def load_space(name: str) -> SpaceFile:
     if not path.is_file():
         raise UnknownNameError(f"unknown space {name!r}: {nearest(name, space_names())}")
     try:
-        return SpaceFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and "allocator" in value:
+            return ParametricFile.model_validate(value)
+        return SpaceFile.model_validate(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

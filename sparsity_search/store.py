@@ -1,18 +1,25 @@
 """Measurements in an Optuna study: one measurement is one trial.
 
 The candidate is one attribute, not one parameter a unit: 210 parameters would cost about 100 ms
-a trial in a journal, one attribute costs about 1.5 ms.
+a trial in a journal, one attribute costs about 1.5 ms. Where a space has few parameters, trials
+have them besides, so that Optuna's tools show them; what is loaded is the attribute.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -20,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sparsity_search.artefacts import check_fingerprint
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, Measurement, Score
+from sparsity_search.parametric import Parameter
 
 FINGERPRINT = "fingerprint"
 
@@ -32,14 +40,20 @@ class Store:
         name: Name of the Optuna study.
         fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
             old one must have the same.
+        parameters: Of a space of parameters; trials have their values.
 
     Raises:
         RunMismatchError: The stored study was made with another fingerprint.
     """
 
     def __init__(
-        self, storage: BaseStorage | str, name: str, fingerprint: Mapping[str, Any]
+        self,
+        storage: BaseStorage | str,
+        name: str,
+        fingerprint: Mapping[str, Any],
+        parameters: Sequence[Parameter] = (),
     ) -> None:
+        self._parameters = parameters
         self._study = optuna.create_study(
             storage=storage, study_name=name, direction="minimize", load_if_exists=True
         )
@@ -55,7 +69,7 @@ class Store:
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
-        self._study.add_trial(_to_trial(measurement))
+        self._study.add_trial(_to_trial(measurement, self._parameters))
 
 
 def database(url: str) -> BaseStorage:
@@ -113,10 +127,14 @@ def _finished(study: optuna.Study) -> list[Measurement]:
     return [_to_measurement(t) for t in sorted(trials, key=lambda t: t.number)]
 
 
-def _to_trial(m: Measurement) -> FrozenTrial:
+def _to_trial(m: Measurement, parameters: Sequence[Parameter]) -> FrozenTrial:
+    indices = m.candidate if parameters else ()
+    values = {p.name: p.values[i] for p, i in zip(parameters, indices, strict=True)}
     return create_trial(
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
         value=None if m.failed else m.score.value,
+        params=values,
+        distributions={p.name: _distribution(p) for p in parameters},
         user_attrs={
             "candidate": ",".join(map(str, m.candidate)),
             "measurement": {
@@ -130,6 +148,19 @@ def _to_trial(m: Measurement) -> FrozenTrial:
             },
         },
     )
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    """Return what Optuna calls the values of a parameter."""
+    if parameter.grid == "choices":
+        return CategoricalDistribution(parameter.values)
+    grid: Any = parameter.values  # numbers, at least two
+    low, high = grid[0], grid[-1]
+    if parameter.grid == "log":
+        return FloatDistribution(low, high, log=True)
+    if all(isinstance(value, int) for value in grid):
+        return IntDistribution(low, high, step=grid[1] - low)
+    return FloatDistribution(low, high)  # a step in floats need not divide the range exactly
 
 
 def _to_measurement(trial: FrozenTrial) -> Measurement:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Protocol
 
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.ladder import Ladder
+from sparsity_search.parametric import RefusedSettingError
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.rng import generator
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.searchers.base import Searcher, Space
+from sparsity_search.space import Candidate
 
 
 class Objective(Protocol):
@@ -69,7 +72,7 @@ class Study:
         on_measured: Called after each new or replayed measurement.
     """
 
-    space: SearchSpace
+    space: Space
     searcher: Searcher
     objective: Objective
     ladder: Ladder
@@ -85,18 +88,29 @@ class Study:
             The history; `History.survivors` are the winners, best first.
         """
         session = _Session(self, limits)
+        with suppress(_Stopped):
+            self._search(session, limits.rounds)
+        return session.history
+
+    def recorded(self, limits: Limits) -> History | None:
+        """Return what `run` would, if nothing is left to be measured; None otherwise."""
+        silent = replace(self, on_measured=lambda _: None)
+        session = _Session(silent, replace(limits, stop=lambda: True))
+        try:
+            silent._search(session, limits.rounds)
+        except _Stopped:
+            if limits.seconds is None or session.elapsed < limits.seconds:
+                return None
+        return session.history
+
+    def _search(self, session: _Session, rounds: int | None) -> None:
         round_ = 0
-        while limits.rounds is None or round_ <= limits.rounds:
+        while rounds is None or round_ <= rounds:
             candidates = self._candidates(session.history, round_)
             if not candidates:
-                break
-            try:
-                survivors = session.climb(candidates, round_)
-            except _Stopped:
-                break
-            session.history.close_round(survivors)
+                return
+            session.history.close_round(session.climb(candidates, round_))
             round_ += 1
-        return session.history
 
     def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
         if round_ == 0:
@@ -113,7 +127,7 @@ class _Session:
         self._study = study
         self._limits = limits
         self._recorded = History(study.store.load())
-        self._elapsed = max((m.elapsed for m in self._recorded.measurements), default=0.0)
+        self.elapsed = max((m.elapsed for m in self._recorded.measurements), default=0.0)
 
     def climb(self, candidates: Sequence[Candidate], round_: int) -> Sequence[Candidate]:
         """Take candidates up the ladder; the last survivors join them at the top rung."""
@@ -138,11 +152,9 @@ class _Session:
             known = self._known(empty.fidelity, candidate)
             if known is not None:
                 found[candidate] = known
-        missing = [candidate for candidate in candidates if candidate not in found]
-        profiles = [self._study.space.profile(candidate) for candidate in missing]
-        scores = self._study.objective(profiles, empty.fidelity)
-        for candidate in missing:
-            found[candidate] = self._score(scores, replace(empty, candidate=candidate))
+        for candidate in candidates:
+            if candidate not in found:
+                found[candidate] = self._score(replace(empty, candidate=candidate))
         return [found[candidate] for candidate in candidates]
 
     def _known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
@@ -151,16 +163,20 @@ class _Session:
             self._note(known)
         return known
 
-    def _score(self, scores: Iterator[Score], empty: Measurement) -> Measurement:
-        """Take the next score, and record it."""
+    def _score(self, empty: Measurement) -> Measurement:
+        """Measure one candidate, and record it; a setting that is refused is a failure."""
         limit = self._limits.seconds
-        if self._limits.stop() or (limit is not None and self._elapsed >= limit):
+        if self._limits.stop() or (limit is not None and self.elapsed >= limit):
             raise _Stopped
         started = time.monotonic()
-        score = next(scores)
+        try:
+            profile = self._study.space.profile(empty.candidate)
+            score = next(self._study.objective([profile], empty.fidelity))
+        except RefusedSettingError:
+            score = Score(nan, ())
         seconds = time.monotonic() - started
-        self._elapsed += seconds
-        measurement = replace(empty, score=score, seconds=seconds, elapsed=self._elapsed)
+        self.elapsed += seconds
+        measurement = replace(empty, score=score, seconds=seconds, elapsed=self.elapsed)
         self._study.store.add(measurement)
         self._note(measurement)
         return measurement

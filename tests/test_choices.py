@@ -84,11 +84,11 @@ def test_levels_of_structures() -> None:
         ]
     )
     bounds = Bounds.of(layout, upper=np.array([1.0, 0.9]))
-    groups, channels = stepped_rows(layout, bounds, [(0,), (1,)], np.array([1, 20]), step=28)
+    groups, channels = stepped_rows(layout, bounds, [(0,), (1,)], np.array([1, 20]), [28, 28])
     # several steps to a group: every number of groups; four channels a step, and the bounds
     assert set(groups.ravel()) == {0, 1, 2, 3}
     assert sorted(set(channels.ravel())) == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 45]
-    (tied,) = stepped_rows(layout, bounds, [(0, 1)], np.array([1, 20]), step=50)
+    (tied,) = stepped_rows(layout, bounds, [(0, 1)], np.array([1, 20]), [50])
     assert tied[0].tolist() == [1, 20]
     totals = np.sort(tied @ layout.costs)
     assert (totals[0], totals[-1]) == (0, 300 + 45 * 7)

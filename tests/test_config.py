@@ -56,7 +56,7 @@ def test_what_is_needed() -> None:
             {"ladder": {"rungs": [{"token": 3, "tokens": 8, "survivors": 1}]}},
             r"'ladder.rungs.0.token': did you mean 'tokens'\? Known: survivors, tokens",
         ),
-        ({"study": {"zzz": 1}}, r"'study.zzz': Known: minutes, rounds, seed, storage"),
+        ({"study": {"zzz": 1}}, r"'study.zzz': Known: minutes, rounds, seed, stages, storage"),
     ],
 )
 def test_unknown_key(path: Path, value: Any, message: str) -> None:

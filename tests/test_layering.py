@@ -36,8 +36,8 @@ PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in r
 #: What design.md calls layers: a file imports from its own layer and those before it.
 LAYERS = [
     {"errors", "registry", "rng", "artefacts", "layout", "groups", "profile", "budget",
-     "levels", "choices", "space", "spaces", "history", "ladder", "scores", "solve", "formats",
-     "transfer"},
+     "levels", "choices", "hints", "space", "spaces", "parametric", "history", "ladder",
+     "scores", "solve", "formats", "transfer", "front", "presets"},
     {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants"},
     {"pruners", "evaluators", "allocators", "searchers", "sensitivity", "supernet"},
     {"objective", "realise", "study", "store"},

@@ -13,7 +13,12 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profile import from_counts
 from sparsity_search.rng import generator
 from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.testing.problems import SeparableProblem, toy_layout, toy_space
+from sparsity_search.testing.problems import (
+    SeparableProblem,
+    toy_layout,
+    toy_space,
+    uneven_spaces,
+)
 
 TIES = ((0, 5), (1,), (2, 3, 4))
 SPACES = {
@@ -250,3 +255,54 @@ def test_counts_are_plain_integers(space: SearchSpace) -> None:
     profile = space.profile(space.uniform)
     assert from_counts(space.layout, profile.removed) == profile
     assert {type(n) for n in (*profile.removed, *space.uniform, *space.tables()[0])} == {int}
+
+
+SHARES = toy_space(400, 100, 200, 50, share=0.125, target=0.5, reach=4)
+
+
+def test_a_share_moves_each_gene_by_its_own_size() -> None:
+    """Týr-the-Pruner's steps: eighths of every unit, whatever its size."""
+    assert not SHARES.even
+    for gene, count in enumerate((400, 100, 200, 50)):
+        counts = [int(SHARES.gene_counts(gene, level)[0]) for level in range(-4, 5)]
+        assert np.abs(np.diff(counts) - count / 8).max() < 1
+        assert abs(counts[4] - count / 2) <= 0.02 * count
+
+
+@pytest.mark.parametrize(
+    "space",
+    [toy_space(40, 1000, 55, 90), SHARES, uneven_spaces()["width"], uneven_spaces()["blocks"]],
+    ids=["even", "share", "width", "blocks"],
+)
+def test_the_space_around_a_result_has_half_the_step(space: SearchSpace) -> None:
+    found = space.profile(space.sample(generator(0, "found")))
+    finer = space.refined(found)
+    if space.even:
+        assert finer.base == found
+    # a finer step may allow what the surplus was too small for before
+    changes = np.array(found.removed) - np.array(finer.base.removed)
+    assert (changes >= 0).all()
+    assert finer.profile(finer.uniform) == finer.base
+    assert finer.digest != space.digest
+    assert finer.genes == space.genes
+
+    def step(of: SearchSpace, gene: int) -> int:
+        low = int(of.levels.lower[gene])
+        return int((of.gene_saved(gene, low + 1) - of.gene_saved(gene, low)).sum())
+
+    for gene in range(space.n_genes):
+        granule = int(space.layout.costs[gene])
+        assert changes[gene] * granule <= step(finer, gene)
+        if finer.levels.lower[gene] < 0 and space.levels.lower[gene] < 0:
+            assert step(finer, gene) <= step(space, gene) / 2 + granule
+    for seed in range(20):
+        candidate = finer.sample(generator(seed, "finer"))
+        assert candidate in finer
+        assert finer.profile(candidate).n_removed >= space.budget.n_removed(space.layout)
+
+
+@pytest.mark.parametrize("name", ["2:4", "*:8", "options"])
+def test_patterns_have_no_finer_step(name: str) -> None:
+    space = uneven_spaces()[name]
+    with pytest.raises(ConfigError, match="no step"):
+        space.refined(space.base)

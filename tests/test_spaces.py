@@ -4,14 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
 from sparsity_search.layout import Layout, Unit
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.parametric import composed
+from sparsity_search.registry import ALLOCATORS
 from sparsity_search.rng import generator
-from sparsity_search.spaces import bounds_of, load_space, space_names
+from sparsity_search.spaces import (
+    ParametricFile,
+    SpaceFile,
+    bounds_of,
+    load_space,
+    space_names,
+)
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout
 from sparsity_search.testing.searcher import assert_legal
@@ -24,7 +33,18 @@ PATTERNS = {
     "four_of_eight": (0.1, 0.25, 0.4),
     "n_of_eight": (0.1, 0.5, 0.95),
 }
-STEPPED = sorted(set(space_names()) - set(PATTERNS) - {"dense_or_sparse"})
+PARAMETRIC = {
+    "depth_spline": 21**4,
+    "dsa_expressions": 36,
+    "owl_grid": 20,
+    "ramp_slope": 21,
+    "role_ratios": 21**6,
+}
+UNEVEN = {"dense_or_sparse", "eighths"}
+STEPPED = sorted(set(space_names()) - set(PATTERNS) - set(PARAMETRIC) - UNEVEN)
+
+
+GRID = {"low": 1, "high": 5, "step": 2}
 
 
 def structured(*units: tuple[str, int, int]) -> Layout:
@@ -46,6 +66,22 @@ STRUCTURED = {
 }
 
 
+def space_of_levels(name: str) -> SpaceFile:
+    """Return a space of levels."""
+    found = load_space(name)
+    assert isinstance(found, SpaceFile)
+    return found
+
+
+def parametric(folder: Path, **changes: object) -> str:
+    """Write a space of parameters; a change to None leaves a key out."""
+    value = {"version": 1, "description": "x", "allocator": "owl", "parameters": {"m": GRID}}
+    value = {k: v for k, v in {**value, **changes}.items() if v is not None}
+    path = folder / "parametric.yaml"
+    path.write_text(yaml.safe_dump(value))
+    return str(path)
+
+
 def write(folder: Path, **changes: object) -> str:
     value = {"version": 1, "description": "x", "gene": ["block"], "step": 0.1, "reach": 3}
     path = folder / "space.yaml"
@@ -61,7 +97,7 @@ def test_names_are_the_files() -> None:
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_builds(name: str, target: float) -> None:
-    space = load_space(name).build(LAYOUT, Budget(target), {})
+    space = space_of_levels(name).build(LAYOUT, Budget(target), {})
     assert space.n_genes == N_GENES.get(name, space.n_genes)
     rng = generator(0, name)
     for _ in range(20):
@@ -72,14 +108,14 @@ def test_every_space_builds(name: str, target: float) -> None:
 @pytest.mark.parametrize("target", [0.5, 0.7])
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_has_room(name: str, target: float) -> None:
-    space = load_space(name).build(LAYOUT, Budget(target), {})
+    space = space_of_levels(name).build(LAYOUT, Budget(target), {})
     assert (space.levels.lower < 0).all()
     assert (space.levels.upper > 0).all()
 
 
 @pytest.mark.parametrize(("name", "target"), [(n, t) for n in PATTERNS for t in PATTERNS[n]])
 def test_spaces_of_patterns(name: str, target: float) -> None:
-    space = load_space(name).build(LAYOUT, Budget(target), {})
+    space = space_of_levels(name).build(LAYOUT, Budget(target), {})
     assert space.n_genes == len(LAYOUT)
     groups = {"two_of_four": {0, 2}, "four_of_eight": {0, 4}}.get(name, set(range(9)))
     size = 4 if name == "two_of_four" else 8
@@ -93,7 +129,7 @@ def test_spaces_of_patterns(name: str, target: float) -> None:
 @pytest.mark.parametrize("layout", STRUCTURED.values(), ids=STRUCTURED)
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_of_structures(name: str, layout: Layout, target: float) -> None:
-    space = load_space(name).build(layout, Budget(target), {})
+    space = space_of_levels(name).build(layout, Budget(target), {})
     assert_legal(space, [space.uniform, *(space.sample(generator(i, name)) for i in range(10))])
     assert space.base.n_removed - Budget(target).n_removed(layout) < min(layout.costs)
     assert (space.levels.upper - space.levels.lower > 0).all()
@@ -101,7 +137,7 @@ def test_every_space_of_structures(name: str, layout: Layout, target: float) -> 
 
 def test_channels_and_groups() -> None:
     layout = STRUCTURED["width"]
-    space = load_space("per_linear").build(layout, Budget(0.25), {})
+    space = space_of_levels("per_linear").build(layout, Budget(0.25), {})
     assert space.genes == tuple((i,) for i in range(12))
     assert space.step == 100 * 1_728  # a quarter of the channels that the uniform profile removes
     for groups, channels in zip(space.tables()[::2], space.tables()[1::2], strict=True):
@@ -114,15 +150,15 @@ def test_channels_and_groups() -> None:
 
 
 def test_tied_structures() -> None:
-    space = load_space("per_sublayer").build(STRUCTURED["width"], Budget(0.5), {})
+    space = space_of_levels("per_sublayer").build(STRUCTURED["width"], Budget(0.5), {})
     assert space.genes == tuple((i,) for i in range(12))
-    space = load_space("per_block").build(STRUCTURED["sublayers"], Budget(0.5), {})
+    space = space_of_levels("per_block").build(STRUCTURED["sublayers"], Budget(0.5), {})
     for gene in range(space.n_genes):
         levels = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
         chain = [tuple(space.gene_counts(gene, level).tolist()) for level in levels]
         assert (chain[0], chain[-1]) == ((0, 0), (1, 1))
         assert len(chain) > 2
-    space = load_space("per_block").build(STRUCTURED["width"], Budget(0.5), {})
+    space = space_of_levels("per_block").build(STRUCTURED["width"], Budget(0.5), {})
     for gene in range(space.n_genes):
         counts = np.array([space.gene_counts(gene, level) for level in range(-10, 11)])
         # a level moves the same weights in every block, to one channel
@@ -132,7 +168,7 @@ def test_tied_structures() -> None:
 
 
 def test_a_pattern_and_unequal_bounds() -> None:
-    space = load_space("n_of_eight").build(LAYOUT, Budget(0.4), {"q": (0.2, 0.6)})
+    space = space_of_levels("n_of_eight").build(LAYOUT, Budget(0.4), {"q": (0.2, 0.6)})
     tables = dict(zip(LAYOUT, space.tables(), strict=True))
     for unit, table in tables.items():
         low, high = (0.2, 0.6) if unit.role == "q" else (0, 1)
@@ -146,14 +182,14 @@ def test_every_space_says_what_it_is(name: str) -> None:
 
 
 def test_genes_of_sublayers() -> None:
-    space = load_space("per_sublayer").build(LAYOUT, Budget(0.5), {})
+    space = space_of_levels("per_sublayer").build(LAYOUT, Budget(0.5), {})
     roles = [{LAYOUT[i].role for i in gene} for gene in space.genes]
     assert roles == [{"q", "k", "v", "o"}, {"gate", "up", "down"}] * 2
     assert [{LAYOUT[i].block for i in gene} for gene in space.genes] == [{0}, {0}, {1}, {1}]
 
 
 def test_step_is_a_fraction_of_the_smallest_gene(tmp_path: Path) -> None:
-    file = load_space(write(tmp_path, gene=["name"], step=0.1))
+    file = space_of_levels(write(tmp_path, gene=["name"], step=0.1))
     assert file.build(toy_layout(50, 300), Budget(0.5), {}).step == 5
     assert file.build(toy_layout(3, 300), Budget(0.5), {}).step == 1
     assert file.build(toy_layout(50, 300, cost=8), Budget(0.5), {}).step == 40
@@ -161,21 +197,21 @@ def test_step_is_a_fraction_of_the_smallest_gene(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [0.05, 0.95])
 def test_the_step_leaves_room_at_extreme_targets(tmp_path: Path, target: float) -> None:
-    file = load_space(write(tmp_path, gene=["name"], step=1.0, reach=8))
+    file = space_of_levels(write(tmp_path, gene=["name"], step=1.0, reach=8))
     space = file.build(toy_layout(400, 400), Budget(target), {})
     assert space.step == 5  # a quarter of the 20 weights between the target and the bound
     assert (np.minimum(-space.levels.lower, space.levels.upper) == 4).all()
 
 
 def test_bounds_of_the_file_and_over_it(tmp_path: Path) -> None:
-    file = load_space(write(tmp_path, bounds={"q": [0.2, 0.6], "k": [0.3, 0.7]}))
+    file = space_of_levels(write(tmp_path, bounds={"q": [0.2, 0.6], "k": [0.3, 0.7]}))
     space = file.build(toy_layout(10, 10, 10), Budget(0.5), {"k": (0.4, 0.5)})
     assert space.bounds.lower.tolist() == [2, 4, 0]
     assert space.bounds.upper.tolist() == [6, 5, 10]
 
 
 def test_infeasible_bounds(tmp_path: Path) -> None:
-    file = load_space(write(tmp_path))
+    file = space_of_levels(write(tmp_path))
     with pytest.raises(InfeasibleBudgetError, match="out of reach"):
         file.build(toy_layout(10, 10), Budget(0.5), {"q": (0, 0.4), "k": (0, 0.5)})
 
@@ -214,9 +250,9 @@ def test_unknown_name() -> None:
         ({"step": 0}, "step"),
         ({"reach": 0}, "reach"),
         ({"bounds": {"q": [0.1]}}, r"bounds\.q"),
-        ({"step": None}, "space .*: .*either a step or a pattern"),
-        ({"pattern": "2:4"}, "space .*: .*either a step or a pattern"),
-        ({"options": {"2:4": 0.5}}, "space .*: .*either a step or a pattern or options"),
+        ({"step": None}, "space .*: .*one of step, share, pattern and options"),
+        ({"pattern": "2:4"}, "space .*: .*one of step, share, pattern and options"),
+        ({"options": {"2:4": 0.5}}, "space .*: .*one of step, share, pattern and options"),
         ({"step": None, "options": {}}, "options"),
         ({"step": None, "options": {"*:4": 0.5}}, r"options\.\*:4"),
         ({"step": None, "options": {124: 0.5}}, r"options\.124"),  # 2:4 without quotes
@@ -238,12 +274,118 @@ def test_not_a_space(tmp_path: Path, text: str) -> None:
 
 
 def test_bad_pattern(tmp_path: Path) -> None:
-    file = load_space(write(tmp_path, step=None, pattern="4:2"))
+    file = space_of_levels(write(tmp_path, step=None, pattern="4:2"))
     with pytest.raises(ConfigError, match="pattern of a space must be N:M"):
         file.build(toy_layout(8, 8), Budget(0.5), {})
 
 
 def test_role_without_a_group(tmp_path: Path) -> None:
-    file = load_space(write(tmp_path, gene=["group"], groups={"attention": ["q", "k"]}))
+    file = space_of_levels(write(tmp_path, gene=["group"], groups={"attention": ["q", "k"]}))
     with pytest.raises(ConfigError, match=r"no group for role 'up' of layers\.0\.up"):
         file.build(toy_layout(1, 1, 1), Budget(0.5), {})
+
+
+@pytest.mark.parametrize("name", PARAMETRIC)
+def test_every_space_of_parameters(name: str) -> None:
+    file = load_space(name)
+    assert isinstance(file, ParametricFile)
+    assert file.of_levels is not file
+    assert file.of_levels == load_space("per_linear")
+    parameters = file.build_parameters()
+    assert np.prod([len(p.values) for p in parameters]) == PARAMETRIC[name]
+    allocator = ALLOCATORS.get(file.allocator)
+    for parameter in parameters:
+        for value in parameter.values:  # all are legal, whatever the others are
+            first = {p.name: p.values[0] for p in parameters}
+            allocator(**composed(file.settings, {**first, parameter.name: value}))
+
+
+@pytest.mark.parametrize("name", ["depth_spline", "role_ratios"])
+def test_spaces_without_text_start_uniform(name: str) -> None:
+    file = load_space(name)
+    assert isinstance(file, ParametricFile)
+    subject = PrunableModel(tiny_llama(layers=2))
+    on = file.of_levels.build(subject.layout, Budget(0.6), {})
+    default = ALLOCATORS.create(file.allocator)
+
+    def allocate(settings: dict[str, object]) -> object:
+        allocator = ALLOCATORS.create(file.allocator, **settings)
+        return allocator.allocate(subject, torch.empty(0, 0), on.budget, on.bounds)
+
+    space = file.build(on, allocate, default)
+    assert space.profile(space.uniform) == on.base
+    other = (0, *space.uniform[1:])
+    assert space.profile(other) != on.base
+    assert space.profile(other).n_removed == on.base.n_removed
+
+
+def test_space_of_levels_is_its_own() -> None:
+    assert space_of_levels("per_block").of_levels == space_of_levels("per_block")
+
+
+def test_owl_grid_is_that_of_evopress() -> None:
+    file = load_space("owl_grid")
+    assert isinstance(file, ParametricFile)
+    values = {p.name: p.values for p in file.build_parameters()}
+    assert values == {"m": (3, 5, 7, 10), "spread": (0.02, 0.05, 0.08, 0.1, 0.2)}
+
+
+def test_parameters_of_a_file(tmp_path: Path) -> None:
+    parameters = {
+        "a": GRID,
+        "b": {"low": 0, "high": 0.3, "step": 0.1},
+        "c": {"low": 1, "high": 4, "points": 3, "log": True},
+        "d": {"low": 1, "high": 4, "points": 3},
+        "e.0": {"values": ["x", 1, 1.5, True, None]},
+        "e.1": {"values": [0]},
+    }
+    path = parametric(tmp_path, parameters=parameters, space="per_block", settings={"f": [1]})
+    file = load_space(path)
+    assert isinstance(file, ParametricFile)
+    found = [p.values for p in file.build_parameters()]
+    assert found[:4] == [(1, 3, 5), (0.0, 0.1, 0.2, 0.3), (1.0, 2.0, 4.0), (1.0, 2.5, 4.0)]
+    assert [type(v) for v in found[0]] == [int] * 3
+    assert [type(v) for v in found[4]] == [str, int, float, bool, type(None)]
+    assert file.of_levels == load_space("per_block")
+    on = file.of_levels.build(toy_layout(400, 400), Budget(0.5), {})
+    space = file.build(on, lambda _: on.base, "an allocator")
+    assert space.settings == {"f": [1]}
+    assert space.method == "owl: 'an allocator'"
+    assert space.roles == tuple(parameters)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": {}}, "parameters"),
+        ({"parameters": {"m": {}}}, "m needs values, or low.*not nothing"),
+        ({"parameters": {"m": {"values": []}}}, r"parameters\.m\.values"),
+        ({"parameters": {"m": {"values": [1, 1]}}}, "distinct"),
+        ({"parameters": {"m": {"values": [1], "log": True}}}, "m needs values, or.*not log, val"),
+        ({"parameters": {"m": {**GRID, "values": [1]}}}, "m needs values, or low"),
+        ({"parameters": {"m": {**GRID, "points": 3}}}, "m needs values, or low"),
+        ({"parameters": {"m": {**GRID, "log": True}}}, "m needs values, or low"),
+        ({"parameters": {"m": {"low": 0, "high": 1}}}, "m needs values, or low"),
+        ({"parameters": {"m": {**GRID, "step": 3}}}, "whole number of steps of 3"),
+        ({"parameters": {"m": {**GRID, "step": float("nan")}}}, r"parameters\.m\.step"),
+        ({"parameters": {"m": {**GRID, "steps": 3}}}, r"parameters\.m\.steps"),
+        ({"parameters": {"m": GRID, "m.0": GRID}}, "'m' is a value"),
+        ({"parameters": {"pruner.damping": GRID}}, "'pruner.damping' cannot be a parameter"),
+        ({"parameters": {"pruner": GRID}}, "'pruner' cannot be a parameter"),
+        ({"version": 2}, "version"),
+        ({"gene": ["block"]}, "gene"),
+        ({"description": None}, "description"),
+    ],
+)
+def test_faults_of_a_file_of_parameters(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"space .*{message}"):
+        load_space(parametric(tmp_path, **changes))
+
+
+def test_levels_of_parameters_must_be_levels(tmp_path: Path) -> None:
+    for name, error in {"owl_grid": ConfigError, "per_blok": UnknownNameError}.items():
+        file = load_space(parametric(tmp_path, space=name))
+        with pytest.raises(error, match=r"one of parameters|did you mean 'per_block'"):
+            _ = file.of_levels

@@ -8,10 +8,16 @@ import pytest
 
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.history import Fidelity, Measurement, Score
+from sparsity_search.parametric import Parameter, spaced, stepped
 from sparsity_search.searchers.evolution import Evolution
 from sparsity_search.store import Store, journal
 from sparsity_search.study import Limits, Study
-from sparsity_search.testing.problems import TOY_LADDER, SeparableProblem, toy_space
+from sparsity_search.testing.problems import (
+    TOY_LADDER,
+    SeparableProblem,
+    toy_parametric,
+    toy_space,
+)
 
 FINGERPRINT = {"model": "tiny", "seed": 0, "rungs": [512, 4096], "exclude": None}
 SOME = [
@@ -142,3 +148,62 @@ def test_study_with_failures_resumes(path: Path) -> None:
     assert found.winners == expected.winners
     candidates = [[m.candidate for m in h.measurements] for h in (found, expected)]
     assert candidates[0] == candidates[1]
+
+
+PARAMETERS = (
+    Parameter("m", (3, 5, 7.5)),
+    stepped("depth", 2, 10, 4),
+    stepped("spread", 0.02, 0.2, 0.02),
+    spaced("damping", 0.001, 0.1, 5, log=True),
+    Parameter("knots.0", ("a", None, True)),
+)
+
+
+def test_trials_have_parameters(path: Path) -> None:
+    store = Store(journal(path), "study", {}, PARAMETERS)
+    made = []
+    for i, candidate in enumerate([(0, 0, 0, 0, 0), (2, 2, 9, 4, 2), (1, 1, 2, 2, 1)]):
+        score = Score(math.nan if i == 1 else float(i), (0.5,))
+        made.append(
+            Measurement(round=0, rung=0, candidate=candidate, fidelity=Fidelity(8), score=score)
+        )
+        store.add(made[-1])
+    assert store.load()[::2] == made[::2]
+    study = optuna.load_study(study_name="study", storage=journal(path))
+    assert [list(trial.params.values()) for trial in study.trials] == [
+        [3, 2, 0.02, 0.001, "a"],
+        [7.5, 10, 0.2, 0.1, True],
+        [5, 6, 0.06, pytest.approx(0.01), None],
+    ]
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert study.best_params["spread"] == 0.02
+    distributions = study.trials[0].distributions
+    assert list(distributions) == ["m", "depth", "spread", "damping", "knots.0"]
+    assert distributions["m"] == optuna.distributions.CategoricalDistribution([3, 5, 7.5])
+    assert distributions["depth"] == optuna.distributions.IntDistribution(2, 10, step=4)
+    assert distributions["spread"] == optuna.distributions.FloatDistribution(0.02, 0.2)
+    assert distributions["damping"] == optuna.distributions.FloatDistribution(0.001, 0.1, log=True)
+    assert study.best_trial.user_attrs["candidate"] == "0,0,0,0,0"
+
+
+def test_study_of_parameters_resumes(path: Path) -> None:
+    space = toy_parametric()
+
+    def history(rounds: int) -> list[tuple[int, ...]]:
+        store = Store(journal(path), "study", FINGERPRINT, space.parameters)
+        study = Study(
+            space=space,
+            searcher=Evolution(),
+            objective=SeparableProblem(space),
+            ladder=TOY_LADDER,
+            store=store,
+        )
+        return [m.candidate for m in study.run(Limits(rounds=rounds)).measurements]
+
+    first = history(1)
+    assert history(2)[: len(first)] == first
+    trials = optuna.load_study(study_name="study", storage=journal(path)).trials
+    assert len(trials) > len(first)
+    for trial in trials:
+        candidate = tuple(map(int, trial.user_attrs["candidate"].split(",")))
+        assert trial.params == space.values(candidate)

@@ -10,12 +10,12 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from sparsity_search.allocators._descent import Divergence
 from sparsity_search.allocators.base import Allocation, Allocator
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.choices import chosen_rows, n_of_m, tables_of
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.layout import Layout
+from sparsity_search.models.divergence import Divergence
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.pruners._patterns import Pattern

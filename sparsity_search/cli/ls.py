@@ -19,6 +19,7 @@ def ls(
     """
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.errors import UnknownNameError, nearest
+    from sparsity_search.presets import preset_names, preset_summary
     from sparsity_search.registry import (
         ALLOCATORS,
         EVALUATORS,
@@ -39,13 +40,15 @@ def ls(
         "evaluators": EVALUATORS,
         "formats": FORMATS,
     }
-    kinds = [*registries, "spaces"]
+    kinds = [*registries, "spaces", "presets"]
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")
     for name in [kind] if kind else kinds:
         console.print(f"[bold]{name}[/bold]")
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}
+        elif name == "presets":
+            lines = {preset: preset_summary(preset) for preset in preset_names()}
         else:
             lines = registries[name].summaries()
         width = max(map(len, lines))

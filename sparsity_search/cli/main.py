@@ -11,6 +11,7 @@ from sparsity_search.cli.allocate import allocate
 from sparsity_search.cli.compare import compare
 from sparsity_search.cli.convert import convert
 from sparsity_search.cli.evaluate import evaluate
+from sparsity_search.cli.front import front
 from sparsity_search.cli.inspect import inspect
 from sparsity_search.cli.ls import ls
 from sparsity_search.cli.prune import prune
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     search,
+    front,
     compare,
     recommend,
     allocate,

@@ -33,6 +33,9 @@ KEYS = {
     "evaluator": "evaluator.name",
     "sensitivity": "sensitivity.name",
     "initial": "initial",
+    "hints": "hints",
+    "finalise": "finalise.name",
+    "stages": "study.stages",
     "calibration": "data.calibration",
     "search_text": "data.search_text",
     "final_text": "data.final_text",
@@ -84,7 +87,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
-Config = Annotated[Path | None, typer.Option(help="YAML file with the configuration of a run.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with the configuration of a run, or see `ls presets`."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one configuration key."),
@@ -107,8 +113,8 @@ def configuration(options: Mapping[str, Any]) -> RunConfig:
     given = {KEYS[name]: value for name, value in options.items() if name in KEYS}
     given["model.trust_remote_code"] = given["model.trust_remote_code"] or None
     given["budget.bounds"] = parse_bounds(given.get("budget.bounds"))
-    initial = given.get("initial")
-    given["initial"] = initial.split(",") if initial else None
+    for key in ("initial", "hints"):
+        given[key] = given[key].split(",") if given.get(key) else None
     return load_config(options.get("config"), given, options.get("set_") or [])
 
 

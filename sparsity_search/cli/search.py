@@ -26,10 +26,20 @@ def search(
     initial: Annotated[
         str | None, typer.Option(help="Allocators to start from, e.g. owl,uniform.")
     ] = None,
+    hints: Annotated[
+        str | None,
+        typer.Option(help="Advice: gradients, sensitivities (`ls sensitivities`), scores files."),
+    ] = None,
+    finalise: Annotated[
+        str | None, typer.Option(help="Pruner to rebuild with at the end; that of the search.")
+    ] = None,
     calibration: options.Calibration = None,
     search_text: Annotated[str | None, typer.Option(help="Text to score candidates on.")] = None,
     final_text: Annotated[str | None, typer.Option(help="Text of the final comparison.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of the search.")] = None,
+    stages: Annotated[
+        int | None, typer.Option(help="Coarse to fine: each stage has half the step.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of each stage.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Search time; 10 by default.")] = None,
     seed: options.Seed = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
@@ -56,8 +66,8 @@ def search(
     from sparsity_search.cli.terminal import table as text_table
     from sparsity_search.report import RunRecord
     from sparsity_search.report.table import header, rows, summary
-    from sparsity_search.workflow.search import DEFAULT_MINUTES
     from sparsity_search.workflow.search import search as run
+    from sparsity_search.workflow.stages import DEFAULT_MINUTES
 
     quiet_libraries()
     folder = out or _default_folder(configuration)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measure
     if url is None and not journal.exists():
         return []
     try:
-        return store.measurements(url or journal, run.get("study", STUDY))
+        return _joined([store.measurements(url or journal, name) for name in _studies(run_dir)])
     except Exception as error:  # each database driver has errors of its own
         if url is None:
             raise RunMismatchError(f"{journal} is corrupt: {error}") from error
@@ -182,6 +182,27 @@ def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measure
             f"cannot read the measurements of {run_dir} from {redact_url(url)}: "
             f"{type(error).__name__}; give its URL with --storage"
         ) from error
+
+
+def _studies(run_dir: Path) -> list[str]:
+    """Return the names of a run's studies, one a stage."""
+    try:
+        found: list[str] = json.loads((run_dir / "stages.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = []
+    return found or [_run(run_dir).get("study", STUDY)]
+
+
+def _joined(stages: Sequence[Sequence[Measurement]]) -> list[Measurement]:
+    """Return the measurements of all stages as one search: rounds and time go on counting."""
+    found: list[Measurement] = []
+    for measured in stages:
+        rounds = 1 + max((m.round for m in found), default=-1)
+        elapsed = max((m.elapsed for m in found), default=0.0)
+        found += [
+            replace(m, round=m.round + rounds, elapsed=m.elapsed + elapsed) for m in measured
+        ]
+    return found
 
 
 def shipped_name(results: Mapping[str, Any] | None) -> str:

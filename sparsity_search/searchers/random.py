@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.history import History
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.searchers.base import Searcher, Space
+from sparsity_search.space import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Random(Searcher):
             raise ValueError(f"spread must be positive, not {self.spread}")
 
     def ask(
-        self, space: SearchSpace, history: History, n: int, rng: np.random.Generator
+        self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> Sequence[Candidate]:
         """Return ``n`` candidates, fewer where the space has hardly any that are new."""
         seen = history.seen

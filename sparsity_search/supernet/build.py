@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
@@ -20,6 +21,9 @@ from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.supernet import Supernet, variants_name
 from sparsity_search.variants import UnchangedVariants, Variants
 
+#: What the blocks after a block of a supernet see.
+Propagate = Literal["centre", "dense", "expectation", "mean"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetPlan:
@@ -30,7 +34,10 @@ class SupernetPlan:
         tables: For each unit of the layout, the increasing counts it has variants at.
         centre: A profile whose counts are in the tables.
         propagate: What the blocks after a block see: its output at the ``"centre"`` profile, as
-            in sequential pruning, or the ``"dense"`` one (EvoPress, arXiv 2410.14649).
+            in sequential pruning; the ``"dense"`` one (EvoPress, arXiv 2410.14649); or that of
+            weights mixed from all variants of each unit, by the share that each keeps
+            (``"expectation"``, Týr-the-Pruner, arXiv 2503.09657, equation 5) or equally
+            (``"mean"``).
         seed: Breaks ties among scores.
         patterns: For each unit the ``N:M`` it can have, one variant each in place of its table;
             then it can stay dense too. Empty where the pruner's own pattern is the only one.
@@ -39,7 +46,7 @@ class SupernetPlan:
     pruner: Pruner
     tables: Sequence[tuple[int, ...]]
     centre: SparsityProfile
-    propagate: Literal["centre", "dense"] = "centre"
+    propagate: Propagate = "centre"
     seed: int = 0
     patterns: Sequence[tuple[str, ...]] = ()
 
@@ -73,7 +80,7 @@ def build(
             variants.update(folder.load(block))
         return Supernet(subject, variants)
     with subject.preserved():
-        rewritten = plan.propagate == "centre"
+        rewritten = plan.propagate != "dense"
         for visit in walk(
             subject,
             tokens,
@@ -88,7 +95,7 @@ def build(
                     folder.save(visit.block, made)
             variants.update(made)
             if rewritten:
-                _write_centre(subject, visit, plan, Supernet(subject, made))
+                _rewrite(subject, visit, plan, Supernet(subject, made))
             on_block(visit.block)
     return Supernet(subject, variants)
 
@@ -133,10 +140,34 @@ def _prune_block(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> di
     return made
 
 
-def _write_centre(
-    subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet
-) -> None:
+def _rewrite(subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet) -> None:
+    """Give a block the weights that the blocks after it shall see."""
     for unit in visit.units:
         view = subject.views[unit.name]
-        state = plan.centre.states[subject.layout.position(unit.name)]
-        view.write(made.weight(unit.name, view.read(), *state))
+        position = subject.layout.position(unit.name)
+        dense = view.read()
+        if plan.propagate == "centre":
+            view.write(made.weight(unit.name, dense, *plan.centre.states[position]))
+        else:
+            view.write(_mixed(unit, dense.clone(), made, plan))
+
+
+def _mixed(unit: Unit, dense: Tensor, made: Supernet, plan: SupernetPlan) -> Tensor:
+    """Return the mean of a unit's variants: its output is the mean of theirs.
+
+    In the expectation a variant weighs as much as it keeps; if none keeps anything, all weigh
+    alike.
+    """
+    position = made.subject.layout.position(unit.name)
+    patterns = plan.patterns[position] if plan.patterns else ()
+    states = [(count, "") for count in plan.tables[position]]
+    if patterns:
+        states = [(unit.zeros, ""), *((zeros_of(unit, pattern), pattern) for pattern in patterns)]
+    shares = [1 - count / unit.count for count, _ in states]
+    if plan.propagate == "mean" or not sum(shares):
+        shares = [1.0] * len(states)
+    mixed = torch.zeros_like(dense, dtype=torch.float32)
+    for share, state in zip(shares, states, strict=True):
+        if share:
+            mixed += share / sum(shares) * made.weight(unit.name, dense, *state)
+    return mixed.to(dense.dtype)

@@ -70,13 +70,19 @@ class Switch:
             self._supernet.subject.views[unit.name].write(weight)
             self._current[unit.name] = state
 
-    def change(self, name: str, count: int) -> torch.Tensor:
-        """Return what switching one unit to ``count`` would add to its present weights.
+    def dense(self) -> None:
+        """Give the model its dense weights back; `to` sets every unit anew after that."""
+        for name, weight in self._dense.items() if self._current else ():
+            self._supernet.subject.views[name].write(weight)
+        self._current.clear()
+
+    def change(self, name: str, count: int, pattern: str = "") -> torch.Tensor:
+        """Return what switching one unit to a variant would add to its present weights.
 
         Raises:
-            UnknownNameError: The unit has no variant at that count.
+            UnknownNameError: The unit has no variant at that count, or in that pattern.
         """
-        wanted = self._supernet.weight(name, self._dense[name], count, "")
+        wanted = self._supernet.weight(name, self._dense[name], count, pattern)
         return wanted - self._supernet.subject.views[name].read()
 
 

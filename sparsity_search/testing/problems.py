@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.choices import n_of_m, options_of
+from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.ladder import Ladder, Rung
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.parametric import (
+    Parameter,
+    ParametricSpace,
+    RefusedSettingError,
+    spaced,
+    stepped,
+)
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.rng import generator
 from sparsity_search.searchers.base import Searcher
@@ -59,6 +70,7 @@ def toy_space(
     cost: int | Sequence[int] = 1,
     pattern: str | None = None,
     options: Mapping[str, float] | None = None,
+    share: float | None = None,
     zeros: int = 0,
 ) -> SearchSpace:
     """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
@@ -72,6 +84,7 @@ def toy_space(
         reach=reach,
         choices=n_of_m(layout, pattern) if pattern else None,
         options=options_of(layout, options) if options else None,
+        share=share,
     )
 
 
@@ -85,6 +98,64 @@ def uneven_spaces() -> dict[str, SearchSpace]:
         "width": toy_space(*(3, 48) * 6, cost=(96, 9) * 6, target=0.3, step=72, reach=5),
         "sublayers": toy_space(*(1,) * 20, cost=(30, 79) * 10, target=0.3),
         "blocks": toy_space(*(1,) * 16, cost=100, target=0.3),
+    }
+
+
+def toy_parametric(
+    *parameters: Parameter, on: SearchSpace | None = None, limit: float = math.inf
+) -> ParametricSpace:
+    """Return a space of the settings of a toy allocator, over six units unless told.
+
+    Its settings are ``tilt`` (how sparsity rises over the units), ``knots`` (offsets of the first
+    units), ``m`` (a factor of all of them) and ``shape`` (``line``, ``bend``, ``step``).
+
+    Args:
+        parameters: By default some of each kind.
+        on: The space of levels; by default `toy_space`.
+        limit: A ``tilt`` above it is refused.
+    """
+    on = on or toy_space(reach=8)
+
+    def allocate(settings: Mapping[str, Any]) -> SparsityProfile:
+        tilt = settings.get("tilt", 0.0)
+        if tilt > limit:
+            raise ConfigError(f"tilt must be at most {limit}, not {tilt}")
+        wanted = np.linspace(-tilt, tilt, len(on.layout))
+        knots = settings.get("knots", ())
+        wanted[: len(knots)] += knots
+        shapes = {"line": wanted, "bend": np.abs(wanted), "step": np.sign(wanted)}
+        offsets = 0.3 * settings.get("m", 1.0) * shapes[settings.get("shape", "line")]
+        return on.budget.project(on.layout, on.budget.target + offsets, on.bounds)
+
+    some = (
+        stepped("tilt", -1.0, 1.0, 0.25),
+        Parameter("knots.0", (-0.5, 0.0, 0.2, 1.0)),
+        stepped("knots.1", -1, 1, 1),
+        spaced("m", 0.25, 1.0, 3, log=True),
+        Parameter("shape", ("line", "bend", "step")),
+    )
+    return ParametricSpace(
+        parameters=parameters or some,
+        allocate=allocate,
+        on=on,
+        defaults={"tilt": 0.0, "knots": (0.0, 0.0), "m": 1.0, "shape": "line"},
+        method="toy",
+    )
+
+
+def parametric_spaces() -> dict[str, ParametricSpace]:
+    """Return spaces of parameters, by what is special about them."""
+    return {
+        "parameters": toy_parametric(),
+        "one parameter": toy_parametric(stepped("tilt", -0.5, 0.5, 0.015625)),
+        "names": toy_parametric(
+            Parameter("shape", ("line", "bend", "step")),
+            spaced("tilt", 0.01, 1.0, 33, log=True),
+            spaced("m", 0.1, 1.0, 10),
+        ),
+        "refusals": toy_parametric(
+            stepped("tilt", -1.0, 1.0, 0.0625), stepped("knots.0", -1.0, 1.0, 0.125), limit=0.5
+        ),
     }
 
 
@@ -114,13 +185,13 @@ class SeparableProblem:
     Among options it is what a unit saves that counts, in place of its sparsity.
 
     Args:
-        space: Where the optimum is sought.
+        space: Where the optimum is sought: levels, or parameters.
         weights: How much each unit matters, ``(n_units,)``; by default rising from 1 by 1.
         noise: Deviation of a part of a score, equal for equal profile, subset and row.
         fails: Profiles whose score is not finite.
     """
 
-    space: SearchSpace
+    space: SearchSpace | ParametricSpace
     weights: Sequence[float] | None = None
     noise: float = 0.0
     fails: Callable[[SparsityProfile], bool] = lambda _: False
@@ -134,15 +205,21 @@ class SeparableProblem:
 
     def exact(self, profile: SparsityProfile) -> float:
         """Return the score of a profile without noise."""
-        return float(self._unit_scores(self.space.saved(profile)).sum())
+        return float(self._unit_scores(self._levels.saved(profile)).sum())
+
+    @property
+    def _levels(self) -> SearchSpace:
+        return self.space.on if isinstance(self.space, ParametricSpace) else self.space
 
     def optimum(self) -> tuple[Candidate, float]:
-        """Return the best candidate of the space and its score, by dynamic programming.
+        """Return the best candidate of the space and its score.
 
-        A gene's score depends on its own level only, and what is legal on the weights removed and
-        on the least that one level less gives back: the best candidate is the cheapest path over
-        these two.
+        In a space of levels by dynamic programming: a gene's score depends on its own level only,
+        and what is legal on the weights removed and on the least that one level less gives back,
+        so the best candidate is the cheapest path over these two. Of parameters all are tried.
         """
+        if isinstance(self.space, ParametricSpace):
+            return self._best_of_all(self.space)
         best: dict[tuple[int, int], tuple[float, Candidate]] = {(0, sys.maxsize): (0.0, ())}
         for gene in range(self.space.n_genes):
             extended: dict[tuple[int, int], tuple[float, Candidate]] = {}
@@ -156,9 +233,17 @@ class SeparableProblem:
         score, candidate = min(option for option in best.values() if option[1] in self.space)
         return candidate, score
 
+    def _best_of_all(self, space: ParametricSpace) -> tuple[Candidate, float]:
+        found: list[tuple[float, Candidate]] = []
+        for candidate in itertools.product(*(range(len(p.values)) for p in space.parameters)):
+            with contextlib.suppress(RefusedSettingError):
+                found.append((self.exact(space.profile(candidate)), candidate))
+        score, candidate = min(found)
+        return candidate, score
+
     def _gene_levels(self, gene: int) -> dict[int, tuple[float, int, int]]:
         """Return for each level its score, its weights, and how many less the level below has."""
-        space, units = self.space, list(self.space.genes[gene])
+        space, units = self._levels, list(self._levels.genes[gene])
         found: dict[int, tuple[float, int, int]] = {}
         back = sys.maxsize
         for level in range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1):
@@ -172,7 +257,7 @@ class SeparableProblem:
 
     def _unit_scores(self, saved: np.ndarray) -> np.ndarray:
         """Return the score of each unit from the weights that it loses or saves."""
-        weights, layout = self.weights or range(1, len(saved) + 1), self.space.layout
+        weights, layout = self.weights or range(1, len(saved) + 1), self._levels.layout
         scores = np.array(weights) * np.exp(3 * (saved / (layout.counts * layout.costs)))
         return np.asarray(scores)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import subprocess
@@ -11,20 +12,24 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from sparsity_search.errors import ConfigError
 from sparsity_search.history import History
+from sparsity_search.parametric import ParametricSpace, RefusedSettingError, stepped
 from sparsity_search.rng import generator
 from sparsity_search.searchers.base import Searcher
 from sparsity_search.space import Candidate, SearchSpace
 from sparsity_search.testing.problems import (
     SeparableProblem,
+    parametric_spaces,
     toy_history,
+    toy_parametric,
     toy_space,
     uneven_spaces,
 )
 
 #: Lower bounds; with their complement as the upper ones the first unit cannot move.
 PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])
-SPACES = {
+SPACES: dict[str, SearchSpace | ParametricSpace] = {
     "equal": toy_space(),
     "mixed sizes": toy_space(40, 1000, 55, 90, 230, 100, 100, 61),
     "tied": toy_space(100, 50, 70, 100, 50, 70, genes=((0, 3), (1, 4), (2,), (5,))),
@@ -32,23 +37,29 @@ SPACES = {
     "pinned": toy_space(100, 50, 50, 100, 80, 90, lower=PINNED, upper=1 - PINNED),
     "steep": toy_space(*(100,) * 8, target=0.9, reach=20),
     **uneven_spaces(),
+    **parametric_spaces(),
 }
 TINY = toy_space(100, 100, reach=1)  # three candidates
 ONE_GENE = toy_space(100, 100, genes=((0, 1),))  # one candidate
+FEW = toy_parametric(stepped("tilt", -1.0, 1.0, 0.5))  # five candidates
 
 
 class SearcherContract:
-    """Inherit in a test module that has a fixture ``searcher``."""
+    """Inherit in a test module that has a fixture ``searcher``.
+
+    Spaces are of levels and of parameters; a searcher that cannot have the latter refuses them
+    with a `ConfigError`.
+    """
 
     @pytest.fixture(params=SPACES)
-    def space(self, request: pytest.FixtureRequest) -> SearchSpace:
+    def space(self, request: pytest.FixtureRequest) -> SearchSpace | ParametricSpace:
         """Spaces of different shape."""
         return SPACES[request.param]
 
     @pytest.fixture
-    def history(self, searcher: Searcher, space: SearchSpace) -> History:
+    def history(self, searcher: Searcher, space: SearchSpace | ParametricSpace) -> History:
         """Two rounds of a noisy toy study."""
-        return toy_history(searcher, SeparableProblem(space, noise=1.0))
+        return history_of(searcher, SeparableProblem(space, noise=1.0))
 
     def test_is_a_value(self, searcher: Searcher) -> None:
         """Equal settings are equal, hashable, and print as one line."""
@@ -58,7 +69,11 @@ class SearcherContract:
 
     @pytest.mark.parametrize("n", [1, 2, 16])
     def test_candidates_are_legal_new_and_distinct(
-        self, searcher: Searcher, space: SearchSpace, history: History, n: int
+        self,
+        searcher: Searcher,
+        space: SearchSpace | ParametricSpace,
+        history: History,
+        n: int,
     ) -> None:
         """Up to ``n`` distinct candidates of the space that were never measured."""
         found = searcher.ask(space, history, n, generator(0, "a"))
@@ -67,7 +82,9 @@ class SearcherContract:
         assert not set(found) & history.seen
         assert_legal(space, found)
 
-    def test_deterministic(self, searcher: Searcher, space: SearchSpace, history: History) -> None:
+    def test_deterministic(
+        self, searcher: Searcher, space: SearchSpace | ParametricSpace, history: History
+    ) -> None:
         """Equal arguments give equal candidates; the history is only read, no state is kept."""
         before = copy.deepcopy(history)
         first = searcher.ask(space, history, 8, generator(0, "a"))
@@ -77,7 +94,7 @@ class SearcherContract:
         assert history == before
 
     def test_draws_from_its_generator_only(
-        self, searcher: Searcher, space: SearchSpace, history: History
+        self, searcher: Searcher, space: SearchSpace | ParametricSpace, history: History
     ) -> None:
         """The global random states are neither read nor moved."""
         python = random.getstate()
@@ -89,18 +106,20 @@ class SearcherContract:
         np.random.random()  # noqa: NPY002
         assert list(searcher.ask(space, history, 8, generator(0, "a"))) == list(first)
 
-    @pytest.mark.parametrize("name", ["equal", *uneven_spaces()])
+    @pytest.mark.parametrize("name", ["equal", *uneven_spaces(), "parameters", "names"])
     def test_all_genes_move(self, searcher: Searcher, name: str) -> None:
         """In an open space every gene is tried away from where it was."""
         space = SPACES[name]
-        history = toy_history(searcher, SeparableProblem(space), rounds=0)
+        history = history_of(searcher, SeparableProblem(space), rounds=0)
         found = np.array(searcher.ask(space, history, 48, generator(0, "a")))
         assert (found != np.array(history.survivors[0])).any(axis=0).all()
 
-    @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1)])
-    def test_exhausted_space(self, searcher: Searcher, space: SearchSpace, size: int) -> None:
+    @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1), (FEW, 5)])
+    def test_exhausted_space(
+        self, searcher: Searcher, space: SearchSpace | ParametricSpace, size: int
+    ) -> None:
         """A space with nothing new left gives no more candidates, and the study ends."""
-        history = toy_history(searcher, SeparableProblem(space), rounds=20)
+        history = history_of(searcher, SeparableProblem(space), rounds=20)
         assert len(history.seen) == size
         assert len(searcher.ask(space, history, 8, generator(0, "a"))) == 0
 
@@ -116,12 +135,26 @@ class SearcherContract:
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def assert_legal(space: SearchSpace, candidates: Sequence[Candidate]) -> None:
+def history_of(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
+    """Return `toy_history`; skip the test if the searcher refuses a space of parameters."""
+    if not isinstance(problem.space, ParametricSpace):
+        return toy_history(searcher, problem, rounds)
+    try:
+        return toy_history(searcher, problem, rounds)
+    except ConfigError as refusal:
+        pytest.skip(str(refusal))
+
+
+def assert_legal(space: SearchSpace | ParametricSpace, candidates: Sequence[Candidate]) -> None:
     """Assert that candidates are tuples of integers in the space, which meet budget and bounds."""
     for candidate in candidates:
         assert isinstance(candidate, tuple)
         assert all(type(level) is int for level in candidate)
         assert candidate in space
+        if isinstance(space, ParametricSpace):
+            with contextlib.suppress(RefusedSettingError):
+                assert_legal(space.on, [space.on.nearest(space.profile(candidate))])
+            continue
         profile = space.profile(candidate)
         surplus = space.saved(profile).sum() - space.budget.n_removed(space.layout)
         assert 0 <= surplus < slack(space, candidate)

@@ -23,7 +23,7 @@ from sparsity_search.workflow.job import Job
 
 
 def compare(
-    job: Job, profiles: Mapping[str, SparsityProfile], history: History
+    job: Job, profiles: Mapping[str, SparsityProfile], histories: Sequence[History]
 ) -> SparsityProfile:
     """Rebuild each profile sequentially, score it on the final text, and ship the best.
 
@@ -32,7 +32,7 @@ def compare(
     Args:
         job: The search.
         profiles: What to compare, by name; all within one budget.
-        history: What was measured, for the record.
+        histories: What was measured in each stage, for the record.
 
     Returns:
         The profile of the checkpoint: the one with the best score.
@@ -61,7 +61,7 @@ def compare(
         save_checkpoint(saveable(subject), job.session.loaded.tokenizer, out / "checkpoint")
     profile = profiles[shipped.name]
     write_json(out / rundir.PROFILE, _profile_json(job, profile))
-    write_json(out / rundir.RESULTS, _results(job, rows, shipped, history))
+    write_json(out / rundir.RESULTS, _results(job, rows, shipped, histories))
     return profile
 
 
@@ -81,7 +81,7 @@ def _rebuild(job: Job, name: str, profile: SparsityProfile) -> list[str]:
         return prune_sequentially(
             subject,
             profile,
-            job.plugins.pruner,
+            job.plugins.final,
             job.session.text["calibration"],
             seed=job.config.study.seed,
             on_block=advance,
@@ -95,10 +95,14 @@ class _Judge:
         self._space = job.space
         self._model = job.session.loaded.model
         self._monitor = job.monitor
-        self._rows = range(len(job.session.text["final"]))
+        text, own = job.session.text, job.plugins.evaluator.own_data()
+        n_rows = len(text["final"])
+        # of an evaluator's own data, the rows that the search did not see
+        first = 0 if own is None else len(text["search"])
+        self._rows = {"score": range(first, first + n_rows), "perplexity": range(n_rows)}
         with self._monitor.stage("bind final text"):
             self._proxies = {
-                key: evaluator.bind(self._model, job.session.text["final"])
+                key: evaluator.bind(self._model, text["final"], job.session.loaded.tokenizer)
                 for key, evaluator in {
                     "score": job.plugins.evaluator,
                     "perplexity": EVALUATORS.create("perplexity"),
@@ -110,7 +114,7 @@ class _Judge:
         row: dict[str, Any] = {"name": name}
         with self._monitor.stage(f"score {name}"):
             for key, proxy in self._proxies.items():
-                value = proxy.score(self._model, self._rows).value
+                value = proxy.score(self._model, self._rows[key]).value
                 row[key] = value if math.isfinite(value) else None
         removed = {"sparsity": profile.sparsity, "removed": profile.n_removed}
         return {**row, **removed, **_saving(self._space, profile)}
@@ -137,14 +141,14 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
         **_saving(job.space, profile),
         "model": job.session.model_facts,
         "removes": job.session.subject.units,
-        "pruner": job.config.pruner.model_dump(mode="json"),
+        "pruner": (job.config.finalise or job.config.pruner).model_dump(mode="json"),
         "seed": job.config.study.seed,
         "text": job.session.text_facts,
     }
 
 
 def _results(
-    job: Job, rows: list[dict[str, Any]], shipped: _Shipped, history: History
+    job: Job, rows: list[dict[str, Any]], shipped: _Shipped, histories: Sequence[History]
 ) -> dict[str, Any]:
     return {
         "format": rundir.FORMAT,
@@ -153,9 +157,12 @@ def _results(
         "shipped": shipped.name,
         "rows": rows,
         "search": {
-            "rounds": max(0, len(history.winners) - 1),
-            "measurements": len(history.measurements),
-            "seconds": max((m.elapsed for m in history.measurements), default=0.0),
+            "rounds": sum(max(0, len(history.winners) - 1) for history in histories),
+            "measurements": sum(len(history.measurements) for history in histories),
+            "seconds": sum(
+                max((m.elapsed for m in history.measurements), default=0.0)
+                for history in histories
+            ),
         },
         "seconds": dict(job.monitor.seconds),
         "notes": list(shipped.notes),

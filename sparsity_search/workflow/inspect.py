@@ -75,7 +75,7 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     monitor = monitor or Monitor()
     pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
     evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
-    space_file = load_space(config.space)
+    space_file = load_space(config.space).of_levels
     budget = _budget(config, space_file, pruner)
     kind = unit_kind(config, pruner)
     session = open_session(config.model, [], config.study.seed, monitor, kind)
@@ -83,7 +83,7 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     space = space_file.build(layout, budget, config.budget.bounds)
     with monitor.stage("time samples"):
         tokens = _random_tokens(session, config.data.search_length)
-        proxy = evaluator.bind(session.loaded.model, tokens)
+        proxy = evaluator.bind(session.loaded.model, tokens, session.loaded.tokenizer)
         sequence = _timed_score(proxy, session)
         seconds, size = _supernet(session, pruner, space, config)
     ladder = config.ladder.build()

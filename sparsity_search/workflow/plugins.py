@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sparsity_search.allocators.base import Allocator
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig, frozen
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.base import Evaluator
-from sparsity_search.pruners._patterns import with_pattern
+from sparsity_search.pruners._patterns import Pattern, with_pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
 from sparsity_search.searchers.base import Searcher
 from sparsity_search.spaces import SpaceFile
+from sparsity_search.workflow.given import GivenProfile
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins that a configuration names."""
+    """The plugins that a configuration names.
+
+    Attributes:
+        pruner: Makes the supernet.
+        final: Rebuilds profiles after the search; the same one, unless another is named.
+        searcher: Proposes candidates.
+        evaluator: Scores them.
+        initial: Allocators to start from, by name.
+    """
 
     pruner: Pruner
+    final: Pruner
     searcher: Searcher
     evaluator: Evaluator
     initial: dict[str, Allocator]
@@ -34,12 +47,42 @@ class Plugins:
             UnknownNameError: There is no such plugin.
             ConfigError: A plugin refuses its hyper-parameters.
         """
+        pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
         return cls(
-            pruner=PRUNERS.create(config.pruner.name, **config.pruner.parameters),
+            pruner=pruner,
+            final=_final(config, pruner),
             searcher=SEARCHERS.create(config.searcher.name, **config.searcher.parameters),
             evaluator=EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters),
-            initial={name: allocator(config, name) for name in dict.fromkeys(config.initial)},
+            initial={_label(name): allocator(config, name) for name in config.initial},
         )
+
+
+def _label(name: str) -> str:
+    """Return what an initial profile is called: the allocator's name, or after its file."""
+    path = Path(name)
+    return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
+
+
+def _final(config: RunConfig, pruner: Pruner) -> Pruner:
+    """Return the pruner that profiles are rebuilt with, in the pattern of the search's.
+
+    Raises:
+        UnknownNameError: There is no such pruner.
+        ConfigError: It refuses its hyper-parameters or the pattern, or cannot remove the units.
+    """
+    section = config.finalise
+    if section is None:
+        return pruner
+    final: Pruner = PRUNERS.create(section.name, **section.parameters)
+    if unit_kind(config, pruner) not in final.units:
+        kinds = " or ".join(final.units)
+        raise ConfigError(
+            f"--finalise {section.name} removes {kinds}, not {unit_kind(config, pruner)}"
+        )
+    pattern = Pattern.of(pruner)
+    if pattern is None or pattern.scope != "group" or "pattern" in section.parameters:
+        return final
+    return with_pattern(final, f"{'*' if pattern.keep is None else pattern.keep}:{pattern.group}")
 
 
 def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
@@ -75,21 +118,26 @@ def unit_kind(config: RunConfig, pruner: Pruner) -> str:
     return wanted
 
 
-def allocator(config: RunConfig, name: str) -> Allocator:
+def allocator(config: RunConfig, name: str, more: Mapping[str, Any] | None = None) -> Allocator:
     """Return an allocator with the hyper-parameters that the configuration has for it.
 
+    A name that ends in ``.json`` is a file with a profile, which is moved to the budget.
+
     Its fields ``pruner`` and ``seed``, if it has them, are those of the run unless they are set.
+    ``more`` hyper-parameters go before all of these.
 
     Raises:
         UnknownNameError: There is no such allocator.
         ConfigError: It refuses its hyper-parameters.
     """
+    if name.endswith(".json"):
+        return GivenProfile.read(Path(name))
     of_run = {
         "pruner": {"name": config.pruner.name, **config.pruner.parameters},
         "seed": config.study.seed,
     }
     fields = {field.name for field in dataclasses.fields(ALLOCATORS.get(name))}
     filled = {key: value for key, value in of_run.items() if key in fields}
-    settings = {**filled, **frozen(config.allocators.get(name, {}))}
+    settings = {**filled, **frozen(config.allocators.get(name, {})), **(more or {})}
     found: Allocator = ALLOCATORS.create(name, **settings)
     return found

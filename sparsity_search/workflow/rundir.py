@@ -21,6 +21,7 @@ RESULTS = "results.json"
 PROFILE = "profile.json"
 MATERIALISED = "materialised.json"
 JOURNAL = "journal.log"
+STAGES = "stages.json"
 
 _PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")
 

@@ -11,28 +11,25 @@ from typing import Any
 import torch
 
 from sparsity_search.artefacts import digest
-from sparsity_search.budget import Bounds
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History
-from sparsity_search.objective import SupernetObjective
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report import redact, write_report
-from sparsity_search.spaces import load_space
-from sparsity_search.store import Store, database, journal
-from sparsity_search.study import Limits, Study
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.supernet import Supernet
+from sparsity_search.spaces import SpaceFile, load_space
+from sparsity_search.store import database, journal
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
+from sparsity_search.workflow.hints import check_hints
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.parameters import (
+    allocation_bounds,
+    check_parameters,
+    parametric_space,
+)
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.session import Session, open_session, search_requests
-
-#: Search time if neither rounds nor minutes are given.
-DEFAULT_MINUTES = 10.0
+from sparsity_search.workflow.stages import search_stages
 
 
 def search(
@@ -53,14 +50,18 @@ def search(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     monitor = monitor or Monitor()
-    space_file, plugins = load_space(config.space), Plugins.of(config)
+    space_file, plugins = load_space(config.space).of_levels, Plugins.of(config)
+    check_parameters(config)
     budget = budget_of(config, space_file, plugins.pruner)
+    _check_stages(config, space_file)
     rundir.check_resumable(out, config)
     kind = unit_kind(config, plugins.pruner)
+    _check_own_data(config, plugins)
     requests = search_requests(config.data)
     session = open_session(config.model, requests, config.study.seed, monitor, kind)
     space = space_file.build(session.subject.layout, budget, config.budget.bounds)
     _check_ladder(config, session)
+    check_hints(config.hints, session.subject.layout, kind)
     job = Job(config, plugins, session, space, out, monitor)
     fingerprint = _fingerprint(job)
     storage = database(config.study.storage) if config.study.storage else None
@@ -68,14 +69,34 @@ def search(
         rundir.begin(out, _facts(job, fingerprint, command))
         initial = _initial(job)
         storage = storage or journal(out / rundir.JOURNAL)
-        history = _run(job, initial, Store(storage, _study_name(fingerprint), fingerprint))
-        if monitor.stopped():
+        study = _study_name(fingerprint), fingerprint
+        found = search_stages(job, list(initial.values()), storage, study)
+        if found is None:
             return None
-        best = history.survivors[0] if history.survivors else space.uniform
-        profiles = {"uniform": space.base, **initial, "searched": space.profile(best)}
-        shipped = compare(job, profiles, history)
+        profiles = {"uniform": space.base, **initial, "searched": found.profile}
+        shipped = compare(job, profiles, found.histories)
         write_report(out, config.study.storage)
     return shipped
+
+
+def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
+    """Check that what the evaluator reads itself has rows to search and others to compare on."""
+    own = plugins.evaluator.own_data()
+    if own is not None:
+        needed = config.data.search_sequences + config.data.final_sequences
+        own.check(
+            needed,
+            f"lower data.search_sequences ({config.data.search_sequences}) or "
+            f"data.final_sequences ({config.data.final_sequences}), which number its rows too",
+        )
+
+
+def _check_stages(config: RunConfig, space: SpaceFile) -> None:
+    if config.study.stages > 1 and (space.pattern or space.options):
+        raise ConfigError(
+            f"the levels of the space {config.space!r} are patterns, with no step that could be "
+            "halved: leave out --stages"
+        )
 
 
 def _check_ladder(config: RunConfig, session: Session) -> None:
@@ -93,17 +114,21 @@ def _check_ladder(config: RunConfig, session: Session) -> None:
 def _fingerprint(job: Job) -> dict[str, Any]:
     """Return everything that a measurement depends on, flat."""
     config, model, plugins = job.config, job.session.loaded, job.plugins
-    text = job.session.text_facts
+    text, own = job.session.text_facts, plugins.evaluator.own_data()
+    parameters = parametric_space(job, job.space, lambda: None)
     return {
         "model": model.digest,
         "layout": job.space.layout.digest,
         "space": job.space.digest,
+        **({} if parameters is None else {"parameters": parameters.digest}),
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": repr(plugins.pruner),
         "propagate": config.supernet.propagate,
         "searcher": repr(plugins.searcher),
         "evaluator": repr(plugins.evaluator),
+        **({} if own is None else {"evaluator.data": own.digest}),
         "initial": [repr(allocator) for allocator in plugins.initial.values()],
+        "hints": config.hints,
         "ladder": repr(config.ladder.build()),
         "seed": config.study.seed,
         "dtype": str(model.model.dtype),
@@ -140,57 +165,11 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
 
 
 def _initial(job: Job) -> dict[str, SparsityProfile]:
-    """Return the initial allocators' profiles, as the space can have them.
-
-    Among options an allocator's numbers are taken as savings: limits of zeros do not bound them.
-    """
-    found, layout, bounds = {}, job.space.layout, job.space.bounds
-    if job.space.options is not None:
-        bounds = Bounds(lower=0 * layout.counts, upper=layout.counts)
+    """Return the initial allocators' profiles, as the space can have them."""
+    found, bounds = {}, allocation_bounds(job.space)
     for name, allocator in job.plugins.initial.items():
         with job.monitor.stage(f"allocate {name}"):
             text = job.session.text["calibration"]
             profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
             found[name] = job.space.project(profile)  # itself, but where steps are given
     return found
-
-
-def _run(job: Job, initial: dict[str, SparsityProfile], store: Store) -> History:
-    """Build the supernet and run the study on it; the model is dense again afterwards."""
-    supernet = _supernet(job)
-    model, tokens = job.session.loaded.model, job.session.text["search"]
-    with job.monitor.stage("bind evaluator"):
-        proxy = job.plugins.evaluator.bind(model, tokens)
-    ladder, study = job.config.ladder.build(), job.config.study
-    minutes = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
-    with supernet.resident() as switch, job.monitor.stage("search"):
-        pool = (tokens.shape[0], tokens.shape[1])
-        return Study(
-            space=job.space,
-            searcher=job.plugins.searcher,
-            objective=SupernetObjective(model, switch, proxy, pool, study.seed),
-            ladder=ladder,
-            store=store,
-            initial=[job.space.nearest(profile) for profile in initial.values()],
-            seed=study.seed,
-            on_measured=lambda m: job.monitor.measured(m, ladder.top),
-        ).run(Limits(study.rounds, minutes and 60 * minutes, job.monitor.stopped))
-
-
-def _supernet(job: Job) -> Supernet:
-    plan = SupernetPlan(
-        pruner=job.plugins.pruner,
-        tables=job.space.tables(),
-        patterns=job.space.patterns(),
-        centre=job.space.base,
-        propagate=job.config.supernet.propagate,
-        seed=job.config.study.seed,
-    )
-    folder = None
-    if job.config.supernet.store == "disk":
-        keys = ("model", "space", "text.calibration", "pruner", "propagate", "seed", "dtype")
-        fingerprint = _fingerprint(job)
-        folder = SupernetFolder(job.out / "supernet", {key: fingerprint[key] for key in keys})
-    subject = job.session.subject
-    with job.monitor.stage("build supernet", len(subject.blocks)) as advance:
-        return build(subject, job.session.text["calibration"], plan, folder, advance)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.gauss_newton as module
-from sparsity_search.allocators._descent import Divergence
 from sparsity_search.allocators.gauss_newton import GaussNewton, level_tables
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.evaluators.kl_divergence import KLDivergence
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.models.divergence import Divergence
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.recording import Recordings
 from sparsity_search.profile import SparsityProfile

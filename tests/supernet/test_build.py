@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.walk import walk
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import PRUNERS
+from sparsity_search.rng import derive_seed
 from sparsity_search.space import SearchSpace
+from sparsity_search.statistics import Statistic
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.allocator import assert_unchanged
@@ -60,7 +63,60 @@ def test_propagation_matters(
     assert any(name.startswith("model.layers.2.mlp.up") for name in differ)
 
 
-@pytest.mark.parametrize("propagate", ["centre", "dense"])
+@pytest.mark.parametrize("propagate", ["expectation", "mean"])
+def test_later_blocks_see_the_mean_of_all_outputs(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
+) -> None:
+    """The last block's masks are those made on inputs mixed by hand, in float64."""
+    plan = plan_of(propagate=propagate)
+    variants = build(tiny_subject, tiny_tokens, plan).variants
+    layout = tiny_subject.layout
+    with tiny_subject.preserved() as dense:
+        for unit, table in zip(layout, plan.tables, strict=True):
+            if unit.block == 2:
+                continue
+            each = torch.stack([variants[unit.name].at(dense[unit.name], c) for c in table])
+            kept = torch.tensor([1 - c / unit.count for c in table], dtype=torch.float64)
+            share = kept / kept.sum() if propagate == "expectation" else torch.ones_like(kept)
+            mixed = torch.einsum("v,vrc->rc", share / share.sum(), each.double())
+            tiny_subject.views[unit.name].write(mixed.float())
+        last = list(walk(tiny_subject, tiny_tokens, Statistic.NORM, rewritten=False))
+        for unit in last[2].units:
+            position = layout.position(unit.name)
+            expected = plan.pruner.prune(
+                dense[unit.name],
+                last[2].evidence[unit.name],
+                plan.tables[position],
+                seed=derive_seed(plan.seed, "ties", unit.name),
+            )
+            for count in plan.tables[position]:
+                same = expected.at(dense[unit.name], count) == variants[unit.name].at(
+                    dense[unit.name], count
+                )
+                assert same.float().mean() > 0.999
+
+
+def test_expectation_prefers_what_keeps_more(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf
+) -> None:
+    """The first block's statistics are the same, later ones lie between mean and dense."""
+    found = {}
+    for propagate in ("dense", "expectation", "mean"):
+        variants = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate)).variants
+        found[propagate] = {name: v.tensors()["codes"].int() for name, v in variants.items()}
+
+    def apart(first: str, second: str, block: int) -> int:
+        return sum(
+            int((found[first][u.name] != found[second][u.name]).sum())
+            for u in tiny_subject.layout
+            if u.block == block
+        )
+
+    assert apart("dense", "expectation", 0) == apart("dense", "mean", 0) == 0
+    assert 0 < apart("dense", "expectation", 2) < apart("dense", "mean", 2)
+
+
+@pytest.mark.parametrize("propagate", ["centre", "dense", "expectation", "mean"])
 def test_the_model_is_unchanged(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
 ) -> None:

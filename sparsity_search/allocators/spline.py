@@ -1,0 +1,78 @@
+"""A smooth curve over depth, through a few knots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+from torch import Tensor
+
+from sparsity_search.allocators._offsets import (
+    Offsets,
+    as_offsets,
+    check_offsets,
+    role_offsets,
+)
+from sparsity_search.allocators.base import Allocator
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spline(Allocator):
+    """A curve over depth through knots, monotone between them; offsets by role may be added.
+
+    The knots lie evenly from the first block to the last. Between them runs the piecewise cubic
+    of Fritsch and Butland (SciPy's ``PchipInterpolator``): it has no extremum except at knots, so
+    no block leaves the range of the knots around it. All units of a block share the curve's
+    value. The budget's projection then adds one constant, so that what all knots have in common
+    changes nothing; equal knots give the uniform profile.
+
+    Neither text nor weights decide: the profile is in the settings. So it is made for searches
+    over few parameters (space ``depth_spline``).
+
+    Args:
+        knots: What is added to the sparsity at each knot, first block first; at least two.
+        offsets: By role, what is added besides; 0 for roles that are not named.
+    """
+
+    needs_text: ClassVar[bool] = False
+
+    knots: tuple[float, ...] = (0.0,) * 5
+    offsets: Offsets = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "knots", tuple(self.knots))
+        object.__setattr__(self, "offsets", as_offsets(self.offsets))
+        if len(self.knots) < 2:
+            raise ConfigError(f"knots must be at least two, not {len(self.knots)}")
+        check_offsets("knots", self.knots)
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile; neither ``tokens`` nor weights are read.
+
+        Raises:
+            UnknownNameError: No unit has a role that is named.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        del tokens
+        layout = subject.layout
+        curve = over_depth(self.knots, len(subject.blocks))
+        wanted = budget.target + curve[[unit.block for unit in layout]]
+        return budget.project(layout, wanted + role_offsets(layout, self.offsets), bounds)
+
+
+def over_depth(knots: tuple[float, ...], n_blocks: int) -> np.ndarray:
+    """Return the curve at each block, ``(n_blocks,)`` float64; one block is at the first knot.
+
+    >>> over_depth((0.0, 0.2, 0.0), 5).round(3).tolist()
+    [0.0, 0.15, 0.2, 0.15, 0.0]
+    """
+    depths = np.linspace(0.0, len(knots) - 1.0, n_blocks)
+    return np.asarray(PchipInterpolator(np.arange(len(knots)), np.array(knots))(depths))

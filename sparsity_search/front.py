@@ -1,0 +1,73 @@
+"""Fronts of two objectives: how much is removed, and what that costs. Numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Point(NamedTuple):
+    """A profile in the plane of both objectives.
+
+    Attributes:
+        sparsity: The more the better.
+        score: The lower the better.
+        name: What it is called.
+    """
+
+    sparsity: float
+    score: float
+    name: str = ""
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Return the points that no other one is at least as good as in both, by rising sparsity.
+
+    Of equal points the first stays.
+
+    >>> front([Point(0.5, 1.0), Point(0.4, 2.0), Point(0.6, 3.0)])
+    [Point(sparsity=0.5, score=1.0, name=''), Point(sparsity=0.6, score=3.0, name='')]
+    """
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.sparsity, p.score)):
+        if not found or point.score < found[-1].score:
+            found.append(point)
+    return found[::-1]
+
+
+def hypervolume(points: Iterable[Point], worst: float) -> float:
+    """Return the area that points dominate, from sparsity 0 and a worst score on.
+
+    Args:
+        points: Any; those that are no better than the worst score count nothing.
+        worst: The score of the reference point.
+    """
+    area, reached = 0.0, 0.0
+    for point in front(p for p in points if p.score < worst):
+        area += (point.sparsity - reached) * (worst - point.score)
+        reached = point.sparsity
+    return area
+
+
+def over_time(
+    runs: Sequence[tuple[float, Sequence[tuple[float, float]]]], worst: float
+) -> list[tuple[float, float]]:
+    """Return how the hypervolume grew while one search followed the other.
+
+    Args:
+        runs: Of each search its sparsity, and when its best score fell to what: seconds of its
+            own, and the score.
+        worst: The score of the reference point.
+
+    Returns:
+        Seconds over all searches, and the hypervolume then.
+    """
+    best: dict[float, float] = {}
+    found, before = [], 0.0
+    for sparsity, falls in runs:
+        for seconds, score in falls:
+            best[sparsity] = min(score, best.get(sparsity, score))
+            points = (Point(s, b) for s, b in best.items())
+            found.append((before + seconds, hypervolume(points, worst)))
+        before += max((seconds for seconds, _ in falls), default=0.0)
+    return found

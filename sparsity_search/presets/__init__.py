@@ -1,0 +1,25 @@
+"""Published settings by name: each YAML file here is a configuration for ``--config NAME``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.yaml"))
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a preset, which need not exist."""
+    return _folder() / f"{name}.yaml"
+
+
+def preset_summary(name: str) -> str:
+    """Return what a preset is: the comment in its first line."""
+    return preset_file(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _folder() -> Path:
+    return Path(str(files(__name__)))

@@ -1,0 +1,124 @@
+"""A front of profiles as files: what was found for each budget, and how it grew."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsity_search.artefacts import atomic_file, write_json, write_text
+from sparsity_search.front import Point, front, hypervolume, over_time
+from sparsity_search.report import plots
+from sparsity_search.report.record import RunRecord, curve, shipped_name
+
+FORMAT = 1
+FRONT = "front.json"
+COLUMNS = ("target", "name", "sparsity", "removed", "score", "perplexity", "on_front")
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the searches of a folder found.
+
+    Attributes:
+        runs: Their records by folder, by rising target.
+    """
+
+    runs: Mapping[str, RunRecord]
+
+    @classmethod
+    def read(cls, folder: Path) -> Front:
+        """Return the finished searches of a folder.
+
+        Raises:
+            RunMismatchError: A file in it is corrupt.
+        """
+        found = {
+            file.parent: RunRecord.read(file.parent) for file in folder.glob("*/results.json")
+        }
+        done = sorted(found.items(), key=lambda item: item[1].target)
+        return cls({path.name: record for path, record in done})
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every profile that was compared at the end, with what it was measured at."""
+        rows = [
+            {"target": record.target, "run": run, **row}
+            for run, record in self.runs.items()
+            for row in (record.results or {})["rows"]
+            if row["name"] != "dense"
+        ]
+        best = {point.name for point in self.points}
+        return [{**row, "on_front": _key(row) in best} for row in rows]
+
+    @property
+    def points(self) -> list[Point]:
+        """The front: profiles that no other one beats in both sparsity and score."""
+        scored = [
+            Point(row["sparsity"], row["score"], _key({"run": run, **row}))
+            for run, record in self.runs.items()
+            for row in (record.results or {})["rows"]
+            if row["name"] != "dense" and row["score"] is not None
+        ]
+        return front(scored)
+
+    @property
+    def worst(self) -> float:
+        """The greatest score of a uniform profile: the reference of the hypervolume."""
+        scores = [r["score"] for r in self.rows if r["name"] == "uniform" and r["score"]]
+        return max(scores, default=0.0)
+
+    def growth(self) -> list[tuple[float, float]]:
+        """Return seconds of search, and the hypervolume of the proxy's scores then."""
+        runs = []
+        for record in self.runs.values():
+            falls = curve(record.measurements, record.top_rung, fresh=record.fresh)
+            runs.append((record.target, list(zip(falls.elapsed, falls.scores, strict=True))))
+        worst = max((scores[0][1] for _, scores in runs if scores), default=0.0)
+        return over_time(runs, worst)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the front as a JSON object."""
+        return {
+            "format": FORMAT,
+            "rows": self.rows,
+            "worst": self.worst,
+            "hypervolume": hypervolume(self.points, self.worst),
+            "growth": self.growth(),
+        }
+
+
+def write_front(folder: Path) -> Front:
+    """Write ``front.json``, ``front.csv`` and ``front.png``; return what they hold."""
+    found = Front.read(folder)
+    write_json(folder / FRONT, found.to_json())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.rows)
+    write_text(folder / "front.csv", text.getvalue())
+    with atomic_file(folder / "front.png") as temporary:
+        temporary.write_bytes(plots.png(_plot(found)))
+    return found
+
+
+def _plot(found: Front) -> Any:
+    lines: dict[str, list[plots.Point]] = {}
+    for run, record in found.runs.items():
+        shipped = shipped_name(record.results)
+        for row in found.rows:
+            if row["run"] == run and row["perplexity"] and row["name"] in ("uniform", shipped):
+                name = "uniform" if row["name"] == "uniform" else "searched"
+                value = row["perplexity"]
+                lines.setdefault(name, []).append(
+                    plots.Point(row["sparsity"], value, value, value)
+                )
+    pruner = next(iter(found.runs.values())).config["pruner"]["name"]
+    return plots.perplexity_plot({pruner: lines})
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return f"{row['run']}/{row['name']}"

@@ -1,0 +1,178 @@
+"""Optuna's samplers: TPE, Gaussian process, NSGA-II, quasi-random, random."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, create_trial
+
+from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.history import Fidelity, History, Measurement
+from sparsity_search.parametric import ParametricSpace
+from sparsity_search.searchers.base import Searcher, Space
+from sparsity_search.space import Candidate
+
+#: Samplers, and whether they learn from what was measured.
+_SAMPLERS = {"tpe": True, "gp": True, "nsgaii": True, "qmc": False, "random": False}
+#: Where NSGA-II looks for its parents: all that was measured is one generation.
+_GENERATION = "NSGAIISampler:generation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optuna(Searcher):
+    """A sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902); made for few parameters.
+
+    Each round a new Optuna study in memory is told what was measured, and asked: there is no
+    state but the history. A gene is an integer parameter, or a categorical one where its values
+    have no order. In a space of levels proposals are balanced to the budget, which the sampler
+    does not know of; with hundreds of genes the other searchers are the better fit.
+
+    Scores on different tokens are never mixed. The sampler is told those of the fidelity with
+    most tokens that has enough candidates: at least ``startup``, and more than there are genes
+    (much as BOHB does, Falkner et al. 2018, arXiv 1807.01774); while none has, those of the
+    fidelity with most candidates. With ``ladder.fresh`` every round is a fidelity of its
+    own, so a sampler that learns then learns from one round only. A failed candidate counts as
+    the worst one that did not fail.
+
+    ``cmaes`` is left out: what it learnt is not in the trials but in the state of its optimiser,
+    which Optuna pickles, and a study that starts anew each round loses it.
+
+    Args:
+        sampler: ``tpe`` (tree-structured Parzen estimators), ``gp`` (Gaussian process; needs
+            torch; seconds for each candidate), ``nsgaii`` (crossover among the ``startup`` best),
+            ``qmc`` (a scrambled Sobol set in each round) or ``random``; the last two learn
+            nothing.
+        startup: Candidates, on equal tokens, before a sampler that learns begins; until then
+            they are those of random search.
+    """
+
+    sampler: str = "tpe"
+    startup: int = 10
+
+    def __post_init__(self) -> None:
+        if self.sampler not in _SAMPLERS:
+            raise ConfigError(f"sampler {self.sampler!r}: {nearest(self.sampler, _SAMPLERS)}")
+        if self.startup < 2:
+            raise ConfigError(f"startup must be at least 2, not {self.startup}")
+
+    def ask(
+        self, space: Space, history: History, n: int, rng: np.random.Generator
+    ) -> Sequence[Candidate]:
+        """Return ``n`` candidates, fewer where the space has hardly any that are new.
+
+        What the sampler proposes again is passed over, and after four proposals for each candidate
+        wanted the rest are random.
+        """
+        told = one_fidelity(history, max(self.startup, space.n_genes + 1))
+        seen = history.seen
+        found: dict[Candidate, None] = {}
+        for proposal in self._proposals(space, told, 4 * n, rng):
+            if len(found) == n:
+                break
+            if proposal not in seen:
+                found[proposal] = None
+        return list(found)
+
+    def _proposals(
+        self, space: Space, told: Sequence[Measurement], n: int, rng: np.random.Generator
+    ) -> Iterator[Candidate]:
+        """Yield ``n`` candidates of the sampler, then ``5 n`` random ones."""
+        seed = int(rng.integers(2**31))
+        finite = [m for m in told if not m.failed]
+        if finite and (len(told) >= self.startup or not _SAMPLERS[self.sampler]):
+            distributions = _distributions(space)
+            with _quiet():
+                study = self._study(distributions, told, seed)
+            for _ in range(n):
+                with _quiet():
+                    asked = study.ask(distributions).params
+                yield space.balance(np.array([asked[name] for name in distributions]))
+        for _ in range(5 * n):
+            yield space.sample(rng)
+
+    def _study(
+        self, distributions: Mapping[str, BaseDistribution], told: Sequence[Measurement], seed: int
+    ) -> optuna.Study:
+        study = optuna.create_study(sampler=self._sampler(seed))
+        worst = max(m.score.value for m in told if not m.failed)
+        study.add_trials(
+            [
+                _trial(m.candidate, worst if m.failed else m.score.value, distributions)
+                for m in told
+            ]
+        )
+        return study
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        samplers = optuna.samplers
+        match self.sampler:
+            case "tpe":
+                return samplers.TPESampler(seed=seed, n_startup_trials=0)
+            case "gp":
+                return samplers.GPSampler(seed=seed, n_startup_trials=0)
+            case "nsgaii":
+                return samplers.NSGAIISampler(seed=seed, population_size=self.startup)
+            case "qmc":
+                return samplers.QMCSampler(seed=seed, scramble=True)
+            case _:
+                return samplers.RandomSampler(seed=seed)
+
+
+def one_fidelity(history: History, enough: int) -> list[Measurement]:
+    """Return measurements on equal tokens, one for each candidate, in order.
+
+    They are those with most tokens of which there are ``enough``; if there are nowhere so many,
+    the largest group, of equal ones that with more tokens; of equal tokens the last draw.
+    """
+    groups: dict[Fidelity, dict[Candidate, Measurement]] = {}
+    for m in history.measurements:
+        groups.setdefault(m.fidelity, {}).setdefault(m.candidate, m)
+
+    def rank(fidelity: Fidelity) -> tuple[int, int, int]:
+        return min(len(groups[fidelity]), enough), fidelity.tokens, fidelity.subset
+
+    return list(groups[max(groups, key=rank)].values()) if groups else []
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return the distribution of each gene by its number."""
+    unordered = space.unordered if isinstance(space, ParametricSpace) else frozenset()
+    found: dict[str, BaseDistribution] = {}
+    for gene, (low, high) in enumerate(zip(space.levels.lower, space.levels.upper, strict=True)):
+        found[str(gene)] = (
+            CategoricalDistribution(range(int(low), int(high) + 1))
+            if gene in unordered
+            else IntDistribution(int(low), int(high))
+        )
+    return found
+
+
+def _trial(
+    candidate: Candidate, value: float, distributions: Mapping[str, BaseDistribution]
+) -> FrozenTrial:
+    return create_trial(
+        value=value,
+        params=dict(zip(distributions, candidate, strict=True)),
+        distributions=dict(distributions),
+        system_attrs={_GENERATION: 0},
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from announcing studies, and samplers that it calls experimental."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

@@ -1,0 +1,70 @@
+"""One search for many budgets: neighbours start each other, and leave a front of profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsity_search.budget import Budget
+from sparsity_search.config import RunConfig
+from sparsity_search.errors import ConfigError
+from sparsity_search.report.front import write_front
+from sparsity_search.workflow import rundir
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.search import search
+from sparsity_search.workflow.stages import DEFAULT_MINUTES
+
+
+def search_front(
+    config: RunConfig,
+    targets: Sequence[float],
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    monitor: Monitor | None = None,
+) -> bool:
+    """Search a profile for each budget, from the least to the greatest.
+
+    Each search is a run of its own in a folder of ``out``; besides its initial allocators it
+    starts from the profile that was found for the budget before, shifted to its own.
+
+    Args:
+        config: What all have in common; its time is shared among them.
+        targets: Global sparsities.
+        out: The folder of the runs and of the front.
+        command: The command line, for the record.
+        monitor: Watches the job.
+
+    Returns:
+        Whether all budgets were searched; else the monitor stopped it.
+
+    Raises:
+        SparsitySearchError: Something given is not legal.
+    """
+    monitor = monitor or Monitor()
+    if out.is_file():
+        raise ConfigError(f"--out {out} is a file; name a folder")
+    if len(targets) < 2 or len(set(targets)) != len(targets):
+        raise ConfigError("a front needs at least two different sparsities, e.g. 0.5,0.6,0.7")
+    budgets = [Budget(target) for target in sorted(targets)]
+    before: list[str] = []
+    for budget in budgets:
+        run = out / f"{budget.target:g}"
+        if search(
+            _at(config, budget, before, len(budgets)), run, command=command, monitor=monitor
+        ):
+            before = [str(run / rundir.PROFILE)]
+            write_front(out)
+        else:
+            return False
+    return True
+
+
+def _at(config: RunConfig, budget: Budget, before: list[str], n_budgets: int) -> RunConfig:
+    """Return the configuration of one budget's search."""
+    study, initial = config.study, [*config.initial, *before]
+    if study.minutes or study.rounds is None:
+        minutes = (study.minutes or DEFAULT_MINUTES) / n_budgets
+        study = study.model_copy(update={"minutes": minutes})
+    sparsity = config.budget.model_copy(update={"sparsity": budget.target})
+    return config.model_copy(update={"study": study, "initial": initial, "budget": sparsity})

@@ -1,0 +1,237 @@
+"""The stages of a search, coarse to fine: each has a space, a supernet, hints and a study."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.hints import Hint
+from sparsity_search.history import Fidelity, History, Score
+from sparsity_search.models.divergence import Divergence
+from sparsity_search.objective import SupernetObjective
+from sparsity_search.parametric import ParametricSpace
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.space import SearchSpace
+from sparsity_search.store import Store
+from sparsity_search.study import Limits, Objective, Study
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.disk import SupernetFolder
+from sparsity_search.supernet.gradients import gradient_hint
+from sparsity_search.supernet.supernet import Supernet, Switch
+from sparsity_search.workflow import rundir
+from sparsity_search.workflow.hints import GRADIENTS, measure_hints, stored_hints, write_hint
+from sparsity_search.workflow.job import Job
+from sparsity_search.workflow.parameters import parametric_space
+
+#: Search time if neither rounds nor minutes are given.
+DEFAULT_MINUTES = 10.0
+#: Text of the gradients: sequences, tokens of each, and positions that tell the second order.
+_SEQUENCES, _LENGTH, _POSITIONS = 8, 512, 128
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the stages found.
+
+    Attributes:
+        profile: Of the best candidate.
+        histories: Of each stage.
+    """
+
+    profile: SparsityProfile
+    histories: tuple[History, ...]
+
+
+def search_stages(
+    job: Job,
+    initial: Sequence[SparsityProfile],
+    storage: BaseStorage | str,
+    study: tuple[str, Mapping[str, Any]],
+) -> Searched | None:
+    """Search the space, then the space around what was found with half the step, and so on.
+
+    Týr-the-Pruner (arXiv 2503.09657, section 3): each stage's supernet is built anew from the
+    dense weights, around the last result.
+
+    Args:
+        job: The search.
+        initial: Profiles that the first stage starts from; a later one starts from the last
+            stage's best.
+        storage: Where measurements are kept.
+        study: Name and fingerprint of the first stage's study.
+
+    Returns:
+        What was found; None if the monitor stopped the search.
+    """
+    name, fingerprint = study
+    space, profile, histories, names = job.space, job.space.base, [], []
+    for index in range(job.config.study.stages):
+        if index:
+            space, initial = space.refined(profile), []
+            fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
+        names.append(f"{name}-stage{index + 1}-{space.digest}" if index else name)
+        write_json(job.out / rundir.STAGES, names)
+        parameters = parametric_space(job, space, lambda: None)
+        known = () if parameters is None else parameters.parameters
+        store = Store(storage, names[-1], fingerprint, known)
+        stage = _Stage(job, space, index, tuple(initial), store, fingerprint)
+        history = stage.run()
+        if job.monitor.stopped():
+            return None
+        histories.append(history)
+        best = history.survivors[0] if history.survivors else stage.searched.uniform
+        profile = stage.searched.profile(best)
+    return Searched(profile, tuple(histories))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage.
+
+    Attributes:
+        job: The search.
+        space: Of this stage.
+        index: Of this stage, from 0.
+        starts: Profiles of round 0; settings that give them are not known.
+        store: Its measurements.
+        fingerprint: What they depend on.
+    """
+
+    job: Job
+    space: SearchSpace
+    index: int
+    starts: tuple[SparsityProfile, ...]
+    store: Store
+    fingerprint: Mapping[str, Any]
+    _switch: list[Switch] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def searched(self) -> SearchSpace | ParametricSpace:
+        """The space of levels, or that of parameters over it."""
+        return parametric_space(self.job, self.space, self._dense) or self.space
+
+    def _dense(self) -> None:
+        if self._switch:
+            self._switch[0].dense()
+
+    def run(self) -> History:
+        """Search; what is recorded is not measured again, and needs no supernet."""
+        if isinstance(self.searched, ParametricSpace):
+            with self.job.monitor.stage("allocate start"):
+                self.searched.profile(self.searched.uniform)  # before a supernet is built
+        known = stored_hints(self._hints, self.job.config.hints, self.space)
+        if known is not None:
+            recorded = self._study(known, _never).recorded(self._limits)
+            if recorded is not None:
+                return recorded
+        model, text = self.job.session.loaded.model, self.job.session.text
+        measure_hints(self.job, self.space, self._hints)
+        with self.job.monitor.stage("bind evaluator"):
+            tokenizer = self.job.session.loaded.tokenizer
+            proxy = self.job.plugins.evaluator.bind(model, text["search"], tokenizer)
+            divergence = self._divergence()
+        with self._resident() as switch:
+            pool = (text["search"].shape[0], text["search"].shape[1])
+            seed = self.job.config.study.seed
+            objective = SupernetObjective(model, switch, proxy, pool, seed)
+            if divergence is not None:
+                self._gradients(objective, switch, divergence)
+            hints = stored_hints(self._hints, self.job.config.hints, self.space)
+            with self.job.monitor.stage("search"):
+                return self._study(hints or (), objective).run(self._limits)
+
+    @contextmanager
+    def _resident(self) -> Iterator[Switch]:
+        with self._supernet().resident() as switch:
+            self._switch.append(switch)
+            try:
+                yield switch
+            finally:
+                self._switch.clear()
+
+    @property
+    def _hints(self) -> Path:
+        return self.job.out / "hints" / f"stage{self.index + 1}"
+
+    @cached_property
+    def _limits(self) -> Limits:
+        """Rounds of each stage, and its share of the time."""
+        study = self.job.config.study
+        minutes = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
+        seconds = minutes and 60 * minutes / study.stages
+        return Limits(study.rounds, seconds, self.job.monitor.stopped)
+
+    def _study(self, hints: Sequence[Hint], objective: Objective) -> Study:
+        ladder = self.job.config.ladder.build()
+        space, starts = self.searched, self.starts
+        levels = isinstance(space, SearchSpace)
+        return Study(
+            space=replace(space, hints=tuple(hints)) if isinstance(space, SearchSpace) else space,
+            searcher=self.job.plugins.searcher,
+            objective=objective,
+            ladder=ladder,
+            store=self.store,
+            initial=[self.space.nearest(start) for start in starts] if levels else (),
+            seed=self.job.config.study.seed,
+            on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
+        )
+
+    def _divergence(self) -> Divergence | None:
+        """Return what the gradients are of, if they are wanted and not known yet."""
+        job = self.job
+        if GRADIENTS not in job.config.hints or stored_hints(self._hints, [GRADIENTS], self.space):
+            return None
+        text = job.session.text["search"][:_SEQUENCES, :_LENGTH]
+        return Divergence(job.session.subject, text, _POSITIONS, job.config.study.seed)
+
+    def _gradients(self, objective: Objective, switch: Switch, divergence: Divergence) -> None:
+        """Leave the hint that the gradients at the best start give."""
+        silent = replace(self._study((), objective), on_measured=lambda _: None)
+        history = silent.run(replace(self._limits, rounds=0))
+        start = history.survivors[0] if history.survivors else self.space.uniform
+        with self.job.monitor.stage("measure gradients"):
+            hint = gradient_hint(self.space, start, switch, divergence)
+        write_hint(self._hints, self.space, hint)
+
+    def _supernet(self) -> Supernet:
+        job, config = self.job, self.job.config
+        plan = SupernetPlan(
+            pruner=job.plugins.pruner,
+            tables=self.space.tables(),
+            patterns=self.space.patterns(),
+            centre=self.space.base,
+            propagate=config.supernet.propagate,
+            seed=config.study.seed,
+        )
+        folder = self._folder() if config.supernet.store == "disk" else None
+        subject = job.session.subject
+        with job.monitor.stage("build supernet", len(subject.blocks)) as advance:
+            return build(subject, job.session.text["calibration"], plan, folder, advance)
+
+    def _folder(self) -> SupernetFolder:
+        """Return where the supernet is kept; of a later stage that is around another result."""
+        keys = ("model", "space", "text.calibration", "pruner", "propagate", "seed", "dtype")
+        facts = {key: self.fingerprint[key] for key in keys}
+        if not self.index:
+            return SupernetFolder(self.job.out / "supernet", facts)
+        path = self.job.out / f"supernet-stage{self.index + 1}"
+        try:
+            return SupernetFolder(path, facts)
+        except RunMismatchError:  # more rounds have changed what the stage before found
+            shutil.rmtree(path)
+            return SupernetFolder(path, facts)
+
+
+def _never(profiles: Sequence[SparsityProfile], fidelity: Fidelity) -> Iterator[Score]:
+    """Stand for an objective where nothing is left to be measured."""
+    del profiles, fidelity
+    return iter(())
