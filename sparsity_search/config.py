@@ -126,7 +126,7 @@ class RungSection(Section):
 
 
 class LadderSection(Section):
-    """How many candidates a round has, and on how many tokens they are measured."""
+    """How many candidates a round has, and on how many tokens they are measured; see `Ladder`."""
 
     candidates: int = 12
     rungs: list[RungSection] = [
@@ -134,11 +134,14 @@ class LadderSection(Section):
         RungSection(tokens=2048, survivors=1),
     ]
     fresh: bool = False
+    confidence: float | None = None
 
     def build(self) -> Ladder:
         """Return the ladder."""
         rungs = tuple(Rung(rung.tokens, rung.survivors) for rung in self.rungs)
-        return Ladder(candidates=self.candidates, rungs=rungs, fresh=self.fresh)
+        return Ladder(
+            candidates=self.candidates, rungs=rungs, fresh=self.fresh, confidence=self.confidence
+        )
 
 
 class SupernetSection(Section):

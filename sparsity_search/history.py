@@ -77,17 +77,36 @@ class History:
 
     def __post_init__(self) -> None:
         self._by_key: dict[tuple[Fidelity, Candidate], Measurement] = {}
+        self._of: dict[Candidate, list[Measurement]] = {}
         for measurement in self.measurements:
-            self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+            self._index(measurement)
 
     def add(self, measurement: Measurement) -> None:
         """Append a measurement; of two with equal fidelity and candidate the first counts."""
         self.measurements.append(measurement)
+        self._index(measurement)
+
+    def _index(self, measurement: Measurement) -> None:
         self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+        self._of.setdefault(measurement.candidate, []).append(measurement)
 
     def known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
         """Return the measurement of ``candidate`` on exactly these tokens, if there is one."""
         return self._by_key.get(_key(fidelity, candidate))
+
+    def within(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
+        """Return the measurement of ``candidate`` on most of these tokens, if on fewer than all.
+
+        Rungs nest: equal subsets of fewer tokens are the first of them.
+        """
+        parts = [
+            found
+            for found in self._of.get(candidate, ())
+            if found.fidelity.subset == fidelity.subset
+            and found.fidelity.tokens < fidelity.tokens
+            and not found.failed
+        ]
+        return max(parts, key=lambda m: m.fidelity.tokens, default=None)
 
     def close_round(self, survivors: Sequence[Candidate]) -> None:
         """Record who survived the round that ends now."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from torch import nn
 
 from sparsity_search.errors import ConfigError
@@ -34,12 +32,20 @@ class SupernetObjective:
         self._n_sequences, self._length = pool
         self._seed = seed
 
-    def __call__(self, profiles: Sequence[SparsityProfile], fidelity: Fidelity) -> Iterator[Score]:
-        """Yield the score of each profile on the fidelity's tokens, in order."""
-        rows = self.rows(fidelity)
-        for profile in profiles:
-            self._switch.to(profile)
-            yield self._proxy.score(self._model, rows)
+    def __call__(
+        self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
+    ) -> Score:
+        """Return the score of a profile on the fidelity's tokens.
+
+        Args:
+            profile: What the model is switched to.
+            fidelity: On which tokens.
+            known: Its score on the first of them, whose rows are not run again.
+        """
+        rows, parts = self.rows(fidelity), known.parts if known else ()
+        self._switch.to(profile)
+        found = self._proxy.score(self._model, rows[len(parts) :])
+        return self._proxy.joined([*parts, *found.parts]) if parts else found
 
     def rows(self, fidelity: Fidelity) -> list[int]:
         """Return the sequences of a fidelity.

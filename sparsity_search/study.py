@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import nan
@@ -21,8 +21,16 @@ from sparsity_search.space import Candidate
 class Objective(Protocol):
     """Scores profiles on stated tokens; lower is better."""
 
-    def __call__(self, profiles: Sequence[SparsityProfile], fidelity: Fidelity) -> Iterator[Score]:
-        """Yield one score for each profile, in order."""
+    def __call__(
+        self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
+    ) -> Score:
+        """Return the score of a profile.
+
+        Args:
+            profile: What is scored.
+            fidelity: On which tokens.
+            known: Its score on the first of these tokens, which need not be read again.
+        """
 
 
 class Recorder(Protocol):
@@ -171,7 +179,9 @@ class _Session:
         started = time.monotonic()
         try:
             profile = self._study.space.profile(empty.candidate)
-            score = next(self._study.objective([profile], empty.fidelity))
+            known = self.history.within(empty.fidelity, empty.candidate)
+            start = None if known is None else known.score
+            score = self._study.objective(profile, empty.fidelity, start)
         except RefusedSettingError:
             score = Score(nan, ())
         seconds = time.monotonic() - started

@@ -60,3 +60,24 @@ def test_histories_are_values() -> None:
     assert History([one]) == History([replace(one)])
     assert History([one]) != History([one], [((0,),)])
     assert History().measurements is not History().measurements
+
+
+def test_what_is_known_of_the_first_tokens() -> None:
+    def made(tokens: int, value: float, subset: int = 0, candidate: int = 0) -> Measurement:
+        return Measurement(
+            round=0,
+            rung=0,
+            candidate=(candidate,),
+            fidelity=Fidelity(tokens, subset),
+            score=Score(value, (value,)),
+        )
+
+    history = History([made(16, 1.0), made(64, math.inf), made(16, 2.0, 1), made(8, 5.0, 0, 3)])
+    history.add(made(32, 3.0))
+    found = history.within(Fidelity(128), (0,))
+    assert found is not None
+    assert found.score.value == 3.0
+    assert history.within(Fidelity(32), (0,)) == history.measurements[0]
+    assert history.within(Fidelity(128, 1), (0,)) == history.measurements[2]
+    assert history.within(Fidelity(16), (0,)) is None
+    assert history.within(Fidelity(128), (7,)) is None

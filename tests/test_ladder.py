@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, Measurement, Score
@@ -55,3 +59,54 @@ def test_fidelity() -> None:
 def test_faults(candidates: int, rungs: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Ladder(candidates=candidates, rungs=tuple(Rung(*rung) for rung in rungs))
+
+
+def raced(values: list[list[float]], confidence: float | None = 0.95) -> list[tuple[int, ...]]:
+    found = [
+        Measurement(
+            round=1,
+            rung=0,
+            candidate=(i,),
+            fidelity=Fidelity(40),
+            score=Score(sum(parts) / len(parts), tuple(parts)),
+        )
+        for i, parts in enumerate(values)
+    ]
+    ladder = Ladder(candidates=8, rungs=(Rung(40, 4), Rung(80, 1)), confidence=confidence)
+    return ladder.survivors(0, found)
+
+
+def test_a_race_drops_what_is_worse_on_equal_sequences() -> None:
+    """Sequences differ far more than candidates: only pairs can tell."""
+    base = [1.0, 5.0, 2.0, 9.0]
+    slightly = [value + gap for value, gap in zip(base, (0.1, 0.12, 0.09, 0.11), strict=True)]
+    unclear = [value + gap for value, gap in zip(base, (0.9, -0.5, 0.4, -0.3), strict=True)]
+    assert raced([slightly, base, unclear]) == [(1,), (2,)]
+    assert raced([slightly, base, unclear], confidence=None) == [(1,), (0,), (2,)]
+
+
+@given(st.lists(st.lists(st.floats(0, 9), min_size=5, max_size=5), min_size=2, max_size=6))
+def test_a_race_is_the_paired_test(values: list[list[float]]) -> None:
+    means = [sum(parts) / 5 for parts in values]
+    best = means.index(min(means))
+    survivors = {candidate[0] for candidate in raced(values, 0.9)}
+    assert best in survivors
+    for i, parts in enumerate(values):
+        if i == best or parts == values[best]:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ttest_rel(parts, values[best], alternative="greater").pvalue
+        if len(values) <= 4 and abs(found - 0.1) > 1e-6 and not math.isnan(found):
+            assert (i in survivors) == (found > 0.1)
+
+
+def test_one_sequence_tells_nothing() -> None:
+    assert raced([[2.0], [1.0]]) == [(1,), (0,)]
+    assert raced([[1.0, 2.0], [1.0, 2.0]]) == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, -1.0, math.nan])
+def test_confidence_that_is_none(confidence: float) -> None:
+    with pytest.raises(ConfigError, match="confidence"):
+        Ladder(confidence=confidence)

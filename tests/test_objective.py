@@ -75,19 +75,23 @@ def test_tokens_are_rounded_down_to_sequences(tokens: int, n_rows: int) -> None:
 def test_a_rung_the_pool_cannot_serve(tokens: int) -> None:
     spy = Spy()
     with pytest.raises(ConfigError, match=rf"{tokens} tokens needs 1 to 10 sequences of 16"):
-        next(objective(spy)(PROFILES, Fidelity(tokens)))
+        objective(spy)(PROFILES[0], Fidelity(tokens))
     assert spy.calls == []
 
 
-def test_profiles_are_scored_one_at_a_time() -> None:
+def test_the_model_is_switched_before_it_is_scored() -> None:
     spy = Spy()
-    scores = objective(spy)(PROFILES, Fidelity(32))
     rows = objective().rows(Fidelity(32))
-    assert spy.calls == []
-    assert next(scores).value == 2.0
+    assert objective(spy)(PROFILES[0], Fidelity(32)).value == 2.0
     assert spy.calls == [PROFILES[0], (MODEL, rows)]
-    assert [score.value for score in scores] == [4.0]
-    assert spy.calls == [PROFILES[0], (MODEL, rows), PROFILES[1], (MODEL, rows)]
+
+
+def test_known_rows_are_not_run_again() -> None:
+    spy = Spy()
+    rows = objective().rows(Fidelity(64))
+    found = objective(spy)(PROFILES[0], Fidelity(64), Score(1.5, (1.0, 2.0)))
+    assert spy.calls == [PROFILES[0], (MODEL, rows[2:])]
+    assert found == Score(1.5, (1.0, 2.0))
 
 
 def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
@@ -100,7 +104,12 @@ def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
     with supernet.resident() as switch:
         objective = SupernetObjective(subject.model, switch, proxy, (N_ROWS, LENGTH), 0)
         rows = objective.rows(Fidelity(80))
-        found = list(objective(profiles, Fidelity(80)))
+        found = [objective(profile, Fidelity(80)) for profile in profiles]
+        for profile, whole in zip(profiles, found, strict=True):
+            known = objective(profile, Fidelity(32))
+            again = objective(profile, Fidelity(80), known)
+            assert again.value == pytest.approx(whole.value, rel=1e-5)
+            assert again.parts[:2] == known.parts
     for profile, score in zip(profiles, found, strict=True):
         other = PrunableModel(tiny_llama())
         prune_sequentially(other, profile, Magnitude(), tiny_tokens)  # magnitude needs no inputs

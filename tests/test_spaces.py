@@ -40,7 +40,7 @@ PARAMETRIC = {
     "ramp_slope": 21,
     "role_ratios": 21**6,
 }
-UNEVEN = {"dense_or_sparse", "eighths"}
+UNEVEN = {"dense_or_sparse", "eighths", "sixty_fourths"}
 STEPPED = sorted(set(space_names()) - set(PATTERNS) - set(PARAMETRIC) - UNEVEN)
 
 

@@ -29,6 +29,10 @@ class Proxy(ABC):
             The score, and its part for each row in the order given.
         """
 
+    def joined(self, parts: Sequence[float]) -> Score:
+        """Return the score that the parts of some rows make: their mean, unless told otherwise."""
+        return Score(sum(parts) / len(parts), tuple(parts))
+
 
 @dataclass(frozen=True)
 class OwnData:

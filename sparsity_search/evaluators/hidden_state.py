@@ -208,7 +208,7 @@ class _HiddenStateProxy(Proxy):
                     kl = self._dense.divergence.of(model, row, last[i])
                     part += self._settings.kl_weight * float(kl)
                 parts.append(part)
-        return Score(sum(parts) / len(parts), tuple(parts))
+        return self.joined(parts)
 
     def _error(self, row: int, states: dict[int, Tensor]) -> float:
         """Return the weighted sum over blocks of one sequence's error."""

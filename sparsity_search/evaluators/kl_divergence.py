@@ -57,4 +57,4 @@ class _KLProxy(Proxy):
                 float(self._divergence.of(model, row, states))
                 for row, states in zip(batch, hidden, strict=True)
             ]
-        return Score(sum(parts) / len(parts), tuple(parts))
+        return self.joined(parts)

@@ -54,6 +54,10 @@ class _PerplexityProxy(Proxy):
                 for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
             ]
             parts += [float(loss) for loss in losses]
+        return self.joined(parts)
+
+    def joined(self, parts: Sequence[float]) -> Score:
+        """Return the perplexity of rows from their mean losses."""
         mean = sum(parts) / len(parts)
         return Score(math.exp(mean) if mean < 700 else math.inf, tuple(parts))
 

@@ -231,7 +231,6 @@ class _Stage:
             return SupernetFolder(path, facts)
 
 
-def _never(profiles: Sequence[SparsityProfile], fidelity: Fidelity) -> Iterator[Score]:
+def _never(profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None) -> Score:
     """Stand for an objective where nothing is left to be measured."""
-    del profiles, fidelity
-    return iter(())
+    raise AssertionError(f"{profile.digest} is to be measured on {fidelity}, after {known}")
