@@ -14,6 +14,7 @@ from sparsity_search.cli.evaluate import evaluate
 from sparsity_search.cli.front import front
 from sparsity_search.cli.inspect import inspect
 from sparsity_search.cli.ls import ls
+from sparsity_search.cli.predictor import predictor
 from sparsity_search.cli.prune import prune
 from sparsity_search.cli.recommend import recommend
 from sparsity_search.cli.report import report
@@ -39,6 +40,7 @@ COMMANDS = (
     allocate,
     sensitivity,
     solve,
+    predictor,
     convert,
     prune,
     verify,

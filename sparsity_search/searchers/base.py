@@ -89,3 +89,8 @@ class Searcher(ABC):
         Returns:
             Candidates; an empty sequence ends the study.
         """
+
+    def notes(self, space: Space, history: History) -> tuple[str, ...]:
+        """Return lines on how the search went, for its record; by default none."""
+        del space, history
+        return ()

@@ -63,7 +63,7 @@ class Evolution(Searcher):
     def ask(
         self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> Sequence[Candidate]:
-        """Return up to ``n`` new offspring of the last survivors; none if no move is left."""
+        """Return up to ``n`` new offspring of the last survivors; random ones if none is left."""
         parents, seen = history.survivors, history.seen
         likely = stride_shares(self.strides, history.winners) if self.adaptive else None
         at_random = len(history.winners) <= self.random_rounds
@@ -77,4 +77,7 @@ class Evolution(Searcher):
                 child = self._mutation.child(space, parents[attempt % len(parents)], rng, likely)
             if child not in seen:
                 found[child] = None
-        return list(found)
+        if not found and parents:  # what is left may be out of reach of a mutation
+            drawn = (space.sample(rng, self.spread) for _ in range(20 * n))
+            found = dict.fromkeys(child for child in drawn if child not in seen)
+        return list(found)[:n]

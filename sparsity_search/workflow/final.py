@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.errors import NumericalError
-from sparsity_search.history import History
 from sparsity_search.models.materialise import saveable
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
@@ -20,10 +19,11 @@ from sparsity_search.registry import EVALUATORS
 from sparsity_search.space import SearchSpace
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.job import Job
+from sparsity_search.workflow.stages import Searched
 
 
 def compare(
-    job: Job, profiles: Mapping[str, SparsityProfile], histories: Sequence[History]
+    job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched
 ) -> SparsityProfile:
     """Rebuild each profile sequentially, score it on the final text, and ship the best.
 
@@ -32,7 +32,7 @@ def compare(
     Args:
         job: The search.
         profiles: What to compare, by name; all within one budget.
-        histories: What was measured in each stage, for the record.
+        searched: What the search did, for the record.
 
     Returns:
         The profile of the checkpoint: the one with the best score.
@@ -61,7 +61,7 @@ def compare(
         save_checkpoint(saveable(subject), job.session.loaded.tokenizer, out / "checkpoint")
     profile = profiles[shipped.name]
     write_json(out / rundir.PROFILE, _profile_json(job, profile))
-    write_json(out / rundir.RESULTS, _results(job, rows, shipped, histories))
+    write_json(out / rundir.RESULTS, _results(job, rows, shipped, searched))
     return profile
 
 
@@ -148,8 +148,9 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
 
 
 def _results(
-    job: Job, rows: list[dict[str, Any]], shipped: _Shipped, histories: Sequence[History]
+    job: Job, rows: list[dict[str, Any]], shipped: _Shipped, searched: Searched
 ) -> dict[str, Any]:
+    histories = searched.histories
     return {
         "format": rundir.FORMAT,
         "evaluator": job.config.evaluator.name,
@@ -165,5 +166,5 @@ def _results(
             ),
         },
         "seconds": dict(job.monitor.seconds),
-        "notes": list(shipped.notes),
+        "notes": [*searched.notes, *shipped.notes],
     }

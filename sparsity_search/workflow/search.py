@@ -74,7 +74,7 @@ def search(
         if found is None:
             return None
         profiles = {"uniform": space.base, **initial, "searched": found.profile}
-        shipped = compare(job, profiles, found.histories)
+        shipped = compare(job, profiles, found)
         write_report(out, config.study.storage)
     return shipped
 

@@ -45,10 +45,12 @@ class Searched:
     Attributes:
         profile: Of the best candidate.
         histories: Of each stage.
+        notes: What the searcher has to tell of them.
     """
 
     profile: SparsityProfile
     histories: tuple[History, ...]
+    notes: tuple[str, ...] = ()
 
 
 def search_stages(
@@ -73,7 +75,10 @@ def search_stages(
         What was found; None if the monitor stopped the search.
     """
     name, fingerprint = study
-    space, profile, histories, names = job.space, job.space.base, [], []
+    space, profile = job.space, job.space.base
+    histories: list[History] = []
+    names: list[str] = []
+    notes: list[str] = []
     for index in range(job.config.study.stages):
         if index:
             space, initial = space.refined(profile), []
@@ -88,9 +93,10 @@ def search_stages(
         if job.monitor.stopped():
             return None
         histories.append(history)
+        notes += stage.notes(history)
         best = history.survivors[0] if history.survivors else stage.searched.uniform
         profile = stage.searched.profile(best)
-    return Searched(profile, tuple(histories))
+    return Searched(profile, tuple(histories), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,13 @@ class _Stage:
     def _dense(self) -> None:
         if self._switch:
             self._switch[0].dense()
+
+    def notes(self, history: History) -> list[str]:
+        """Return what the searcher tells of this stage."""
+        hints = stored_hints(self._hints, self.job.config.hints, self.space) or ()
+        told = self.job.plugins.searcher.notes(self._with(hints), history)
+        several = self.job.config.study.stages > 1
+        return [f"stage {self.index + 1}: {line}" if several else line for line in told]
 
     def run(self) -> History:
         """Search; what is recorded is not measured again, and needs no supernet."""
@@ -170,17 +183,20 @@ class _Stage:
         seconds = minutes and 60 * minutes / study.stages
         return Limits(study.rounds, seconds, self.job.monitor.stopped)
 
+    def _with(self, hints: Sequence[Hint]) -> SearchSpace | ParametricSpace:
+        space = self.searched
+        return replace(space, hints=tuple(hints)) if isinstance(space, SearchSpace) else space
+
     def _study(self, hints: Sequence[Hint], objective: Objective) -> Study:
         ladder = self.job.config.ladder.build()
-        space, starts = self.searched, self.starts
-        levels = isinstance(space, SearchSpace)
+        levels = isinstance(self.searched, SearchSpace)
         return Study(
-            space=replace(space, hints=tuple(hints)) if isinstance(space, SearchSpace) else space,
+            space=self._with(hints),
             searcher=self.job.plugins.searcher,
             objective=objective,
             ladder=ladder,
             store=self.store,
-            initial=[self.space.nearest(start) for start in starts] if levels else (),
+            initial=[self.space.nearest(start) for start in self.starts] if levels else (),
             seed=self.job.config.study.seed,
             on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
         )

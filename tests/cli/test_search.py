@@ -237,3 +237,10 @@ def test_what_is_removed(cli: Cli, model: Path, tmp_path: Path, name: str) -> No
     assert all(score is not None and score > 0 for score in others)
     target = float(SPACES[name][-1])
     assert all(row["sparsity"] >= target - 1e-9 for row in rows[1:])
+
+
+def test_a_searcher_tells_how_it_went(cli: Cli, model: Path, tmp_path: Path) -> None:
+    settings = ("--searcher", "predictor", "--set", "searcher.startup=4", "--hints", "layer_error")
+    assert search(cli, model, tmp_path / "run", *settings).code == 0
+    notes = json.loads((tmp_path / "run" / "results.json").read_text())["notes"]
+    assert any("tau" in note.lower() for note in notes)

@@ -1,0 +1,304 @@
+"""Models of scores: ridge regression, and boosted trees. Deterministic, one thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from sparsity_search.errors import ConfigError
+
+Kind = Literal["ridge", "xgboost", "sklearn"]
+Objective = Literal["rank", "regression"]
+KINDS = ("ridge", "xgboost", "sklearn")
+OBJECTIVES = ("rank", "regression")
+
+#: Prior variance of a ridge's signal over the noise's: the likeliest of these is taken.
+_RATIOS = 10.0 ** np.arange(-3, 5.5, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What a model is fitted to: candidates and their scores.
+
+    Attributes:
+        blocks: Features, see `Features.blocks`; ``(n, n_columns)`` each.
+        scores: ``(n,)`` float64, finite; lower is better.
+        groups: Which scores may be compared, ``(n,)`` int64: one number for each fidelity.
+    """
+
+    blocks: Mapping[str, np.ndarray]
+    scores: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray) -> Pairs:
+        blocks = {name: block[rows] for name, block in self.blocks.items()}
+        return Pairs(blocks, self.scores[rows], self.groups[rows])
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """All features, ``(n, n_features)``."""
+        return np.concatenate(list(self.blocks.values()), axis=1)
+
+
+class Fitted(Protocol):
+    """A model that was fitted."""
+
+    def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return predicted scores, lower is better, and their spread, ``(n,)`` each.
+
+        Their scale is the model's own: what one fidelity adds is not in them.
+        """
+
+
+def fit(pairs: Pairs, settings: ModelSettings, seed: int) -> Fitted:
+    """Return a model of the kind that the settings name, fitted to at least two pairs."""
+    return Ridge.fit(pairs) if settings.model == "ridge" else Boosted.fit(pairs, settings, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how its trees grow.
+
+    Args:
+        model: ``"ridge"``, or trees of ``"xgboost"`` or ``"sklearn"``.
+        objective: Of xgboost: ``"rank"`` for pairs within a group (``rank:pairwise``), or
+            ``"regression"``.
+        members: Models of an ensemble of trees, each of a random four fifths of the pairs.
+        trees: Boosting rounds.
+        depth: Greatest depth of a tree.
+        rate: Learning rate.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    model: Kind = "ridge"
+    objective: Objective = "regression"
+    members: int = 5
+    trees: int = 100
+    depth: int = 3
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.model not in KINDS:
+            raise ConfigError(f"model must be one of {', '.join(KINDS)}, not {self.model!r}")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective must be 'rank' or 'regression', not {self.objective!r}")
+        for name in ("members", "trees", "depth"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.rate <= 1:
+            raise ConfigError(f"rate must lie in (0, 1], not {self.rate}")
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """Ridge regression on all features and the squares of the levels, in closed form.
+
+    It is the mean of a Gaussian posterior; the ratio of prior to noise is the one of greatest
+    marginal likelihood (MacKay, Neural Computation 1992). Each block of features has the same
+    prior variance in all, and within a block the columns keep their scales: a level of one gene
+    means as much as one of another, however seldom it moved.
+    """
+
+    centre: np.ndarray
+    scales: Mapping[str, float]
+    weights: np.ndarray
+    axes: np.ndarray
+    shrink: np.ndarray
+    ratio: float
+    noise: float
+
+    @classmethod
+    def fit(cls, pairs: Pairs) -> Ridge:
+        """Return the regression; every group has an offset of its own."""
+        blocks = _with_squares(pairs.blocks)
+        scales = {name: float(np.sqrt(block.var(axis=0).sum())) for name, block in blocks.items()}
+        x = _scaled(blocks, scales)
+        centre, y = x.mean(axis=0), pairs.scores
+        within, targets = centred(x, pairs.groups), centred(y[:, None], pairs.groups)[:, 0]
+        axes, variances = _axes(within)
+        along = axes.T @ (within.T @ targets)
+        free = len(y) - len(np.unique(pairs.groups))
+        ratio, noise = _evidence(along, variances, float(targets @ targets), free)
+        shrink = ratio / (1 + ratio * variances)
+        return cls(centre, scales, axes @ (shrink * along), axes, shrink, ratio, noise)
+
+    def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the posterior's mean and deviation, ``(n,)`` each."""
+        x = _scaled(_with_squares(blocks), self.scales) - self.centre
+        seen = np.square(x @ self.axes)
+        variance = self.ratio * np.square(x).sum(axis=1) - seen @ (self.ratio - self.shrink)
+        return x @ self.weights, np.sqrt(self.noise * np.maximum(variance, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Boosted:
+    """An ensemble of boosted trees; the spread is the members' deviation."""
+
+    members: Sequence[Any]
+    sign: float = 1.0
+
+    @classmethod
+    def fit(cls, pairs: Pairs, settings: ModelSettings, seed: int) -> Boosted:
+        """Return the ensemble; a single member sees all pairs, several see random four fifths."""
+        rank = settings.model == "xgboost" and settings.objective == "rank"
+        x, y = pairs.matrix, centred(pairs.scores[:, None], pairs.groups)[:, 0]
+        rng = np.random.default_rng(seed)
+        members = []
+        for _ in range(settings.members):
+            rows = np.arange(len(y))
+            if settings.members > 1:
+                rows = np.sort(rng.permutation(len(y))[: max(2, round(0.8 * len(y)))])
+            rows = rows[np.argsort(pairs.groups[rows], kind="stable")]
+            drawn = int(rng.integers(2**31))
+            if settings.model == "sklearn":
+                members.append(_sklearn(x[rows], y[rows], settings, drawn))
+            else:
+                members.append(_xgboost(x[rows], y[rows], pairs.groups[rows], settings, drawn))
+        return cls(members, -1.0 if rank else 1.0)
+
+    def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation over the members, ``(n,)`` each."""
+        x = np.concatenate(list(blocks.values()), axis=1)
+        found = self.sign * np.array([_predicted(member, x) for member in self.members])
+        return found.mean(axis=0), found.std(axis=0)
+
+    def importance(self, n_features: int) -> np.ndarray:
+        """Return what xgboost's splits by each feature gain, ``(n_features,)``."""
+        found = np.zeros(n_features)
+        for member in self.members:
+            for name, gain in member.get_score(importance_type="total_gain").items():
+                found[int(name[1:])] += gain
+        return found
+
+    def to_json(self) -> list[Any]:
+        """Return xgboost's own JSON of each member."""
+        return [json.loads(member.save_raw("json").decode()) for member in self.members]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any], *, rank: bool) -> Boosted:
+        """Return the ensemble that `to_json` described."""
+        import xgboost
+
+        members = [xgboost.Booster() for _ in value]
+        for member, stored in zip(members, value, strict=True):
+            member.load_model(bytearray(json.dumps(stored).encode()))
+        return cls(members, -1.0 if rank else 1.0)
+
+
+def _xgboost(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, settings: ModelSettings, seed: int
+) -> Any:
+    import xgboost
+
+    rank = settings.objective == "rank"
+    data = xgboost.DMatrix(x, label=_relevance(y, groups) if rank else y, nthread=1)
+    parameters: dict[str, Any] = {
+        "objective": "rank:pairwise" if rank else "reg:squarederror",
+        "tree_method": "hist",
+        "max_bin": 64,
+        "max_depth": settings.depth,
+        "eta": settings.rate,
+        "subsample": 0.8,
+        "colsample_bytree": 0.5,
+        "nthread": 1,
+        "device": "cpu",
+        "seed": seed,
+    }
+    if rank:
+        data.set_group(np.unique(groups, return_counts=True)[1])
+        parameters |= {"lambdarank_pair_method": "mean", "lambdarank_num_pair_per_sample": 8}
+    return xgboost.train(parameters, data, num_boost_round=settings.trees)
+
+
+def _sklearn(x: np.ndarray, y: np.ndarray, settings: ModelSettings, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
+
+    model = HistGradientBoostingRegressor(
+        max_iter=settings.trees,
+        max_depth=settings.depth,
+        learning_rate=settings.rate,
+        max_bins=64,
+        min_samples_leaf=5,
+        early_stopping=False,
+        random_state=seed,
+    )
+    with threadpool_limits(1):
+        return model.fit(x, y)
+
+
+def _predicted(member: Any, x: np.ndarray) -> np.ndarray:
+    if hasattr(member, "inplace_predict"):
+        return np.asarray(member.inplace_predict(x), dtype=np.float64)
+    return np.asarray(member.predict(x), dtype=np.float64)
+
+
+def _relevance(y: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return ranks within groups, the best (lowest) score highest."""
+    found = np.empty(len(y))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        found[rows] = np.unique(-y[rows], return_inverse=True)[1]
+    return found
+
+
+def _with_squares(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**blocks, "squares": np.square(blocks["levels"])}
+
+
+def _scaled(blocks: Mapping[str, np.ndarray], scales: Mapping[str, float]) -> np.ndarray:
+    """Return blocks side by side, each with unit variance in all; without variance it is 0."""
+    return np.concatenate(
+        [blocks[n] / s if s > 0 else 0 * blocks[n] for n, s in scales.items()], 1
+    )
+
+
+def centred(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return rows less the mean of their group."""
+    _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, index, x)
+    return np.asarray(x - (sums / counts[:, None])[index])
+
+
+def _axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the right singular vectors ``(n_features, r)`` and squared singular values ``(r,)``.
+
+    From the smaller of the two products of ``x`` with itself.
+    """
+    wide = x.shape[1] > x.shape[0]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    kept = values > 1e-10 * max(float(values[-1]), 1e-300)
+    values, vectors = values[kept], vectors[:, kept]
+    return (x.T @ vectors / np.sqrt(values) if wide else vectors), values
+
+
+def _evidence(
+    along: np.ndarray, variances: np.ndarray, total: float, free: int
+) -> tuple[float, float]:
+    """Return the likeliest ratio of prior to noise variance, and that noise variance.
+
+    Args:
+        along: Product of features and targets along each axis, ``(r,)``.
+        variances: Squared singular values, ``(r,)``.
+        total: Sum of squares of the targets.
+        free: Degrees of freedom of the targets.
+    """
+    energy = np.square(along) / variances
+    rest, n = max(total - float(energy.sum()), 0.0), max(free, 1)
+    best = (np.inf, 0.0, 0.0)
+    for ratio in _RATIOS:
+        growth = 1 + ratio * variances
+        noise = max((float((energy / growth).sum()) + rest) / n, 1e-300)
+        cost = n * np.log(noise) + float(np.log(growth).sum())
+        best = min(best, (cost, float(ratio), noise))
+    return best[1:]

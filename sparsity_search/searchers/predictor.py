@@ -1,0 +1,209 @@
+"""An accuracy predictor that learns from the candidates as they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.history import History, rank
+from sparsity_search.searchers._dataset import read_dataset
+from sparsity_search.searchers._features import Features
+from sparsity_search.searchers._models import Kind, ModelSettings, Objective, Pairs, fit
+from sparsity_search.searchers._mutation import Mutation
+from sparsity_search.searchers._training import (
+    RankCorrelation,
+    can_fit,
+    joined,
+    pairs_of,
+    rank_correlations,
+    usable,
+)
+from sparsity_search.searchers.base import Searcher, Space
+from sparsity_search.space import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor(Searcher):
+    """Evolution whose offspring a predictor picks; it is refitted every round.
+
+    A surrogate of the scores as in predictor-guided search (Ji et al., arXiv 2309.09507), but
+    trained on what the search measures anyway. Each round many offspring are drawn, and the best
+    by predicted score less ``explore`` times its spread are measured, with some unpicked ones
+    beside. While the predictor does not rank unseen candidates, the round is plain evolution.
+
+    Args:
+        model: ``"ridge"``, or trees of ``"xgboost"`` or ``"sklearn"``.
+        objective: Of xgboost: ``"rank"`` or ``"regression"``.
+        members: Trees' ensemble; ridge has a spread of its own.
+        trees: Boosting rounds of each member.
+        depth: Greatest depth of a tree.
+        rate: Learning rate of the trees.
+        pool: Offspring drawn for each one that is measured.
+        random_share: Share of a round that is offspring as they come.
+        explore: Spreads by which a candidate that is hard to predict is preferred.
+        elite: Parents beside the survivors: the best at the highest fidelity.
+        startup: Measurements before the first prediction, unless there is a data set.
+        window: Last rounds whose rank correlation is averaged.
+        threshold: Least mean Kendall tau; below it the round is plain evolution.
+        max_switches: Most switches in one mutation.
+        strides: Levels that a switch moves, drawn for each offspring.
+        within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
+        tournament: Offspring drawn for each unpicked one, by the first hint of the space.
+        dataset: Path of a file of `sparsity-search predictor`: its pairs join the fit.
+    """
+
+    model: Kind = "ridge"
+    objective: Objective = "regression"
+    members: int = 5
+    trees: int = 100
+    depth: int = 3
+    rate: float = 0.1
+    pool: int = 32
+    random_share: float = 0.25
+    explore: float = 1.0
+    elite: int = 3
+    startup: int = 24
+    window: int = 4
+    threshold: float = 0.1
+    max_switches: int = 3
+    strides: tuple[int, ...] = (1, 2, 4)
+    within: Literal["all", "role"] = "all"
+    tournament: int = 4
+    dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "window"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.elite < 0 or self.startup < 2:
+            raise ConfigError("elite must not be negative, and startup be at least 2")
+        if not 0 <= self.random_share <= 1:
+            raise ConfigError(f"random_share must lie in [0, 1], not {self.random_share}")
+        if not self.explore >= 0:
+            raise ConfigError(f"explore must not be negative, not {self.explore}")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold must lie in [-1, 1], not {self.threshold}")
+        _ = self._model, self._mutation
+        if self.dataset is not None:
+            read_dataset(Path(self.dataset))
+
+    @cached_property
+    def _model(self) -> ModelSettings:
+        return ModelSettings(
+            **{field.name: getattr(self, field.name) for field in fields(ModelSettings)}
+        )
+
+    @cached_property
+    def _mutation(self) -> Mutation:
+        return Mutation(
+            max_switches=self.max_switches,
+            strides=self.strides,
+            within=self.within,
+            tournament=self.tournament,
+        )
+
+    def ask(
+        self, space: Space, history: History, n: int, rng: np.random.Generator
+    ) -> Sequence[Candidate]:
+        """Return up to ``n`` new offspring; none if no move is left.
+
+        Raises:
+            ConfigError: The data set does not fit the space.
+        """
+        seen, plain = history.seen, self._mutation
+        pairs = self._pairs(space, history)
+        if not self._trusted(space, history, pairs):
+            return _offspring(space, history.survivors, plain, rng, n, seen)
+        model = fit(pairs, self._model, len(history.winners))
+        parents = list(dict.fromkeys([*history.survivors, *self._elite(history)]))
+        pool = _offspring(space, parents, self._single, rng, n * self.pool, seen)
+        if not pool:
+            return []
+        levels = np.array(pool, dtype=np.float64)
+        mean, spread = model.predict(Features(space).blocks(levels))
+        order = np.argsort(mean - self.explore * spread, kind="stable")
+        picked = [pool[i] for i in order[: n - round(self.random_share * n)]]
+        more = n - len(picked)
+        rest = _offspring(space, history.survivors, plain, rng, more, seen | set(picked))
+        return [*picked, *rest]
+
+    def report(self, space: Space, history: History) -> list[RankCorrelation]:
+        """Return how well each round was predicted by the rounds before it, oldest first.
+
+        It is computed anew from the history, with one member of trees.
+        """
+        return self._correlations(space, history, None)
+
+    def notes(self, space: Space, history: History) -> tuple[str, ...]:
+        """Return `report` as a line for people; none where no round could be predicted."""
+        found = ", ".join(f"{r.round}: {r.tau:.2f}" for r in self.report(space, history))
+        return (f"held-out Kendall tau of the predictor by round: {found}",) if found else ()
+
+    @property
+    def _single(self) -> Mutation:
+        """Mutation that takes no advice: the pool is for the model to choose from."""
+        return Mutation(
+            max_switches=self.max_switches, strides=self.strides, within=self.within, tournament=1
+        )
+
+    def _trusted(self, space: Space, history: History, pairs: Pairs) -> bool:
+        """Whether this round is the predictor's."""
+        known = 0 if self.dataset else self.startup
+        if not history.survivors or len(pairs) < known or not can_fit(pairs):
+            return False
+        last = self._correlations(space, history, self.window)
+        return not last or float(np.mean([entry.tau for entry in last])) >= self.threshold
+
+    def _correlations(
+        self, space: Space, history: History, last: int | None
+    ) -> list[RankCorrelation]:
+        return rank_correlations(
+            space,
+            history.measurements,
+            ModelSettings(**{**vars(self._model), "members": 1}),
+            last=last,
+            startup=2 if self.dataset else self.startup,
+            more=self._more(space),
+        )
+
+    def _more(self, space: Space) -> Pairs | None:
+        return read_dataset(Path(self.dataset)).pairs(space) if self.dataset else None
+
+    def _pairs(self, space: Space, history: History) -> Pairs:
+        pairs, more = pairs_of(space, usable(history.measurements)), self._more(space)
+        return pairs if more is None else joined(pairs, more)
+
+    def _elite(self, history: History) -> list[Candidate]:
+        """Return the best at the highest fidelity that was measured last."""
+        alive = usable(history.measurements)
+        highest = max(reversed(alive), key=lambda m: m.fidelity.tokens).fidelity
+        best = rank(m for m in alive if m.fidelity == highest)
+        return [m.candidate for m in best[: self.elite]]
+
+
+def _offspring(
+    space: Space,
+    parents: Sequence[Candidate],
+    mutation: Mutation,
+    rng: np.random.Generator,
+    n: int,
+    seen: set[Candidate],
+) -> list[Candidate]:
+    """Return up to ``n`` new children of the parents in turn, in the order they were drawn."""
+    found: dict[Candidate, None] = {}
+    for attempt in range(50 * n):
+        if len(found) == n or not parents:
+            break
+        child = mutation.child(space, parents[attempt % len(parents)], rng)
+        if child not in seen:
+            found[child] = None
+    if not found and parents:  # nothing new near by: anywhere then
+        drawn = (space.sample(rng) for _ in range(50))
+        found = {child: None for child in drawn if child not in seen}
+    return list(found)[:n]

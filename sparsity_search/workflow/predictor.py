@@ -1,0 +1,159 @@
+"""A predictor from what a search measured: its data set, and how well it can be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsity_search import store
+from sparsity_search.artefacts import write_json
+from sparsity_search.budget import Budget
+from sparsity_search.config import RunConfig
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.history import Measurement
+from sparsity_search.report.record import RunRecord
+from sparsity_search.rng import generator
+from sparsity_search.searchers._dataset import Dataset, read_dataset
+from sparsity_search.searchers._models import Boosted, ModelSettings, fit
+from sparsity_search.searchers._training import (
+    Figures,
+    RankCorrelation,
+    can_fit,
+    figures,
+    pairs_of,
+    rank_correlations,
+    split,
+    usable,
+)
+from sparsity_search.space import SearchSpace
+from sparsity_search.spaces import SpaceFile, load_space
+from sparsity_search.workflow.rundir import JOURNAL, read_json
+
+#: Share of the pairs that a model is fitted to before it is judged by the others.
+TRAIN_SHARE = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a search's measurements teach.
+
+    Attributes:
+        dataset: All that did not fail.
+        figures: Of a random share held out, by a model of the others.
+        rounds: Of each round, by a model of the rounds before it.
+    """
+
+    dataset: Dataset
+    figures: Figures
+    rounds: Sequence[RankCorrelation]
+
+
+def learn(
+    run_dir: Path,
+    settings: ModelSettings,
+    out: Path | None = None,
+    *,
+    storage: str | None = None,
+    seed: int = 0,
+) -> Learned:
+    """Judge a predictor on the first stage of a search, and write its data set.
+
+    With trees of xgboost the file holds the trees of all pairs too, in xgboost's own JSON.
+
+    Args:
+        run_dir: Directory of the run; nothing in it is changed.
+        settings: The model.
+        out: The file to write, if any.
+        storage: URL of the run's storage, needed where ``run.json`` hides a password.
+        seed: Of the split and of the trees.
+
+    Raises:
+        ConfigError: No run directory, a space that is not of levels, or too few measurements.
+        RunMismatchError: A file of the run is corrupt, or its space has changed since.
+    """
+    record = RunRecord.read(run_dir, storage)
+    space = space_of(record)
+    measured = usable(_first_stage(record, run_dir, storage))
+    if any(m.candidate not in space for m in measured):
+        raise RunMismatchError(f"{run_dir} holds candidates that are not in its space")
+    pairs = pairs_of(space, measured)
+    train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
+    if not can_fit(train) or not len(held_out):
+        raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
+    dataset = Dataset(
+        layout=space.layout,
+        profiles=[space.profile(m.candidate) for m in measured],
+        scores=[m.score.value for m in measured],
+        fidelities=[m.fidelity for m in measured],
+        facts=_facts(record, space),
+    )
+    if out is not None:
+        model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
+        write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
+    return Learned(
+        dataset,
+        figures(fit(train, settings, seed), held_out),
+        rank_correlations(space, measured, settings),
+    )
+
+
+def load_model(path: Path) -> Boosted:
+    """Return the trees that `learn` wrote; they predict for the space of their run.
+
+    Raises:
+        ConfigError: No data set, or it has no trees.
+    """
+    read_dataset(path)
+    value = read_json(path).get("model")
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} has no trees; write it with --model xgboost")
+    return Boosted.from_json(value["members"], rank=value["settings"]["objective"] == "rank")
+
+
+def space_of(record: RunRecord) -> SearchSpace:
+    """Return the space that a run searched first.
+
+    Raises:
+        ConfigError: It is not one of levels.
+        RunMismatchError: The configuration or the space file have changed since.
+    """
+    try:
+        config = RunConfig.model_validate(record.config)
+    except ValueError as error:
+        raise RunMismatchError("run.json is of another version, or corrupt") from error
+    file = load_space(config.space)
+    if not isinstance(file, SpaceFile):
+        raise ConfigError(f"a predictor needs a space of levels, and {config.space!r} has none")
+    budget = Budget(config.budget.saving or config.budget.target)
+    space = file.build(record.layout, budget, config.budget.bounds)
+    if record.run["fingerprint"].get("space", space.digest) != space.digest:
+        raise RunMismatchError(f"the space {config.space!r} is not what it was in the search")
+    return space
+
+
+def _first_stage(record: RunRecord, run_dir: Path, storage: str | None) -> list[Measurement]:
+    """Return the measurements of the first stage: later ones have spaces of their own."""
+    if not record.measurements:
+        return []
+    url = storage or record.config["study"].get("storage")
+    return store.measurements(url or run_dir / JOURNAL, record.run.get("study", "search"))
+
+
+def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
+    config = record.config
+    return {
+        **{key: config[key] for key in ("model", "budget", "space", "pruner", "evaluator")},
+        "space_digest": space.digest,
+        "text": record.run.get("text"),
+    }
+
+
+def _model_json(
+    model: Any, settings: ModelSettings, space: SearchSpace
+) -> dict[str, dict[str, Any]]:
+    if model is None:
+        return {}
+    facts = {"settings": asdict(settings), "space": space.digest, "members": model.to_json()}
+    return {"model": facts}

@@ -1,0 +1,109 @@
+"""A run's measurements as a data set, without a model: the run directory is made by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.report.record import RunRecord
+from sparsity_search.searchers._dataset import read_dataset
+from sparsity_search.searchers._models import ModelSettings
+from sparsity_search.searchers._training import pairs_of, usable
+from sparsity_search.workflow.predictor import learn, load_model, space_of
+
+from ..cli.runs import searched_run
+
+XGBOOST = ModelSettings(model="xgboost", members=2, trees=5)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def run_dir(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def test_the_data_set_is_what_was_measured(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictor.json"
+    found = learn(run_dir, ModelSettings(), out)
+    record = RunRecord.read(run_dir)
+    alive = usable(record.measurements)
+    assert len(found.dataset) == len(alive) < len(record.measurements), "one failed"
+    data = read_dataset(out)
+    assert list(data.scores) == [m.score.value for m in alive]
+    assert list(data.fidelities) == [m.fidelity for m in alive]
+    pairs, expected = data.pairs(space_of(record)), pairs_of(space_of(record), alive)
+    assert pairs.blocks["levels"] == pytest.approx(expected.blocks["levels"])
+    assert data.facts["space"] == "per_linear"
+    assert "model" not in json.loads(out.read_text())
+
+
+def test_figures(run_dir: Path) -> None:
+    found = learn(run_dir, ModelSettings())
+    assert found.figures.n == round(0.3 * len(found.dataset))
+    assert found.figures.tau > 0.3
+    assert [entry.round for entry in found.rounds] == [2, 3, 4, 5, 6], "one start teaches nothing"
+
+
+def test_trees_are_written_and_read(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictor.json"
+    learn(run_dir, XGBOOST, out)
+    learn(run_dir, XGBOOST, tmp_path / "again.json")
+    assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
+    pairs = read_dataset(out).pairs(space_of(RunRecord.read(run_dir)))
+    predicted, _ = load_model(out).predict(pairs.blocks)
+    assert np.corrcoef(predicted, pairs.scores)[0, 1] > 0.3
+    learn(run_dir, ModelSettings(), out)
+    with pytest.raises(ConfigError, match="no trees"):
+        load_model(out)
+
+
+def test_the_run_is_not_changed(run_dir: Path, original: Path) -> None:
+    learn(run_dir, ModelSettings())
+    for file in original.iterdir():
+        assert (run_dir / file.name).read_bytes() == file.read_bytes()
+
+
+def change(run_dir: Path, **facts: object) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    write_json(run_dir / "run.json", {**run, **facts})
+
+
+def test_a_space_that_has_changed(run_dir: Path) -> None:
+    change(run_dir, fingerprint={"space": "0123456789abcdef"})
+    with pytest.raises(RunMismatchError, match="not what it was"):
+        learn(run_dir, ModelSettings())
+
+
+def test_candidates_of_another_space(run_dir: Path) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    change(run_dir, config={**run["config"], "space": "per_block"}, fingerprint={})
+    with pytest.raises(RunMismatchError, match="not in its space"):
+        learn(run_dir, ModelSettings())
+
+
+def test_a_space_of_parameters(run_dir: Path) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    change(run_dir, config={**run["config"], "space": "ramp_slope"})
+    with pytest.raises(ConfigError, match="space of levels"):
+        learn(run_dir, ModelSettings())
+
+
+def test_too_few_measurements(tmp_path: Path) -> None:
+    run = searched_run(tmp_path / "run", rounds=0)
+    with pytest.raises(ConfigError, match="too few"):
+        learn(run, ModelSettings())
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run directory"):
+        learn(tmp_path, ModelSettings())
