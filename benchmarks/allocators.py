@@ -19,15 +19,24 @@ from sparsity_search.workflow.cases import Plan
 from sparsity_search.workflow.compare import compare
 
 ALLOCATORS = (
-    *("gauss_newton", "knapsack", "owl", "dlp", "alpha_pruning", "alpha_pruning[tail=peak]"),
+    *(
+        "gauss_newton",
+        "gauss_newton[start=cfsp]",
+        "knapsack",
+        "cfsp",
+        "owl",
+        "dlp",
+        "alpha_pruning",
+        "alpha_pruning[tail=peak]",
+    ),
     *("alpha_pruning[tail=peak;compat=true]", "ramp[slope=0.007]", "ramp[slope=0.0172]"),
-    *("mrp", "dsa", "cfsp", "als", "er", "lamp", "global_magnitude", "pq_index"),
+    *("mrp", "dsa", "als", "er", "lamp", "global_magnitude", "pq_index"),
     *("essential", "besa"),
 )
 #: Dear ones and other settings, measured in one place only.
 VARIANTS = ("ramp", "ramp[slope=0.0035]")
 #: The best of one seed, which two more seeds follow for.
-LEADING = ("gauss_newton", "knapsack", "ramp[slope=0.0172]", "dlp")
+LEADING = ("gauss_newton[start=cfsp]", "gauss_newton", "cfsp", "knapsack")
 #: Pruner, sparsity, allocators and seeds of each part.
 PARTS: dict[str, tuple[str, float, tuple[str, ...], int]] = {
     "wanda-70": ("wanda", 0.7, ALLOCATORS + VARIANTS, 1),

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
+from sparsity_search.allocators._start import as_allocator
 from sparsity_search.allocators.base import Allocation, Allocator
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.choices import chosen_rows, n_of_m, tables_of
@@ -34,7 +35,7 @@ _FINE, _COARSE = 0.01, 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewton(Allocator):
-    """Moves the uniform profile by gradients of ``KL(dense ‖ pruned)``, taken where it stands.
+    """Moves a profile by gradients of ``KL(dense ‖ pruned)``, taken where it stands.
 
     Each step predicts what every level of every unit changes, all others as they are: the
     gradient of the divergence along the change of weights, and half its Fisher information. The
@@ -49,6 +50,8 @@ class GaussNewton(Allocator):
     Attributes:
         pruner: What removes items: a `Pruner`, a plugin's name, or its name and settings. One
             that changes the weights it keeps needs memory for each level.
+        start: Allocator of the profile that is moved: an `Allocator`, a plugin's name, or its
+            name and settings.
         steps: How many steps; each costs about six forward passes of the text.
         reach: How far a step may change a unit's sparsity, at first.
         spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
@@ -60,6 +63,7 @@ class GaussNewton(Allocator):
     """
 
     pruner: Pruner | str | Mapping[str, Any] = "wanda"
+    start: Allocator | str | Mapping[str, Any] = "uniform"
     steps: int = 4
     reach: float = 0.1
     spacing: float | None = None
@@ -70,6 +74,7 @@ class GaussNewton(Allocator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruner", as_pruner(self.pruner))
+        object.__setattr__(self, "start", as_allocator(self.start))
         for name in ("steps", "sequences", "length", "positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -98,7 +103,9 @@ class GaussNewton(Allocator):
         if subject.units not in self.pruner.units:
             kinds = " or ".join(self.pruner.units)
             raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
-        grid = self._grid(subject.layout, budget, bounds)
+        assert isinstance(self.start, Allocator)
+        start = self.start.allocate(subject, tokens, budget, bounds)
+        grid = self._grid(start, budget, bounds)
         text = tokens[: self.sequences, : self.length]
         divergence = Divergence(subject, text, self.positions, self.seed)
         plan = SupernetPlan(
@@ -115,17 +122,17 @@ class GaussNewton(Allocator):
             found = budget.project(subject.layout, np.array(found.sparsities), bounds)
         told = " → ".join(f"{value:.4g}" for value in values)
         return Allocation(
-            found, notes=(f"KL on calibration text, from uniform on: {told} nats a token",)
+            found, notes=(f"KL on calibration text, from the start on: {told} nats a token",)
         )
 
-    def _grid(self, layout: Layout, budget: Budget, bounds: Bounds) -> _Grid:
+    def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> _Grid:
         pattern = Pattern.of(self.pruner)
         if pattern is None or pattern.scope != "group":
             assert isinstance(self.pruner, Pruner)
             spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
-            return _spaced(layout, bounds, budget.uniform(layout, bounds), spacing)
+            return _spaced(start.layout, bounds, start, spacing)
         keep = "*" if pattern.keep is None else pattern.keep
-        return _legal(layout, bounds, budget, f"{keep}:{pattern.group}")
+        return _legal(start, bounds, budget, f"{keep}:{pattern.group}")
 
 
 class _Window(NamedTuple):
@@ -151,7 +158,7 @@ class _Grid:
 
     Attributes:
         tables: Counts of each unit, increasing.
-        start: Levels of the uniform profile.
+        start: Levels of the profile that is moved.
         final: Whether counts are kept as they are: they are a pattern's.
     """
 
@@ -270,24 +277,25 @@ def level_tables(
     return found
 
 
-def _spaced(layout: Layout, bounds: Bounds, uniform: SparsityProfile, spacing: float) -> _Grid:
-    tables = level_tables(layout, bounds, uniform, spacing)
-    pairs = zip(tables, uniform.removed, strict=True)
+def _spaced(layout: Layout, bounds: Bounds, start: SparsityProfile, spacing: float) -> _Grid:
+    tables = level_tables(layout, bounds, start, spacing)
+    pairs = zip(tables, start.removed, strict=True)
     return _Grid(tables, np.array([table.index(count) for table, count in pairs]))
 
 
-def _legal(layout: Layout, bounds: Bounds, budget: Budget, pattern: str) -> _Grid:
-    """Return the counts that a pattern allows.
+def _legal(profile: SparsityProfile, bounds: Bounds, budget: Budget, pattern: str) -> _Grid:
+    """Return the counts that a pattern allows, and those of them nearest to a profile.
 
     Raises:
         ConfigError: A unit is no whole number of groups.
         InfeasibleBudgetError: No profile of such counts within the bounds meets the budget.
     """
+    layout = profile.layout
     units = [(i,) for i in range(len(layout))]
     rows = chosen_rows(layout, bounds, units, n_of_m(layout, pattern))
     known = tables_of(layout, units, rows, budget)
     tables = [tuple(counts[:, 0].tolist()) for counts in known.rows]
-    start = known.uniform(budget.target * layout.counts * layout.costs)
+    start = known.uniform(np.array(profile.removed) * layout.costs)
     return _Grid(tables, start, final=True)
 
 

@@ -48,7 +48,7 @@ def pruned_divergence(
 def told(found: Any) -> list[float]:
     """Return the divergences that the note tells."""
     (note,) = found.notes
-    path = re.fullmatch(r"KL on calibration text, from uniform on: (.*) nats a token", note)
+    path = re.fullmatch(r"KL on calibration text, from the start on: (.*) nats a token", note)
     assert path is not None
     return [float(value) for value in path[1].split(" → ")]
 
@@ -345,3 +345,23 @@ def test_refused(units: str, pruner: str, message: str, tiny_tokens: Tensor) -> 
     method = GaussNewton(**QUICK, pruner=PRUNERS.create(pruner))
     with pytest.raises(ConfigError, match=message):
         method.allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
+
+
+@pytest.mark.parametrize("start", ["er", {"name": "by_role", "offsets": {"q": 0.2, "up": -0.1}}])
+def test_it_starts_from_another_profile(tiny_tokens: Tensor, start: Any) -> None:
+    subject = PrunableModel(tiny_llama(layers=2, seed=3))
+    budget, bounds = Budget(0.6), Bounds.of(subject.layout)
+    method = GaussNewton(start=start, **QUICK)
+    profile = method.start.allocate(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
+    found = method.detailed(subject, tiny_tokens, budget, bounds)
+    expected = pruned_divergence(subject, tiny_tokens, profile, 4, Wanda())
+    assert told(found)[0] == pytest.approx(expected, rel=1e-3)
+    assert told(found)[0] != pytest.approx(told(GaussNewton(**QUICK).detailed(
+        subject, tiny_tokens, budget, bounds))[0], rel=1e-3)  # fmt: skip
+    assert min(told(found)) <= told(found)[0]
+
+
+@pytest.mark.parametrize("start", [3, {"m": 4}, {"name": 3}])
+def test_starts_that_are_none(start: Any) -> None:
+    with pytest.raises(ConfigError, match="start"):
+        GaussNewton(start=start)
