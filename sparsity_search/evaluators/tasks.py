@@ -67,7 +67,7 @@ class Tasks(Evaluator):
         for name, value in (("files", self.files), ("tasks", self.tasks)):
             if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
                 raise ValueError(f"{name} must be a list of names, not {value!r}")
-        if bool(self.files) == bool(self.tasks):
+        if self.files and self.tasks:
             raise ValueError("tasks asks what files or tasks hold: give one of these settings")
         if self.files and (self.include is not None or self.num_fewshot is not None):
             raise ValueError("include and num_fewshot are for tasks of lm-eval, not for files")
@@ -83,7 +83,7 @@ class Tasks(Evaluator):
 
         Raises:
             DataError: A file cannot be read.
-            ConfigError: lm-eval is missing, or cannot load a task.
+            ConfigError: Nothing is given to ask, lm-eval is missing, or cannot load a task.
         """
         return OwnData(len(self._questions) // self.examples, digest(self._questions))
 
@@ -121,6 +121,11 @@ class Tasks(Evaluator):
     @cached_property
     def _questions(self) -> tuple[Question, ...]:
         """All questions; read once, so that what is asked is what the digest tells."""
+        if not self.files and not self.tasks:
+            raise ConfigError(
+                "tasks asks what files or tasks hold: give one of these settings, "
+                "e.g. --set evaluator.files=[questions.jsonl]"
+            )
         if self.tasks:
             return in_turns(load_tasks(self.tasks, self.include, self.num_fewshot))
         return in_turns([read_questions(Path(file)) for file in self.files])

@@ -77,7 +77,7 @@ class Evolution(Searcher):
                 child = self._mutation.child(space, parents[attempt % len(parents)], rng, likely)
             if child not in seen:
                 found[child] = None
-        if not found and parents:  # what is left may be out of reach of a mutation
+        if not found and parents and self.within == "all":  # mutations may not reach what is left
             drawn = (space.sample(rng, self.spread) for _ in range(20 * n))
             found = dict.fromkeys(child for child in drawn if child not in seen)
         return list(found)[:n]

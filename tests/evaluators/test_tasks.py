@@ -172,10 +172,15 @@ def test_the_tokenizer_is_needed(tmp_path: Path) -> None:
         tasks.bind(tiny_llama(), NO_TEXT)
 
 
+def test_something_must_be_asked() -> None:
+    for use in (Tasks().own_data, lambda: Tasks().bind(tiny_llama(), NO_TEXT, object())):
+        with pytest.raises(ConfigError, match="give one of these settings"):
+            use()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give one of these settings"),
         ({"files": ("a",), "tasks": ("b",)}, "give one of these settings"),
         ({"files": "a.jsonl"}, "files must be a list"),
         ({"tasks": (1,)}, "tasks must be a list"),
