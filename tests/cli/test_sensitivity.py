@@ -110,4 +110,4 @@ def test_allocate_leaves_arrays_and_notes(
     outcome = cli("allocate", model, "--allocator", "gauss_newton", *options,
                   "--set", "allocators.gauss_newton.steps=1")  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "from uniform on" in json.loads(out.read_text())["notes"][0]
+    assert "from the start on" in json.loads(out.read_text())["notes"][0]
