@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -73,6 +74,26 @@ class Registry(Generic[T]):
             return plugin(**parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.kind} {name!r}: {error}") from error
+
+    def given(self, value: T | str | Mapping[str, Any]) -> T:
+        """Return the plugin that a setting of another plugin names.
+
+        Args:
+            value: A plugin, its name, or its name and settings: ``{"name": …, …}``.
+
+        Raises:
+            UnknownNameError: There is no such plugin.
+            ConfigError: It refuses its settings, or the value is none of these.
+        """
+        if isinstance(value, self._base()):
+            return value
+        if not isinstance(value, (str, Mapping)):
+            raise ConfigError(f"{self.kind} must be a name, or a name and settings, not {value!r}")
+        settings = {"name": value} if isinstance(value, str) else dict(value)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{self.kind} with settings needs a name: {{name: …, …}}")
+        return self.create(name, **settings)
 
     def summaries(self) -> dict[str, str]:
         """Return the first line of each plugin's documentation with its settings, by name."""

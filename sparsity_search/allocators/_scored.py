@@ -213,15 +213,7 @@ def as_sensitivity(value: Sensitivity | str | Mapping[str, Any]) -> Sensitivity:
         UnknownNameError: There is no such sensitivity.
         ConfigError: It refuses its settings, or the value is none of these.
     """
-    if isinstance(value, Sensitivity):
-        return value
-    if not isinstance(value, (str, Mapping)):
-        raise ConfigError(f"sensitivity must be a name, or a name and settings, not {value!r}")
-    settings = {"name": value} if isinstance(value, str) else dict(value)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError("a sensitivity with settings needs a name, e.g. {name: fisher}")
-    found: Sensitivity = SENSITIVITIES.create(name, **settings)
+    found: Sensitivity = SENSITIVITIES.given(value)
     return found
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from sparsity_search.allocators._start import as_allocator
 from sparsity_search.allocators.base import Allocation, Allocator
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.choices import chosen_rows, n_of_m, tables_of
@@ -21,6 +20,7 @@ from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners.base import Pruner, as_pruner
+from sparsity_search.registry import ALLOCATORS
 from sparsity_search.solve.greedy import trimmed
 from sparsity_search.solve.lagrangian import lagrangian
 from sparsity_search.solve.options import Options
@@ -74,7 +74,7 @@ class GaussNewton(Allocator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruner", as_pruner(self.pruner))
-        object.__setattr__(self, "start", as_allocator(self.start))
+        object.__setattr__(self, "start", ALLOCATORS.given(self.start))
         for name in ("steps", "sequences", "length", "positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -101,11 +101,5 @@ def as_pruner(value: Pruner | str | Mapping[str, Any]) -> Pruner:
         UnknownNameError: There is no such pruner.
         ConfigError: It refuses its settings, or the value is none of these.
     """
-    if isinstance(value, Pruner):
-        return value
-    settings = {"name": value} if isinstance(value, str) else dict(value)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError("a pruner within a pruner needs a name, e.g. mask: {name: wanda}")
-    found: Pruner = PRUNERS.create(name, **settings)
+    found: Pruner = PRUNERS.given(value)
     return found

@@ -321,7 +321,7 @@ def test_asks_for_the_gradient_if_the_mask_does() -> None:
         ({"damping": 1.5}, "damping"),
         ({"pattern": "block"}, "pattern"),
         ({"pattern": "some"}, "pattern"),
-        ({"mask": {"pattern": "row"}}, "mask"),
+        ({"mask": {"pattern": "row"}}, "needs a name"),
     ],
 )
 def test_illegal_settings(settings: dict[str, float], named: str) -> None:
