@@ -219,8 +219,8 @@ def _session(arguments: argparse.Namespace) -> Session:
     return open_session(load_config(None, options).model, requests, 0, Monitor())
 
 
-def rows(bench: Bench, wanted: Sequence[str]) -> list[list[str]]:
-    """Return the rows of the table: estimate, CPU seconds, tau, perplexities."""
+def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[list[str]]:
+    """Return the rows of the table: estimate, CPU seconds, tau, perplexity with each pruner."""
     measured = bench.measured()
     layout = bench.session.subject.layout
     profiles = random_profiles(layout)
@@ -241,7 +241,7 @@ def rows(bench: Bench, wanted: Sequence[str]) -> list[list[str]]:
             tau = kendalltau(predicted[label], measured).statistic
             figures = [
                 f"{bench.perplexity(label, profile, as_pruner(pruner)):.1f}"
-                for pruner in ("wanda", "sparsegpt")
+                for pruner in pruners
             ]
             found.append([label, f"{cost:.0f}", f"{tau:.2f}", *figures])
             print("| " + " | ".join(found[-1]) + " |", flush=True)
@@ -249,7 +249,7 @@ def rows(bench: Bench, wanted: Sequence[str]) -> list[list[str]]:
 
 
 def around_uniform(bench: Bench) -> list[str]:
-    """Return the row of the gradients taken at the uniform profile."""
+    """Return the first cells of the row of the gradients taken at the uniform profile."""
     measured, profiles = bench.measured(), random_profiles(bench.session.subject.layout)
     counts, losses = bench.along_the_path()
     curves = [PchipInterpolator(c, loss) for c, loss in zip(counts, losses, strict=True)]
@@ -259,7 +259,7 @@ def around_uniform(bench: Bench) -> list[str]:
     ]
     cost = json.loads((bench.out / "around-uniform-cost.json").read_text())
     tau = kendalltau(predicted, measured).statistic
-    return ["gradients at uniform", f"{cost:.0f}", f"{tau:.2f}", "-", "-"]
+    return ["gradients at uniform", f"{cost:.0f}", f"{tau:.2f}"]
 
 
 def main() -> None:
@@ -267,14 +267,16 @@ def main() -> None:
     for name in ("calibration", "heldout", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--estimates", nargs="*", default=list(ESTIMATES))
+    parser.add_argument("--pruners", nargs="*", default=["wanda", "sparsegpt"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
-    print("| estimate | CPU seconds | tau | Wanda | SparseGPT |", flush=True)
-    print("| " + " | ".join(around_uniform(bench)) + " |", flush=True)
-    rows(bench, arguments.estimates)
+    print("| estimate | CPU seconds | tau | " + " | ".join(arguments.pruners) + " |", flush=True)
+    blank = ["-"] * len(arguments.pruners)
+    print("| " + " | ".join(around_uniform(bench) + blank) + " |", flush=True)
+    rows(bench, arguments.estimates, arguments.pruners)
 
 
 if __name__ == "__main__":
