@@ -240,8 +240,7 @@ def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[li
             profile = plugin.solve(scores, budget, bounds)
             tau = kendalltau(predicted[label], measured).statistic
             figures = [
-                f"{bench.perplexity(label, profile, as_pruner(pruner)):.1f}"
-                for pruner in pruners
+                f"{bench.perplexity(label, profile, as_pruner(pruner)):.1f}" for pruner in pruners
             ]
             found.append([label, f"{cost:.0f}", f"{tau:.2f}", *figures])
             print("| " + " | ".join(found[-1]) + " |", flush=True)
