@@ -38,6 +38,13 @@ def predictor(
     rows = [[str(r.round), f"{r.tau:.3f}", str(r.n)] for r in found.rounds]
     if rows:
         console.print(table(["round", "Kendall tau", "candidates"], rows))
+    if found.importance:
+        roles: dict[str, float] = {}
+        for unit in found.dataset.layout:
+            share = found.importance.get(unit.name, 0.0)
+            roles[unit.role] = roles.get(unit.role, 0.0) + share
+        gains = [[role, f"{share:.3f}"] for role, share in roles.items()]
+        console.print(table(["role", "importance"], gains))
     error = f"MAE {held_out.mae:.4g}, " if settings.objective == "regression" else ""
     r2 = f"R2 {held_out.r2:.3f}, " if settings.objective == "regression" else ""
     console.print(

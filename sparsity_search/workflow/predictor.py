@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import SpaceFile, load_space
 from sparsity_search.workflow.rundir import JOURNAL, read_json
 
+__all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
+
 #: Share of the pairs that a model is fitted to before it is judged by the others.
 TRAIN_SHARE = 0.7
 
@@ -43,11 +45,14 @@ class Learned:
         dataset: All that did not fail.
         figures: Of a random share held out, by a model of the others.
         rounds: Of each round, by a model of the rounds before it.
+        importance: What xgboost's splits by each gene's level gain, as a share of what all of
+            them do, by the name of the gene's first unit; empty for other models.
     """
 
     dataset: Dataset
     figures: Figures
     rounds: Sequence[RankCorrelation]
+    importance: Mapping[str, float] = field(default_factory=dict)
 
 
 def learn(
@@ -89,13 +94,14 @@ def learn(
         fidelities=[m.fidelity for m in measured],
         facts=_facts(record, space),
     )
+    model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
-        model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
         write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
     return Learned(
         dataset,
         figures(fit(train, settings, seed), held_out),
         rank_correlations(space, measured, settings),
+        _importance(model, space, pairs.matrix.shape[1]),
     )
 
 
@@ -148,6 +154,15 @@ def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
         "space_digest": space.digest,
         "text": record.run.get("text"),
     }
+
+
+def _importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
+    if not isinstance(model, Boosted):
+        return {}
+    gains = model.importance(n_features)[: space.n_genes]  # the levels are the first features
+    total = gains.sum() or 1.0
+    units = [space.layout[gene[0]].name for gene in space.genes]
+    return {name: float(gain / total) for name, gain in zip(units, gains, strict=True)}
 
 
 def _model_json(

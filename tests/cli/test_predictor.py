@@ -54,6 +54,7 @@ def test_ranks_have_no_error(
     told = capsys.readouterr().out
     assert "Kendall tau" in told
     assert "R2" not in told
+    assert "importance" in told
 
 
 def test_unknown_model(command: Callable[..., None], run_dir: Path) -> None:

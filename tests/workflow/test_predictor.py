@@ -67,6 +67,18 @@ def test_trees_are_written_and_read(run_dir: Path, tmp_path: Path) -> None:
         load_model(out)
 
 
+def test_importance_finds_the_unit_that_matters_most(run_dir: Path) -> None:
+    """The score is a sum over units with known weights, so the heaviest must stand out."""
+    found = learn(run_dir, ModelSettings(model="xgboost"))
+    weights = np.exp(np.random.default_rng(0).normal(0, 1.5, len(found.dataset.layout)))
+    assert list(found.importance) == [unit.name for unit in found.dataset.layout]
+    assert sum(found.importance.values()) == pytest.approx(1.0)
+    shares = np.array(list(found.importance.values()))
+    assert shares.argmax() == weights.argmax()
+    assert shares.max() > 10 / len(shares)
+    assert not learn(run_dir, ModelSettings()).importance, "ridge has no splits"
+
+
 def test_the_run_is_not_changed(run_dir: Path, original: Path) -> None:
     learn(run_dir, ModelSettings())
     for file in original.iterdir():
