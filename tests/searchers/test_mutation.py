@@ -12,7 +12,10 @@ from sparsity_search.rng import generator
 from sparsity_search.searchers._mutation import Mutation, stride_shares
 from sparsity_search.space import SearchSpace
 from sparsity_search.testing.problems import ROLES, toy_space, uneven_spaces
+from sparsity_search.testing.searcher import SPACES, assert_legal
 
+#: Spaces of levels, of all kinds.
+LEVELS = {name: space for name, space in SPACES.items() if isinstance(space, SearchSpace)}
 SPACE = toy_space(*(100,) * 12, reach=4)
 
 
@@ -98,3 +101,29 @@ def test_strides_that_won_become_likelier() -> None:
 def test_bad_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Mutation(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
+    """8,400 generations in each of 12 spaces: 10⁵ mutations, units of mixed sizes among them."""
+    space, mutation = LEVELS[name], Mutation(strides=(1, 2, 4))
+    low, high = space.levels.lower, space.levels.upper
+    saved = [
+        [int(space.gene_saved(gene, level).sum()) for level in range(low[gene], high[gene] + 1)]
+        for gene in range(space.n_genes)
+    ]
+    budget = space.budget.n_removed(space.layout)
+    rng, child, seen = generator(0, name), space.sample(generator(1, name)), set()
+    for _ in range(8_400):
+        child = mutation.child(space, child, rng)
+        places = np.array(child) - low
+        assert (places >= 0).all()
+        assert (np.array(child) <= high).all()
+        surplus = sum(row[place] for row, place in zip(saved, places, strict=True)) - budget
+        back = [
+            row[place] - row[place - 1] for row, place in zip(saved, places, strict=True) if place
+        ]
+        assert 0 <= surplus < (space.layout.costs[0] if space.even else min(back))
+        seen.add(child)
+    assert len(seen) > 50
+    assert_legal(space, list(seen)[:50])
