@@ -57,6 +57,7 @@ def configuration(case: Case, arguments: argparse.Namespace) -> RunConfig:
             "model.name": "smollm2",
             "budget.sparsity": case.sparsity,
             "pruner.name": case.pruner,
+            "initial": ["owl", "uniform"],
             "data.calibration": f"file:{arguments.calibration}",
             "data.final_text": f"file:{arguments.held_out}",
             "data.final_sequences": 8,

@@ -197,7 +197,7 @@ class RunConfig(Section):
     evaluator: PluginSection = PluginSection(name="kl_divergence")
     sensitivity: PluginSection = PluginSection(name="fisher")
     finalise: PluginSection | None = None
-    initial: list[str] = ["owl", "uniform"]
+    initial: list[str] = ["cfsp", "uniform"]
     hints: list[str] = []
     allocators: dict[str, dict[str, Any]] = {}
     ladder: LadderSection = LadderSection()

@@ -28,8 +28,8 @@ def test_neighbours_start_each_other(cli: Cli, model: Path, tmp_path: Path) -> N
     assert outcome.code == 0, outcome.err
     found = read_json(out / "front.json")
     assert [(row["run"], row["name"]) for row in found["rows"]] == [
-        *(("0.4", name) for name in ("uniform", "owl", "searched")),
-        *(("0.6", name) for name in ("uniform", "owl", "0.4-profile", "searched")),
+        *(("0.4", name) for name in ("uniform", "cfsp", "searched")),
+        *(("0.6", name) for name in ("uniform", "cfsp", "0.4-profile", "searched")),
     ]
     moved = read_json(out / "0.6" / "profiles" / "0.4-profile.json")
     assert moved["sparsity"] == pytest.approx(0.6, abs=1e-4)

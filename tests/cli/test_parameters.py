@@ -38,7 +38,7 @@ def test_a_search_over_settings(cli: Cli, model: Path, tmp_path: Path, space: st
     assert len(found) > 8
     assert all(set(trial.params) == names[space] for trial in found)
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
-    assert {row["name"] for row in rows} == {"dense", "uniform", "owl", "searched"}
+    assert {row["name"] for row in rows} == {"dense", "uniform", "cfsp", "searched"}
 
 
 def test_owl_is_the_same_whatever_was_switched_before(

@@ -74,7 +74,7 @@ def run(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_what_is_shipped(run: Path) -> None:
-    found = check(run, "owl")
+    found = check(run, "cfsp")
     assert len(found) >= 2
     assert any(found[pattern] for pattern in ("2:4", "4:8"))
 
@@ -147,7 +147,7 @@ def test_limits_of_zeros_bind_the_space_and_not_the_allocators(
     limits += [f"--bounds={role}=0.5:0.5" for role in sparse]
     outcome = search(cli, model, tmp_path / "run", *limits)
     assert outcome.code == 0, outcome.err
-    check(tmp_path / "run", "owl")
+    check(tmp_path / "run", "cfsp")
     for unit in read(tmp_path / "run/profile.json")["units"].values():
         assert unit["role"] not in dense or "pattern" not in unit
         assert unit["role"] not in sparse or "pattern" in unit

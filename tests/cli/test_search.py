@@ -62,8 +62,8 @@ def test_a_search_leaves_a_whole_run_directory(finished: Path) -> None:
 def test_the_table_compares_profiles_of_equal_sparsity(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
-    assert list(rows) == ["dense", "uniform", "owl", "searched"]
-    assert {rows[name]["removed"] for name in ("uniform", "owl", "searched")} == {16589}
+    assert list(rows) == ["dense", "uniform", "cfsp", "searched"]
+    assert {rows[name]["removed"] for name in ("uniform", "cfsp", "searched")} == {16589}
     assert rows["dense"]["score"] == pytest.approx(0.0, abs=1e-6)
     pruned = {name: row["score"] for name, row in rows.items() if name != "dense"}
     assert results["shipped"] == min(pruned, key=lambda name: pruned[name])
