@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +129,21 @@ def test_a_file_defines_exactly_one_plugin(
     assert f"{package}.broken" not in sys.modules
     with pytest.raises(TypeError, match="exactly one Toy"):
         registry.get("broken")
+
+
+def test_a_plugin_as_a_setting() -> None:
+    wanda = PRUNERS.create("wanda")
+    settings = {"name": "wanda", "pattern": "2:4"}
+    assert PRUNERS.given(wanda) is wanda
+    assert PRUNERS.given("wanda") == wanda
+    assert PRUNERS.given(settings) == PRUNERS.create("wanda", pattern="2:4")
+    assert settings["name"] == "wanda", "the caller's mapping is left alone"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [(3, "must be a name"), ({"pattern": "2:4"}, "needs a name"), ({}, "needs")],
+)
+def test_no_plugin_as_a_setting(value: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        PRUNERS.given(value)
