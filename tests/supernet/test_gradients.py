@@ -34,27 +34,27 @@ def log_probabilities(subject: PrunableModel, tokens: Tensor) -> Tensor:
         return subject.model(input_ids=tokens).logits.double().log_softmax(-1)
 
 
-class Measured:
-    """A hint, and what the model's own logits say of every level of every gene."""
+def measured(
+    space: SearchSpace, candidate: Candidate, switch: Switch, divergence: Callable[[], float]
+) -> list[np.ndarray]:
+    """What every level of every gene really changes."""
 
-    def __init__(self, space: SearchSpace, candidate: Candidate, switch: Switch) -> None:
-        self.space, self.candidate, self.switch = space, candidate, switch
+    def at(profile: SparsityProfile) -> float:
+        switch.to(profile)
+        return divergence()
 
-    def changes(self, subject: PrunableModel, tokens: Tensor, dense: Tensor) -> list[np.ndarray]:
-        def divergence(profile: SparsityProfile) -> float:
-            self.switch.to(profile)
-            found = log_probabilities(subject, tokens)
-            return float((dense.exp() * (dense - found)).sum(-1).mean())
-
-        here = divergence(self.space.profile(self.candidate))
-        low, high = self.space.levels.lower, self.space.levels.upper
-        return [
-            np.array([
-                divergence(moved(self.space, self.candidate, gene, level)) - here
-                for level in range(int(low[gene]), int(high[gene]) + 1)
-            ])
-            for gene in range(self.space.n_genes)
-        ]  # fmt: skip
+    here = at(space.profile(candidate))
+    return [
+        np.array(
+            [
+                at(moved(space, candidate, gene, level)) - here
+                for level in range(
+                    int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1
+                )
+            ]
+        )
+        for gene in range(space.n_genes)
+    ]
 
 
 @pytest.fixture
@@ -74,12 +74,17 @@ def known(
     dense = log_probabilities(tiny_subject, tiny_tokens)
     divergence = Divergence(tiny_subject, tiny_tokens, tiny_tokens.shape[1], 0)
     supernet = build(tiny_subject, tiny_tokens, plan_of())
+
+    def true_divergence() -> float:
+        found = log_probabilities(tiny_subject, tiny_tokens)
+        return float((dense.exp() * (dense - found)).sum(-1).mean())
+
     candidate = space.nearest(from_counts(space.layout, space.base.removed))
     with supernet.resident() as switch:
         hint = gradient_hint(space, candidate, switch, divergence)
         for unit, state in zip(space.layout, space.profile(candidate).states, strict=True):
             assert not switch.change(unit.name, *state).any(), "the model stays there"
-        changes = Measured(space, candidate, switch).changes(tiny_subject, tiny_tokens, dense)
+        changes = measured(space, candidate, switch, true_divergence)
     return hint, changes, candidate
 
 
