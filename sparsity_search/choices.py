@@ -12,6 +12,7 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout
 from sparsity_search.levels import LevelTables
+from sparsity_search.prices import Prices
 from sparsity_search.profile import zeros_of
 
 #: Legal counts of each unit, increasing.
@@ -153,22 +154,63 @@ def option_tables(
         taken = np.where(allowed[:, None, :], gaps, np.inf).argmin(axis=2)
         rows.append(taken.T[allowed.any(axis=0)])
     saved = [options.saved[list(g), row].sum(axis=1) for g, row in zip(genes, rows, strict=True)]
+    _check_saving(layout, budget, saved, "options")
+    return tables_of(layout, genes, rows, budget, saved)
+
+
+def _check_saving(
+    layout: Layout, budget: Budget, saved: Sequence[np.ndarray], choice: str
+) -> None:
+    """Check that some levels save enough, and none too much."""
     least, most = sum(int(s.min()) for s in saved), sum(int(s.max()) for s in saved)
     if not least <= budget.n_removed(layout) <= most:
         total = layout.n_weights
         raise InfeasibleBudgetError(
-            f"saving {budget.target} is out of reach: the options allow "
+            f"saving {budget.target} is out of reach: the {choice} allow "
             f"{least / total:.6g} to {most / total:.6g}"
         )
-    return tables_of(layout, genes, rows, budget, saved)
 
 
-def uniform_structures(layout: Layout, bounds: Bounds, budget: Budget) -> np.ndarray:
-    """Return the counts nearest to equal sparsity that meet the budget, ``(n_units,)`` int64."""
+def uniform_structures(
+    layout: Layout, bounds: Bounds, budget: Budget, prices: Prices | None = None
+) -> np.ndarray:
+    """Return the counts nearest to equal sparsity that meet the budget, ``(n_units,)`` int64.
+
+    With prices it is each unit's saving that is about equal.
+    """
     limits = zip(bounds.lower, bounds.upper, strict=True)
     rows = [np.arange(low, high + 1)[:, None] for low, high in limits]
-    tables = tables_of(layout, [(i,) for i in range(len(layout))], rows, budget)
-    return np.asarray(bounds.lower + tables.uniform(budget.target * layout.counts * layout.costs))
+    genes = [(i,) for i in range(len(layout))]
+    tables = structure_tables(layout, genes, rows, budget, prices)
+    if prices is None:
+        wanted = budget.target * layout.counts * layout.costs
+    else:
+        wanted = budget.target * np.array([each[-1] for each in prices.saved])
+    levels = tables.uniform(wanted)
+    return np.array([row[level, 0] for row, level in zip(tables.rows, levels, strict=True)])
+
+
+def structure_tables(
+    layout: Layout,
+    genes: Sequence[Sequence[int]],
+    rows: Sequence[np.ndarray],
+    budget: Budget,
+    prices: Prices | None,
+) -> LevelTables:
+    """Return the tables of genes of structures: what levels remove, or save by their prices.
+
+    Of levels of equal price the one that removes the fewest stays.
+
+    Raises:
+        InfeasibleBudgetError: No levels meet the budget.
+    """
+    if prices is None:
+        return tables_of(layout, genes, rows, budget)
+    sizes = [row @ layout.costs[list(gene)] for gene, row in zip(genes, rows, strict=True)]
+    rising = [row[np.argsort(size)] for row, size in zip(rows, sizes, strict=True)]
+    saved = [prices.at(gene, row).sum(axis=1) for gene, row in zip(genes, rising, strict=True)]
+    _check_saving(layout, budget, saved, "bounds")
+    return tables_of(layout, genes, rising, budget, saved)
 
 
 def stepped_rows(

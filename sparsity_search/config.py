@@ -17,7 +17,7 @@ from sparsity_search.ladder import Ladder, Rung
 from sparsity_search.presets import preset_file, preset_names
 
 #: Sections that name a plugin.
-_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise")
+_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
 
 
 class Section(BaseModel):
@@ -93,7 +93,8 @@ class BudgetSection(Section):
 
     Attributes:
         sparsity: Fraction of all prunable weights to remove.
-        saving: In its place, for a space of options: fraction of their cost to save.
+        saving: In its place, for a space of options or a budget in another measure: fraction of
+            what all units cost to save.
         bounds: Limits of sparsity by role.
     """
 
@@ -110,8 +111,8 @@ class BudgetSection(Section):
         """
         if self.saving is not None:
             raise ConfigError(
-                "--saving (budget.saving) is only for a search of a space with options: "
-                "leave it out and give --sparsity"
+                "--saving (budget.saving) is only for a search of a space with options, or with "
+                "--measure: leave it out and give --sparsity"
             )
         if self.sparsity is None:
             raise ConfigError("how much shall be removed? give --sparsity, e.g. --sparsity 0.6")
@@ -184,6 +185,8 @@ class RunConfig(Section):
         allocators: Their hyper-parameters by name, for `allocate` too.
         hints: Advice for searchers: sensitivities that are measured, files of scores, or
             ``gradients``, taken of the pruned model where the search starts.
+        measure: What the budget is in, in place of weights: a plugin of `measures/`, or a file of
+            prices.
         finalise: Pruner that the profiles are rebuilt with after a search; by default that of
             the search.
     """
@@ -196,6 +199,7 @@ class RunConfig(Section):
     searcher: PluginSection = PluginSection(name="evolution")
     evaluator: PluginSection = PluginSection(name="kl_divergence")
     sensitivity: PluginSection = PluginSection(name="fisher")
+    measure: PluginSection | None = None
     finalise: PluginSection | None = None
     initial: list[str] = ["cfsp", "uniform"]
     hints: list[str] = []

@@ -117,6 +117,14 @@ class Layout(Sequence[Unit]):
         """Decoder blocks that hold a unit."""
         return len({unit.block for unit in self._units})
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the units' items are alike, and many: then a step can be the same everywhere.
+
+        Units of one item (depth pruning) have no uniform share to step from.
+        """
+        return len(set(self.costs)) == 1 and int(self.counts.min()) > 1
+
     @cached_property
     def digest(self) -> str:
         """Identifies the layout: 16 hexadecimal digits."""

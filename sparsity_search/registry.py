@@ -144,3 +144,4 @@ SENSITIVITIES: Registry[Any] = Registry(
     "sensitivity", "sparsity_search.sensitivity", "Sensitivity"
 )
 FORMATS: Registry[Any] = Registry("format", "sparsity_search.formats", "Format")
+MEASURES: Registry[Any] = Registry("measure", "sparsity_search.measures", "Measure")

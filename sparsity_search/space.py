@@ -8,14 +8,15 @@ structures of different size), a move is compound, and `levels.py` says what is 
 
 Where units choose among options, a level is an option, and the budget is in what options save:
 2:4 and 4:8 remove equally many weights, and 4:8 is never worse, so that no budget in weights
-could decide between them.
+could decide between them. Structures may have prices in place of their weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from sparsity_search.choices import (
     chosen_rows,
     option_tables,
     stepped_rows,
+    structure_tables,
     tables_of,
     uniform_structures,
 )
@@ -34,6 +36,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.hints import Hint
 from sparsity_search.layout import Layout
 from sparsity_search.levels import LevelTables
+from sparsity_search.prices import Prices
 from sparsity_search.profile import SparsityProfile, from_counts
 
 #: One level for each gene.
@@ -58,6 +61,7 @@ class SearchSpace:
         share: Fraction of its own weights that a level moves each gene, in place of ``step``.
         centre: The profile of level 0, which a search has found before with longer steps; by
             default the uniform one. It meets the budget.
+        prices: What structures save; the budget is the fraction to save of it.
         hints: What sensitivities predict for its levels; advice to searchers, and no part of
             what is legal.
 
@@ -77,6 +81,7 @@ class SearchSpace:
     options: Options | None = None
     share: float | None = None
     centre: SparsityProfile | None = None
+    prices: Prices | None = None
     hints: tuple[Hint, ...] = ()
     _counts: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -89,7 +94,7 @@ class SearchSpace:
             raise ConfigError(f"a step of {self.step} weights is not a whole number of items")
         if self.centre is not None and (self.choices or self.options):
             raise ConfigError("a space of patterns has no step that could be made finer")
-        if self.options is None:
+        if self.in_weights:
             self.budget.check(self.layout, self.bounds)
         if not self.even:
             _ = self._uneven  # finds out what is not feasible
@@ -99,12 +104,16 @@ class SearchSpace:
         """Genes of the space."""
         return len(self.genes)
 
+    @property
+    def in_weights(self) -> bool:
+        """Whether the budget is in weights to remove, and not in something to save."""
+        return self.options is None and self.prices is None
+
     @cached_property
     def even(self) -> bool:
         """Whether one level moves equally many weights in every gene."""
-        if self.choices is not None or self.options is not None or self.share is not None:
-            return False
-        return has_equal_steps(self.layout)
+        plain = self.choices is None and self.share is None and self.in_weights
+        return plain and self.layout.divisible
 
     @cached_property
     def base(self) -> SparsityProfile:
@@ -140,11 +149,11 @@ class SearchSpace:
             tables = tables_of(layout, genes, rows, budget)
         else:
             if self.centre is None:
-                base = uniform_structures(layout, bounds, budget)
+                base = uniform_structures(layout, bounds, budget, self.prices)
             else:
                 base = np.array(self.centre.removed)
             rows = stepped_rows(layout, bounds, genes, base, self._steps)
-            tables = tables_of(layout, genes, rows, budget)
+            tables = structure_tables(layout, genes, rows, budget, self.prices)
             return tables.around(tables.settle(tables.real(self._totals(base))), self.reach)
         centre = tables.uniform(budget.target * self._totals(layout.counts))
         return tables.around(centre, self.reach)
@@ -154,7 +163,9 @@ class SearchSpace:
         """Weights that one level moves each gene, ``(n_genes,)`` int64."""
         if self.share is None:
             return np.full(self.n_genes, self.step)
-        return np.maximum(1, np.rint(self.share * self._totals(self.layout.counts))).astype(int)
+        sizes = self.layout.counts * self.layout.costs
+        own = np.array([sizes[list(gene)].sum() for gene in self.genes])
+        return np.maximum(1, np.rint(self.share * own)).astype(int)
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -181,6 +192,8 @@ class SearchSpace:
             facts["share"] = self.share
         if self.centre is not None:
             facts["centre"] = self.centre.removed
+        if self.prices is not None:
+            facts["prices"] = self.prices.digest
         if self.options is not None:
             facts["options"] = [self.options.patterns, self.options.saved.tolist()]
         return digest(facts)
@@ -223,13 +236,13 @@ class SearchSpace:
     def saved(self, profile: SparsityProfile) -> np.ndarray:
         """Return what each unit counts for in the budget, ``(n_units,)`` int64.
 
-        That is the weights it loses, or, among options, what its pattern saves.
+        That is the weights it loses or their prices, or, among options, what its pattern saves.
 
         Raises:
             ConfigError: A pattern is none of the options.
         """
         if self.options is None:
-            return np.asarray(np.array(profile.removed) * self.layout.costs)
+            return self._counted(range(len(self.layout)), np.array(profile.removed))
         known = self.options.patterns
         if not set(profile.patterns) <= set(known):
             raise ConfigError(f"the space has the options {known}, not {profile.patterns}")
@@ -309,23 +322,23 @@ class SearchSpace:
 
     def tables(self) -> list[tuple[int, ...]]:
         """Return for each unit the counts that its levels use, increasing."""
-        used: list[set[int]] = [set() for _ in self.layout]
-        for gene, units in enumerate(self.genes):
-            for level in range(self.levels.lower[gene], self.levels.upper[gene] + 1):
-                for unit, count in zip(units, self.gene_counts(gene, level), strict=True):
-                    used[unit].add(int(count))
-        return [tuple(sorted(counts)) for counts in used]
+        used = self._used(self.gene_counts)
+        return [tuple(sorted(map(int, counts))) for counts in used]
 
     def patterns(self) -> list[tuple[str, ...]]:
         """Return for each unit the patterns that its levels use, in the order of options."""
         if self.options is None:
             return [()] * len(self.layout)
-        used: list[dict[str, None]] = [{} for _ in self.layout]
+        return [tuple(filter(None, patterns)) for patterns in self._used(self._patterns)]
+
+    def _used(self, at: Callable[[int, int], Iterable[Any]]) -> list[dict[Any, None]]:
+        """Return what each unit has at any level, from what a gene's units have at one."""
+        used: list[dict[Any, None]] = [{} for _ in self.layout]
         for gene, units in enumerate(self.genes):
             for level in range(self.levels.lower[gene], self.levels.upper[gene] + 1):
-                for unit, pattern in zip(units, self._patterns(gene, level), strict=True):
-                    used[unit][pattern] = None
-        return [tuple(filter(None, patterns)) for patterns in used]
+                for unit, found in zip(units, at(gene, level), strict=True):
+                    used[unit][found] = None
+        return used
 
     def states(self, gene: int, level: int) -> list[tuple[str, tuple[int, str]]]:
         """Return name, count and pattern of a gene's units at a level within its limits."""
@@ -336,10 +349,9 @@ class SearchSpace:
 
     def gene_saved(self, gene: int, level: int) -> np.ndarray:
         """Return what a gene's units count for in the budget at a level, ``(n_units,)``."""
-        units = list(self.genes[gene])
         if self.options is not None:
-            return np.asarray(self.options.saved[units, self._row(gene, level)])
-        return np.asarray(self.gene_counts(gene, level) * self.layout.costs[units])
+            return np.asarray(self.options.saved[list(self.genes[gene]), self._row(gene, level)])
+        return self._counted(self.genes[gene], self.gene_counts(gene, level))
 
     def gene_counts(self, gene: int, level: int) -> np.ndarray:
         """Return the counts of a gene's units at a level within its limits, ``(n_units,)``."""
@@ -364,8 +376,14 @@ class SearchSpace:
         return [self.options.patterns[option] for option in self._row(gene, level)]
 
     def _totals(self, removed: np.ndarray) -> np.ndarray:
-        weights = removed * self.layout.costs
-        return np.array([weights[list(gene)].sum() for gene in self.genes])
+        counted = self._counted(range(len(self.layout)), removed)
+        return np.array([counted[list(gene)].sum() for gene in self.genes])
+
+    def _counted(self, units: Sequence[int], removed: np.ndarray) -> np.ndarray:
+        """Return what items removed from units count for, ``(n_units,)``."""
+        if self.prices is not None:
+            return self.prices.at(units, removed)
+        return np.asarray(removed * self.layout.costs[list(units)])
 
     def _spread(self, units: Iterable[int], change: int) -> np.ndarray:
         """Return the counts of a gene's units after it moves by ``change`` weights."""
@@ -376,14 +394,6 @@ class SearchSpace:
         part = Layout([self.layout[i] for i in index])
         bounds = Bounds(lower=self.bounds.lower[index], upper=self.bounds.upper[index])
         return fill(part, base / part.counts, bounds, int(base @ part.costs) + change)
-
-
-def has_equal_steps(layout: Layout) -> bool:
-    """Whether the units' items are alike, and many: then a step can be the same everywhere.
-
-    Units of one item (depth pruning) have no uniform share to step from.
-    """
-    return len(set(layout.costs)) == 1 and int(layout.counts.min()) > 1
 
 
 def _candidate(levels: np.ndarray) -> Candidate:

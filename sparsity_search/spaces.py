@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from sparsity_search.budget import Bounds, Budget
-from sparsity_search.choices import n_of_m, options_of
+from sparsity_search.choices import n_of_m, options_of, uniform_structures
 from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.layout import Layout, Unit
 from sparsity_search.parametric import (
@@ -34,6 +34,7 @@ from sparsity_search.parametric import (
     spaced,
     stepped,
 )
+from sparsity_search.prices import Prices
 from sparsity_search.space import SearchSpace
 
 #: Sparsity limits by role, each within [0, 1].
@@ -89,13 +90,16 @@ class SpaceFile(BaseModel):
             raise ValueError("a space needs one of step, share, pattern and options")
         return self
 
-    def build(self, layout: Layout, budget: Budget, bounds: RoleBounds) -> SearchSpace:
+    def build(
+        self, layout: Layout, budget: Budget, bounds: RoleBounds, prices: Prices | None = None
+    ) -> SearchSpace:
         """Return the space over a layout.
 
         Args:
             layout: The units.
-            budget: The global budget; with options its target is a saving.
+            budget: The global budget; with options or prices its target is a saving.
             bounds: Sparsity limits by role, in place of the file's own for these roles.
+            prices: What the units save, in place of their weights.
 
         Raises:
             UnknownNameError: A bound's role is not in the layout.
@@ -106,23 +110,28 @@ class SpaceFile(BaseModel):
         for index, unit in enumerate(layout):
             genes.setdefault(tuple(self._key(unit, part) for part in self.gene), []).append(index)
         within = bounds_of(layout, {**self.bounds, **bounds})
+        step = 1
+        if self.step is not None:
+            uniform = _uniform(layout, budget, within, prices)
+            step = self._step(layout, uniform, within, list(genes.values()))
         return SearchSpace(
             layout=layout,
             budget=budget,
             bounds=within,
             genes=tuple(tuple(gene) for gene in genes.values()),
-            step=self._step(layout, budget, within, list(genes.values())),
+            step=step,
             reach=self.reach,
             choices=n_of_m(layout, self.pattern) if self.pattern else None,
             options=options_of(layout, self.options) if self.options else None,
             share=self.share,
+            prices=prices,
         )
 
-    def _step(self, layout: Layout, budget: Budget, bounds: Bounds, genes: list[list[int]]) -> int:
+    def _step(
+        self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: list[list[int]]
+    ) -> int:
         """Return the step in weights: a whole number of items, of the smallest ones."""
-        if self.step is None:
-            return 1
-        removed = np.array(budget.uniform(layout, bounds).removed)
+        assert self.step is not None
 
         def most(items: np.ndarray) -> int:
             weights = items * layout.costs
@@ -254,6 +263,13 @@ class ParametricFile(BaseModel):
             defaults=defaults,
             method=f"{self.allocator}: {defaults!r}",
         )
+
+
+def _uniform(layout: Layout, budget: Budget, bounds: Bounds, prices: Prices | None) -> np.ndarray:
+    """Return the counts of the uniform profile, ``(n_units,)`` int64."""
+    if prices is not None:
+        return uniform_structures(layout, bounds, budget, prices)
+    return np.array(budget.uniform(layout, bounds).removed)
 
 
 def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:

@@ -16,6 +16,7 @@ from sparsity_search.registry import (
     ALLOCATORS,
     EVALUATORS,
     FORMATS,
+    MEASURES,
     PRUNERS,
     SEARCHERS,
     SENSITIVITIES,
@@ -30,16 +31,18 @@ FILES = {
     ): file
     for file in sorted(ROOT.rglob("*.py"))
 }
-REGISTRIES = [ALLOCATORS, EVALUATORS, FORMATS, PRUNERS, SEARCHERS, SENSITIVITIES, UNITS]
+REGISTRIES = [
+    *(ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, SEARCHERS, SENSITIVITIES, UNITS),
+]
 PLUGINS = {f"{registry.package}.{name}" for registry in REGISTRIES for name in registry.names()}
 
 #: What design.md calls layers: a file imports from its own layer and those before it.
 LAYERS = [
     {"errors", "registry", "rng", "artefacts", "layout", "groups", "profile", "budget",
-     "levels", "choices", "hints", "space", "spaces", "parametric", "history", "ladder",
+     "levels", "choices", "prices", "hints", "space", "spaces", "parametric", "history", "ladder",
      "scores", "solve", "formats", "transfer", "front", "presets"},
     {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants"},
-    {"pruners", "evaluators", "allocators", "searchers", "sensitivity", "supernet"},
+    {"pruners", "evaluators", "allocators", "searchers", "sensitivity", "supernet", "measures"},
     {"objective", "realise", "study", "store"},
     {"report"},
     {"config", "workflow"},

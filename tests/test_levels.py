@@ -226,7 +226,8 @@ def test_tables_hold_what_profiles_use(space: SearchSpace) -> None:
 def test_base_is_one_level_from_uniform(space: SearchSpace) -> None:
     for gene, units in enumerate(space.genes):
         (unit,) = (space.layout[i] for i in units)
-        share = space.budget.target * unit.size
+        full = unit.size if space.prices is None else space.prices.saved[units[0]][-1]
+        share = space.budget.target * full
         low, high = int(space.levels.lower[gene]), int(space.levels.upper[gene])
         below = space.gene_saved(gene, max(low, -1))[0]
         above = space.gene_saved(gene, min(high, 1))[0]

@@ -24,6 +24,7 @@ def ls(
         ALLOCATORS,
         EVALUATORS,
         FORMATS,
+        MEASURES,
         PRUNERS,
         SEARCHERS,
         SENSITIVITIES,
@@ -38,6 +39,7 @@ def ls(
         "sensitivities": SENSITIVITIES,
         "searchers": SEARCHERS,
         "evaluators": EVALUATORS,
+        "measures": MEASURES,
         "formats": FORMATS,
     }
     kinds = [*registries, "spaces", "presets"]

@@ -25,6 +25,7 @@ KEYS = {
     "trust_remote_code": "model.trust_remote_code",
     "sparsity": "budget.sparsity",
     "saving": "budget.saving",
+    "measure": "measure.name",
     "bounds": "budget.bounds",
     "space": "space",
     "pruner": "pruner.name",
@@ -51,7 +52,11 @@ Model = Annotated[
 Sparsity = Annotated[float, typer.Option(help="Fraction of all prunable weights to remove.")]
 Saving = Annotated[
     float | None,
-    typer.Option(help="Fraction of their cost to save, for a space with options."),
+    typer.Option(help="Fraction to save, with --measure or for a space with options."),
+]
+Measure = Annotated[
+    str | None,
+    typer.Option(help="What is saved: flops, latency (see `ls measures`), or a prices.json."),
 ]
 OptionalSparsity = Annotated[
     float | None, typer.Option("--sparsity", help="Fraction of all prunable weights to remove.")

@@ -18,6 +18,7 @@ def search(
     model: options.Model,
     sparsity: options.OptionalSparsity = None,
     saving: options.Saving = None,
+    measure: options.Measure = None,
     space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
     pruner: options.Pruner = None,
     pattern: options.Pattern = None,

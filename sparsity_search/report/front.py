@@ -16,7 +16,7 @@ from sparsity_search.report.record import RunRecord, curve, shipped_name
 
 FORMAT = 1
 FRONT = "front.json"
-COLUMNS = ("target", "name", "sparsity", "removed", "score", "perplexity", "on_front")
+COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexity", "on_front")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Front:
         found = {
             file.parent: RunRecord.read(file.parent) for file in folder.glob("*/results.json")
         }
-        done = sorted(found.items(), key=lambda item: item[1].target)
+        done = sorted(found.items(), key=lambda item: item[1].asked)
         return cls({path.name: record for path, record in done})
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every profile that was compared at the end, with what it was measured at."""
         rows = [
-            {"target": record.target, "run": run, **row}
+            {"target": record.asked, "run": run, **row}
             for run, record in self.runs.items()
             for row in (record.results or {})["rows"]
             if row["name"] != "dense"
@@ -56,9 +56,9 @@ class Front:
 
     @property
     def points(self) -> list[Point]:
-        """The front: profiles that no other one beats in both sparsity and score."""
+        """The front: profiles that no other one beats in both score and sparsity, or saving."""
         scored = [
-            Point(row["sparsity"], row["score"], _key({"run": run, **row}))
+            Point(_removed(row), row["score"], _key({"run": run, **row}))
             for run, record in self.runs.items()
             for row in (record.results or {})["rows"]
             if row["name"] != "dense" and row["score"] is not None
@@ -76,7 +76,7 @@ class Front:
         runs = []
         for record in self.runs.values():
             falls = curve(record.measurements, record.top_rung, fresh=record.fresh)
-            runs.append((record.target, list(zip(falls.elapsed, falls.scores, strict=True))))
+            runs.append((record.asked, list(zip(falls.elapsed, falls.scores, strict=True))))
         worst = max((scores[0][1] for _, scores in runs if scores), default=0.0)
         return over_time(runs, worst)
 
@@ -113,11 +113,13 @@ def _plot(found: Front) -> Any:
             if row["run"] == run and row["perplexity"] and row["name"] in ("uniform", shipped):
                 name = "uniform" if row["name"] == "uniform" else "searched"
                 value = row["perplexity"]
-                lines.setdefault(name, []).append(
-                    plots.Point(row["sparsity"], value, value, value)
-                )
-    pruner = next(iter(found.runs.values())).config["pruner"]["name"]
-    return plots.perplexity_plot({pruner: lines})
+                lines.setdefault(name, []).append(plots.Point(_removed(row), value, value, value))
+    first = next(iter(found.runs.values()))
+    return plots.perplexity_plot({first.config["pruner"]["name"]: lines}, first.removal)
+
+
+def _removed(row: Mapping[str, Any]) -> float:
+    return float(row.get("saving", row["sparsity"]))
 
 
 def _key(row: Mapping[str, Any]) -> str:

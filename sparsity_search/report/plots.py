@@ -114,14 +114,17 @@ def score_plot(
     return figure
 
 
-def perplexity_plot(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
+def perplexity_plot(
+    curves: Mapping[str, Mapping[str, Sequence[Point]]], against: str = "sparsity"
+) -> Figure:
     """Draw perplexity against sparsity: one panel a pruner, one line an allocator.
 
     Args:
         curves: Points by pruner and allocator; whiskers show the range over seeds.
+        against: What the points' sparsity is.
     """
     names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
-    figure = _figure(2.0 + 4.5 * len(curves), _height(names), "Perplexity against sparsity")
+    figure = _figure(2.0 + 4.5 * len(curves), _height(names), f"Perplexity against {against}")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (pruner, lines) in zip(panels, curves.items(), strict=True):
         for name, points in lines.items():
@@ -135,7 +138,7 @@ def perplexity_plot(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figu
             axis(LogFormatter(minor_thresholds=(2, 0.4)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(pruner, fontsize=10, color=INK)
-        _style(axes, xlabel="sparsity (%)", ylabel="perplexity" if axes is panels[0] else "")
+        _style(axes, xlabel=f"{against} (%)", ylabel="perplexity" if axes is panels[0] else "")
     handles = [Line2D([], [], label=name, **_named_style(name, names)) for name in names]
     _legend(panels[-1], handles)
     return figure

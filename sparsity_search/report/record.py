@@ -88,6 +88,19 @@ class RunRecord:
         return None if found is None else float(found)
 
     @property
+    def removal(self) -> str:
+        """What the budget is of: ``"sparsity"``, ``"saving"``, or ``"saving of"`` a measure."""
+        if self.saving is None:
+            return "sparsity"
+        prices = self.run.get("prices")
+        return f"saving of {prices['measure']}" if prices else "saving"
+
+    @property
+    def asked(self) -> float:
+        """The sparsity or the saving that was asked for."""
+        return self.target if self.saving is None else self.saving
+
+    @property
     def fresh(self) -> bool:
         """Whether each round of the search had its own tokens."""
         return bool(self.config["ladder"].get("fresh", False))

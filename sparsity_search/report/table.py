@@ -37,12 +37,10 @@ def asked(record: RunRecord) -> str:
     """Return the budget in words.
 
     >>> from types import SimpleNamespace
-    >>> asked(SimpleNamespace(saving=None, target=0.6))
+    >>> asked(SimpleNamespace(asked=0.6, removal="sparsity"))
     '60.00 % sparsity'
     """
-    if record.saving is not None:
-        return f"{percent(record.saving)} saving"
-    return f"{percent(record.target)} sparsity"
+    return f"{percent(record.asked)} {record.removal}"
 
 
 def rows(record: RunRecord) -> list[Row]:
@@ -113,8 +111,10 @@ def summary(record: RunRecord) -> str:
     text = f"{name} removes {integer(removed)} of {integer(weights)} weights"
     text += f" ({percent(removed / weights)})"
     if record.saving is not None:
-        text += f" and saves {_percent(chosen.get('saving'))}"
-        text += f" with {_mixture(record.shipped)}" if record.shipped else ""
+        what = record.removal.partition(" of ")[2]
+        text += f" and saves {_percent(chosen.get('saving'))}{what and ' of ' + what}"
+        if record.shipped is not None and record.shipped.patterns:
+            text += f" with {_mixture(record.shipped)}"
     for measure in ("score", "perplexity"):
         mine, theirs = chosen.get(measure), uniform.get(measure)
         if name != "uniform" and mine is not None and theirs is not None:

@@ -25,6 +25,7 @@ from sparsity_search.parametric import (
     spaced,
     stepped,
 )
+from sparsity_search.prices import Curve, Prices
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.rng import generator
 from sparsity_search.searchers.base import Searcher
@@ -72,6 +73,7 @@ def toy_space(
     options: Mapping[str, float] | None = None,
     share: float | None = None,
     zeros: int = 0,
+    curves: Sequence[Curve] | None = None,
 ) -> SearchSpace:
     """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
     layout = toy_layout(*(counts or (100,) * 6), cost=cost, zeros=zeros)
@@ -85,6 +87,7 @@ def toy_space(
         choices=n_of_m(layout, pattern) if pattern else None,
         options=options_of(layout, options) if options else None,
         share=share,
+        prices=Prices(layout, "time", curves) if curves else None,
     )
 
 
@@ -98,7 +101,16 @@ def uneven_spaces() -> dict[str, SearchSpace]:
         "width": toy_space(*(3, 48) * 6, cost=(96, 9) * 6, target=0.3, step=72, reach=5),
         "sublayers": toy_space(*(1,) * 20, cost=(30, 79) * 10, target=0.3),
         "blocks": toy_space(*(1,) * 16, cost=100, target=0.3),
+        "prices": toy_space(
+            *(3, 48) * 6, cost=(96, 9) * 6, target=0.3, step=36, reach=5, curves=toy_curves() * 6
+        ),
     }
+
+
+def toy_curves() -> tuple[Curve, Curve]:
+    """Return the times of three heads, and of 48 channels that are computed 16 at a time."""
+    tiles = Curve((0, 15, 16, 31, 32, 47, 48), (0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 15.0))
+    return Curve((0, 1, 2, 3), (0.0, 9.0, 18.0, 27.0)), tiles
 
 
 def toy_parametric(

@@ -121,15 +121,15 @@ class _Judge:
 
 
 def _saving(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:
-    """Return the fraction of the dense units' cost that a profile saves, among options."""
-    if space.options is None:
+    """Return the fraction of the dense units' cost that a profile saves, if the budget is that."""
+    if space.in_weights:
         return {}
     return {"saving": int(space.saved(profile).sum()) / space.layout.n_weights}
 
 
 def _asked(job: Job) -> dict[str, float]:
-    """Return the budget: a sparsity, or a saving among options."""
-    key = "target" if job.space.options is None else "target_saving"
+    """Return the budget: a sparsity, or a saving."""
+    key = "target" if job.space.in_weights else "target_saving"
     return {key: job.space.budget.target}
 
 

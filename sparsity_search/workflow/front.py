@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
@@ -20,6 +21,7 @@ def search_front(
     targets: Sequence[float],
     out: Path,
     *,
+    of: Literal["sparsity", "saving"] = "sparsity",
     command: Sequence[str] = (),
     monitor: Monitor | None = None,
 ) -> bool:
@@ -30,8 +32,9 @@ def search_front(
 
     Args:
         config: What all have in common; its time is shared among them.
-        targets: Global sparsities.
+        targets: Global sparsities, or savings.
         out: The folder of the runs and of the front.
+        of: Which of them.
         command: The command line, for the record.
         monitor: Watches the job.
 
@@ -45,14 +48,15 @@ def search_front(
     if out.is_file():
         raise ConfigError(f"--out {out} is a file; name a folder")
     if len(targets) < 2 or len(set(targets)) != len(targets):
-        raise ConfigError("a front needs at least two different sparsities, e.g. 0.5,0.6,0.7")
+        raise ConfigError(f"a front needs at least two different values of {of}, e.g. 0.5,0.6,0.7")
     budgets = [Budget(target) for target in sorted(targets)]
     before: list[str] = []
     for budget in budgets:
         run = out / f"{budget.target:g}"
-        if search(
-            _at(config, budget, before, len(budgets)), run, command=command, monitor=monitor
-        ):
+        own = config.model_copy(
+            update={"budget": config.budget.model_copy(update={of: budget.target})}
+        )
+        if search(_at(own, before, len(budgets)), run, command=command, monitor=monitor):
             before = [str(run / rundir.PROFILE)]
             write_front(out)
         else:
@@ -60,11 +64,10 @@ def search_front(
     return True
 
 
-def _at(config: RunConfig, budget: Budget, before: list[str], n_budgets: int) -> RunConfig:
-    """Return the configuration of one budget's search."""
+def _at(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:
+    """Return the configuration of one of several searches: its starts, and its share of time."""
     study, initial = config.study, [*config.initial, *before]
     if study.minutes or study.rounds is None:
         minutes = (study.minutes or DEFAULT_MINUTES) / n_budgets
         study = study.model_copy(update={"minutes": minutes})
-    sparsity = config.budget.model_copy(update={"sparsity": budget.target})
-    return config.model_copy(update={"study": study, "initial": initial, "budget": sparsity})
+    return config.model_copy(update={"study": study, "initial": initial})

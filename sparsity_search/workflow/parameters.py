@@ -62,8 +62,9 @@ def parametric_space(
 def allocation_bounds(space: SearchSpace) -> Bounds:
     """Return the bounds of an allocator whose profile is rounded to a space.
 
-    Among options its numbers are taken as savings: limits of zeros do not bound them.
+    Among options or with prices its numbers are taken as savings: limits of zeros do not bound
+    them.
     """
-    if space.options is None:
+    if space.in_weights:
         return space.bounds
     return Bounds(lower=0 * space.layout.counts, upper=space.layout.counts)

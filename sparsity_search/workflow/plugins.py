@@ -86,13 +86,15 @@ def _final(config: RunConfig, pruner: Pruner) -> Pruner:
 
 
 def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
-    """Return the budget of a search in the measure of its space: a sparsity, or a saving.
+    """Return the budget of a search: a sparsity, or a saving among options or of a measure.
 
     Raises:
-        ConfigError: The other measure is given, none or both, or the pruner cannot have the
-            space's options.
+        ConfigError: The other one is given, none or both, the pruner cannot have the space's
+            options, or the space has no levels that prices could be of.
     """
     saving = config.budget.saving
+    if config.measure is not None:
+        return _in_measure(config, space)
     if not space.options:
         return Budget(config.budget.target)
     if saving is None or config.budget.sparsity is not None:
@@ -103,6 +105,18 @@ def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
     for pattern in space.options:
         with_pattern(pruner, pattern)
     return Budget(saving)
+
+
+def _in_measure(config: RunConfig, space: SpaceFile) -> Budget:
+    assert config.measure is not None
+    if space.options or space.pattern:
+        raise ConfigError(f"the space {config.space!r} has patterns: leave out --measure")
+    if config.budget.saving is None or config.budget.sparsity is not None:
+        raise ConfigError(
+            f"a budget in {config.measure.name} is a fraction to save: give --saving, e.g. "
+            "--saving 0.25, and no --sparsity"
+        )
+    return Budget(config.budget.saving)
 
 
 def unit_kind(config: RunConfig, pruner: Pruner) -> str:

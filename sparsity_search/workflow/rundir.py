@@ -22,6 +22,8 @@ PROFILE = "profile.json"
 MATERIALISED = "materialised.json"
 JOURNAL = "journal.log"
 STAGES = "stages.json"
+#: Key of `RUN`, and name of the file that other searches can use.
+PRICES = "prices"
 
 _PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsity_search.artefacts import digest
+from sparsity_search.artefacts import digest, write_json
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.profile import SparsityProfile
@@ -28,6 +28,7 @@ from sparsity_search.workflow.parameters import (
     parametric_space,
 )
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
+from sparsity_search.workflow.prices import check_measure, prices_of
 from sparsity_search.workflow.session import Session, open_session, search_requests
 from sparsity_search.workflow.stages import search_stages
 
@@ -56,10 +57,12 @@ def search(
     _check_stages(config, space_file)
     rundir.check_resumable(out, config)
     kind = unit_kind(config, plugins.pruner)
+    check_measure(config, kind)
     _check_own_data(config, plugins)
     requests = search_requests(config.data)
     session = open_session(config.model, requests, config.study.seed, monitor, kind)
-    space = space_file.build(session.subject.layout, budget, config.budget.bounds)
+    prices = prices_of(config, session.subject, out, monitor)
+    space = space_file.build(session.subject.layout, budget, config.budget.bounds, prices)
     _check_ladder(config, session)
     check_hints(config.hints, session.subject.layout, kind)
     job = Job(config, plugins, session, space, out, monitor)
@@ -67,6 +70,8 @@ def search(
     storage = database(config.study.storage) if config.study.storage else None
     with rundir.locked(out):
         rundir.begin(out, _facts(job, fingerprint, command))
+        if prices is not None:
+            write_json(out / f"{rundir.PRICES}.json", prices.to_json())
         initial = _initial(job)
         storage = storage or journal(out / rundir.JOURNAL)
         study = _study_name(fingerprint), fingerprint
@@ -160,6 +165,8 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
         "text": job.session.text_facts,
         "layout": job.space.layout.to_json(),
     }
+    if job.space.prices is not None:
+        facts[rundir.PRICES] = job.space.prices.to_json()
     hidden: dict[str, Any] = redact(facts, (config.study.storage or "",))
     return hidden
 
