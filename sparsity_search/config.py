@@ -151,10 +151,13 @@ class SupernetSection(Section):
     Attributes:
         propagate: What later blocks see: outputs of the ``centre`` level, ``dense`` ones, or those
             of all levels mixed: their ``expectation`` or plain ``mean``.
+        refresh: Statistics are gathered for each ``block`` at once, or for each ``sublayer``, so
+            that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
     """
 
     propagate: Literal["centre", "dense", "expectation", "mean"] = "centre"
+    refresh: Literal["block", "sublayer"] = "block"
     store: Literal["memory", "disk"] = "memory"
 
 

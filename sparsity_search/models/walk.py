@@ -2,14 +2,15 @@
 
 At each block it gathers the statistics of its inputs, hands them to the caller, and goes on with
 the block's output. What the caller does to the block's weights in between decides what the next
-blocks see: nothing (dense inputs), or the pruned block (sequential pruning).
+blocks see: nothing (dense inputs), or the pruned block (sequential pruning). A walk by sublayers
+comes to each block several times, so that its feed-forward sees the pruned attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,18 +24,22 @@ from sparsity_search.models.routing import RoutedGatherer
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.statistics import InputStatistics, Statistic
 
+#: What is visited at once.
+Refresh = Literal["block", "sublayer"]
+
 
 @dataclass(frozen=True)
 class Visit:
-    """One block of a walk.
+    """One block of a walk, or one of its sublayers.
 
     Attributes:
         block: Index of the block.
-        units: Its units, in forward order.
+        units: Its units, or those of the sublayer, in forward order.
         statistics: Of each unit's input, by unit name; units that read one tensor share one
             object, and with it one factorisation.
         evidence: What is known of each unit, by name.
         notes: What there is to tell of the statistics, e.g. of experts that get no tokens.
+        last: Whether the block is not visited again.
     """
 
     block: int
@@ -42,6 +47,7 @@ class Visit:
     statistics: dict[str, InputStatistics]
     evidence: dict[str, Evidence]
     notes: tuple[str, ...] = ()
+    last: bool = True
 
 
 def walk(
@@ -51,8 +57,9 @@ def walk(
     *,
     rewritten: bool,
     gradient: bool = False,
+    refresh: Refresh = "block",
 ) -> Iterator[Visit]:
-    """Yield a visit for each decoder block.
+    """Yield a visit for each decoder block, or for each of its sublayers.
 
     Args:
         subject: The model.
@@ -62,10 +69,12 @@ def walk(
         rewritten: The caller rewrites each block's weights before it asks for the next visit, so
             that the block has to run again for what the next one sees.
         gradient: Gather the weights' gradients too, those of the model as it is at the start.
+        refresh: With ``"sublayer"`` the statistics of a block's later sublayers are gathered
+            after the earlier ones were rewritten.
     """
     gradients = weight_gradients(subject, tokens) if gradient else {}
-    for block, found in enumerate(_gathered(subject, tokens, statistic, rewritten)):
-        units = subject.units_of(block)
+    for found in _gathered(subject, tokens, statistic, refresh if rewritten else None):
+        units = found.units
         evidence = {
             unit.name: Evidence(
                 inputs=found.statistics[unit.name],
@@ -76,41 +85,64 @@ def walk(
             )
             for unit in units
         }
-        yield Visit(block, units, found.statistics, evidence, found.notes)
+        yield Visit(found.block, units, found.statistics, evidence, found.notes, found.last)
 
 
 class _Gathered(NamedTuple):
     """What one block's run told, by unit name."""
 
+    block: int
+    units: list[Unit]
+    last: bool
     statistics: dict[str, InputStatistics]
     routing: dict[str, Routing]
     notes: tuple[str, ...]
 
 
 def _gathered(
-    subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: bool
+    subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: Refresh | None
 ) -> Iterator[_Gathered]:
-    """Yield what is gathered in each block."""
+    """Yield what is gathered in each block or sublayer; None: the weights stay as they are."""
     routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
     if statistic is Statistic.NONE and not routed:  # then the text need not be run at all
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
-            yield _Gathered({u.name: InputStatistics(0, statistic) for u in units}, {}, ())
+            nothing = {u.name: InputStatistics(0, statistic) for u in units}
+            yield _Gathered(block, units, True, nothing, {}, ())
         return
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(len(subject.blocks)):
-        views = {unit.name: subject.views[unit.name] for unit in subject.units_of(block)}
-        experts = RoutedGatherer(views, statistic)
-        others = _Gatherer(subject, [n for n in views if n not in experts.statistics], statistic)
-        with others, experts:
-            output = runner.run(block, hidden)
-        if experts.unrouted:
-            with experts.all_tokens():
-                runner.run(block, hidden)
-        statistics = {**others.statistics, **experts.statistics}
-        yield _Gathered(statistics, experts.routing(), experts.notes())
+        parts = [subject.units_of(block)]
+        if rewritten == "sublayer":
+            parts = _sublayers(parts[0], f"{subject.prefix}.{block}.") or parts
+        for units in parts:
+            views = {unit.name: subject.views[unit.name] for unit in units}
+            experts = RoutedGatherer(views, statistic)
+            plain = [name for name in views if name not in experts.statistics]
+            others = _Gatherer(subject, plain, statistic)
+            with others, experts:
+                output = runner.run(block, hidden)
+            if experts.unrouted:
+                with experts.all_tokens():
+                    runner.run(block, hidden)
+            found = {**others.statistics, **experts.statistics}
+            last = units is parts[-1]
+            yield _Gathered(block, units, last, found, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
+
+
+def _sublayers(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:
+    """Return the units of each module right below the block, in forward order.
+
+    Layers that lie right below the block themselves belong together.
+    """
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        parent, dot, _ = unit.name.removeprefix(prefix).partition(".")
+        named_after_module = bool(dot) or unit.cost > 1  # structures are
+        found.setdefault(parent if named_after_module else "", []).append(unit)
+    return list(found.values())
 
 
 def _following(

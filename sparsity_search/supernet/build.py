@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Unit
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import Visit, walk
+from sparsity_search.models.walk import Refresh, Visit, walk
 from sparsity_search.profile import SparsityProfile, zeros_of
 from sparsity_search.pruners._patterns import with_pattern
 from sparsity_search.pruners.base import Pruner
@@ -38,6 +38,8 @@ class SupernetPlan:
             weights mixed from all variants of each unit, by the share that each keeps
             (``"expectation"``, Týr-the-Pruner, arXiv 2503.09657, equation 5) or equally
             (``"mean"``).
+        refresh: ``"sublayer"``: a block's feed-forward sees what pruning did to its attention,
+            as later blocks do, for one run of the block more; means nothing with ``"dense"``.
         seed: Breaks ties among scores.
         patterns: For each unit the ``N:M`` it can have, one variant each in place of its table;
             then it can stay dense too. Empty where the pruner's own pattern is the only one.
@@ -47,6 +49,7 @@ class SupernetPlan:
     tables: Sequence[tuple[int, ...]]
     centre: SparsityProfile
     propagate: Propagate = "centre"
+    refresh: Refresh = "block"
     seed: int = 0
     patterns: Sequence[tuple[str, ...]] = ()
 
@@ -81,21 +84,28 @@ def build(
         return Supernet(subject, variants)
     with subject.preserved():
         rewritten = plan.propagate != "dense"
+        made: dict[str, Variants] = {}
         for visit in walk(
             subject,
             tokens,
             plan.pruner.requires,
             rewritten=rewritten,
             gradient=plan.pruner.needs_gradient,
+            refresh=plan.refresh,
         ):
-            made = folder.load(visit.block) if folder and folder.has(visit.block) else None
-            if made is None:
-                made = _prune_block(subject, visit, plan)
-                if folder:
-                    folder.save(visit.block, made)
-            variants.update(made)
+            known = folder is not None and folder.has(visit.block)
+            if folder and known:
+                made = folder.load(visit.block)
+            else:
+                made |= _prune(subject, visit, plan)
             if rewritten:
                 _rewrite(subject, visit, plan, Supernet(subject, made))
+            if not visit.last:
+                continue
+            if folder and not known:
+                folder.save(visit.block, made)
+            variants.update(made)
+            made = {}
             on_block(visit.block)
     return Supernet(subject, variants)
 
@@ -122,7 +132,8 @@ def tasks(
     }
 
 
-def _prune_block(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str, Variants]:
+def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str, Variants]:
+    """Return the variants of the units visited."""
     made: dict[str, Variants] = {}
     for unit in visit.units:
         position = subject.layout.position(unit.name)
@@ -141,7 +152,7 @@ def _prune_block(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> di
 
 
 def _rewrite(subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet) -> None:
-    """Give a block the weights that the blocks after it shall see."""
+    """Give the units visited the weights that those after them shall see."""
     for unit in visit.units:
         view = subject.views[unit.name]
         position = subject.layout.position(unit.name)

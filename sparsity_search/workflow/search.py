@@ -129,6 +129,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": repr(plugins.pruner),
         "propagate": config.supernet.propagate,
+        "refresh": config.supernet.refresh,
         "searcher": repr(plugins.searcher),
         "evaluator": repr(plugins.evaluator),
         **({} if own is None else {"evaluator.data": own.digest}),

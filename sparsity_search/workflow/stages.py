@@ -226,6 +226,7 @@ class _Stage:
             patterns=self.space.patterns(),
             centre=self.space.base,
             propagate=config.supernet.propagate,
+            refresh=config.supernet.refresh,
             seed=config.study.seed,
         )
         folder = self._folder() if config.supernet.store == "disk" else None
@@ -235,7 +236,10 @@ class _Stage:
 
     def _folder(self) -> SupernetFolder:
         """Return where the supernet is kept; of a later stage that is around another result."""
-        keys = ("model", "space", "text.calibration", "pruner", "propagate", "seed", "dtype")
+        keys = (
+            *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
+            *("seed", "dtype"),
+        )
         facts = {key: self.fingerprint[key] for key in keys}
         if not self.index:
             return SupernetFolder(self.job.out / "supernet", facts)

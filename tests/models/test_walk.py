@@ -126,3 +126,43 @@ def test_no_hook_is_left_after_an_error(tiny_tokens: Tensor) -> None:
         next(walking)
     handle.remove()
     assert not any(m._forward_pre_hooks for m in subject.model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_by_sublayers_the_feed_forward_sees_the_pruned_attention(
+    family: str, tiny_tokens: Tensor
+) -> None:
+    """Each visit's statistics are those of a full model in which all visited before is halved."""
+    subject, other = PrunableModel(FAMILIES[family]()), PrunableModel(FAMILIES[family]())
+    walked = walk(subject, tiny_tokens, Statistic.HESSIAN, rewritten=True, refresh="sublayer")
+    seen: list[str] = []
+    lasts = []
+    for visit in walked:
+        expected = by_plain_hooks(other, tiny_tokens)
+        for name, statistics in visit.statistics.items():
+            assert_close(statistics.hessian(), expected[name].hessian(), rtol=1e-4, atol=1e-6)
+        for model in (subject, other):
+            for unit in visit.units:
+                weight = model.views[unit.name].read().clone()
+                weight.view(-1)[::2] = 0
+                model.views[unit.name].write(weight)
+        seen += [unit.name for unit in visit.units]
+        lasts.append((visit.block, visit.last))
+    assert sorted(seen) == sorted(unit.name for unit in subject.layout)
+    assert len(lasts) > 3
+    assert [block for block, last in lasts if last] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["width", "heads", "sublayers", "blocks"])
+def test_structures_belong_to_their_sublayer(kind: str, tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(), units=kind)
+    visits = walk(subject, tiny_tokens, Statistic.NORM, rewritten=True, refresh="sublayer")
+    roles = [[unit.role for unit in visit.units] for visit in visits]
+    assert roles == ([["block"]] if kind == "blocks" else [["attention"], ["feed_forward"]]) * 3
+
+
+def test_dense_blocks_are_visited_once(tiny_tokens: Tensor) -> None:
+    """Nothing is rewritten, so there is nothing to see for a later sublayer."""
+    subject = PrunableModel(tiny_llama())
+    walked = walk(subject, tiny_tokens, Statistic.NORM, rewritten=False, refresh="sublayer")
+    assert [(visit.block, visit.last) for visit in walked] == [(0, True), (1, True), (2, True)]

@@ -177,3 +177,45 @@ def test_a_complete_folder_needs_no_text(
     build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
     tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
+
+
+@pytest.mark.parametrize("propagate", ["centre", "expectation"])
+def test_by_sublayers_only_what_follows_the_attention_differs(
+    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
+) -> None:
+    found = []
+    for refresh in ("block", "sublayer"):
+        supernet = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate, refresh=refresh))
+        with supernet.resident() as switch:
+            switch.to(plan_of().centre)
+            found.append(weights_of(tiny_subject.model))
+    differ = {name for name, weight in found[0].items() if not torch.equal(weight, found[1][name])}
+    assert not any(name.startswith("model.layers.0.self_attn") for name in differ)
+    assert any(name.startswith("model.layers.0.mlp") for name in differ)
+
+
+def test_by_sublayers_a_stopped_build_goes_on(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    profiles: list[SparsityProfile],
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(refresh="sublayer")
+
+    def stop(block: int) -> None:
+        if block == 1:
+            raise KeyboardInterrupt
+
+    folder = SupernetFolder(tmp_path / "supernet", {})
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_subject, tiny_tokens, plan, folder, stop)
+    found = []
+    for where in (SupernetFolder(tmp_path / "supernet", {}), None):
+        blocks: list[int] = []
+        supernet = build(tiny_subject, tiny_tokens, plan, where, blocks.append)
+        assert blocks == [0, 1, 2]
+        with supernet.resident() as switch:
+            switch.to(profiles[1])
+            found.append(weights_of(tiny_subject.model))
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
