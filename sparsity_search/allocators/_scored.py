@@ -69,7 +69,7 @@ class ScoredAllocator(Allocator):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sensitivity", as_sensitivity(self.sensitivity))
+        object.__setattr__(self, "sensitivity", SENSITIVITIES.given(self.sensitivity))
         object.__setattr__(self, "pruner", as_pruner(self.pruner))
         object.__setattr__(self, "tied", tuple([self.tied] if _is_text(self.tied) else self.tied))
         if not self.levels or not all(0 < level <= 1 for level in self.levels):
@@ -201,20 +201,6 @@ class ScoredAllocator(Allocator):
         if found is None or found.scope != "group":
             return None
         return f"{'*' if found.keep is None else found.keep}:{found.group}"
-
-
-def as_sensitivity(value: Sensitivity | str | Mapping[str, Any]) -> Sensitivity:
-    """Return the sensitivity that a setting names.
-
-    Args:
-        value: A sensitivity, a plugin's name, or its name and settings: ``{"name": …, …}``.
-
-    Raises:
-        UnknownNameError: There is no such sensitivity.
-        ConfigError: It refuses its settings, or the value is none of these.
-    """
-    found: Sensitivity = SENSITIVITIES.given(value)
-    return found
 
 
 def _is_text(value: object) -> bool:
