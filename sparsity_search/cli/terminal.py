@@ -108,7 +108,7 @@ class TerminalMonitor(Monitor):
         err.print(f"{name}: {time.monotonic() - started:.1f} s")
 
     def measured(self, measurement: Measurement, top: int) -> None:
-        """Show round, best score, gain over uniform and speed."""
+        """Show round, best score, gain over the start and speed."""
         self._count += 1
         self._started = self._started or time.monotonic() - measurement.seconds
         self._first = self._first or measurement
@@ -126,11 +126,11 @@ class TerminalMonitor(Monitor):
 
     def _line(self, measurement: Measurement) -> str:
         best = (self._best or measurement).score.value
-        uniform = (self._first or measurement).score.value
+        start = (self._first or measurement).score.value
         speed = self._count / max(1e-9, time.monotonic() - self._started)
-        gain = 1 - best / uniform if uniform else 0.0
+        gain = 1 - best / start if start else 0.0
         return (
-            f"round {measurement.round}, best {best:.4f} ({-gain:+.1%} vs uniform), "
+            f"round {measurement.round}, best {best:.4f} ({-gain:+.1%} vs the start), "
             f"{speed:.3g} evaluations/s"
         )
 

@@ -120,8 +120,8 @@ def _groups(record: RunRecord, by: Any) -> dict[str, Any]:
 def _method(record: RunRecord) -> dict[str, str]:
     config = record.config
     plugins = {kind: config[kind]["name"] for kind in ("pruner", "searcher", "evaluator")}
-    initial = ", ".join(config.get("initial", [])) or table.NONE
-    return {**plugins, "space": str(config["space"]), "initial candidates": initial}
+    starts = ", ".join(record.starts)
+    return {**plugins, "space": str(config["space"]), "initial candidates": starts}
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, str]:

@@ -116,13 +116,23 @@ class RunRecord:
         return self.profiles.get(shipped_name(self.results))
 
     @property
-    def initial_scores(self) -> dict[str, float]:
-        """Top-rung scores of the initial candidates by name, on the tokens of round 0.
+    def starts(self) -> list[str]:
+        """Names of the candidates of round 0, in the order they are measured.
 
-        A study measures the uniform candidate first, then those of ``config.initial``. If two
-        of them are the same candidate, only the uniform one can be told by its place.
+        The uniform one comes first, then those of ``config.initial``. A search over an
+        allocator's settings has one alone, the nearest to its default ones.
         """
-        names = list(dict.fromkeys(["uniform", *self.config.get("initial", [])]))
+        if "parameters" in self.run.get("fingerprint", {}):
+            return ["default settings"]
+        return list(dict.fromkeys(["uniform", *self.config.get("initial", [])]))
+
+    @property
+    def initial_scores(self) -> dict[str, float]:
+        """Top-rung scores of `starts` by name, on the tokens of round 0.
+
+        If two of them are the same candidate, only the first can be told by its place.
+        """
+        names = self.starts
         first = [m for m in self.measurements if m.round == 0]
         if len(first) != len(names):
             names, first = names[:1], first[:1]

@@ -123,7 +123,7 @@ def summary(record: RunRecord) -> str:
 
 
 def search_facts(record: RunRecord) -> dict[str, str]:
-    """Return rounds, evaluations and time of the search."""
+    """Return rounds, evaluations and time of the search, and an allocator's settings found."""
     measured = record.measurements
     stored: Mapping[str, Any] = (record.results or {}).get("search", {})
     rounds = max((m.round for m in measured), default=stored.get("rounds", 0))
@@ -135,6 +135,7 @@ def search_facts(record: RunRecord) -> dict[str, str]:
         "distinct candidates": integer(len({m.candidate for m in measured})),
         "search time": duration(seconds),
         "best top-rung score": number(_best(record)),
+        **({"settings found": _settings(found)} if (found := stored.get("parameters")) else {}),
     }
 
 
@@ -211,6 +212,11 @@ def _mixture(profile: SparsityProfile) -> str:
     units = Counter(pattern or "dense" for _, pattern in profile.states)
     order = sorted(units, key=lambda pattern: (pattern != "dense", pattern))
     return ", ".join(f"{units[pattern]} units {pattern}" for pattern in order)
+
+
+def _settings(parameters: Mapping[str, Any]) -> str:
+    """Return an allocator's settings in words."""
+    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
 
 
 def _percent(fraction: float | None) -> str:

@@ -164,6 +164,7 @@ def _results(
                 max((m.elapsed for m in history.measurements), default=0.0)
                 for history in histories
             ),
+            **({} if searched.parameters is None else {"parameters": searched.parameters}),
         },
         "seconds": dict(job.monitor.seconds),
         "notes": [*searched.notes, *shipped.notes],

@@ -18,7 +18,7 @@ from sparsity_search.hints import Hint
 from sparsity_search.history import Fidelity, History, Score
 from sparsity_search.models.divergence import Divergence
 from sparsity_search.objective import SupernetObjective
-from sparsity_search.parametric import ParametricSpace
+from sparsity_search.parametric import ParametricSpace, Value
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.space import SearchSpace
 from sparsity_search.store import Store
@@ -46,11 +46,13 @@ class Searched:
         profile: Of the best candidate.
         histories: Of each stage.
         notes: What the searcher has to tell of them.
+        parameters: Values that gave the profile, by name; None if the search was in levels.
     """
 
     profile: SparsityProfile
     histories: tuple[History, ...]
     notes: tuple[str, ...] = ()
+    parameters: Mapping[str, Value] | None = None
 
 
 def search_stages(
@@ -79,6 +81,7 @@ def search_stages(
     histories: list[History] = []
     names: list[str] = []
     notes: list[str] = []
+    found: Mapping[str, Value] | None = None
     for index in range(job.config.study.stages):
         if index:
             space, initial = space.refined(profile), []
@@ -96,7 +99,9 @@ def search_stages(
         notes += stage.notes(history)
         best = history.survivors[0] if history.survivors else stage.searched.uniform
         profile = stage.searched.profile(best)
-    return Searched(profile, tuple(histories), tuple(notes))
+        if isinstance(stage.searched, ParametricSpace):
+            found = stage.searched.values(best)
+    return Searched(profile, tuple(histories), tuple(notes), found)
 
 
 @dataclass(frozen=True)

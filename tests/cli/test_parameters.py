@@ -10,6 +10,7 @@ import optuna
 import pytest
 import yaml
 
+from sparsity_search.report import RunRecord
 from sparsity_search.store import journal
 
 from .conftest import SMALL, Outcome
@@ -37,8 +38,12 @@ def test_a_search_over_settings(cli: Cli, model: Path, tmp_path: Path, space: st
     found = trials(tmp_path / "run")
     assert len(found) > 8
     assert all(set(trial.params) == names[space] for trial in found)
-    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
-    assert {row["name"] for row in rows} == {"dense", "uniform", "cfsp", "searched"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["name"] for row in results["rows"]} == {"dense", "uniform", "cfsp", "searched"}
+    last = [t for t in found if t.user_attrs["measurement"]["rung"] == 1]
+    assert results["search"]["parameters"] == min(last, key=lambda trial: trial.value).params
+    record = RunRecord.read(tmp_path / "run")
+    assert record.initial_scores == {"default settings": found[0].value}
 
 
 def test_owl_is_the_same_whatever_was_switched_before(

@@ -121,6 +121,13 @@ def test_search_facts(record: RunRecord) -> None:
     assert facts["evaluations"] == "62"
     assert facts["failed evaluations"] == "1"
     assert facts["search time"] == "52.0 s"
+    assert "settings found" not in facts
+
+
+def test_the_settings_that_were_found(record: RunRecord) -> None:
+    found = {**(record.results or {})["search"], "parameters": {"m": 5, "spread": 0.08}}
+    other = replace(record, results={**(record.results or {}), "search": found})
+    assert table.search_facts(other)["settings found"] == "m = 5, spread = 0.08"
 
 
 def test_summary(record: RunRecord) -> None:

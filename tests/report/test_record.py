@@ -149,6 +149,15 @@ def test_initial_scores_are_those_of_the_search(record: RunRecord) -> None:
     assert record.initial_scores == {"uniform": 0.9, "owl": 0.8}
 
 
+def test_a_search_over_settings_starts_from_the_default_ones(record: RunRecord) -> None:
+    fingerprint = {**record.run["fingerprint"], "parameters": "0123456789abcdef"}
+    alone = [m for m in record.measurements if m.round or m.candidate == (0, 0)]
+    other = replace(
+        record, run={**record.run, "fingerprint": fingerprint}, measurements=tuple(alone)
+    )
+    assert other.initial_scores == {"default settings": 0.9}
+
+
 def test_initial_scores_are_not_guessed(record: RunRecord) -> None:
     config = {**record.config, "initial": ["another", "owl"]}
     other = replace(record, run={**record.run, "config": config})
