@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparsity_search.artefacts import digest
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.history import Fidelity
 from sparsity_search.layout import Layout
@@ -46,6 +47,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.profiles)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the pairs and how they were made: 16 hexadecimal digits."""
+        return digest(self.to_json())
 
     def pairs(self, space: Space) -> Pairs:
         """Return the pairs as another space of the same model describes them.

@@ -90,6 +90,13 @@ class Searcher(ABC):
             Candidates; an empty sequence ends the study.
         """
 
+    def data_digest(self) -> str | None:
+        """Return what identifies the contents of the files that it reads; by default none.
+
+        A search goes on only with the same: the settings hold a file's path alone.
+        """
+        return None
+
     def notes(self, space: Space, history: History) -> tuple[str, ...]:
         """Return lines on how the search went, for its record; by default none."""
         del space, history

@@ -133,6 +133,10 @@ class Predictor(Searcher):
         rest = _offspring(space, history.survivors, plain, rng, more, seen | set(picked))
         return [*picked, *rest]
 
+    def data_digest(self) -> str | None:
+        """Return the digest of the data set, if there is one."""
+        return read_dataset(Path(self.dataset)).digest if self.dataset else None
+
     def report(self, space: Space, history: History) -> list[RankCorrelation]:
         """Return how well each round was predicted by the rounds before it, oldest first.
 

@@ -67,6 +67,10 @@ class SearcherContract:
         assert hash(searcher) == hash(type(searcher)())
         assert "\n" not in repr(searcher)
 
+    def test_reads_no_files_by_default(self, searcher: Searcher) -> None:
+        """Files are named by settings, and what they hold has a digest."""
+        assert searcher.data_digest() is None
+
     @pytest.mark.parametrize("n", [1, 2, 16])
     def test_candidates_are_legal_new_and_distinct(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.artefacts import write_json
+from sparsity_search.artefacts import digest, write_json
 from sparsity_search.errors import ProfileError
 from sparsity_search.hints import Hint
 from sparsity_search.layout import Layout
@@ -37,6 +37,18 @@ def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
                 raise ProfileError(f"the scores in {name} are of another model, or of other units")
         elif name != GRADIENTS:
             SENSITIVITIES.create(name).check(kind)
+
+
+def identity(name: str) -> str:
+    """Return what tells a hint from others in a fingerprint: its name, and of a file the contents.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        ProfileError: It holds no scores.
+    """
+    if not name.endswith(".json"):
+        return name
+    return f"{name}: {digest(load_scores(Path(name)).to_json())}"
 
 
 def stored_hints(

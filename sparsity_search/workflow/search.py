@@ -19,7 +19,7 @@ from sparsity_search.spaces import SpaceFile, load_space
 from sparsity_search.store import database, journal
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
-from sparsity_search.workflow.hints import check_hints
+from sparsity_search.workflow.hints import check_hints, identity
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.parameters import (
@@ -121,6 +121,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     config, model, plugins = job.config, job.session.loaded, job.plugins
     text, own = job.session.text_facts, plugins.evaluator.own_data()
     parameters = parametric_space(job, job.space, lambda: None)
+    read = plugins.searcher.data_digest()
     return {
         "model": model.digest,
         "layout": job.space.layout.digest,
@@ -131,10 +132,11 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         "propagate": config.supernet.propagate,
         "refresh": config.supernet.refresh,
         "searcher": repr(plugins.searcher),
+        **({} if read is None else {"searcher.data": read}),
         "evaluator": repr(plugins.evaluator),
         **({} if own is None else {"evaluator.data": own.digest}),
         "initial": [repr(allocator) for allocator in plugins.initial.values()],
-        "hints": config.hints,
+        "hints": [identity(name) for name in config.hints],
         "ladder": repr(config.ladder.build()),
         "seed": config.study.seed,
         "dtype": str(model.model.dtype),
