@@ -67,7 +67,8 @@ class DataSection(Section):
 
     Attributes:
         calibration: Source for the pruner's statistics.
-        search_text: Source for the proxy evaluator; by default the calibration source.
+        search_text: Source for the proxy evaluator, if it reads text; by default the
+            calibration source.
         final_text: Source for the final comparison; by default the calibration source.
         calibration_length: Tokens in a calibration sequence, at most.
         calibration_sequences: How many of them.

@@ -98,7 +98,7 @@ class _Judge:
         text, own = job.session.text, job.plugins.evaluator.own_data()
         n_rows = len(text["final"])
         # of an evaluator's own data, the rows that the search did not see
-        first = 0 if own is None else len(text["search"])
+        first = 0 if own is None else job.pool[0]
         self._rows = {"score": range(first, first + n_rows), "perplexity": range(n_rows)}
         with self._monitor.stage("bind final text"):
             self._proxies = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sparsity_search.config import RunConfig
 from sparsity_search.space import SearchSpace
 from sparsity_search.workflow.monitor import Monitor
@@ -31,3 +34,14 @@ class Job:
     space: SearchSpace
     out: Path
     monitor: Monitor
+
+    @property
+    def search_text(self) -> Tensor:
+        """Text that candidates are scored on, ``(n_sequences, length)``; none if none is read."""
+        none = torch.empty((0, self.config.data.search_length), dtype=torch.int64)
+        return self.session.text.get("search", none)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Rows that candidates are scored on, and how many tokens of a rung stand for one."""
+        return self.config.data.search_sequences, self.search_text.shape[1]

@@ -12,6 +12,7 @@ import torch
 
 from sparsity_search.artefacts import digest, write_json
 from sparsity_search.config import RunConfig
+from sparsity_search.data.sequences import Request
 from sparsity_search.errors import ConfigError
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report import redact, write_report
@@ -19,7 +20,7 @@ from sparsity_search.spaces import SpaceFile, load_space
 from sparsity_search.store import database, journal
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.final import compare
-from sparsity_search.workflow.hints import check_hints, identity
+from sparsity_search.workflow.hints import GRADIENTS, check_hints, identity
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.parameters import (
@@ -29,7 +30,7 @@ from sparsity_search.workflow.parameters import (
 )
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.prices import check_measure, prices_of
-from sparsity_search.workflow.session import Session, open_session, search_requests
+from sparsity_search.workflow.session import open_session, search_requests
 from sparsity_search.workflow.stages import search_stages
 
 
@@ -59,13 +60,13 @@ def search(
     kind = unit_kind(config, plugins.pruner)
     check_measure(config, kind)
     _check_own_data(config, plugins)
-    requests = search_requests(config.data)
+    requests = _requests(config, plugins)
     session = open_session(config.model, requests, config.study.seed, monitor, kind)
     prices = prices_of(config, session.subject, out, monitor)
     space = space_file.build(session.subject.layout, budget, config.budget.bounds, prices)
-    _check_ladder(config, session)
-    check_hints(config.hints, session.subject.layout, kind)
     job = Job(config, plugins, session, space, out, monitor)
+    _check_ladder(job)
+    check_hints(config.hints, session.subject.layout, kind)
     fingerprint = _fingerprint(job)
     storage = database(config.study.storage) if config.study.storage else None
     with rundir.locked(out):
@@ -104,10 +105,18 @@ def _check_stages(config: RunConfig, space: SpaceFile) -> None:
         )
 
 
-def _check_ladder(config: RunConfig, session: Session) -> None:
-    length = session.text["search"].shape[1]
-    available = length * len(session.text["search"])
-    for rung in config.ladder.rungs:
+def _requests(config: RunConfig, plugins: Plugins) -> list[Request]:
+    """Return what text is needed: none to search on if the rows are the evaluator's own."""
+    requests = search_requests(config.data)
+    if plugins.evaluator.own_data() is None or GRADIENTS in config.hints:
+        return requests
+    return [request for request in requests if request.purpose != "search"]
+
+
+def _check_ladder(job: Job) -> None:
+    n_rows, length = job.pool
+    available = n_rows * length
+    for rung in job.config.ladder.rungs:
         if rung.tokens % length or rung.tokens > available:
             raise ConfigError(
                 f"a rung of {rung.tokens} tokens is not a whole number of sequences of {length}, "

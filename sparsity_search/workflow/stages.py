@@ -151,16 +151,15 @@ class _Stage:
             recorded = self._study(known, _never).recorded(self._limits)
             if recorded is not None:
                 return recorded
-        model, text = self.job.session.loaded.model, self.job.session.text
+        model = self.job.session.loaded.model
         measure_hints(self.job, self.space, self._hints)
         with self.job.monitor.stage("bind evaluator"):
             tokenizer = self.job.session.loaded.tokenizer
-            proxy = self.job.plugins.evaluator.bind(model, text["search"], tokenizer)
+            proxy = self.job.plugins.evaluator.bind(model, self.job.search_text, tokenizer)
             divergence = self._divergence()
         with self._resident() as switch:
-            pool = (text["search"].shape[0], text["search"].shape[1])
             seed = self.job.config.study.seed
-            objective = SupernetObjective(model, switch, proxy, pool, seed)
+            objective = SupernetObjective(model, switch, proxy, self.job.pool, seed)
             if divergence is not None:
                 self._gradients(objective, switch, divergence)
             hints = stored_hints(self._hints, self.job.config.hints, self.space)
@@ -211,7 +210,7 @@ class _Stage:
         job = self.job
         if GRADIENTS not in job.config.hints or stored_hints(self._hints, [GRADIENTS], self.space):
             return None
-        text = job.session.text["search"][:_SEQUENCES, :_LENGTH]
+        text = job.search_text[:_SEQUENCES, :_LENGTH]
         return Divergence(job.session.subject, text, _POSITIONS, job.config.study.seed)
 
     def _gradients(self, objective: Objective, switch: Switch, divergence: Divergence) -> None:

@@ -100,15 +100,23 @@ def test_search_compares_on_unseen_questions(
         lambda self, m, rows: seen.append(tuple(rows)) or score(self, m, rows),
     )
     out = tmp_path / "run"
-    search(config(model, quiz), out)
+    nowhere = {"data.search_text": "file:/nowhere.txt"}  # questions need no text to search on
+    search(config(model, quiz, **nowhere), out)
     assert set(seen[-3:]) == {(4, 5, 6)}  # dense, uniform, searched
     assert all(len(rows) == 2 and max(rows) < 4 for rows in seen[:-3])
     run = json.loads((out / "run.json").read_text())
     digest = Tasks(files=(quiz,), examples=2).own_data().digest
     assert run["fingerprint"]["evaluator.data"] == digest
+    assert set(run["text"]) == {"calibration", "final"}
     write(Path(quiz), questions(21, seed=1))
     with pytest.raises(RunMismatchError, match=r"evaluator\.data"):
-        search(config(model, quiz), out)
+        search(config(model, quiz, **nowhere), out)
+
+
+def test_gradients_need_text_to_search_on(model: Path, quiz: str, tmp_path: Path) -> None:
+    wanted = {"data.search_text": "file:/nowhere.txt", "hints": ["gradients"]}
+    with pytest.raises(DataError, match="nowhere"):
+        search(config(model, quiz, **wanted), tmp_path / "run")
 
 
 def test_search_tells_of_missing_questions_before_any_work(quiz: str, tmp_path: Path) -> None:
