@@ -36,6 +36,8 @@ class Dataset:
         profiles: What was measured.
         scores: Of each, finite.
         fidelities: On which tokens, ``n`` of them.
+        stages: Of the search, from 1; by default all of the first. Each has a supernet of its
+            own, in which the same profile scores otherwise.
         facts: How the scores were made.
     """
 
@@ -43,6 +45,7 @@ class Dataset:
     profiles: Sequence[SparsityProfile]
     scores: Sequence[float]
     fidelities: Sequence[Fidelity]
+    stages: Sequence[int] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -57,7 +60,7 @@ class Dataset:
         """Return the pairs as another space of the same model describes them.
 
         A profile takes the real levels at which the genes have its shares, also beyond the
-        reach of the space; scores of one fidelity are a group.
+        reach of the space; scores of one fidelity in one stage are a group.
 
         Raises:
             ConfigError: The space is over another model, or the data set has not what its
@@ -71,7 +74,9 @@ class Dataset:
                 f"of {space.layout}, layout {space.layout.digest}: measure the same model anew"
             )
         levels = real_levels(space, self.profiles)
-        groups = [list(dict.fromkeys(self.fidelities)).index(f) for f in self.fidelities]
+        numbers: dict[tuple[Fidelity, int], int] = {}
+        kinds = zip(self.fidelities, self._stages, strict=True)
+        groups = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
         blocks = Features(space).blocks(levels)
         return Pairs(blocks, targets(np.array(self.scores)), np.array(groups, dtype=np.int64))
 
@@ -84,9 +89,10 @@ class Dataset:
                 "score": score,
                 "tokens": fidelity.tokens,
                 "subset": fidelity.subset,
+                **({"stage": stage} if stage > 1 else {}),
             }
-            for profile, score, fidelity in zip(
-                self.profiles, self.scores, self.fidelities, strict=True
+            for profile, score, fidelity, stage in zip(
+                self.profiles, self.scores, self.fidelities, self._stages, strict=True
             )
         ]
         return {
@@ -97,6 +103,10 @@ class Dataset:
             "layout": self.layout.to_json(),
             "pairs": pairs,
         }
+
+    @property
+    def _stages(self) -> Sequence[int]:
+        return self.stages or (1,) * len(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Dataset:
@@ -120,12 +130,13 @@ class Dataset:
             ]
             scores = [float(p["score"]) for p in pairs]
             fidelities = [Fidelity(p["tokens"], p["subset"]) for p in pairs]
+            stages = [int(p.get("stage", 1)) for p in pairs]
             stated, facts = value["digest"], value["facts"]
         except (KeyError, TypeError, ValueError, ProfileError) as error:
             raise ConfigError(f"corrupt data set: {error}") from error
         if stated != layout.digest or not np.isfinite(scores).all():
             raise ConfigError("corrupt data set: its digest or its scores are not right")
-        return cls(layout, profiles, scores, fidelities, facts)
+        return cls(layout, profiles, scores, fidelities, stages, facts)
 
 
 def real_levels(space: SearchSpace, profiles: Sequence[SparsityProfile]) -> np.ndarray:

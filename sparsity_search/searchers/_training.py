@@ -85,8 +85,8 @@ def joined(first: Pairs, second: Pairs) -> Pairs:
 
 
 def rank_correlations(
-    space: Space,
-    measurements: Sequence[Measurement],
+    pairs: Pairs,
+    rounds: Sequence[int],
     settings: ModelSettings,
     *,
     last: int | None = None,
@@ -96,21 +96,19 @@ def rank_correlations(
     """Predict each round with a model of the rounds before it, and compare the order.
 
     Args:
-        space: Where the candidates lie.
-        measurements: Oldest first.
+        pairs: What was measured, oldest first.
+        rounds: Round of each pair.
         settings: The model. Of trees one member is fitted.
         last: Only this many of the last rounds; by default all.
         startup: Fewest measurements that a model is fitted to.
         more: Pairs that every model sees besides.
     """
-    alive = usable(measurements)
-    rounds = np.array([m.round for m in alive])
-    pairs = pairs_of(space, alive)
+    of = np.array(rounds, dtype=np.int64)
     found: list[RankCorrelation] = []
-    for round_ in sorted(set(rounds.tolist()), reverse=True):
+    for round_ in sorted(set(rounds), reverse=True):
         if last is not None and len(found) == last:
             break
-        before, now = np.flatnonzero(rounds < round_), np.flatnonzero(rounds == round_)
+        before, now = np.flatnonzero(of < round_), np.flatnonzero(of == round_)
         seen = pairs[before] if more is None else joined(pairs[before], more)
         if len(before) < startup or not can_fit(seen):
             break

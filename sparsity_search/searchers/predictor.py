@@ -167,9 +167,10 @@ class Predictor(Searcher):
     def _correlations(
         self, space: Space, history: History, last: int | None
     ) -> list[RankCorrelation]:
+        alive = usable(history.measurements)
         return rank_correlations(
-            space,
-            history.measurements,
+            pairs_of(space, alive),
+            [m.round for m in alive],
             ModelSettings(**{**vars(self._model), "members": 1}),
             last=last,
             startup=2 if self.dataset else self.startup,

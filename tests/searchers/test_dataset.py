@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_pairs_keep_fidelities_apart() -> None:
     pairs = some(space).pairs(space)
     assert pairs.groups.tolist() == [0, 1] * 6
     assert pairs.scores == pytest.approx(np.log(some(space).scores))
+
+
+def test_pairs_keep_stages_apart() -> None:
+    """Another supernet, another offset: a score of one stage says nothing of the other's."""
+    space = SPACES["equal"]
+    data = replace(some(space, 6), stages=[1, 1, 1, 2, 2, 2])
+    assert data.pairs(space).groups.tolist() == [0, 1, 0, 2, 3, 2]
+    again = Dataset.from_json(json.loads(json.dumps(data.to_json())))
+    assert again.stages == data.stages
+    assert again.pairs(space).groups.tolist() == [0, 1, 0, 2, 3, 2]
+    assert again.digest == data.digest != some(space, 6).digest
 
 
 def test_another_model_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.rng import generator
-from sparsity_search.searchers._training import rank_correlations
+from sparsity_search.searchers._training import pairs_of, rank_correlations
 from sparsity_search.searchers.base import Searcher
 from sparsity_search.searchers.evolution import Evolution
 from sparsity_search.searchers.predictor import Predictor
@@ -81,7 +81,9 @@ def test_the_window_decides(history: History) -> None:
 
 
 def test_report_is_prequential(history: History) -> None:
-    expected = rank_correlations(SPACE, history.measurements, SMALL._model, startup=24)
+    rounds = [m.round for m in history.measurements]
+    pairs = pairs_of(SPACE, history.measurements)
+    expected = rank_correlations(pairs, rounds, SMALL._model, startup=24)
     assert SMALL.report(SPACE, history) == expected
     assert expected[-1].round == 8
     assert expected[-1].n == 8

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from sparsity_search.history import Fidelity, Measurement, Score
 from sparsity_search.searchers._models import ModelSettings, Pairs, fit
 from sparsity_search.searchers._training import (
+    RankCorrelation,
     can_fit,
     figures,
     joined,
@@ -94,9 +95,14 @@ def test_joined_pairs_share_no_group() -> None:
     assert both.blocks["levels"].shape == (7, 8)
 
 
+def judged(history: list[Measurement], **more: int) -> list[RankCorrelation]:
+    rounds = [m.round for m in history]
+    return rank_correlations(pairs_of(SPACE, history), rounds, ModelSettings(), startup=8, **more)
+
+
 def test_a_round_is_predicted_by_the_rounds_before_it() -> None:
     history = measured(4)
-    found = rank_correlations(SPACE, history, ModelSettings(), startup=8)
+    found = judged(history)
     assert [(entry.round, entry.n) for entry in found] == [(1, 8), (2, 8), (3, 8)]
     before, now = pairs_of(SPACE, history[:24]), pairs_of(SPACE, history[24:])
     predicted, _ = fit(before, ModelSettings(), 3).predict(now.blocks)
@@ -106,10 +112,9 @@ def test_a_round_is_predicted_by_the_rounds_before_it() -> None:
 
 def test_later_rounds_do_not_change_a_correlation() -> None:
     history = measured(5)
-    early = rank_correlations(SPACE, history[:32], ModelSettings(), startup=8)
-    late = rank_correlations(SPACE, history, ModelSettings(), startup=8)
+    early, late = judged(history[:32]), judged(history)
     assert [e.tau for e in early] == pytest.approx([e.tau for e in late[:-1]])
-    last = rank_correlations(SPACE, history, ModelSettings(), startup=8, last=2)
+    last = judged(history, last=2)
     assert [e.round for e in last] == [3, 4]
 
 
