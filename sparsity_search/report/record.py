@@ -191,13 +191,41 @@ def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measure
         ConfigError: No run directory, or its storage cannot be read.
         RunMismatchError: ``run.json`` or the journal is corrupt.
     """
+    return [m for stage in load_stages(run_dir, storage) for m in stage.measurements]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a search measured.
+
+    Attributes:
+        study: Name of its Optuna study; that of a later stage ends with its space's digest.
+        measurements: Oldest first; rounds and times go on from the stage before.
+    """
+
+    study: str
+    measurements: tuple[Measurement, ...]
+
+
+def load_stages(run_dir: Path, storage: str | None = None) -> list[Stage]:
+    """Return what each stage of a run has measured so far; the storage is not changed.
+
+    Args:
+        run_dir: Directory of the run.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
+
+    Raises:
+        ConfigError: No run directory, or its storage cannot be read.
+        RunMismatchError: ``run.json`` or the journal is corrupt.
+    """
     run = _run(run_dir)
     url = storage or run["config"]["study"].get("storage")
     journal = run_dir / JOURNAL
     if url is None and not journal.exists():
         return []
     try:
-        return _joined([store.measurements(url or journal, name) for name in _studies(run_dir)])
+        names = _studies(run_dir)
+        return _joined({name: store.measurements(url or journal, name) for name in names})
     except Exception as error:  # each database driver has errors of its own
         if url is None:
             raise RunMismatchError(f"{journal} is corrupt: {error}") from error
@@ -216,15 +244,15 @@ def _studies(run_dir: Path) -> list[str]:
     return found or [_run(run_dir).get("study", STUDY)]
 
 
-def _joined(stages: Sequence[Sequence[Measurement]]) -> list[Measurement]:
-    """Return the measurements of all stages as one search: rounds and time go on counting."""
-    found: list[Measurement] = []
-    for measured in stages:
-        rounds = 1 + max((m.round for m in found), default=-1)
-        elapsed = max((m.elapsed for m in found), default=0.0)
-        found += [
-            replace(m, round=m.round + rounds, elapsed=m.elapsed + elapsed) for m in measured
-        ]
+def _joined(stages: Mapping[str, Sequence[Measurement]]) -> list[Stage]:
+    """Return all stages as one search: rounds and time go on counting."""
+    found: list[Stage] = []
+    rounds, elapsed = 0, 0.0
+    for name, measured in stages.items():
+        moved = [replace(m, round=m.round + rounds, elapsed=m.elapsed + elapsed) for m in measured]
+        rounds = max((m.round + 1 for m in moved), default=rounds)
+        elapsed = max((m.elapsed for m in moved), default=elapsed)
+        found.append(Stage(name, tuple(moved)))
     return found
 
 

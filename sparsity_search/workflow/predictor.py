@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity_search import store
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.history import Measurement
-from sparsity_search.report.record import RunRecord
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.report.record import RunRecord, Stage, load_stages
 from sparsity_search.rng import generator
 from sparsity_search.searchers._dataset import Dataset, read_dataset
 from sparsity_search.searchers._models import Boosted, ModelSettings, fit
@@ -22,14 +22,13 @@ from sparsity_search.searchers._training import (
     RankCorrelation,
     can_fit,
     figures,
-    pairs_of,
     rank_correlations,
     split,
     usable,
 )
 from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import SpaceFile, load_space
-from sparsity_search.workflow.rundir import JOURNAL, read_json
+from sparsity_search.workflow.rundir import read_json
 
 __all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
 
@@ -63,9 +62,10 @@ def learn(
     storage: str | None = None,
     seed: int = 0,
 ) -> Learned:
-    """Judge a predictor on the first stage of a search, and write its data set.
+    """Judge a predictor on what a search measured, and write its data set.
 
-    With trees of xgboost the file holds the trees of all pairs too, in xgboost's own JSON.
+    Profiles of all stages are described by the levels of the first one's space. With trees of
+    xgboost the file holds the trees of all pairs too, in xgboost's own JSON.
 
     Args:
         run_dir: Directory of the run; nothing in it is changed.
@@ -80,33 +80,24 @@ def learn(
     """
     record = RunRecord.read(run_dir, storage)
     space = space_of(record)
-    measured = usable(_first_stage(record, run_dir, storage))
-    if any(m.candidate not in space for m in measured):
-        raise RunMismatchError(f"{run_dir} holds candidates that are not in its space")
-    pairs = pairs_of(space, measured)
+    dataset, rounds = _collected(record, space, load_stages(run_dir, storage))
+    pairs = dataset.pairs(space)
     train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
     if not can_fit(train) or not len(held_out):
         raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
-    dataset = Dataset(
-        layout=space.layout,
-        profiles=[space.profile(m.candidate) for m in measured],
-        scores=[m.score.value for m in measured],
-        fidelities=[m.fidelity for m in measured],
-        facts=_facts(record, space),
-    )
     model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
         write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
     return Learned(
         dataset,
         figures(fit(train, settings, seed), held_out),
-        rank_correlations(space, measured, settings),
+        rank_correlations(pairs, rounds, settings),
         _importance(model, space, pairs.matrix.shape[1]),
     )
 
 
 def load_model(path: Path) -> Boosted:
-    """Return the trees that `learn` wrote; they predict for the space of their run.
+    """Return the trees that `learn` wrote; they predict for the space that their run began with.
 
     Raises:
         ConfigError: No data set, or it has no trees.
@@ -139,12 +130,44 @@ def space_of(record: RunRecord) -> SearchSpace:
     return space
 
 
-def _first_stage(record: RunRecord, run_dir: Path, storage: str | None) -> list[Measurement]:
-    """Return the measurements of the first stage: later ones have spaces of their own."""
-    if not record.measurements:
-        return []
-    url = storage or record.config["study"].get("storage")
-    return store.measurements(url or run_dir / JOURNAL, record.run.get("study", "search"))
+def _collected(
+    record: RunRecord, first: SearchSpace, stages: Sequence[Stage]
+) -> tuple[Dataset, list[int]]:
+    """Return what all stages measured, without failures, and the round of each pair."""
+    found: list[tuple[int, SparsityProfile, Measurement]] = []
+    space = first
+    for number, stage in enumerate(stages, start=1):
+        if number > 1:
+            space = _refined(space, stages[number - 2].measurements, stage.study)
+        if any(m.candidate not in space for m in stage.measurements):
+            raise RunMismatchError("the run holds candidates that are not in its space")
+        alive = usable(stage.measurements)
+        found += [(number, space.profile(m.candidate), m) for m in alive]
+    dataset = Dataset(
+        layout=first.layout,
+        profiles=[profile for _, profile, _ in found],
+        scores=[m.score.value for *_, m in found],
+        fidelities=[m.fidelity for *_, m in found],
+        stages=[number for number, *_ in found],
+        facts=_facts(record, first),
+    )
+    return dataset, [m.round for *_, m in found]
+
+
+def _refined(space: SearchSpace, measured: Sequence[Measurement], study: str) -> SearchSpace:
+    """Return the space of a stage: around one candidate of the stage before, mostly the best.
+
+    The study's name ends with its digest, so that it need not be guessed.
+
+    Raises:
+        RunMismatchError: No candidate has that space.
+    """
+    order = sorted(measured, key=lambda m: (-m.fidelity.tokens, m.failed, m.score.value))
+    for candidate in dict.fromkeys([*(m.candidate for m in order), space.uniform]):
+        finer = space.refined(space.profile(candidate))
+        if study.endswith(finer.digest):
+            return finer
+    raise RunMismatchError(f"no candidate is what the study {study!r} was around")
 
 
 def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Budget
 from sparsity_search.history import Fidelity, Score
 from sparsity_search.ladder import Ladder, Rung
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.searchers.random import Random
+from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import SpaceFile, load_space
 from sparsity_search.store import Store, journal
 from sparsity_search.study import Limits, Study
 from sparsity_search.testing.runs import TARGET, make_run, run_layout
 
 
-def searched_run(folder: Path, rounds: int = 6) -> Path:
-    """Write a run of random search on a toy objective; one measurement fails."""
+def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
+    """Write a run of random search on a toy objective; one measurement fails.
+
+    A later stage lies around the best of the one before, and its scores are ten times as high.
+    """
     made = make_run(folder.with_name("made"), rounds=0, finished=False)
     folder.mkdir()
     shutil.copy(made / "run.json", folder / "run.json")
@@ -27,19 +32,29 @@ def searched_run(folder: Path, rounds: int = 6) -> Path:
     assert isinstance(file, SpaceFile)
     space = file.build(run_layout(), Budget(TARGET), {})
     weights = np.exp(np.random.default_rng(0).normal(0, 1.5, len(space.layout)))
-    calls = iter(range(10**6))
+    calls, names = iter(range(10**6)), ["search"]
 
     def objective(
         profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
     ) -> Score:
-        value = float(weights @ np.exp(3 * profile.sparsities)) / fidelity.tokens
+        scale = 10 ** len(names) / fidelity.tokens
+        value = float(weights @ np.exp(3 * profile.sparsities)) * scale
         return Score(float("nan") if next(calls) == 5 else value, (value,))
 
-    Study(
-        space=space,
-        searcher=Random(spread=2.0),
-        objective=objective,
-        ladder=Ladder(candidates=16, rungs=(Rung(512, 4), Rung(4096, 1))),
-        store=Store(journal(folder / "journal.log"), "search", {"seed": 0}),
-    ).run(Limits(rounds=rounds))
+    def search(space: SearchSpace) -> SparsityProfile:
+        history = Study(
+            space=space,
+            searcher=Random(spread=2.0),
+            objective=objective,
+            ladder=Ladder(candidates=16, rungs=(Rung(512, 4), Rung(4096, 1))),
+            store=Store(journal(folder / "journal.log"), names[-1], {"seed": 0}),
+        ).run(Limits(rounds=rounds))
+        return space.profile(history.survivors[0])
+
+    found = search(space)
+    for stage in range(2, stages + 1):
+        space = space.refined(found)
+        names.append(f"search-stage{stage}-{space.digest}")
+        found = search(space)
+    write_json(folder / "stages.json", names)
     return folder

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sparsity_search.report import RunRecord
+from sparsity_search.searchers._models import ModelSettings
+from sparsity_search.workflow.predictor import learn
 from sparsity_search.workflow.rundir import read_json
 
 from .conftest import SMALL, Outcome
@@ -53,6 +55,7 @@ def test_each_stage_searches_around_the_last_result(finished: Path) -> None:
     results = read_json(finished / "results.json")
     assert results["search"]["rounds"] == 6
     assert results["search"]["measurements"] == len(record.measurements)
+    assert set(learn(finished, ModelSettings()).dataset.stages) == {1, 2}
     removed = {row["removed"] for row in results["rows"] if row["name"] != "dense"}
     assert removed == {16589}
 

@@ -85,6 +85,51 @@ def test_the_run_is_not_changed(run_dir: Path, original: Path) -> None:
         assert (run_dir / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched_run(tmp_path_factory.mktemp("staged") / "run", rounds=3, stages=3)
+
+
+def test_all_stages_are_learned(staged: Path, tmp_path: Path) -> None:
+    """Scores of the later ones are ten times as high: another group, or nothing is predicted."""
+    found = learn(staged, ModelSettings(), tmp_path / "predictor.json")
+    record = RunRecord.read(staged)
+    alive = usable(record.measurements)
+    assert list(found.dataset.scores) == [m.score.value for m in alive]
+    assert sorted({*found.dataset.stages}) == [1, 2, 3]
+    assert found.figures.tau > 0.3
+    assert [entry.round for entry in found.rounds] == [2, 3, 5, 6, 7, 9, 10, 11]
+    pairs = read_dataset(tmp_path / "predictor.json").pairs(space_of(record))
+    assert set(pairs.groups) == set(range(6)), "two rungs in each of three stages"
+
+
+def test_later_stages_have_the_profiles_that_were_measured(staged: Path) -> None:
+    """Their scores are those of the toy objective, whatever their levels mean."""
+    data = learn(staged, ModelSettings()).dataset
+    weights = np.exp(np.random.default_rng(0).normal(0, 1.5, len(data.layout)))
+    rows = zip(data.profiles, data.scores, data.fidelities, data.stages, strict=True)
+    for profile, score, fidelity, stage in rows:
+        value = float(weights @ np.exp(3 * profile.sparsities)) * 10**stage / fidelity.tokens
+        assert score == pytest.approx(value)
+
+
+def test_a_stage_that_has_only_begun(staged: Path, tmp_path: Path) -> None:
+    """It may lie around any candidate, and has measured nothing yet."""
+    run = shutil.copytree(staged, tmp_path / "run")
+    record = RunRecord.read(run)
+    space = space_of(record)
+    finer = space.refined(space.profile(record.measurements[7].candidate))
+    write_json(run / "stages.json", ["search", f"search-stage2-{finer.digest}"])
+    assert set(learn(run, ModelSettings()).dataset.stages) == {1}
+
+
+def test_a_stage_around_nothing_that_was_measured(staged: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(staged, tmp_path / "run")
+    write_json(run / "stages.json", ["search", "search-stage2-0123456789abcdef"])
+    with pytest.raises(RunMismatchError, match="no candidate"):
+        learn(run, ModelSettings())
+
+
 def change(run_dir: Path, **facts: object) -> None:
     run = json.loads((run_dir / "run.json").read_text())
     write_json(run_dir / "run.json", {**run, **facts})
