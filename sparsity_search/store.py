@@ -2,13 +2,14 @@
 
 The candidate is one attribute, not one parameter a unit: 210 parameters would cost about 100 ms
 a trial in a journal, one attribute costs about 1.5 ms. Where a space has few parameters, trials
-have them besides, so that Optuna's tools show them; what is loaded is the attribute.
+have them besides, so that Optuna's tools show them, and the counts of the profile that they gave,
+which no one can tell from them without the model. What is loaded is the attribute.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sparsity_search.artefacts import check_fingerprint
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, Measurement, Score
-from sparsity_search.parametric import Parameter
+from sparsity_search.layout import Layout
+from sparsity_search.parametric import Parameter, ParametricSpace
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.space import Candidate
 
 FINGERPRINT = "fingerprint"
+PROFILE = "profile"
 
 
 class Store:
@@ -40,7 +45,7 @@ class Store:
         name: Name of the Optuna study.
         fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
             old one must have the same.
-        parameters: Of a space of parameters; trials have their values.
+        space: Of parameters, if it is one; trials have their values, and what profile they gave.
 
     Raises:
         RunMismatchError: The stored study was made with another fingerprint.
@@ -51,9 +56,9 @@ class Store:
         storage: BaseStorage | str,
         name: str,
         fingerprint: Mapping[str, Any],
-        parameters: Sequence[Parameter] = (),
+        space: ParametricSpace | None = None,
     ) -> None:
-        self._parameters = parameters
+        self._space = space
         self._study = optuna.create_study(
             storage=storage, study_name=name, direction="minimize", load_if_exists=True
         )
@@ -65,11 +70,11 @@ class Store:
 
     def load(self) -> list[Measurement]:
         """Return all finished measurements in the order of their numbers."""
-        return _finished(self._study)
+        return [_to_measurement(trial) for trial in _finished(self._study)]
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
-        self._study.add_trial(_to_trial(measurement, self._parameters))
+        self._study.add_trial(_to_trial(measurement, self._space))
 
 
 def database(url: str) -> BaseStorage:
@@ -102,14 +107,37 @@ def measurements(storage: str | Path, name: str) -> list[Measurement]:
         storage: URL of an Optuna storage, or the path of a journal file that exists.
         name: Name of the Optuna study; if there is none, it has no measurements.
     """
+    return [_to_measurement(trial) for trial in _stored(storage, name)]
+
+
+def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, SparsityProfile]:
+    """Return the profiles that parameters gave, by candidate; those that failed have none.
+
+    Args:
+        storage: URL of an Optuna storage, or the path of a journal file that exists.
+        name: Name of the Optuna study.
+        layout: The units.
+
+    Raises:
+        ProfileError: They are of another layout.
+    """
+    found = {}
+    for trial in _stored(storage, name):
+        if PROFILE in trial.user_attrs:
+            facts = trial.user_attrs[PROFILE]
+            profile = SparsityProfile(layout, tuple(facts["removed"]), tuple(facts["patterns"]))
+            found[_to_measurement(trial).candidate] = profile
+    return found
+
+
+def _stored(storage: str | Path, name: str) -> list[FrozenTrial]:
     opened: BaseStorage | str = (
         JournalStorage(JournalFileBackend(str(storage))) if isinstance(storage, Path) else storage
     )
     try:
-        study = optuna.load_study(study_name=name, storage=opened)
+        return _finished(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
         return []
-    return _finished(study)
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -121,19 +149,18 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def _finished(study: optuna.Study) -> list[Measurement]:
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
     done = (TrialState.COMPLETE, TrialState.FAIL)
     trials = study.get_trials(deepcopy=False, states=done)
-    return [_to_measurement(t) for t in sorted(trials, key=lambda t: t.number)]
+    return sorted(trials, key=lambda t: t.number)
 
 
-def _to_trial(m: Measurement, parameters: Sequence[Parameter]) -> FrozenTrial:
-    indices = m.candidate if parameters else ()
-    values = {p.name: p.values[i] for p, i in zip(parameters, indices, strict=True)}
+def _to_trial(m: Measurement, space: ParametricSpace | None) -> FrozenTrial:
+    parameters = space.parameters if space else ()
     return create_trial(
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
         value=None if m.failed else m.score.value,
-        params=values,
+        params=space.values(m.candidate) if space else {},
         distributions={p.name: _distribution(p) for p in parameters},
         user_attrs={
             "candidate": ",".join(map(str, m.candidate)),
@@ -146,8 +173,14 @@ def _to_trial(m: Measurement, parameters: Sequence[Parameter]) -> FrozenTrial:
                 "seconds": m.seconds,
                 "elapsed": m.elapsed,
             },
+            **({} if space is None or m.failed else {PROFILE: _counts(space, m.candidate)}),
         },
     )
+
+
+def _counts(space: ParametricSpace, candidate: Candidate) -> dict[str, Any]:
+    profile = space.profile(candidate)  # known: it was measured
+    return {"removed": list(profile.removed), "patterns": list(profile.patterns)}
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

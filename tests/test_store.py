@@ -8,11 +8,12 @@ import pytest
 
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.history import Fidelity, Measurement, Score
-from sparsity_search.parametric import Parameter, spaced, stepped
+from sparsity_search.parametric import Parameter, ParametricSpace, spaced, stepped
 from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.store import Store, journal
+from sparsity_search.store import Store, journal, measurements, profiles
 from sparsity_search.study import Limits, Study
 from sparsity_search.testing.problems import (
+    SAVINGS,
     TOY_LADDER,
     SeparableProblem,
     toy_parametric,
@@ -160,7 +161,9 @@ PARAMETERS = (
 
 
 def test_trials_have_parameters(path: Path) -> None:
-    store = Store(journal(path), "study", {}, PARAMETERS)
+    on = toy_space()
+    space = ParametricSpace(PARAMETERS, allocate=lambda _: on.base, on=on)
+    store = Store(journal(path), "study", {}, space)
     made = []
     for i, candidate in enumerate([(0, 0, 0, 0, 0), (2, 2, 9, 4, 2), (1, 1, 2, 2, 1)]):
         score = Score(math.nan if i == 1 else float(i), (0.5,))
@@ -190,7 +193,7 @@ def test_study_of_parameters_resumes(path: Path) -> None:
     space = toy_parametric()
 
     def history(rounds: int) -> list[tuple[int, ...]]:
-        store = Store(journal(path), "study", FINGERPRINT, space.parameters)
+        store = Store(journal(path), "study", FINGERPRINT, space)
         study = Study(
             space=space,
             searcher=Evolution(),
@@ -207,3 +210,23 @@ def test_study_of_parameters_resumes(path: Path) -> None:
     for trial in trials:
         candidate = tuple(map(int, trial.user_attrs["candidate"].split(",")))
         assert trial.params == space.values(candidate)
+    kept = profiles(path, "study", space.on.layout)
+    assert kept == {m: space.profile(m) for m in kept}
+    assert set(kept) == {m.candidate for m in measurements(path, "study")}
+
+
+def test_profiles_of_settings_have_patterns(path: Path) -> None:
+    """Settings that are refused, or whose scores are not finite, have none."""
+    linears = (144, 48, 144, 384)
+    on = toy_space(*linears, options=SAVINGS, target=0.3, reach=2)
+    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.25), on=on, limit=0.6)
+    store = Store(journal(path), "study", {}, space)
+    for i, candidate in enumerate([(1,), (5,), (8,)]):
+        score = Score(1.0 if i == 0 else math.nan, ())
+        store.add(
+            Measurement(round=0, rung=0, candidate=candidate, fidelity=Fidelity(8), score=score)
+        )
+    kept = profiles(path, "study", on.layout)
+    assert kept == {(1,): space.profile((1,))}
+    assert kept[1,].patterns
+    assert profiles(path, "another", on.layout) == {}

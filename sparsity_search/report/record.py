@@ -116,13 +116,18 @@ class RunRecord:
         return self.profiles.get(shipped_name(self.results))
 
     @property
+    def parametric(self) -> bool:
+        """Whether candidates were an allocator's settings, and not levels."""
+        return "parameters" in self.run.get("fingerprint", {})
+
+    @property
     def starts(self) -> list[str]:
         """Names of the candidates of round 0, in the order they are measured.
 
         The uniform one comes first, then those of ``config.initial``. A search over an
         allocator's settings has one alone, the nearest to its default ones.
         """
-        if "parameters" in self.run.get("fingerprint", {}):
+        if self.parametric:
             return ["default settings"]
         return list(dict.fromkeys(["uniform", *self.config.get("initial", [])]))
 

@@ -12,6 +12,7 @@ from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.history import Measurement
+from sparsity_search.layout import Layout
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report.record import RunRecord, Stage, load_stages
 from sparsity_search.rng import generator
@@ -27,13 +28,16 @@ from sparsity_search.searchers._training import (
     usable,
 )
 from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import SpaceFile, load_space
-from sparsity_search.workflow.rundir import read_json
+from sparsity_search.spaces import load_space
+from sparsity_search.store import profiles
+from sparsity_search.workflow.rundir import JOURNAL, read_json
 
 __all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
 
 #: Share of the pairs that a model is fitted to before it is judged by the others.
 TRAIN_SHARE = 0.7
+#: Stage, profile and measurement.
+_Measured = tuple[int, SparsityProfile, Measurement]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +68,9 @@ def learn(
 ) -> Learned:
     """Judge a predictor on what a search measured, and write its data set.
 
-    Profiles of all stages are described by the levels of the first one's space. With trees of
-    xgboost the file holds the trees of all pairs too, in xgboost's own JSON.
+    Profiles of all stages are described by the levels of the first one's space, those of an
+    allocator's settings by the levels that they were rounded to. With trees of xgboost the file
+    holds the trees of all pairs too, in xgboost's own JSON.
 
     Args:
         run_dir: Directory of the run; nothing in it is changed.
@@ -75,12 +80,18 @@ def learn(
         seed: Of the split and of the trees.
 
     Raises:
-        ConfigError: No run directory, a space that is not of levels, or too few measurements.
+        ConfigError: No run directory, or too few measurements.
         RunMismatchError: A file of the run is corrupt, or its space has changed since.
     """
     record = RunRecord.read(run_dir, storage)
     space = space_of(record)
-    dataset, rounds = _collected(record, space, load_stages(run_dir, storage))
+    stages = load_stages(run_dir, storage)
+    if record.parametric:
+        url = storage or record.config["study"].get("storage")
+        measured = _of_settings(space.layout, stages, url or run_dir / JOURNAL)
+    else:
+        measured = _of_levels(space, stages)
+    dataset, rounds = _dataset(record, space, measured)
     pairs = dataset.pairs(space)
     train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
     if not can_fit(train) or not len(held_out):
@@ -110,19 +121,16 @@ def load_model(path: Path) -> Boosted:
 
 
 def space_of(record: RunRecord) -> SearchSpace:
-    """Return the space that a run searched first.
+    """Return the space that a run searched first; of settings, that of levels below it.
 
     Raises:
-        ConfigError: It is not one of levels.
         RunMismatchError: The configuration or the space file have changed since.
     """
     try:
         config = RunConfig.model_validate(record.config)
     except ValueError as error:
         raise RunMismatchError("run.json is of another version, or corrupt") from error
-    file = load_space(config.space)
-    if not isinstance(file, SpaceFile):
-        raise ConfigError(f"a predictor needs a space of levels, and {config.space!r} has none")
+    file = load_space(config.space).of_levels
     budget = Budget(config.budget.saving or config.budget.target)
     space = file.build(record.layout, budget, config.budget.bounds)
     if record.run["fingerprint"].get("space", space.digest) != space.digest:
@@ -130,12 +138,24 @@ def space_of(record: RunRecord) -> SearchSpace:
     return space
 
 
-def _collected(
-    record: RunRecord, first: SearchSpace, stages: Sequence[Stage]
+def _dataset(
+    record: RunRecord, space: SearchSpace, measured: Sequence[_Measured]
 ) -> tuple[Dataset, list[int]]:
-    """Return what all stages measured, without failures, and the round of each pair."""
-    found: list[tuple[int, SparsityProfile, Measurement]] = []
-    space = first
+    """Return the data set, and the round of each pair."""
+    dataset = Dataset(
+        layout=space.layout,
+        profiles=[profile for _, profile, _ in measured],
+        scores=[m.score.value for *_, m in measured],
+        fidelities=[m.fidelity for *_, m in measured],
+        stages=[number for number, *_ in measured],
+        facts=_facts(record, space),
+    )
+    return dataset, [m.round for *_, m in measured]
+
+
+def _of_levels(space: SearchSpace, stages: Sequence[Stage]) -> list[_Measured]:
+    """Return what all stages measured, without failures; the space is that of the first."""
+    found: list[_Measured] = []
     for number, stage in enumerate(stages, start=1):
         if number > 1:
             space = _refined(space, stages[number - 2].measurements, stage.study)
@@ -143,15 +163,25 @@ def _collected(
             raise RunMismatchError("the run holds candidates that are not in its space")
         alive = usable(stage.measurements)
         found += [(number, space.profile(m.candidate), m) for m in alive]
-    dataset = Dataset(
-        layout=first.layout,
-        profiles=[profile for _, profile, _ in found],
-        scores=[m.score.value for *_, m in found],
-        fidelities=[m.fidelity for *_, m in found],
-        stages=[number for number, *_ in found],
-        facts=_facts(record, first),
-    )
-    return dataset, [m.round for *_, m in found]
+    return found
+
+
+def _of_settings(layout: Layout, stages: Sequence[Stage], storage: str | Path) -> list[_Measured]:
+    """Return what was measured of an allocator's settings, with the profiles that they gave.
+
+    Raises:
+        ConfigError: These were not recorded.
+    """
+    found: list[_Measured] = []
+    for stage in stages:
+        known, alive = profiles(storage, stage.study, layout), usable(stage.measurements)
+        if any(m.candidate not in known for m in alive):
+            raise ConfigError(
+                "the run holds settings of an allocator without the profiles that they gave: "
+                "it is of an earlier version, search anew"
+            )
+        found += [(1, known[m.candidate], m) for m in alive]
+    return found
 
 
 def _refined(space: SearchSpace, measured: Sequence[Measurement], study: str) -> SearchSpace:

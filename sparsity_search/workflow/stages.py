@@ -88,10 +88,7 @@ def search_stages(
             fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
         names.append(f"{name}-stage{index + 1}-{space.digest}" if index else name)
         write_json(job.out / rundir.STAGES, names)
-        parameters = parametric_space(job, space, lambda: None)
-        known = () if parameters is None else parameters.parameters
-        store = Store(storage, names[-1], fingerprint, known)
-        stage = _Stage(job, space, index, tuple(initial), store, fingerprint)
+        stage = _Stage(job, space, index, tuple(initial), storage, names[-1], fingerprint)
         history = stage.run()
         if job.monitor.stopped():
             return None
@@ -113,15 +110,17 @@ class _Stage:
         space: Of this stage.
         index: Of this stage, from 0.
         starts: Profiles of round 0; settings that give them are not known.
-        store: Its measurements.
-        fingerprint: What they depend on.
+        storage: Where its measurements are kept.
+        name: Of its study there.
+        fingerprint: What measurements depend on.
     """
 
     job: Job
     space: SearchSpace
     index: int
     starts: tuple[SparsityProfile, ...]
-    store: Store
+    storage: BaseStorage | str
+    name: str
     fingerprint: Mapping[str, Any]
     _switch: list[Switch] = field(default_factory=list, repr=False)
 
@@ -129,6 +128,12 @@ class _Stage:
     def searched(self) -> SearchSpace | ParametricSpace:
         """The space of levels, or that of parameters over it."""
         return parametric_space(self.job, self.space, self._dense) or self.space
+
+    @cached_property
+    def store(self) -> Store:
+        """Its measurements."""
+        parameters = self.searched if isinstance(self.searched, ParametricSpace) else None
+        return Store(self.storage, self.name, self.fingerprint, parameters)
 
     def _dense(self) -> None:
         if self._switch:

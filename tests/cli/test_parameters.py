@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from sparsity_search.report import RunRecord
+from sparsity_search.searchers._models import ModelSettings
 from sparsity_search.store import journal
+from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome
 
@@ -44,6 +46,9 @@ def test_a_search_over_settings(cli: Cli, model: Path, tmp_path: Path, space: st
     assert results["search"]["parameters"] == min(last, key=lambda trial: trial.value).params
     record = RunRecord.read(tmp_path / "run")
     assert record.initial_scores == {"default settings": found[0].value}
+    data = learn(tmp_path / "run", ModelSettings()).dataset
+    assert list(data.scores) == [trial.value for trial in found]
+    assert record.profiles["searched"] in data.profiles
 
 
 def test_owl_is_the_same_whatever_was_switched_before(

@@ -11,10 +11,17 @@ import pytest
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.history import Score
+from sparsity_search.ladder import Ladder, Rung
+from sparsity_search.parametric import stepped
 from sparsity_search.report.record import RunRecord
 from sparsity_search.searchers._dataset import read_dataset
 from sparsity_search.searchers._models import ModelSettings
 from sparsity_search.searchers._training import pairs_of, usable
+from sparsity_search.searchers.random import Random
+from sparsity_search.store import Store, journal
+from sparsity_search.study import Limits, Study
+from sparsity_search.testing.problems import toy_parametric
 from sparsity_search.workflow.predictor import learn, load_model, space_of
 
 from ..cli.runs import searched_run
@@ -148,11 +155,41 @@ def test_candidates_of_another_space(run_dir: Path) -> None:
         learn(run_dir, ModelSettings())
 
 
-def test_a_space_of_parameters(run_dir: Path) -> None:
-    run = json.loads((run_dir / "run.json").read_text())
-    change(run_dir, config={**run["config"], "space": "ramp_slope"})
-    with pytest.raises(ConfigError, match="space of levels"):
-        learn(run_dir, ModelSettings())
+def settings_run(folder: Path, *, keep: bool = True) -> Path:
+    """Write a run of random settings of a toy allocator on a toy objective."""
+    run = searched_run(folder, rounds=0)
+    facts = json.loads((run / "run.json").read_text())
+    on = space_of(RunRecord.read(run))
+    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), on=on, limit=0.85)
+    config = {**facts["config"], "space": "ramp_slope"}
+    change(run, config=config, study="settings", fingerprint={"parameters": space.digest})
+    write_json(run / "stages.json", ["settings"])
+    Study(
+        space=space,
+        searcher=Random(),
+        objective=lambda profile, fidelity, known=None: Score(profile.sparsities[0] ** 2, ()),
+        ladder=Ladder(candidates=8, rungs=(Rung(512, 1),)),
+        store=Store(journal(run / "journal.log"), "settings", {}, space if keep else None),
+    ).run(Limits(rounds=3))
+    return run
+
+
+def test_settings_are_learned_by_the_profiles_they_gave(tmp_path: Path) -> None:
+    run = settings_run(tmp_path / "run")
+    found = learn(run, ModelSettings(), tmp_path / "predictor.json")
+    record = RunRecord.read(run)
+    assert len(found.dataset) == len(usable(record.measurements)) < len(record.measurements)
+    for profile, score in zip(found.dataset.profiles, found.dataset.scores, strict=True):
+        assert score == profile.sparsities[0] ** 2
+    assert found.figures.tau > 0.7, "one number decides"
+    data, space = read_dataset(tmp_path / "predictor.json"), space_of(record)
+    assert space.roles[0] == "q"
+    assert data.pairs(space).blocks["levels"].shape == (len(data), space.n_genes)
+
+
+def test_settings_whose_profiles_were_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="without the profiles"):
+        learn(settings_run(tmp_path / "run", keep=False), ModelSettings())
 
 
 def test_too_few_measurements(tmp_path: Path) -> None:
