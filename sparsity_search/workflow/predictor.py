@@ -12,7 +12,6 @@ from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.history import Measurement
-from sparsity_search.layout import Layout
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report.record import RunRecord, Stage, load_stages
 from sparsity_search.rng import generator
@@ -86,11 +85,9 @@ def learn(
     record = RunRecord.read(run_dir, storage)
     space = space_of(record)
     stages = load_stages(run_dir, storage)
-    if record.parametric:
-        url = storage or record.config["study"].get("storage")
-        measured = _of_settings(space.layout, stages, url or run_dir / JOURNAL)
-    else:
-        measured = _of_levels(space, stages)
+    url = storage or record.config["study"].get("storage") or run_dir / JOURNAL
+    of_settings = record.parametric
+    measured = _of_settings(stages, space, url) if of_settings else _of_levels(stages, space)
     dataset, rounds = _dataset(record, space, measured)
     pairs = dataset.pairs(space)
     train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
@@ -153,7 +150,7 @@ def _dataset(
     return dataset, [m.round for *_, m in measured]
 
 
-def _of_levels(space: SearchSpace, stages: Sequence[Stage]) -> list[_Measured]:
+def _of_levels(stages: Sequence[Stage], space: SearchSpace) -> list[_Measured]:
     """Return what all stages measured, without failures; the space is that of the first."""
     found: list[_Measured] = []
     for number, stage in enumerate(stages, start=1):
@@ -166,7 +163,9 @@ def _of_levels(space: SearchSpace, stages: Sequence[Stage]) -> list[_Measured]:
     return found
 
 
-def _of_settings(layout: Layout, stages: Sequence[Stage], storage: str | Path) -> list[_Measured]:
+def _of_settings(
+    stages: Sequence[Stage], space: SearchSpace, storage: str | Path
+) -> list[_Measured]:
     """Return what was measured of an allocator's settings, with the profiles that they gave.
 
     Raises:
@@ -174,7 +173,8 @@ def _of_settings(layout: Layout, stages: Sequence[Stage], storage: str | Path) -
     """
     found: list[_Measured] = []
     for stage in stages:
-        known, alive = profiles(storage, stage.study, layout), usable(stage.measurements)
+        known = profiles(storage, stage.study, space.layout)
+        alive = usable(stage.measurements)
         if any(m.candidate not in known for m in alive):
             raise ConfigError(
                 "the run holds settings of an allocator without the profiles that they gave: "
