@@ -53,18 +53,18 @@ class MaskedBlock:
     def _parameters(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield the block's masked parameters by their names in it."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        experts: dict[str, list[Tensor]] = {}
+        experts: dict[str, tuple[ExpertMatrix, dict[int, Tensor]]] = {}
         for unit, mask in masks.items():
             view = self.views[unit]
             (parameter,) = view.parameters()
             weight, name = view.read(), names[id(parameter)]
             masked = weight * mask.to(weight.dtype)
             if isinstance(view, ExpertMatrix):
-                experts.setdefault(name, list(parameter.detach()))[view.index] = masked
+                experts.setdefault(name, (view, {}))[1][view.index] = masked
             else:
                 yield name, masked
-        for name, matrices in experts.items():
-            yield name, torch.stack(matrices)
+        for name, (view, matrices) in experts.items():
+            yield name, view.assembled(matrices)
 
 
 def observe(

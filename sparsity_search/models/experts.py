@@ -1,31 +1,28 @@
-"""Mixtures of experts: where they are in a block, and views of their weights.
-
-transformers keeps the experts of a block in two 3-D parameters, ``gate_up_proj`` of shape
-``(experts, 2 · inner, hidden)`` and ``down_proj`` of shape ``(experts, hidden, inner)``. Experts
-stored in another way (transposed, with biases, without a gate) are not seen here.
-"""
+"""Mixtures of experts: where they are in a block, and views of their weights."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.views import View
+from sparsity_search.models.banks import DOWN, GATE_UP, Bank, FusedBank, bank_of
+from sparsity_search.models.views import Effect, LinearView, View
 from sparsity_search.structures import Structures
 
-#: Names of the experts' parameters.
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
 #: Names that configurations have for the number of experts.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 #: Names that modules have for their router.
 _ROUTERS = ("gate", "router")
+#: What names of experts, or of their classes, have in common.
+_EXPERTS = re.compile("expert|moe", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +32,14 @@ class Mixture:
     Attributes:
         name: Name of its module, relative to the module that was searched.
         module: The module that holds experts and router.
-        experts: The module that holds the experts' parameters.
+        experts: The module that holds the experts: a bank, or a list of modules.
+        bank: How the experts' parameters are stored; None for a list of modules.
     """
 
     name: str
     module: nn.Module
     experts: nn.Module
+    bank: Bank | None
 
     def gates(self) -> set[nn.Module]:
         """Return the modules that decide how much each expert matters: they are not pruned."""
@@ -49,12 +48,27 @@ class Mixture:
             small = isinstance(child, nn.Linear) and child.out_features in (1, self.count)
             if small or name in _ROUTERS or hasattr(child, "top_k"):
                 found.update(child.modules())
-        return found - {self.experts}
+        return found - set(self.experts.modules())
 
     @property
     def count(self) -> int:
         """Number of experts."""
-        return len(_parameter(self.experts, DOWN))
+        return self.bank.count if self.bank else len(list(self.experts.children()))
+
+    @property
+    def plain(self) -> FusedBank:
+        """The bank, if whole experts can be removed from it.
+
+        Raises:
+            ModelError: They cannot: the experts are stored in another way.
+        """
+        if isinstance(self.bank, FusedBank) and self.bank.plain:
+            return self.bank
+        raise ModelError(
+            f"the experts of {self.name or 'a block'} are not two untransposed parameters "
+            f"{GATE_UP} and {DOWN} without biases: whole experts cannot be removed, choose "
+            "--units weights"
+        )
 
     def router(self) -> nn.Module:
         """Return the router, if its weight ``(experts, hidden)`` is all that it has.
@@ -62,7 +76,7 @@ class Mixture:
         Raises:
             ModelError: It has more, e.g. a bias for each expert or groups of experts.
         """
-        shape = _parameter(self.experts, DOWN).shape[:2]
+        shape = self.plain.parameter(DOWN).shape[:2]
         for child in self.module.children():
             tensors = {**dict(child.named_parameters()), **dict(child.named_buffers())}
             sizes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -75,94 +89,135 @@ class Mixture:
 def mixtures(module: nn.Module) -> Iterator[Mixture]:
     """Yield the mixtures of experts within ``module``, in forward order."""
     for name, parent in module.named_modules():
-        for child in parent.children():
-            if is_experts(child):
-                yield Mixture(name, parent, child)
+        for child_name, child in parent.named_children():
+            bank = bank_of(child)
+            if bank or (_EXPERTS.search(child_name) and _is_list(child)):
+                yield Mixture(name, parent, child, bank)
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Return whether a module holds gated experts in the layout that is known here."""
-    gate_up, down = getattr(module, GATE_UP, None), getattr(module, DOWN, None)
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
-        return False
-    switches = ("is_transposed", "has_bias", "has_post_expert_norm")
-    if down.ndim != 3 or any(getattr(module, name, False) for name in switches):
-        return False
-    count, hidden, inner = down.shape
-    return gate_up.shape == (count, 2 * inner, hidden)
+def unknown(module: nn.Module, found: Sequence[Mixture]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the 3-D parameters that look like experts' and are in no mixture that was found."""
+    known = {id(p) for mixture in found if mixture.bank for p in mixture.bank.parameters()}
+    for name, part in module.named_modules():
+        for last, parameter in part.named_parameters(name, recurse=False):
+            stacked = parameter.ndim == 3 and not isinstance(part, nn.modules.conv._ConvNd)
+            looks = _EXPERTS.search(last) or _EXPERTS.search(type(part).__name__)
+            if stacked and looks and id(parameter) not in known:
+                yield last, parameter
 
 
-def activations(experts: nn.Module, index: int, tokens: Tensor) -> Tensor:
-    """Return what an expert's ``down_proj`` reads, ``(n_tokens, inner)``.
+class UnknownView(View):
+    """Weights of experts that are stored in a way that is not understood: only a message.
 
-    Args:
-        experts: The module of all experts.
-        index: Which expert.
-        tokens: ``(n_tokens, hidden)``.
-    """
-    made = nn.functional.linear(tokens, _parameter(experts, GATE_UP).detach()[index])
-    module: Any = experts
-    if hasattr(module, "_apply_gate"):  # the family's own way, e.g. with a limit
-        gated: Tensor = module._apply_gate(made)
-        return gated
-    gate, up = made.chunk(2, dim=-1)
-    result: Tensor = module.act_fn(gate) * up
-    return result
-
-
-def outputs(experts: nn.Module, index: int, tokens: Tensor) -> Tensor:
-    """Return an expert's output, without its gate weight, from the module's own forward.
+    A unit of these can be excluded. To do anything else raises ModelError.
 
     Args:
-        experts: The module of all experts.
-        index: Which expert.
-        tokens: ``(n_tokens, hidden)``.
+        name: Full name of the parameter.
+        parameter: The parameter.
     """
-    chosen = torch.full((len(tokens), 1), index, device=tokens.device)
-    result: Tensor = experts.forward(tokens, chosen, torch.ones_like(chosen, dtype=tokens.dtype))
-    return result
+
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        shape = " x ".join(map(str, parameter.shape))
+        stem = name.rpartition(".")[0].rpartition(".")[2]
+        self._message = (
+            f"{name} ({shape}) looks like experts stored in a way that is not understood: "
+            f"leave them dense with --exclude {stem!r}"
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """Not known."""
+        return self._fail()
+
+    def read(self) -> Tensor:
+        """Not known."""
+        return self._fail()
+
+    def read_gradient(self) -> Tensor:
+        """Not known."""
+        return self._fail()
+
+    def parameters(self) -> list[Tensor]:
+        """Not known."""
+        return self._fail()
+
+    def write(self, weight: Tensor) -> None:
+        """Not known."""
+        del weight
+        self._fail()
+
+    def _fail(self) -> NoReturn:
+        raise ModelError(self._message)
 
 
 class ExpertMatrix(View):
-    """One matrix of one expert, a slice of a 3-D parameter.
+    """One matrix of one expert, a part of a bank's parameter.
 
     Args:
-        experts: The module of all experts.
+        bank: The bank.
         index: Which expert.
-        name: Of the parameter, `GATE_UP` or `DOWN`.
+        name: Of the parameter.
     """
 
-    def __init__(self, experts: nn.Module, index: int, name: str) -> None:
-        self._experts = experts
-        self._name = name
+    def __init__(self, bank: Bank, index: int, name: str) -> None:
+        self.bank = bank
+        self.name = name
         self.index = index
 
     @property
     def module(self) -> nn.Module:
         """The module of all experts; its tokens are all, not only the routed ones."""
-        return self._experts
+        return self.bank.module
 
     def inputs(self, tensor: Tensor) -> Tensor:
         """Return what the matrix reads when the expert gets the tokens ``(n, hidden)``."""
-        if self._name == GATE_UP:
-            return tensor
-        return activations(self._experts, self.index, tensor)
+        return self.bank.inputs(self.name, self.index, tensor)
 
     def read(self) -> Tensor:
-        """Return the matrix, ``(outputs, inputs)``; shares memory."""
-        return _parameter(self._experts, self._name).detach()[self.index]
+        """Return the matrix, ``(outputs, inputs)``, contiguous; shares memory if stored so."""
+        return self._stored().contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the matrix's gradient."""
-        return _gradient(_parameter(self._experts, self._name))[self.index]
+        return self.bank.matrix(_gradient(self.bank.parameter(self.name)), self.name, self.index)
 
     def parameters(self) -> list[Tensor]:
         """Return the parameter, which holds the matrices of all experts."""
-        return [_parameter(self._experts, self._name)]
+        return [self.bank.parameter(self.name)]
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the parameter."""
-        self.read().copy_(weight)
+        self._stored().copy_(weight)
+
+    def assembled(self, matrices: Mapping[int, Tensor]) -> Tensor:
+        """Return the parameter with some experts' matrices replaced; gradients flow to these."""
+        return self.bank.assembled(self.name, matrices)
+
+    def _stored(self) -> Tensor:
+        return self.bank.matrix(self.bank.parameter(self.name).detach(), self.name, self.index)
+
+
+class ExpertLinear(LinearView):
+    """A linear layer of one expert, in a mixture whose experts are modules of their own.
+
+    Args:
+        linear: The layer.
+        mixture: The mixture.
+        index: Which expert.
+    """
+
+    def __init__(self, linear: nn.Linear, mixture: Mixture, index: int) -> None:
+        super().__init__(linear)
+        self.mixture = mixture
+        self.index = index
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """As for all experts: the layer does not see every token.
+
+        Raises:
+            ConfigError: Always.
+        """
+        return View.effects(self, change)
 
 
 class ExpertsView(View):
@@ -178,10 +233,11 @@ class ExpertsView(View):
         mixture: The mixture.
 
     Raises:
-        ModelError: Its router is not understood.
+        ModelError: Its experts are stored in another way, or its router is not understood.
     """
 
     def __init__(self, mixture: Mixture) -> None:
+        self.bank = mixture.plain
         self._experts = mixture.experts
         self._router = mixture.router()
         self._modules = (mixture.module, mixture.experts, self._router)
@@ -269,7 +325,8 @@ def resized(model: PreTrainedModel) -> PreTrainedModel:
         ModelError: Its mixtures keep different numbers of experts, or the architecture cannot
             have this number.
     """
-    counts = sorted({mixture.count for mixture in mixtures(model)})
+    banks = [mixture.bank for mixture in mixtures(model)]
+    counts = sorted({b.count for b in banks if isinstance(b, FusedBank) and b.plain})
     text = model.config.get_text_config()
     names = [name for name in _COUNTS if hasattr(text, name)]
     if not counts or not names or counts == [getattr(text, names[0])]:
@@ -288,6 +345,17 @@ def resized(model: PreTrainedModel) -> PreTrainedModel:
     made.generation_config = copy.deepcopy(model.generation_config)
     result: PreTrainedModel = made.eval().requires_grad_(False)
     return result
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Return whether a module is a list of experts that hold linear layers, all alike."""
+    children = list(module.children())
+    return (
+        isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        and len(children) > 1
+        and len({type(child) for child in children}) == 1
+        and any(isinstance(part, nn.Linear) for part in children[0].modules())
+    )
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:

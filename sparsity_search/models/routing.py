@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.evidence import Routing
-from sparsity_search.models.experts import ExpertMatrix, ExpertsView, activations, outputs
+from sparsity_search.models.experts import ExpertLinear, ExpertMatrix, ExpertsView
 from sparsity_search.models.views import View
 from sparsity_search.statistics import InputStatistics, Statistic
 
@@ -22,7 +22,8 @@ class RoutedGatherer:
     """Accumulates what is known of units in mixtures of experts while a block runs.
 
     A single expert's matrices see the tokens that are routed to the expert, and no others. An
-    expert that gets none can then be shown all tokens, as if it were chosen every time.
+    expert that gets none can then be shown all that the others get, as if it were chosen every
+    time.
 
     Args:
         views: The block's views by unit name; those that are in no mixture are left out.
@@ -31,15 +32,24 @@ class RoutedGatherer:
 
     def __init__(self, views: Mapping[str, View], statistic: Statistic) -> None:
         self._matrices = {n: v for n, v in views.items() if isinstance(v, ExpertMatrix)}
+        self._linears = {n: v for n, v in views.items() if isinstance(v, ExpertLinear)}
         self._observers = {
             name: _Observer(view, statistic)
             for name, view in views.items()
             if isinstance(view, ExpertsView)
         }
-        self.statistics = {
-            name: InputStatistics(view.read().shape[1], statistic, view.read().device)
-            for name, view in self._matrices.items()
-        }
+        singles: dict[str, ExpertMatrix | ExpertLinear] = {**self._matrices, **self._linears}
+        self._singles = singles
+        shared: dict[Any, InputStatistics] = {}
+        self.statistics: dict[str, InputStatistics] = {}
+        self._leaders: list[str] = []  # one unit for each input
+        for name, view in singles.items():
+            key = _input_of(view)
+            if key not in shared:
+                weight = view.read()
+                shared[key] = InputStatistics(weight.shape[1], statistic, weight.device)
+                self._leaders.append(name)
+            self.statistics[name] = shared[key]
         self.statistics |= {name: o.statistics for name, o in self._observers.items()}
         self._first: dict[str, int] = {}
         self._handles: list[Any] = []
@@ -51,6 +61,14 @@ class RoutedGatherer:
         self._handles = [
             module.register_forward_pre_hook(self._hook, with_kwargs=True) for module in modules
         ]
+        self._handles += [
+            view.module.register_forward_pre_hook(self._linear_hook(name))
+            for name, view in self._linears.items()
+        ]
+        self._handles += [
+            expert.register_forward_pre_hook(self._show(others), with_kwargs=True)
+            for expert, others in self._without_tokens().items()
+        ]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -59,12 +77,12 @@ class RoutedGatherer:
     @property
     def unrouted(self) -> list[str]:
         """Units of single experts that no token reached, by name."""
-        return [name for name in self._matrices if not self.statistics[name].n_tokens]
+        return [name for name in self._singles if not self.statistics[name].n_tokens]
 
     @contextmanager
     def all_tokens(self) -> Iterator[None]:
         """Gather again, for the units that no token reached, as if all were routed to them."""
-        self._first = {name: self.statistics[name].n_tokens for name in self._matrices}
+        self._first = {name: self.statistics[name].n_tokens for name in self._singles}
         with self:
             yield
 
@@ -76,29 +94,59 @@ class RoutedGatherer:
         """Return what there is to tell of experts with few tokens or none, by their module."""
         none: dict[str, set[int]] = {}
         few: dict[str, set[int]] = {}
-        for name, view in self._matrices.items():
+        for name, view in self._singles.items():
             found = self.statistics[name]
             tokens = self._first.get(name, found.n_tokens)
             if tokens < found.n_inputs:
-                module = name.rpartition(".")[0].rpartition(".")[0]
-                (few if tokens else none).setdefault(module, set()).add(view.index)
+                (few if tokens else none).setdefault(_module_name(name, view), set()).add(
+                    view.index
+                )
         return (
             *_told(none, "no token is routed to {}: calibrated with all tokens"),
             *_told(few, "fewer tokens than inputs are routed to {}"),
         )
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, index, gates = (*args, *kwargs.values())[:3]
-        for name, view in self._matrices.items():
-            if view.module is not module or self._first.get(name):
+        arguments = (*args, *kwargs.values())
+        for name in self._leaders:
+            view = self._matrices.get(name)
+            if view is None or view.module is not module or self._first.get(name):
                 continue
-            forced = name in self._first
-            tokens = hidden if forced else hidden[(index == view.index).any(dim=1)]
+            tokens = view.bank.tokens(None if name in self._first else view.index, arguments)
             if len(tokens):
                 self.statistics[name].add(view.inputs(tokens))
         for observer in self._observers.values():
             if observer.view.module is module:
-                observer.add(hidden, index, gates)
+                observer.add(*arguments[:3])
+
+    def _linear_hook(self, name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not self._first.get(name):
+                self.statistics[name].add(args[0])
+
+        return hook
+
+    def _without_tokens(self) -> dict[nn.Module, list[nn.Module]]:
+        """Return those experts that got none, by the others beside them; for the second run."""
+        none: dict[Any, set[int]] = {}
+        for name, view in self._linears.items():
+            if self._first.get(name) == 0:
+                none.setdefault(view.mixture, set()).add(view.index)
+        found = {}
+        for mixture, indices in none.items():
+            experts = list(mixture.experts.children())
+            for index in set(range(len(experts))) - indices:
+                found[experts[index]] = [experts[other] for other in sorted(indices)]
+        return found
+
+    def _show(self, others: list[nn.Module]) -> Any:
+        """Return a hook that shows an expert's tokens to the experts that got none."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for other in others:
+                other(*args, **kwargs)
+
+        return hook
 
 
 class _Observer:
@@ -120,7 +168,7 @@ class _Observer:
         chosen.scatter_(1, numbers, 1.0)
         self._together += (chosen.T @ chosen).long().cpu()  # exact below 2²⁴ tokens
         for local, number, rows, slots in self._routed(index):
-            size = outputs(self.view.module, local, hidden[rows]).float().norm(dim=1)
+            size = self.view.bank.outputs(local, hidden[rows]).float().norm(dim=1)
             self._saliency[number] += float((gates[rows, slots].float() * size).sum())
         if self.statistics.statistic is not Statistic.NONE:
             parts = (torch.split(tensor, _CHUNK) for tensor in (hidden, index, gates))
@@ -141,7 +189,7 @@ class _Observer:
         shape = self.view.structures
         made = hidden.new_zeros(len(hidden), shape.count, shape.inner)
         for local, number, rows, slots in self._routed(index):
-            inner = activations(self.view.module, local, hidden[rows])
+            inner = self.view.bank.activations(local, hidden[rows])
             made[rows, number] = (inner * gates[rows, slots, None]).to(made)
         return made.flatten(1)
 
@@ -151,6 +199,21 @@ class _Observer:
             rows, slots = (index == local).nonzero(as_tuple=True)
             if len(rows):
                 yield local, number, rows, slots
+
+
+def _input_of(view: ExpertMatrix | ExpertLinear) -> Any:
+    """Return what is equal for matrices that read the same."""
+    if isinstance(view, ExpertLinear):
+        return view
+    return view.module, view.index, view.bank.reads_tokens(view.name)
+
+
+def _module_name(name: str, view: ExpertMatrix | ExpertLinear) -> str:
+    """Return the full name of the module that holds the unit's expert."""
+    if isinstance(view, ExpertMatrix):
+        return name.rpartition(".")[0].rpartition(".")[0]
+    own = next(n for n, m in view.mixture.experts.named_modules() if m is view.module)
+    return name.removesuffix(f".{own}")
 
 
 def _told(experts: Mapping[str, Iterable[int]], line: str) -> Iterator[str]:

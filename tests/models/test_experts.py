@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.experts import outputs
+from sparsity_search.models.banks import bank_of
 from sparsity_search.models.materialise import saveable
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.testing.evaluator import random_tokens, weights_of
@@ -219,7 +219,7 @@ def test_an_experts_own_forward() -> None:
     tokens = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0))
     gate, up = (tokens @ experts.gate_up_proj[4].T).chunk(2, dim=1)
     expected = (nn.functional.silu(gate) * up) @ experts.down_proj[4].T
-    assert_close(outputs(experts, 4, tokens), expected)
+    assert_close(bank_of(experts).outputs(4, tokens), expected)
 
 
 def test_saved_and_loaded(family: str, tokens: Tensor, tmp_path: Path) -> None:

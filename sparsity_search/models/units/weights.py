@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sparsity_search.models.experts import DOWN, GATE_UP, ExpertMatrix, mixtures
+from sparsity_search.models.experts import (
+    ExpertLinear,
+    ExpertMatrix,
+    Mixture,
+    UnknownView,
+    mixtures,
+    unknown,
+)
 from sparsity_search.models.roles import role_of
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import LinearView
-
-#: Parameters of experts → roles, in forward order.
-_EXPERT_ROLES = {GATE_UP: "expert_gate_up", DOWN: "expert_down"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +31,26 @@ class Weights(UnitKind):
         """Yield the linear layers and the experts' matrices."""
         found = list(mixtures(block.module))
         gates = {gate for mixture in found for gate in mixture.gates()}
-        experts = {mixture.experts: mixture.count for mixture in found}
+        banks = {mixture.experts: mixture.bank for mixture in found if mixture.bank}
+        listed = {part: place for mixture in found for part, place in _places(mixture)}
         for name, module in block.module.named_modules():
             full = f"{block.name}.{name}"
             if isinstance(module, nn.Linear) and module not in gates:
-                yield FoundUnit(full, role_of(full), LinearView(module))
-            for index in range(experts.get(module, 0)):
-                for matrix, role in _EXPERT_ROLES.items():
-                    view = ExpertMatrix(module, index, matrix)
-                    yield FoundUnit(f"{full}.{index}.{matrix}", role, view)
+                own = listed.get(module)
+                view = ExpertLinear(module, *own) if own else LinearView(module)
+                yield FoundUnit(full, role_of(full), view)
+            if bank := banks.get(module):
+                for index in range(bank.count):
+                    for matrix, role in bank.roles.items():
+                        view = ExpertMatrix(bank, index, matrix)
+                        yield FoundUnit(f"{full}.{index}.{matrix}", role, view)
+        for name, parameter in unknown(block.module, found):
+            full = f"{block.name}.{name}"
+            yield FoundUnit(full, "unknown", UnknownView(full, parameter))
+
+
+def _places(mixture: Mixture) -> Iterator[tuple[nn.Module, tuple[Mixture, int]]]:
+    """Yield the parts of experts that are modules, each with its mixture and number."""
+    for index, expert in enumerate(() if mixture.bank else mixture.experts.children()):
+        for part in expert.modules():
+            yield part, (mixture, index)

@@ -1,0 +1,249 @@
+"""Banks: modules that hold one kind of matrix, or all, of every expert of a mixture.
+
+Nearly all mixtures of transformers 5 keep their experts in two 3-D parameters: ``gate_up_proj``,
+``(experts, 2 · inner, hidden)``, or ``up_proj`` where there is no gate, and ``down_proj``,
+``(experts, hidden, inner)``. Both may be transposed, gate and up may alternate, and there may be
+biases (`transformers.integrations.moe.use_experts_implementation`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Names of the experts' parameters, in most families.
+GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+_GATED = {GATE_UP: "expert_gate_up", DOWN: "expert_down"}
+_UNGATED = {UP: "expert_up", DOWN: "expert_down"}
+
+
+class Bank(ABC):
+    """The matrices of all experts in parameters of one module, and how the module is called.
+
+    Args:
+        module: What is called with the tokens.
+        roles: Parameters → roles of their matrices, in forward order. The last one of several
+            reads what the expert makes of the others' outputs.
+        count: Number of experts.
+        transposed: Parameters whose matrices are stored as ``(inputs, outputs)``.
+        owner: The module that has the parameters; None for ``module``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        roles: Mapping[str, str],
+        count: int,
+        transposed: Sequence[str] = (),
+        owner: nn.Module | None = None,
+    ) -> None:
+        self.module = module
+        self.roles = roles
+        self.transposed = frozenset(transposed)
+        self._count = count
+        self._owner = owner or module
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return self._count
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the parameter that holds the matrices of all experts."""
+        found = getattr(self._owner, name)
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return all parameters with matrices."""
+        return [self.parameter(name) for name in self.roles]
+
+    def matrix(self, tensor: Tensor, name: str, index: int) -> Tensor:
+        """Return an expert's matrix, ``(outputs, inputs)``; shares memory.
+
+        Args:
+            tensor: Of the shape of the parameter: its values, or its gradient.
+            name: Of the parameter.
+            index: Which expert.
+        """
+        return self._oriented(self._split(tensor)[index], name)
+
+    def assembled(self, name: str, matrices: Mapping[int, Tensor]) -> Tensor:
+        """Return a parameter with some experts' matrices replaced; gradients flow to these."""
+        parameter = self.parameter(name).detach()
+        parts = list(self._split(parameter))
+        for index, matrix in matrices.items():
+            parts[index] = self._oriented(matrix, name)
+        return torch.stack(parts).view(parameter.shape)
+
+    def reads_tokens(self, name: str) -> bool:
+        """Return whether a parameter's matrices read the tokens themselves."""
+        return len(self.roles) == 1 or name != list(self.roles)[-1]
+
+    def inputs(self, name: str, index: int, tokens: Tensor) -> Tensor:
+        """Return what a matrix reads when its expert gets the tokens ``(n, hidden)``."""
+        return tokens if self.reads_tokens(name) else self.activations(index, tokens)
+
+    @abstractmethod
+    def activations(self, index: int, tokens: Tensor) -> Tensor:
+        """Return what an expert's last matrix reads, ``(n_tokens, inner)``."""
+
+    def outputs(self, index: int, tokens: Tensor) -> Tensor:
+        """Return an expert's output, ``(n_tokens, hidden)``, without its gate weight."""
+        result = self._linear(list(self.roles)[-1], index, self.activations(index, tokens))
+        if getattr(self.module, "has_post_expert_norm", False):
+            module: Any = self.module
+            normed: Tensor = module.post_expert_norm(result)
+            return normed
+        return result
+
+    def tokens(self, index: int | None, arguments: Sequence[Any]) -> Tensor:
+        """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
+
+        Args:
+            index: Which expert.
+            arguments: Of the module's forward: tokens, their experts ``(n_tokens, top_k)``, and
+                the gate weights. An expert with gate weight 0 is not chosen.
+        """
+        hidden, chosen, gates = arguments[:3]
+        hidden = hidden.flatten(0, -2)
+        if index is None:
+            return hidden
+        return hidden[((chosen == index) & (gates != 0)).any(dim=1)]
+
+    def _linear(self, name: str, index: int, inputs: Tensor) -> Tensor:
+        weight = self.matrix(self.parameter(name).detach(), name, index)
+        bias = getattr(self._owner, f"{name}_bias", None)
+        return nn.functional.linear(inputs, weight, None if bias is None else bias[index])
+
+    def _split(self, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 3:
+            return tensor
+        return tensor.view(self.count, -1, tensor.shape[-1])
+
+    def _oriented(self, matrix: Tensor, name: str) -> Tensor:
+        return matrix.mT if name in self.transposed else matrix
+
+
+class FusedBank(Bank):
+    """Gate and up in one parameter, or up alone; with the module's own gate."""
+
+    @property
+    def count(self) -> int:
+        """Number of experts; some may have been removed."""
+        return len(self.parameter(DOWN))
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but a gate makes it differ from two linear layers for each expert."""
+        same = len(self.parameter(DOWN)) == len(next(iter(self.parameters())))
+        extra = any(hasattr(self.module, f"{name}_bias") for name in self.roles)
+        normed = getattr(self.module, "has_post_expert_norm", False)
+        return same and GATE_UP in self.roles and not (self.transposed or extra or normed)
+
+    def activations(self, index: int, tokens: Tensor) -> Tensor:
+        """Return what an expert's ``down_proj`` reads, ``(n_tokens, inner)``."""
+        module: Any = self.module
+        made = self._linear(next(iter(self.roles)), index, tokens)
+        if GATE_UP not in self.roles:
+            result: Tensor = module.act_fn(made)
+        elif hasattr(module, "_apply_gate"):  # the family's own, e.g. with a limit
+            result = module._apply_gate(made)
+        else:
+            gate, up = made.chunk(2, dim=-1)
+            result = module.act_fn(gate) * up
+        return result
+
+    def tokens(self, index: int | None, arguments: Sequence[Any]) -> Tensor:
+        """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
+
+        Llama 4 gives each expert all tokens times their gate weights, one expert after the other:
+        those that are not routed to it are zeros.
+        """
+        if len(arguments) > 1:
+            return super().tokens(index, arguments)
+        grouped = arguments[0].view(self.count, -1, arguments[0].shape[-1])
+        found = grouped.flatten(0, 1) if index is None else grouped[index]
+        return found[(found != 0).any(dim=1)]
+
+
+class SplitBank(Bank):
+    """Gate, up and down in 2-D parameters, expert below expert (DBRX)."""
+
+    def activations(self, index: int, tokens: Tensor) -> Tensor:
+        """Return what an expert's ``w2`` reads, ``(n_tokens, inner)``."""
+        owner: Any = self._owner
+        gate, up = (self._linear(name, index, tokens) for name in ("w1", "v1"))
+        result: Tensor = owner.activation_fn(gate) * up
+        return result
+
+
+class LinearBank(Bank):
+    """One linear layer of every expert, called with the tokens sorted by expert (JetMoE)."""
+
+    def activations(self, index: int, tokens: Tensor) -> Tensor:
+        """Return the tokens: there is but one matrix."""
+        del index
+        return tokens
+
+    def tokens(self, index: int | None, arguments: Sequence[Any]) -> Tensor:
+        """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
+
+        Args:
+            index: Which expert.
+            arguments: Of the module's forward: tokens, and how many each expert gets.
+        """
+        tokens, sizes = arguments[:2]
+        found: Tensor = tokens if index is None else tokens.split(sizes)[index]
+        return found
+
+
+def bank_of(module: nn.Module) -> Bank | None:
+    """Return the bank that a module is, or None if it is none that is known."""
+    return _fused(module) or _split(module) or _linear(module)
+
+
+def _fused(module: nn.Module) -> Bank | None:
+    roles = _GATED if hasattr(module, GATE_UP) else _UNGATED
+    first, down = (getattr(module, name, None) for name in roles)
+    gated, silent = roles is _GATED, not hasattr(module, "_apply_gate")
+    if not (_stacked(first) and _stacked(down)) or (silent and not hasattr(module, "act_fn")):
+        return None
+    if not gated and getattr(module, "has_gate", True):  # a gate may be in a third parameter
+        return None
+    stored = getattr(module, "is_transposed", None)
+    for transposed in (False, True) if stored is None else (stored,):
+        into, out = (p.mT if transposed else p for p in (first, down))
+        count, hidden, inner = out.shape
+        # zero-computation experts may have rows of the first parameter too (LongCat-Flash)
+        if len(into) >= count and into.shape[1:] == ((2 if gated else 1) * inner, hidden):
+            return FusedBank(module, roles, count, tuple(roles) if transposed else ())
+    return None
+
+
+def _split(module: nn.Module) -> Bank | None:
+    owner = getattr(module, "mlp", None)
+    count = getattr(module, "num_experts", None)
+    roles = {"w1": "expert_gate", "v1": "expert_up", "w2": "expert_down"}
+    parameters = [getattr(owner, name, None) for name in roles]
+    if not (count and hasattr(owner, "activation_fn")):
+        return None
+    if not all(isinstance(p, nn.Parameter) and p.ndim == 2 for p in parameters):
+        return None
+    return SplitBank(module, roles, count, ("w2",), owner)
+
+
+def _linear(module: nn.Module) -> Bank | None:
+    weight = getattr(module, "weight", None)
+    shape = [getattr(module, name, 0) for name in ("num_experts", "output_size", "input_size")]
+    if not (_stacked(weight) and list(weight.shape) == shape):
+        return None
+    return LinearBank(module, {"weight": "expert_linear"}, shape[0])
+
+
+def _stacked(found: Any) -> bool:
+    return isinstance(found, nn.Parameter) and found.ndim == 3
