@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +109,8 @@ class Bank(ABC):
             arguments: Of the module's forward: tokens, their experts ``(n_tokens, top_k)``, and
                 the gate weights. An expert with gate weight 0 is not chosen.
         """
-        hidden, chosen, gates = arguments[:3]
-        hidden = hidden.flatten(0, -2)
+        hidden: Tensor = arguments[0].flatten(0, -2)
+        chosen, gates = arguments[1:3]
         if index is None:
             return hidden
         return hidden[((chosen == index) & (gates != 0)).any(dim=1)]
@@ -149,8 +149,9 @@ class FusedBank(Bank):
         """Return what an expert's ``down_proj`` reads, ``(n_tokens, inner)``."""
         module: Any = self.module
         made = self._linear(next(iter(self.roles)), index, tokens)
+        result: Tensor
         if GATE_UP not in self.roles:
-            result: Tensor = module.act_fn(made)
+            result = module.act_fn(made)
         elif hasattr(module, "_apply_gate"):  # the family's own, e.g. with a limit
             result = module._apply_gate(made)
         else:
@@ -166,8 +167,9 @@ class FusedBank(Bank):
         """
         if len(arguments) > 1:
             return super().tokens(index, arguments)
-        grouped = arguments[0].view(self.count, -1, arguments[0].shape[-1])
-        found = grouped.flatten(0, 1) if index is None else grouped[index]
+        hidden: Tensor = arguments[0]
+        grouped = hidden.view(self.count, -1, hidden.shape[-1])
+        found = hidden if index is None else grouped[index]
         return found[(found != 0).any(dim=1)]
 
 
@@ -209,15 +211,16 @@ def bank_of(module: nn.Module) -> Bank | None:
 
 def _fused(module: nn.Module) -> Bank | None:
     roles = _GATED if hasattr(module, GATE_UP) else _UNGATED
-    first, down = (getattr(module, name, None) for name in roles)
-    gated, silent = roles is _GATED, not hasattr(module, "_apply_gate")
-    if not (_stacked(first) and _stacked(down)) or (silent and not hasattr(module, "act_fn")):
+    gated = roles is _GATED
+    found = [getattr(module, name, None) for name in roles]
+    stacks = [p for p in found if _stacked(p)]
+    if len(stacks) < len(roles) or not any(hasattr(module, n) for n in ("_apply_gate", "act_fn")):
         return None
     if not gated and getattr(module, "has_gate", True):  # a gate may be in a third parameter
         return None
     stored = getattr(module, "is_transposed", None)
     for transposed in (False, True) if stored is None else (stored,):
-        into, out = (p.mT if transposed else p for p in (first, down))
+        into, out = (p.mT if transposed else p for p in stacks)
         count, hidden, inner = out.shape
         # zero-computation experts may have rows of the first parameter too (LongCat-Flash)
         if len(into) >= count and into.shape[1:] == ((2 if gated else 1) * inner, hidden):
@@ -245,5 +248,5 @@ def _linear(module: nn.Module) -> Bank | None:
     return LinearBank(module, {"weight": "expert_linear"}, shape[0])
 
 
-def _stacked(found: Any) -> bool:
+def _stacked(found: Any) -> TypeGuard[nn.Parameter]:
     return isinstance(found, nn.Parameter) and found.ndim == 3

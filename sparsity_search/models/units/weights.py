@@ -37,8 +37,8 @@ class Weights(UnitKind):
             full = f"{block.name}.{name}"
             if isinstance(module, nn.Linear) and module not in gates:
                 own = listed.get(module)
-                view = ExpertLinear(module, *own) if own else LinearView(module)
-                yield FoundUnit(full, role_of(full), view)
+                linear = ExpertLinear(module, *own) if own else LinearView(module)
+                yield FoundUnit(full, role_of(full), linear)
             if bank := banks.get(module):
                 for index in range(bank.count):
                     for matrix, role in bank.roles.items():
