@@ -243,6 +243,26 @@ def test_whole_experts_with_a_corrected_router() -> None:
         PrunableModel(LAYOUTS["deepseek_v3"].make(), units="experts")
 
 
+ROLES = {
+    "nemotron_h": ["expert_up", "expert_down"],
+    "dbrx": ["expert_gate", "expert_up", "expert_down"],
+    "jetmoe": ["expert_linear"],
+    "listed": ["w1", "w3", "w2"],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_roles_in_forward_order(name: str) -> None:
+    family = LAYOUTS[name]
+    model = family.make()
+    wanted = units(family, family.module(model))
+    found = [unit for unit in PrunableModel(model).layout if unit.name in wanted]
+    assert [unit.name for unit in found] == list(wanted)
+    roles = ROLES.get(name, ["expert_gate_up", "expert_down"])
+    assert [unit.role for unit in found] == roles * EXPERTS
+    assert [unit.count for unit in found] == [weight.numel() for _, _, weight in wanted.values()]
+
+
 class Strange(nn.Module):
     """Experts whose gate and up are parameters of their own, as no bank has them."""
 
@@ -257,6 +277,7 @@ class Strange(nn.Module):
 def test_unknown_layouts_are_told() -> None:
     model = tiny_mixtral()
     model.model.layers[1].mlp.shared_experts = Strange()
+    assert bank_of(Strange()) is None
     with pytest.raises(ModelError) as caught:
         PrunableModel(model)
     assert str(caught.value) == (
