@@ -12,6 +12,7 @@ from sparsity_search.budget import Budget
 from sparsity_search.config import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.history import Measurement
+from sparsity_search.prices import Prices
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.report.record import RunRecord, Stage, load_stages
 from sparsity_search.rng import generator
@@ -29,7 +30,7 @@ from sparsity_search.searchers._training import (
 from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import load_space
 from sparsity_search.store import profiles
-from sparsity_search.workflow.rundir import JOURNAL, read_json
+from sparsity_search.workflow.rundir import JOURNAL, PRICES, read_json
 
 __all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
 
@@ -129,7 +130,9 @@ def space_of(record: RunRecord) -> SearchSpace:
         raise RunMismatchError("run.json is of another version, or corrupt") from error
     file = load_space(config.space).of_levels
     budget = Budget(config.budget.saving or config.budget.target)
-    space = file.build(record.layout, budget, config.budget.bounds)
+    stored = record.run.get(PRICES)
+    prices = None if stored is None else Prices.from_json(record.layout, stored)
+    space = file.build(record.layout, budget, config.budget.bounds, prices)
     if record.run["fingerprint"].get("space", space.digest) != space.digest:
         raise RunMismatchError(f"the space {config.space!r} is not what it was in the search")
     return space

@@ -54,6 +54,9 @@ def test_a_search_in_operations(cli: Cli, model: Path, tmp_path: Path) -> None:
     assert search(
         cli, model, out, "--measure", "flops", "--set", "measure.length=4096", rounds=3
     ).code == 0  # fmt: skip
+    # its measurements teach a predictor, by the levels of a space with prices
+    outcome = cli("predictor", out, "--out", tmp_path / "pairs.json")
+    assert outcome.code == 0, outcome.err
     again = tmp_path / "again"
     outcome = search(cli, model, again, "--measure", out / "prices.json")
     assert outcome.code == 0, outcome.err
