@@ -49,6 +49,8 @@ class ModelSection(Section):
         device: ``auto``, ``cpu``, ``cuda``, …
         trust_remote_code: Run code that comes with the model.
         exclude: Units whose name matches this regular expression are left alone.
+        blocks: A regular expression that matches the name of the module list that holds the
+            decoder blocks; by default they are found by their number.
         units: What is removed: single ``weights``, or structures, see `models/units/`; by
             default what the pruner usually removes.
     """
@@ -59,6 +61,7 @@ class ModelSection(Section):
     device: str = "auto"
     trust_remote_code: bool = False
     exclude: str | None = None
+    blocks: str | None = None
     units: str | None = None
 
 

@@ -19,6 +19,7 @@ def allocate(
     bounds: options.Bounds = None,
     seed: options.Seed = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,

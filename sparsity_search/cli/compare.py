@@ -38,6 +38,7 @@ def compare(
     seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,

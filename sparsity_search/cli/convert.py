@@ -34,6 +34,7 @@ def convert(
     sparsity: options.OptionalSparsity = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
@@ -86,7 +87,10 @@ def convert(
 
 
 #: Options that say which model, and how it is loaded.
-_OF_MODEL = {"model", "exclude", "units", "revision", "dtype", "device", "trust_remote_code"}
+_OF_MODEL = {
+    *("model", "exclude", "blocks", "units", "revision", "dtype", "device"),
+    "trust_remote_code",
+}
 
 
 def _settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ def evaluate(
     sequences: Annotated[int, typer.Option(help="How many; 0 for all of the text.")] = 40,
     length: Annotated[int, typer.Option(help="Tokens in each, at most.")] = 1024,
     seed: options.Seed = None,
+    blocks: options.Blocks = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,

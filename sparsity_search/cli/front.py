@@ -31,6 +31,7 @@ def front(
     minutes: Annotated[float | None, typer.Option(help="Search time in all.")] = None,
     seed: options.Seed = None,
     bounds: options.Bounds = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,

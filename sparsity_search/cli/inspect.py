@@ -18,6 +18,7 @@ def inspect(
     pattern: options.Pattern = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,

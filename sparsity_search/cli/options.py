@@ -18,6 +18,7 @@ KEYS = {
     "model": "model.name",
     "checkpoint": "model.name",
     "exclude": "model.exclude",
+    "blocks": "model.blocks",
     "units": "model.units",
     "revision": "model.revision",
     "dtype": "model.dtype",
@@ -80,6 +81,10 @@ Bounds = Annotated[
 ]
 Exclude = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Leave units with matching names alone.")
+]
+Blocks = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Name of the decoder blocks, if not found by themselves."),
 ]
 Units = Annotated[
     str | None,

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from sparsity_search.workflow.recommend import Method
 
 #: Options that the commands it prints take too.
-_PASSED = ("calibration", "exclude", "units", "revision", "dtype", "device", "config")
+_PASSED = (
+    *("calibration", "exclude", "blocks", "units", "revision", "dtype", "device", "config"),
+)
 
 
 def recommend(
@@ -25,6 +27,7 @@ def recommend(
     calibration: options.Calibration = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,
@@ -91,7 +94,7 @@ def commands(method: Method, given: Mapping[str, Any]) -> list[str]:
 
 
 def _shared(given: Mapping[str, Any]) -> list[str]:
-    words = [word for key in _PASSED for word in _option(key, given[key])]
+    words = [word for key in _PASSED for word in _option(key, given.get(key))]
     words += ["--trust-remote-code"] if given["trust_remote_code"] else []
     return words + [word for text in given["set_"] or [] for word in ("--set", text)]
 

@@ -47,6 +47,7 @@ def search(
     storage: Annotated[str | None, typer.Option(help="URL of an Optuna storage.")] = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,

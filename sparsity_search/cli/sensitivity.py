@@ -18,6 +18,7 @@ def sensitivity(
     calibration: options.Calibration = None,
     seed: options.Seed = None,
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     units: options.Units = None,
     revision: options.Revision = None,
     dtype: options.Dtype = None,

@@ -14,6 +14,7 @@ def verify(
     checkpoint: options.Model,
     profile: Annotated[Path, typer.Option(help="A profile.json.")],
     exclude: options.Exclude = None,
+    blocks: options.Blocks = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Check that a checkpoint's zeros are exactly those of a profile.

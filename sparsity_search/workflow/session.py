@@ -89,6 +89,7 @@ def open_session(
             dtype=model.dtype,
             device=model.device,
             trust_remote_code=model.trust_remote_code,
+            blocks=model.blocks,
         )
         subject = PrunableModel(loaded.model, model.exclude, kind)
     with monitor.stage("draw text"):

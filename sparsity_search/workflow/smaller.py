@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ def comparison(
         shape: What it keeps; None if nothing is padded.
         out: Its folder.
     """
-    subject = PrunableModel(smaller, session.subject.exclude, session.subject.units)
+    was = session.subject
+    subject = PrunableModel(smaller, was.exclude, was.units, f"^{re.escape(was.prefix)}$")
     dense = session.loaded.model
     tokens = session.text["calibration"][:1, :_TOKENS]
     speed = tokens_per_second([dense, smaller], tokens)

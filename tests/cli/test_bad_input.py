@@ -45,7 +45,7 @@ SEARCHES = {
     "no value": (["--set", "study.seed"], ["section.key=value"]),
     "bad value": (["--set", "study.rounds=many"], ["study.rounds"]),
     "no regular expression": (["--exclude", "("], ["regular expression"]),
-    "everything excluded": (["--exclude", "."], ["no prunable"]),
+    "everything excluded": (["--exclude", "."], ["matches all 21 units"]),
     "rung too long": (["--set", "ladder.rungs=[{tokens: 9999, survivors: 1}]"], ["9999"]),
     "no such config": (["--config", "absent.yaml"], ["absent.yaml"]),
     "bad storage": (["--storage", "nonsense"], ["storage"]),
@@ -145,3 +145,22 @@ def test_a_report_of_no_run_is_refused(cli: Cli, tmp_path: Path) -> None:
 
 def test_an_unknown_list_is_refused(cli: Cli) -> None:
     refused(cli("ls", "prunners"), "'pruners'")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect",),
+        ("evaluate", "--text", "self"),
+        ("prune", "--sparsity", "0.5", "--out", "out"),
+        ("search", "--sparsity", "0.5", "--out", "out"),
+        ("allocate", "--allocator", "owl", "--sparsity", "0.5", "--out", "out.json"),
+        ("sensitivity", "--out", "out.json"),
+        ("recommend", "--minutes", "1"),
+        ("compare", "--allocators", "owl", "--sparsity", "0.5", "--out", "out"),
+    ],
+)
+def test_blocks_that_do_not_exist(cli: Cli, model: Path, command: tuple[str, ...]) -> None:
+    outcome = cli(command[0], model, *command[1:], "--blocks", "absent")
+    assert outcome.code == 2
+    assert "--blocks 'absent' is no module list" in " ".join(outcome.err.split())

@@ -58,7 +58,7 @@ def test_exclude(exclude: str | None, n_units: int) -> None:
 
 
 def test_exclude_faults() -> None:
-    with pytest.raises(ModelError, match="no prunable linear"):
+    with pytest.raises(ConfigError, match="matches all 21 units, such as"):
         PrunableModel(tiny_llama(), ".")
     with pytest.raises(ConfigError, match="regular expression"):
         PrunableModel(tiny_llama(), "(")
