@@ -48,6 +48,8 @@ class ModelSection(Section):
         dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda``, …
         trust_remote_code: Run code that comes with the model.
+        offload: Keep the decoder blocks' weights in a file, and one block at a time on the
+            device.
         exclude: Units whose name matches this regular expression are left alone.
         blocks: A regular expression that matches the name of the module list that holds the
             decoder blocks; by default they are found by their number.
@@ -60,6 +62,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    offload: bool = False
     exclude: str | None = None
     blocks: str | None = None
     units: str | None = None
@@ -218,7 +221,8 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return what a search depends on, flat: all but limits, storage and what follows it."""
         flat = flatten(self.model_dump(mode="json"))
-        limits = {"study.rounds", "study.minutes", "study.storage", "supernet.store"}
+        limits = {"study.rounds", "study.minutes", "study.storage"}
+        limits |= {"supernet.store", "model.offload"}  # where weights are kept, not which
         return {
             key: value
             for key, value in flat.items()

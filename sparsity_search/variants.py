@@ -174,6 +174,12 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     return codes
 
 
+def on_cpu(variants: Variants) -> Variants:
+    """Return the same variants, stored in the CPU's memory."""
+    tensors = {name: tensor.cpu() for name, tensor in variants.tensors().items()}
+    return variants_from_tensors(variants.kind, variants.counts, tensors, variants.notes)
+
+
 def variants_from_tensors(
     kind: str, counts: Sequence[int], tensors: Mapping[str, Tensor], notes: Sequence[str] = ()
 ) -> Variants:

@@ -39,6 +39,7 @@ def convert(
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
     set_: Annotated[
         list[str] | None,
@@ -89,7 +90,7 @@ def convert(
 #: Options that say which model, and how it is loaded.
 _OF_MODEL = {
     *("model", "exclude", "blocks", "units", "revision", "dtype", "device"),
-    "trust_remote_code",
+    *("offload", "trust_remote_code"),
 }
 
 

@@ -23,6 +23,7 @@ def evaluate(
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
     config: options.Config = None,
     set_: options.Set = None,

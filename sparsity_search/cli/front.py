@@ -34,6 +34,7 @@ def front(
     blocks: options.Blocks = None,
     units: options.Units = None,
     device: options.Device = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
     config: options.Config = None,
     set_: options.Set = None,

@@ -23,6 +23,7 @@ KEYS = {
     "revision": "model.revision",
     "dtype": "model.dtype",
     "device": "model.device",
+    "offload": "model.offload",
     "trust_remote_code": "model.trust_remote_code",
     "sparsity": "budget.sparsity",
     "saving": "budget.saving",
@@ -94,6 +95,9 @@ Seed = Annotated[int | None, typer.Option(help="Of all random draws.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Hold one block at a time: for models beyond memory.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
@@ -121,7 +125,8 @@ def configuration(options: Mapping[str, Any]) -> RunConfig:
     from sparsity_search.config import load_config
 
     given = {KEYS[name]: value for name, value in options.items() if name in KEYS}
-    given["model.trust_remote_code"] = given["model.trust_remote_code"] or None
+    for key in ("model.trust_remote_code", "model.offload"):
+        given[key] = given.get(key) or None
     given["budget.bounds"] = parse_bounds(given.get("budget.bounds"))
     for key in ("initial", "hints"):
         given[key] = given[key].split(",") if given.get(key) else None

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from sparsity_search.workflow.recommend import Method
 
 #: Options that the commands it prints take too.
-_PASSED = (
-    *("calibration", "exclude", "blocks", "units", "revision", "dtype", "device", "config"),
-)
+_PASSED = ("calibration", "exclude", "blocks", "units", "revision", "dtype", "device", "config")
 
 
 def recommend(
@@ -32,6 +30,7 @@ def recommend(
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
     config: options.Config = None,
     set_: options.Set = None,
@@ -95,6 +94,7 @@ def commands(method: Method, given: Mapping[str, Any]) -> list[str]:
 
 def _shared(given: Mapping[str, Any]) -> list[str]:
     words = [word for key in _PASSED for word in _option(key, given.get(key))]
+    words += ["--offload"] if given.get("offload") else []
     words += ["--trust-remote-code"] if given["trust_remote_code"] else []
     return words + [word for text in given["set_"] or [] for word in ("--set", text)]
 

@@ -52,6 +52,7 @@ def search(
     revision: options.Revision = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
     config: options.Config = None,
     set_: options.Set = None,

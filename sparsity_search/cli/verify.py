@@ -15,6 +15,7 @@ def verify(
     profile: Annotated[Path, typer.Option(help="A profile.json.")],
     exclude: options.Exclude = None,
     blocks: options.Blocks = None,
+    offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Check that a checkpoint's zeros are exactly those of a profile.

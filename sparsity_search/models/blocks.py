@@ -54,9 +54,7 @@ def _named(lists: dict[str, nn.ModuleList], pattern: str, model: str) -> str:
     if len(outer) == 1:
         return outer[0]
     if not outer:
-        raise ModelError(
-            f"--blocks {pattern!r} is no module list of {model}: {_listed(lists)}"
-        )
+        raise ModelError(f"--blocks {pattern!r} is no module list of {model}: {_listed(lists)}")
     raise ModelError(f"--blocks {pattern!r} matches {_listed(outer)}: name one")
 
 

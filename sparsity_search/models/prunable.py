@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.groups import Groups
 from sparsity_search.layout import Layout, Unit
 from sparsity_search.models.blocks import find_blocks
+from sparsity_search.models.offload import offload_of
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import View
 from sparsity_search.profile import SparsityProfile, from_counts
@@ -45,6 +46,7 @@ class PrunableModel:
         self.units = units
         self.exclude = exclude
         self.prefix, self.blocks = find_blocks(model, blocks)
+        self.offload = offload_of(model)
         self.views: dict[str, View] = {}
         self.excluded: list[str] = []
         excluded, found = _pattern(exclude), []
@@ -65,6 +67,7 @@ class PrunableModel:
                     zeros=zeros,
                 )
             )
+            self.release()
         if not found:
             raise self._nothing()
         self.layout = Layout(found)
@@ -92,7 +95,7 @@ class PrunableModel:
 
     def zeros(self) -> SparsityProfile:
         """Return the profile that the weights have now: zeros counted in every unit."""
-        return from_counts(self.layout, [self.views[u.name].n_zeros() for u in self.layout])
+        return from_counts(self.layout, [view.n_zeros() for _, view in self._one_by_one()])
 
     def verify(self, profile: SparsityProfile) -> None:
         """Check that the weights' zeros are exactly those of ``profile``, and in its patterns.
@@ -110,18 +113,54 @@ class PrunableModel:
             if pattern and not _is_grouped(self.views[unit.name].read(), pattern):
                 raise ProfileError(f"{unit.name} is not {pattern}, as the profile says")
 
+    def snapshot(self) -> Mapping[str, Tensor]:
+        """Return copies of the units' weights as they are now, by name."""
+        pairs = ((name, view.read()) for name, view in self._one_by_one())
+        if self.offload is not None:
+            return self.offload.copied(pairs)
+        return {name: weight.clone() for name, weight in pairs}
+
+    def present(self, block: int) -> AbstractContextManager[None]:
+        """Keep a block where it runs, to read and write its weights there."""
+        return nullcontext() if self.offload is None else self.offload.present(block)
+
+    def check_not_offloaded(self) -> None:
+        """Check that all blocks stay where they run, as backward passes need them.
+
+        Raises:
+            ConfigError: The model is offloaded.
+        """
+        if self.offload is not None:
+            raise ConfigError(
+                "gradients need the whole model at once: leave out --offload, or the method that "
+                "takes them"
+            )
+
+    def release(self) -> None:
+        """Take weights that rest in a file out of memory."""
+        if self.offload is not None:
+            self.offload.release()
+
+    def _one_by_one(self) -> Iterator[tuple[str, View]]:
+        """Yield name and view of each unit; of an offloaded model, only that one is in memory."""
+        for name, view in self.views.items():
+            yield name, view
+            self.release()
+
     @contextmanager
-    def preserved(self) -> Iterator[dict[str, Tensor]]:
+    def preserved(self) -> Iterator[Mapping[str, Tensor]]:
         """Keep the units' weights as they are now, and put them back afterwards, whatever happens.
 
         Yields:
             Copies of the weights by unit name.
         """
-        dense = {name: view.read().clone() for name, view in self.views.items()}
+        dense = self.snapshot()
         try:
             yield dense
         finally:
-            for name, view in self.views.items():
+            if self.offload is not None:
+                self.offload.rest()
+            for name, view in self._one_by_one():
                 view.write(dense[name])
 
 

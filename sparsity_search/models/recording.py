@@ -71,8 +71,9 @@ def record(
         differentiate: Which backward passes to make.
 
     Raises:
-        ConfigError: A unit is not made of linear layers.
+        ConfigError: A unit is not made of linear layers, or the model is offloaded.
     """
+    subject.check_not_offloaded()
     tape = _Tape(positions)
     linears = linears_of(subject)
     found = {linear: Recording() for linear in linears}

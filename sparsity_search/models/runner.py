@@ -38,6 +38,8 @@ class BlockRunner:
         self._model = subject.model
         self._blocks = subject.blocks
         self._device = next(subject.model.parameters()).device
+        # between blocks, hidden states wait where the blocks of an offloaded model do
+        self._waiting = self._device if subject.offload is None else torch.device("cpu")
         self._batches = torch.split(tokens, BATCH)
         self._kwargs: dict[int, list[dict[str, Any]]] = {}
         self._in_tuples = False
@@ -49,7 +51,7 @@ class BlockRunner:
     @torch.inference_mode()
     def embed(self) -> list[Tensor]:
         """Return the input of block 0 for each batch, ``(batch, length, hidden)``."""
-        return [self._capture_input(batch) for batch in self._batches]
+        return [self._capture_input(batch).to(self._waiting) for batch in self._batches]
 
     @torch.inference_mode()
     def run(self, block: int, hidden: Sequence[Tensor]) -> list[Tensor]:
@@ -72,14 +74,15 @@ class BlockRunner:
                     block.forward = forward
 
     def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
+        states = states.to(self._device)
         output = (states,) if self._in_tuples else states
         for block in self._blocks:  # what comes before the last block's output is not used
             block.forward = lambda *_, **__: output
         return last_hidden(self._model, batch)
 
     def _call(self, block: int, states: Tensor) -> Tensor:
-        output = self._blocks[block](states, **self._kwargs[len(states)][block])
-        return output if isinstance(output, Tensor) else output[0]
+        output = self._blocks[block](states.to(self._device), **self._kwargs[len(states)][block])
+        return (output if isinstance(output, Tensor) else output[0]).to(self._waiting)
 
     def _forward(self, batch: Tensor) -> None:
         self._model(input_ids=batch.to(self._device), use_cache=False, logits_to_keep=1)

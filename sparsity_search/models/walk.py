@@ -85,7 +85,8 @@ def walk(
             )
             for unit in units
         }
-        yield Visit(found.block, units, found.statistics, evidence, found.notes, found.last)
+        with subject.present(found.block):
+            yield Visit(found.block, units, found.statistics, evidence, found.notes, found.last)
 
 
 class _Gathered(NamedTuple):

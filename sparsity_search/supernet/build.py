@@ -19,7 +19,7 @@ from sparsity_search.pruners.base import Pruner
 from sparsity_search.rng import derive_seed
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.supernet import Supernet, variants_name
-from sparsity_search.variants import UnchangedVariants, Variants
+from sparsity_search.variants import UnchangedVariants, Variants, on_cpu
 
 #: What the blocks after a block of a supernet see.
 Propagate = Literal["centre", "dense", "expectation", "mean"]
@@ -104,10 +104,19 @@ def build(
                 continue
             if folder and not known:
                 folder.save(visit.block, made)
-            variants.update(made)
+            variants.update(_kept(subject, visit.block, made, folder))
             made = {}
             on_block(visit.block)
     return Supernet(subject, variants)
+
+
+def _kept(
+    subject: PrunableModel, block: int, made: dict[str, Variants], folder: SupernetFolder | None
+) -> dict[str, Variants]:
+    """Return a block's variants as they wait for the search: on disk, or in memory."""
+    if folder is not None:
+        return folder.load(block)
+    return made if subject.offload is None else {name: on_cpu(v) for name, v in made.items()}
 
 
 def tasks(

@@ -68,6 +68,7 @@ class Switch:
                 continue
             weight = self._supernet.weight(unit.name, self._dense[unit.name], *state)
             self._supernet.subject.views[unit.name].write(weight)
+            self._supernet.subject.release()
             self._current[unit.name] = state
 
     def dense(self) -> None:

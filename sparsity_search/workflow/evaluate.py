@@ -15,7 +15,7 @@ from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.session import open_session
 
 #: How the dense model is loaded too.
-_OF_BOTH = {"dtype", "device", "trust_remote_code", "blocks"}
+_OF_BOTH = {"dtype", "device", "trust_remote_code", "blocks", "offload"}
 
 
 @dataclass(frozen=True)

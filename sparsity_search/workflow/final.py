@@ -49,8 +49,7 @@ def compare(
             notes = _rebuild(job, name, profile)
             row = judge.row(name, profile)
             if row["score"] is not None and row["score"] < shipped.score:
-                weights = {n: view.read().clone() for n, view in subject.views.items()}
-                shipped = _Shipped(name, row["score"], weights, notes)
+                shipped = _Shipped(name, row["score"], subject.snapshot(), notes)
         rows.append(row)
         write_json(out / "profiles" / f"{name}.json", profile.to_json())
     if not shipped.name:

@@ -90,6 +90,7 @@ def open_session(
             device=model.device,
             trust_remote_code=model.trust_remote_code,
             blocks=model.blocks,
+            offload=model.offload,
         )
         subject = PrunableModel(loaded.model, model.exclude, kind)
     with monitor.stage("draw text"):
