@@ -75,6 +75,11 @@ class InputStatistics:
         self._total = torch.zeros(n_inputs, dtype=wide, device=device)
         self._derived: dict[Hashable, Any] = {}
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the sums."""
+        return self._sum.nbytes + self._total.nbytes
+
     @torch.no_grad()
     def add(self, inputs: Tensor) -> None:
         """Add the tokens of ``inputs``, of shape ``(..., n_inputs)`` and any float dtype."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsity_search.cli import options
+
+if TYPE_CHECKING:
+    from sparsity_search.models.remainder import LeftAlone
 
 
 def inspect(
@@ -28,7 +32,7 @@ def inspect(
     config: options.Config = None,
     set_: options.Set = None,
 ) -> None:
-    """Print the prunable units, and an estimate of time, memory and disk for a search.
+    """Print the prunable units, what is left alone, and an estimate of what a search takes.
 
     sparsity-search inspect smollm2 --pruner sparsegpt
     """
@@ -55,21 +59,44 @@ def inspect(
     console.print(text_table(("role", "shape", "units", "weights"), rows, left=2))
     console.print(
         f"prunable: {integer(layout.n_weights)} weights in {len(layout)} units of "
-        f"{layout.n_blocks} blocks; {integer(int(layout.zeros.sum()))} are zero already"
+        f"{layout.n_blocks} blocks {found.blocks}; "
+        f"{integer(int(layout.zeros.sum()))} are zero already"
     )
-    console.print(f"left alone: {integer(sum(found.left_alone.values()))} weights")
+    alone = _by_reason(found.left_alone)
+    console.print(text_table(("left alone", "weights", "tensors", "the first"), alone))
+    for first, *others in found.shared:
+        console.print(f"counted once: {first} is {', '.join(others)}", markup=False)
+    console.print(f"loaded as {found.loaded}")
     for tokens, seconds in estimate.evaluation_seconds.items():
         console.print(f"one evaluation on {tokens} tokens: {seconds:.2f} s")
     per_minutes = integer(round(600 / estimate.round_seconds))
     console.print(f"a round: {duration(estimate.round_seconds)}; {per_minutes} in 10 minutes")
+    where = configuration.supernet.store
+    other = "" if where == "disk" else ", or on disk with --set supernet.store=disk"
     console.print(
-        f"supernet: {duration(estimate.supernet_seconds)}, {_mib(estimate.supernet_bytes)} in "
-        f"memory, or on disk with --set supernet.store=disk"
+        f"supernet: {duration(estimate.supernet_seconds)}, {_mib(estimate.supernet_bytes)} "
+        f"{'on disk' if where == 'disk' else 'in memory'}{other}"
     )
     console.print(
-        f"memory in all: {_mib(estimate.resident_bytes)} and what a forward pass takes; "
-        f"checkpoint: {_mib(estimate.checkpoint_bytes)}"
+        f"memory: {_mib(estimate.build_bytes)} to build the supernet; "
+        f"{_mib(estimate.search_bytes)} in the search, and what a forward pass takes"
     )
+    if estimate.file_bytes:
+        console.print(f"offloaded to temporary files (TMPDIR): {_mib(estimate.file_bytes)}")
+    console.print(f"checkpoint: {_mib(estimate.checkpoint_bytes)}")
+
+
+def _by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each reason: what, weights, tensors, and the first one's name."""
+    from sparsity_search.report.table import integer
+
+    reasons: dict[str, list[LeftAlone]] = {}
+    for entry in left:
+        reasons.setdefault(entry.why, []).append(entry)
+    return [
+        (why, integer(sum(e.weights for e in of)), integer(len(of)), of[0].name)
+        for why, of in reasons.items()
+    ]
 
 
 def _mib(n_bytes: int) -> str:

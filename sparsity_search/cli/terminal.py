@@ -33,6 +33,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # it calls blocks lost that are only on their way, see models/offload.py
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:

@@ -48,11 +48,11 @@ class PrunableModel:
         self.prefix, self.blocks = find_blocks(model, blocks)
         self.offload = offload_of(model)
         self.views: dict[str, View] = {}
-        self.excluded: list[str] = []
+        self.excluded: dict[str, View] = {}
         excluded, found = _pattern(exclude), []
         for index, unit in _units(model, self.prefix, self.blocks, UNITS.create(units)):
             if excluded and excluded.search(unit.name):
-                self.excluded.append(unit.name)
+                self.excluded[unit.name] = unit.view
                 continue
             self.views[unit.name] = unit.view
             count, cost = unit.view.size
@@ -77,7 +77,7 @@ class PrunableModel:
         if self.excluded:
             return ConfigError(
                 f"--exclude {self.exclude!r} matches all {len(self.excluded)} units, such as "
-                f"{self.excluded[0]}: nothing is left to prune"
+                f"{next(iter(self.excluded))}: nothing is left to prune"
             )
         return ModelError(
             f"nothing to prune: the {len(self.blocks)} blocks {self.prefix} have no units of the "
@@ -95,7 +95,7 @@ class PrunableModel:
 
     def zeros(self) -> SparsityProfile:
         """Return the profile that the weights have now: zeros counted in every unit."""
-        return from_counts(self.layout, [view.n_zeros() for _, view in self._one_by_one()])
+        return from_counts(self.layout, [view.n_zeros() for _, view in self.one_by_one()])
 
     def verify(self, profile: SparsityProfile) -> None:
         """Check that the weights' zeros are exactly those of ``profile``, and in its patterns.
@@ -115,7 +115,7 @@ class PrunableModel:
 
     def snapshot(self) -> Mapping[str, Tensor]:
         """Return copies of the units' weights as they are now, by name."""
-        pairs = ((name, view.read()) for name, view in self._one_by_one())
+        pairs = ((name, view.read()) for name, view in self.one_by_one())
         if self.offload is not None:
             return self.offload.copied(pairs)
         return {name: weight.clone() for name, weight in pairs}
@@ -141,7 +141,7 @@ class PrunableModel:
         if self.offload is not None:
             self.offload.release()
 
-    def _one_by_one(self) -> Iterator[tuple[str, View]]:
+    def one_by_one(self) -> Iterator[tuple[str, View]]:
         """Yield name and view of each unit; of an offloaded model, only that one is in memory."""
         for name, view in self.views.items():
             yield name, view
@@ -160,7 +160,7 @@ class PrunableModel:
         finally:
             if self.offload is not None:
                 self.offload.rest()
-            for name, view in self._one_by_one():
+            for name, view in self.one_by_one():
                 view.write(dense[name])
 
 

@@ -8,7 +8,7 @@ comes to each block several times, so that its feed-forward sees the pruned atte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -58,7 +58,7 @@ def walk(
     rewritten: bool,
     gradient: bool = False,
     refresh: Refresh = "block",
-) -> Iterator[Visit]:
+) -> Generator[Visit, None, None]:
     """Yield a visit for each decoder block, or for each of its sublayers.
 
     Args:

@@ -12,6 +12,7 @@ import pytest
 
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
 from sparsity_search.spaces import space_names
+from sparsity_search.testing.models import save_tiny_model
 
 from .conftest import SMALL, Outcome
 
@@ -65,6 +66,19 @@ def test_inspect_shows_units_and_estimates(cli: Cli, model: Path) -> None:
     assert "27,648 weights in 21 units of 3 blocks" in outcome.out
     for word in ("64 x 32", "left alone", "supernet", "checkpoint", "in 10 minutes"):
         assert word in outcome.out
+    for word in ("embedding", "head", "norm", "model.embed_tokens.weight", " on cpu"):
+        assert word in outcome.out
+    assert "counted once" not in outcome.out
+
+
+def test_inspect_offloaded_and_tied(cli: Cli, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m", tied=True)
+    outcome = cli("inspect", folder, "--offload", "--exclude", "up_proj", *SMALL)
+    assert outcome.code == 0, outcome.err
+    told = " ".join(outcome.out.split())
+    assert "counted once: model.embed_tokens.weight is lm_head.weight" in told
+    assert "excluded by --exclude 6,144 3" in told
+    assert "offloaded to temporary files" in told
 
 
 def test_report_is_written_anew(cli: Cli, model: Path, tmp_path: Path) -> None:

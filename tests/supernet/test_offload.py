@@ -1,0 +1,54 @@
+"""Supernets of a model whose blocks rest in a file are those of one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsity_search.models.loading import weights_digest
+from sparsity_search.models.offload import Offload
+from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.registry import PRUNERS
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.disk import SupernetFolder
+from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.models import tiny_llama
+
+
+@pytest.mark.parametrize("propagate", ["centre", "expectation"])
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_offloaded_supernet_is_the_same(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: Callable[..., SupernetPlan],
+    profiles: list[SparsityProfile],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pruner: str,
+    propagate: str,
+    on_disk: bool,
+) -> None:
+    monkeypatch.setattr(Offload, "_send", lambda _, tensor: tensor.clone())
+    model = tiny_llama()
+    digest = weights_digest(model)
+    Offload(model, torch.device("cpu"))
+    subject, found = PrunableModel(model), []
+    plan = plan_of(PRUNERS.create(pruner), propagate=propagate)
+    folder = SupernetFolder(tmp_path / "s", {}) if on_disk else None
+    for supernet in (
+        build(tiny_subject, tiny_tokens, plan),
+        build(subject, tiny_tokens, plan, folder),
+    ):
+        with supernet.resident() as switch:
+            for profile in profiles:
+                switch.to(profile)
+                found.append(weights_of(supernet.subject.model))
+    for one, other in zip(found[: len(profiles)], found[len(profiles) :], strict=True):
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    assert weights_digest(model) == digest
