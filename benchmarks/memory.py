@@ -1,8 +1,8 @@
 """Peak memory of building a supernet, with and without --offload, for models of growing depth.
 
-Each model is built, saved, loaded and pruned in a process of its own; the figures are MiB. The
-peak is the largest resident set that the system saw (``ru_maxrss``), less what the process holds
-before it loads the model.
+Every step runs in a process of its own; the figures are MiB. The peak is the largest resident set
+that the system saw (``ru_maxrss``), less what the process holds before it loads the model. (A
+process begins with the peak of the one that started it, which therefore imports nothing here.)
 
     python benchmarks/memory.py --out memory.json
 """
@@ -22,18 +22,19 @@ HIDDEN, VOCABULARY = 512, 128
 MIB = 2**20
 
 
-def save(folder: Path, depth: int, width: int) -> None:
+def save(folder: Path, case: dict[str, Any]) -> dict[str, float]:
     from sparsity_search.testing.models import save_tiny_model
 
     save_tiny_model(
         folder,
-        layers=depth,
-        hidden_size=width,
-        intermediate_size=3 * width,
+        layers=case["depth"],
+        hidden_size=case["width"],
+        intermediate_size=3 * case["width"],
         num_attention_heads=8,
         num_key_value_heads=8,
         initializer_range=0.02,
     )
+    return {}
 
 
 def config_of(model: Path, case: dict[str, Any]) -> Any:
@@ -110,14 +111,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.job:
         name, folder, case = json.loads(given.job)
-        found = {"measure": measure, "estimate": estimate}[name](Path(folder), case)
+        found = {"save": save, "measure": measure, "estimate": estimate}[name](Path(folder), case)
         print(json.dumps(found))
         return
     rows = []
     for depth in map(int, given.depths.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
-            save(model, depth, given.width)
+            _apart(["save", str(model), {"depth": depth, "width": given.width}])
             for store, offload in (("memory", False), ("disk", False), ("disk", True)):
                 case = {"pruner": given.pruner, "store": store, "offload": offload}
                 row = {"blocks": depth, **case}

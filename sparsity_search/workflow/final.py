@@ -16,6 +16,7 @@ from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import EVALUATORS
+from sparsity_search.report.card import model_card
 from sparsity_search.space import SearchSpace
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.job import Job
@@ -54,12 +55,17 @@ def compare(
         write_json(out / "profiles" / f"{name}.json", profile.to_json())
     if not shipped.name:
         raise NumericalError("no profile gives a finite score: the sparsity is too high")
+    profile = profiles[shipped.name]
+    facts = _profile_json(job, profile)
+    card = model_card(
+        profile, {**facts, "evaluator": job.config.evaluator.name}, rows, shipped.name
+    )
     with subject.preserved(), job.monitor.stage("save checkpoint"):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
-        save_checkpoint(saveable(subject), job.session.loaded.tokenizer, out / "checkpoint")
-    profile = profiles[shipped.name]
-    write_json(out / rundir.PROFILE, _profile_json(job, profile))
+        tokenizer = job.session.loaded.tokenizer
+        save_checkpoint(saveable(subject), tokenizer, out / "checkpoint", card=card)
+    write_json(out / rundir.PROFILE, facts)
     write_json(out / rundir.RESULTS, _results(job, rows, shipped, searched))
     return profile
 

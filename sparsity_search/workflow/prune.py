@@ -19,6 +19,7 @@ from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import PRUNERS
+from sparsity_search.report.card import model_card
 from sparsity_search.spaces import bounds_of
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.monitor import Monitor
@@ -83,6 +84,13 @@ def prune(
     subject = session.subject
     wanted = _uniform(config, budget, subject.layout) if budget else None
     wanted = wanted or SparsityProfile.from_json(subject.layout, stored)
+    facts = {
+        "model": session.model_facts,
+        "removes": subject.units,
+        "pruner": config.pruner.model_dump(mode="json"),
+        "seed": config.study.seed,
+        "text": session.text_facts,
+    }
     with subject.preserved():
         with monitor.stage("prune", len(subject.blocks)) as advance:
             notes = prune_sequentially(
@@ -96,16 +104,9 @@ def prune(
         smaller = None if multiple is None else plan(subject, multiple)
         with monitor.stage("save checkpoint"):
             saved = saveable(subject) if smaller is None else materialise(subject, smaller)
-            save_checkpoint(saved, session.loaded.tokenizer, out)
-    facts = {
-        "model": session.model_facts,
-        "removes": subject.units,
-        "pruner": config.pruner.model_dump(mode="json"),
-        "seed": config.study.seed,
-        "text": session.text_facts,
-        "notes": notes,
-    }
-    write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts})
+            card = model_card(wanted, facts)
+            save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
+    write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts, "notes": notes})
     if smaller is None and kind != "experts":
         return Pruned(profile=wanted, notes=notes)
     with monitor.stage("compare speed"):

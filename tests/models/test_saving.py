@@ -72,3 +72,25 @@ def test_the_gguf_model_saves_as_a_dense_one(tmp_path: Path) -> None:
     assert torch.equal(loaded.model(tokens).logits, again.model(tokens).logits)
     assert again.digest == loaded.digest
     assert again.model.generation_config == loaded.model.generation_config
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards(tmp_path: Path, tied: bool) -> None:
+    model = tiny_llama(tied=tied)
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "m", max_shard_size="40KB")
+    files = sorted((tmp_path / "m").glob("*.safetensors"))
+    assert len(files) > 2
+    names = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert ("lm_head.weight" in names) is not tied
+    loaded = load_model(str(tmp_path / "m"), dtype="float32", device="cpu")
+    tokens = torch.arange(100).reshape(2, 50)
+    assert torch.equal(loaded.model(tokens).logits, model(tokens).logits)
+    weights = [loaded.model.lm_head.weight, loaded.model.model.embed_tokens.weight]
+    assert (weights[0] is weights[1]) is tied
+
+
+def test_the_card_is_the_readme(tmp_path: Path) -> None:
+    save_checkpoint(tiny_llama(), tiny_tokenizer(), tmp_path / "m", card="hello\n")
+    assert (tmp_path / "m" / "README.md").read_text() == "hello\n"
+    save_checkpoint(tiny_llama(), tiny_tokenizer(), tmp_path / "m")
+    assert not (tmp_path / "m" / "README.md").exists()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sparsity_search.layout import Layout, Unit
+from sparsity_search.profile import from_counts
+from sparsity_search.report.card import model_card
+
+LAYOUT = Layout(
+    [
+        Unit(name=f"layers.{block}.{role}", block=block, role=role, count=count)
+        for block in range(2)
+        for role, count in (("q", 1000), ("up", 3000))
+    ]
+)
+PROFILE = from_counts(LAYOUT, [500, 1000, 250, 2250])
+FACTS: dict[str, Any] = {
+    "model": {"name": "org/model", "revision": "c0ffee", "digest": "0123456789abcdef"},
+    "removes": "weights",
+    "pruner": {"name": "sparsegpt", "damping": 0.01},
+    "seed": 3,
+    "text": {
+        "calibration": {
+            "source": "file:text.txt",
+            "sha256": "feedfacefeedface",
+            "sequences": 4,
+            "length": 32,
+            "digest": "aa11",
+        }
+    },
+    "evaluator": "kl_divergence",
+}
+ROWS = [
+    {"name": "dense", "score": 0.0, "perplexity": 12.25, "sparsity": 0.0, "removed": 0},
+    {"name": "owl", "score": 0.5, "perplexity": 20.0, "sparsity": 0.5, "removed": 4000},
+    {"name": "uniform", "score": None, "perplexity": None, "sparsity": 0.5, "removed": 4000},
+]
+
+
+def test_it_states_profile_pruner_data_and_counts() -> None:
+    text = model_card(PROFILE, FACTS)
+    for words in (
+        "4,000 of 8,000 prunable weights, in 4 units of 2 decoder blocks",
+        PROFILE.digest,
+        '"damping": 0.01',
+        "file:text.txt (sha256 feedfacefeedface), 4 sequences of 32 tokens, tokens aa11",
+        "| org/model, commit c0ffee, weights 0123456789abcdef |",
+        "| q | 2 | 750 | 2,000 | 37.50 % |",
+        "| up | 2 | 3,250 | 6,000 | 54.17 % |",
+    ):
+        assert words in text
+    assert "## Figures" not in text
+
+
+def test_figures_of_the_comparison() -> None:
+    text = model_card(PROFILE, FACTS, ROWS, "owl")
+    assert "Score: kl_divergence" in text
+    assert "| **owl** | 50.00 % | 4,000 | 0.5" in text
+    assert "| dense | 0.00 % | 0 |" in text
+    assert text.count("**") == 2
+
+
+def test_metadata_names_the_base_model_and_no_license() -> None:
+    data = ModelCard(model_card(PROFILE, FACTS)).data
+    assert data.base_model == "org/model"
+    assert data.library_name == "transformers"
+    assert data.license is None
+
+
+@pytest.mark.parametrize("name", ["/home/me/models/mine", "models/mine", "mine"])
+def test_a_folder_is_no_base_model_and_its_path_is_not_told(name: str) -> None:
+    model = {**FACTS["model"], "name": name, "revision": None}
+    text = model_card(PROFILE, {**FACTS, "model": model})
+    assert ModelCard(text).data.base_model is None
+    assert "# mine at 50.00 % sparsity" in text
+    assert "models/" not in text
+
+
+def test_cells_may_hold_the_separator() -> None:
+    text = model_card(PROFILE, {**FACTS, "pruner": {"name": "a|b"}})
+    assert "a\\|b" in text
+
+
+def test_structures_are_not_called_zeros() -> None:
+    assert "structures (heads)" in model_card(PROFILE, {**FACTS, "removes": "heads"})
