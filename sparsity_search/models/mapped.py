@@ -35,7 +35,7 @@ class Mapped(Mapping[str, Tensor]):
                 for name, tensor in tensors:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     places[name] = (file.tell(), tensor.dtype, tensor.shape)
-                    file.write(memoryview(_bytes(tensor).numpy()))
+                    file.write(_bytes(tensor).numpy().data)
                 file.flush()
             except OSError as error:
                 raise ModelError(

@@ -124,7 +124,7 @@ def _work(session: Session, config: RunConfig, sample: _Sample) -> int:
     variants twice (as they are and as they are written), and the work on its largest unit.
     """
     data, model = config.data, session.loaded.model
-    width = model.config.get_text_config().hidden_size * model.dtype.itemsize
+    width: int = model.config.get_text_config().hidden_size * model.dtype.itemsize
     hidden = 2 * data.calibration_sequences * data.calibration_length * width
     unit = _WORK * int(session.subject.layout.counts.max()) + 3 * sample.largest
     return hidden + 2 * sample.statistics + 2 * sample.variants + unit + sample.activations
