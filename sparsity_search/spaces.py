@@ -106,9 +106,11 @@ class SpaceFile(BaseModel):
             ConfigError: A pattern is none, or some unit cannot have it.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
+        groups = self._groups(layout) if "group" in self.gene else {}
         genes: dict[tuple[object, ...], list[int]] = {}
         for index, unit in enumerate(layout):
-            genes.setdefault(tuple(self._key(unit, part) for part in self.gene), []).append(index)
+            key = (groups[unit.name] if p == "group" else getattr(unit, p) for p in self.gene)
+            genes.setdefault(tuple(key), []).append(index)
         within = bounds_of(layout, {**self.bounds, **bounds})
         step = 1
         if self.step is not None:
@@ -142,15 +144,41 @@ class SpaceFile(BaseModel):
         granule = int(layout.costs.min())
         return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
 
-    def _key(self, unit: Unit, part: str) -> object:
-        if part != "group":
-            return getattr(unit, part)
-        for group, roles in self.groups.items():
-            if unit.role in roles:
-                return group
-        if unit.cost > 1:
-            return unit.role  # structures span the linears that groups name: "attention", "block"
-        raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
+    def _groups(self, layout: Layout) -> dict[str, str]:
+        """Return the group of each unit, by name.
+
+        Where no group names a unit's role, it goes with the others of its module; if they are in
+        no group or in several, the module is a group of its own, e.g. a Mamba mixer.
+
+        Raises:
+            ConfigError: It is in no module of its block.
+        """
+        first = reversed(self.groups.items())
+        named = {role: group for group, roles in first for role in roles}
+        found = {unit.name: named[unit.role] for unit in layout if unit.role in named}
+        beside: dict[str, set[str]] = {}
+        for name, group in found.items():
+            beside.setdefault(name.rpartition(".")[0], set()).add(group)
+        for unit in layout:
+            if unit.name in found:
+                continue
+            module = _module(unit)
+            if unit.cost > 1:  # structures span the linears that groups name
+                found[unit.name] = unit.role
+            elif module is None:
+                raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
+            else:
+                others = beside.get(unit.name.rpartition(".")[0], set())
+                found[unit.name] = next(iter(others)) if len(others) == 1 else module
+        return found
+
+
+def _module(unit: Unit) -> str | None:
+    """Return the name of the module that a unit is in, without numbers; None for the block."""
+    path = unit.name.split(".")[:-1]
+    while path and path[-1].isdigit():
+        path.pop()
+    return path[-1] if any(part.isdigit() for part in path) else None
 
 
 class ParameterValues(BaseModel):
