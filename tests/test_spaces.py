@@ -24,6 +24,7 @@ from sparsity_search.spaces import (
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout
 from sparsity_search.testing.searcher import assert_legal
+from tests.families import ALL_FAMILIES
 
 LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
 FILES = Path(__file__).parent.parent / "search_spaces"
@@ -283,6 +284,46 @@ def test_role_without_a_group(tmp_path: Path) -> None:
     file = space_of_levels(write(tmp_path, gene=["group"], groups={"attention": ["q", "k"]}))
     with pytest.raises(ConfigError, match=r"no group for role 'up' of layers\.0\.up"):
         file.build(toy_layout(1, 1, 1), Budget(0.5), {})
+
+
+def named(*units: tuple[str, str]) -> Layout:
+    """Return two blocks that have units of these names and roles."""
+    return Layout(
+        [
+            Unit(name=f"model.layers.{block}.{name}", block=block, role=role, count=8)
+            for block in range(2)
+            for name, role in units
+        ]
+    )
+
+
+def test_roles_without_a_group_go_with_their_module() -> None:
+    layout = named(
+        ("attn.q_a", "q_a"), ("attn.o", "o"), ("mixer.in_proj", "in"), ("mixer.out_proj", "out"),
+        ("mlp.experts.0.wide", "w"), ("mlp.experts.1.wide", "w"), ("mlp.gate", "gate"),
+    )  # fmt: skip
+    file = load_space("per_sublayer")
+    assert isinstance(file, SpaceFile)
+    genes = file.build(layout, Budget(0.5), {}).genes
+    assert genes[:4] == ((0, 1), (2, 3), (4, 5), (6,))
+    assert len(genes) == 8
+
+
+def test_a_module_of_several_groups_is_one_of_its_own(tmp_path: Path) -> None:
+    groups = {"wide": ["up"], "narrow": ["down"]}
+    file = space_of_levels(write(tmp_path, gene=["group"], groups=groups))
+    layout = named(("mlp.up", "up"), ("mlp.down", "down"), ("mlp.mid", "mid"))
+    assert file.build(layout, Budget(0.5), {}).genes == ((0, 3), (1, 4), (2, 5))
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_sublayers_of_families(family: str) -> None:
+    layout = PrunableModel(ALL_FAMILIES[family]()).layout
+    file = load_space("per_sublayer")
+    assert isinstance(file, SpaceFile)
+    space = file.build(layout, Budget(0.5), {})
+    assert len({layout[gene[0]].block for gene in space.genes}) == 3
+    assert len(space.genes) == {"mamba": 3, "mamba2": 3, "falcon_h1": 9}.get(family, 6)
 
 
 @pytest.mark.parametrize("name", PARAMETRIC)

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
 from sparsity_search.errors import ConfigError
 from sparsity_search.layout import Unit
 from sparsity_search.measures.base import Measure
+from sparsity_search.models.linears import named_linears
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.roles import role_of
+from sparsity_search.models.roles import roles_of
 from sparsity_search.models.views import StructuredView
 from sparsity_search.prices import Curve
 
-#: Layers whose rows or columns attention multiplies once for each token of the context.
-_OVER_CONTEXT = ("q", "o")
+#: How many of its channels attention multiplies with each token of the context, for each row or
+#: column of a layer. Fused queries are as many as the values that the output layer reads.
+_OVER_CONTEXT = {"q": 1, "o": 1}
+_OVER_CONTEXT_IF_FUSED = {"o": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +43,16 @@ class Flops(Measure):
     def curves(self, subject: PrunableModel) -> Sequence[Curve]:
         """Return a straight line for each unit."""
         self.check(subject.units)
-        roles = {
-            id(module): role_of(name)
-            for name, module in subject.model.named_modules()
-            if isinstance(module, nn.Linear)
-        }
+        linears = named_linears(subject.model)
+        roles = {id(linears[name]): role for name, role in roles_of(linears).items()}
         return [self._curve(unit, subject, roles) for unit in subject.layout]
 
     def _curve(self, unit: Unit, subject: PrunableModel, roles: dict[int, str]) -> Curve:
         view = subject.views[unit.name]
         assert isinstance(view, StructuredView)  # of all these kinds
-        channels = sum(
-            part.index.shape[1] for part in view.parts if roles[id(part.linear)] in _OVER_CONTEXT
-        )
+        widths = [(roles[id(part.linear)], part.index.shape[1]) for part in view.parts]
+        fused = any(role == "qkv" for role, _ in widths)
+        times = _OVER_CONTEXT_IF_FUSED if fused else _OVER_CONTEXT
+        channels = sum(width * times.get(role, 0) for role, width in widths)
         each = 2 * unit.cost + (self.length + 1) * channels
         return Curve((0, unit.count), (0.0, float(unit.count * each)))

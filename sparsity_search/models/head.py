@@ -21,7 +21,8 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of hidden states, ``(..., vocabulary)``, in the model's dtype."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     result: Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
-    result = result * (getattr(config, "logit_scale", None) or 1.0)
+    for factor in ("logit_scale", "lm_head_multiplier"):
+        result = result * (getattr(config, factor, None) or 1.0)
     result = result / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return result if cap is None else torch.tanh(result / cap) * cap

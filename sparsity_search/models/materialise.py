@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,12 +21,19 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ModelError
 from sparsity_search.layout import Unit
 from sparsity_search.models.experts import resized
+from sparsity_search.models.linears import as_matrix, named_linears
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.roles import role_of
+from sparsity_search.models.roles import roles_of
+from sparsity_search.models.runner import BlockRunner
+from sparsity_search.models.units._sublayers import n_groups
 from sparsity_search.models.views import StructuredView
 
 #: The configuration's switches for biases → the role of a layer that they give one.
 _BIASES = {"attention_bias": "o", "mlp_bias": "down"}
+#: Names that configurations have for the width of the feed-forward.
+_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+#: Tokens on which an empty block is tried out.
+_TRIED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,8 @@ def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
         ModelError: The units are single weights, or nothing would be left.
     """
     empty = {unit.name: _empty(subject, unit) for unit in subject.layout}
-    blocks = tuple(b for b in range(len(subject.blocks)) if not _gone(subject, b, empty))
+    gone = _gone(subject, empty)
+    blocks = tuple(b for b in range(len(subject.blocks)) if b not in gone)
     if not blocks:
         raise ModelError("every block is removed: nothing is left to materialise")
     units = [unit for unit in subject.layout if unit.block in blocks]
@@ -108,15 +117,15 @@ def materialise(subject: PrunableModel, shape: Shape) -> PreTrainedModel:
     """
     weights = _weights(subject, shape)
     model: Any = subject.model
-    with torch.random.fork_rng(devices=[]):
-        made = type(model)(_config(subject, shape, weights))
-    made.to(device=model.device, dtype=model.dtype)
-    for name, value in made.state_dict().items():
-        if name not in weights and name.endswith(".bias"):
-            weights[name] = torch.zeros_like(value)  # its neighbour has one now
     try:
+        with torch.random.fork_rng(devices=[]):
+            made = type(model)(_config(subject, shape))
+        made.to(device=model.device, dtype=model.dtype)
+        for name, value in made.state_dict().items():
+            if name not in weights and name.endswith(".bias"):
+                weights[name] = torch.zeros_like(value)  # its neighbour has one now
         made.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of torch, and of configurations
         reason = str(error).splitlines()[-1].strip()
         raise ModelError(f"{type(model).__name__} cannot have this shape: {reason}") from error
     made.generation_config = copy.deepcopy(model.generation_config)
@@ -135,14 +144,25 @@ def _empty(subject: PrunableModel, unit: Unit) -> Tensor:
     return view.structures.empty(view.read()).cpu()
 
 
-def _gone(subject: PrunableModel, block: int, empty: Mapping[str, Tensor]) -> bool:
-    """Return whether a block's units are all of it, and all empty: then it does nothing."""
-    units = subject.units_of(block)
-    roles = {unit.role for unit in units}
-    whole = roles == {"block"} or roles == {"attention", "feed_forward"}
-    return whole and all(
-        bool(empty[unit.name].all()) and not _bias(subject, unit).any() for unit in units
-    )
+def _gone(subject: PrunableModel, empty: Mapping[str, Tensor]) -> set[int]:
+    """Return the blocks whose units are all empty, and that do nothing therefore.
+
+    Whether they do is tried out: there may be more in a block than its units, or a norm behind.
+    """
+    found = {
+        block
+        for block in range(len(subject.blocks))
+        if (units := subject.units_of(block))
+        and all(empty[unit.name].all() and not _bias(subject, unit).any() for unit in units)
+    }
+    if found:
+        runner = BlockRunner(subject, torch.arange(_TRIED)[None])
+        hidden = runner.embed()
+        for block in range(len(subject.blocks)):
+            before, hidden = hidden, runner.run(block, hidden)
+            if not torch.equal(before[0], hidden[0]):
+                found.discard(block)
+    return found
 
 
 def _bias(subject: PrunableModel, unit: Unit) -> Tensor:
@@ -167,23 +187,24 @@ def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
             name = names[id(part.linear.weight)]
             # ascending, so that heads stay beside those of their group
             rows = part.index[kept].flatten().sort().values.to(part.linear.weight.device)
-            state[name] = state[name].index_select(1 if part.consumer else 0, rows)
+            found = as_matrix(part.linear, state[name]).index_select(int(part.consumer), rows)
+            state[name] = as_matrix(part.linear, found)
             bias = name.removesuffix("weight") + "bias"
             if bias in state and not part.consumer:
                 state[bias] = state[bias][rows]
     prefix = subject.prefix + "."
     moved = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(shape.blocks)}
-    found = {}
+    weights = {}
     for name, value in state.items():
         block = f"{prefix}{name.removeprefix(prefix).partition('.')[0]}."
         if not name.startswith(prefix):
-            found[name] = value
+            weights[name] = value
         elif block in moved:
-            found[moved[block] + name.removeprefix(block)] = value
-    return found
+            weights[moved[block] + name.removeprefix(block)] = value
+    return weights
 
 
-def _config(subject: PrunableModel, shape: Shape, weights: Mapping[str, Tensor]) -> Any:
+def _config(subject: PrunableModel, shape: Shape) -> Any:
     """Return the model's configuration with the new widths and biases."""
     config: Any = copy.deepcopy(subject.model.config)
     text = config.get_text_config()
@@ -191,22 +212,39 @@ def _config(subject: PrunableModel, shape: Shape, weights: Mapping[str, Tensor])
         if isinstance(value, (list, tuple)) and len(value) == len(subject.blocks):
             setattr(text, name, [value[block] for block in shape.blocks])
     text.num_hidden_layers = len(shape.blocks)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    rows = {
-        role: [len(w) for name, w in weights.items() if _has_role(name, role)]
-        for role in ("q", "k", "up")
-    }
-    text.head_dim = head
-    text.num_attention_heads = rows["q"][0] // head
-    text.num_key_value_heads = rows["k"][0] // head
-    text.intermediate_size = rows["up"] if shape.per_block else rows["up"][0]
+    linears = named_linears(subject.model)
+    roles = {linears[name]: role for name, role in roles_of(linears).items()}
+    for name, kept in shape.kept.items():
+        unit, view = subject.layout[subject.layout.position(name)], subject.views[name]
+        assert isinstance(view, StructuredView)
+        if len(kept) == unit.count:
+            continue
+        if unit.role == "attention":
+            made = {roles[part.linear] for part in view.parts}
+            _fewer_heads(text, _text(subject), Fraction(len(kept), unit.count), "k" in made)
+        else:
+            _fewer_channels(text, len(kept), shape.blocks.index(unit.block))
+    biased = {role for linear, role in roles.items() if linear.bias is not None}
     for switch, role in _BIASES.items():
-        added = any(_has_role(name, role, "bias") for name in weights)
-        if hasattr(text, switch) and added:
+        if hasattr(text, switch) and role in biased:
             setattr(text, switch, True)
     return config
 
 
-def _has_role(parameter: str, role: str, kind: str = "weight") -> bool:
-    layer, _, last = parameter.rpartition(".")
-    return last == kind and role_of(layer) == role
+def _fewer_heads(text: Any, dense: Any, share: Fraction, keys_too: bool) -> None:
+    """Write into a configuration that a share of the heads stays."""
+    text.head_dim = getattr(dense, "head_dim", None) or (
+        dense.hidden_size // dense.num_attention_heads
+    )
+    text.num_attention_heads = int(dense.num_attention_heads * share)
+    if keys_too and hasattr(dense, "num_key_value_heads"):
+        text.num_key_value_heads = int(n_groups(dense) * share)
+
+
+def _fewer_channels(text: Any, number: int, place: int) -> None:
+    """Write into a configuration how many channels the feed-forward at one place keeps."""
+    for name in _WIDTHS:
+        if isinstance(widths := getattr(text, name, None), (list, tuple)):
+            setattr(text, name, [*widths[:place], number, *widths[place + 1 :]])
+        elif hasattr(text, name):
+            setattr(text, name, number)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.models.linears import gradient, matrix
 from sparsity_search.structures import Structures
 
 
@@ -97,7 +98,7 @@ class View(ABC):
 
 
 class LinearView(View):
-    """The weight of an ``nn.Linear``, ``(outputs, inputs)``."""
+    """The weight of one linear layer, ``(outputs, inputs)`` however it is stored."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
@@ -108,12 +109,12 @@ class LinearView(View):
         return self._linear
 
     def read(self) -> Tensor:
-        """Return the layer's weight."""
-        return self._linear.weight.detach()
+        """Return the layer's weight, a copy if it is stored transposed."""
+        return matrix(self._linear).contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the gradient of the layer's weight."""
-        return _gradient(self._linear)
+        return gradient(self._linear)
 
     def parameters(self) -> list[Tensor]:
         """Return the layer's weight."""
@@ -121,7 +122,7 @@ class LinearView(View):
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""
-        self._linear.weight.detach().copy_(weight)
+        matrix(self._linear).copy_(weight)
 
     def effects(self, change: Tensor) -> list[Effect]:
         """Return the layer with the change of its weight."""
@@ -143,12 +144,12 @@ class Part:
     index: Tensor
 
     def gather(self, weight: Tensor) -> Tensor:
-        """Return what the structures hold of a weight, ``(hidden, count, size)``."""
+        """Return what they hold of an ``(outputs, inputs)`` matrix, ``(hidden, count, size)``."""
         return (weight if self.consumer else weight.T)[:, self.index]
 
     def scatter(self, values: Tensor) -> None:
         """Write what `gather` returned."""
-        weight = self.linear.weight.detach()
+        weight = matrix(self.linear)
         target = weight if self.consumer else weight.T
         target[:, self.index.flatten()] = values.flatten(1).to(target)
 
@@ -198,16 +199,16 @@ class StructuredView(View):
     @property
     def size(self) -> tuple[int, int]:
         """Number of structures, and weights of one."""
-        hidden = self._consumers[0].weight.shape[0]
+        hidden = matrix(self._consumers[0]).shape[0]
         return self._structures.count, hidden * self._structures.width
 
     def read(self) -> Tensor:
         """Return a new tensor, ``(hidden, count · width + biases)``."""
-        return self._stack(lambda linear: linear.weight.detach(), _bias)
+        return self._stack(matrix, _bias)
 
     def read_gradient(self) -> Tensor:
         """Return the gradient; zero for the biases."""
-        return self._stack(_gradient, lambda linear: torch.zeros_like(_bias(linear)))
+        return self._stack(gradient, lambda linear: torch.zeros_like(_bias(linear)))
 
     def parameters(self) -> list[Tensor]:
         """Return the weights of all parts."""
@@ -252,11 +253,6 @@ def _write_bias(linear: nn.Linear, bias: Tensor | None) -> None:
     linear.register_parameter("bias", parameter)
 
 
-def _gradient(linear: nn.Linear) -> Tensor:
-    gradient = linear.weight.grad
-    return torch.zeros_like(linear.weight) if gradient is None else gradient
-
-
 def _bias(linear: nn.Linear) -> Tensor:
-    zeros = linear.weight.detach().new_zeros(linear.weight.shape[0])
+    zeros = linear.weight.detach().new_zeros(matrix(linear).shape[0])
     return zeros if linear.bias is None else linear.bias.detach()

@@ -35,7 +35,7 @@ def states(model: nn.Module, block: int) -> Tensor:
 
 def norm_of(model: nn.Module) -> nn.Module:
     decoder = getattr(model.base_model, "decoder", model.base_model)
-    names = ("norm", "final_layer_norm")
+    names = ("norm", "final_layer_norm", "ln_f")
     return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
 

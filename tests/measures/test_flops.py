@@ -9,6 +9,7 @@ from sparsity_search.models.materialise import Shape, materialise
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.registry import MEASURES
 from sparsity_search.testing.models import tiny_llama
+from tests.families import ALL_FAMILIES
 
 TOKENS = 16
 
@@ -44,6 +45,14 @@ def test_a_block_is_the_sum_of_its_sublayers() -> None:
     whole = flops.curves(PrunableModel(model, units="blocks"))
     for block, curve in enumerate(whole):
         assert curve.saved[-1] == sum(c.saved[-1] for c in parts[2 * block : 2 * block + 2])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_fused_attention_meets_the_context_too(family: str) -> None:
+    subject = PrunableModel(ALL_FAMILIES[family](), units="sublayers")
+    short, long = (MEASURES.create("flops", length=n).curves(subject) for n in (1, 1001))
+    grows = [b.saved[-1] - a.saved[-1] for a, b in zip(short, long, strict=True)]
+    assert grows == [2 * 32 * 1000, 0.0] * 3  # as for four heads of 8 that are apart
 
 
 def test_attention_grows_with_the_context() -> None:

@@ -13,7 +13,7 @@ from sparsity_search.models.materialise import everything, materialise, plan
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.views import StructuredView
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
-from tests.families import FAMILIES
+from tests.families import ALL_FAMILIES, FAMILIES
 
 #: Structures removed from each unit: uneven between blocks.
 REMOVED = {
@@ -100,6 +100,67 @@ def test_gemma(kind: str, tiny_tokens: Tensor) -> None:
     subject = pruned(kind, FAMILIES["gemma3"]())
     made = materialise(subject, plan(subject))
     assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "falcon", "olmo2", "phi3"])
+def test_blocks_of_other_families(family: str, tiny_tokens: Tensor) -> None:
+    subject = pruned("blocks", unbiased(ALL_FAMILIES[family]()))
+    shape = plan(subject)
+    assert shape.blocks == (0, 2)
+    made = materialise(subject, shape)
+    assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
+
+
+def unbiased(model: torch.nn.Module) -> torch.nn.Module:
+    """Without the biases that are left when all else of a block is removed."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and "norm" not in name:
+            parameter.zero_()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["blocks", "sublayers"])
+def test_an_empty_block_with_a_norm_behind_stays(kind: str, tiny_tokens: Tensor) -> None:
+    subject = pruned(kind, unbiased(ALL_FAMILIES["opt_post_norm"]()))
+    shape = plan(subject)
+    assert shape.blocks == (0, 1, 2)
+    made = materialise(subject, shape)
+    assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
+
+
+def test_an_empty_attention_beside_a_mixer_stays() -> None:
+    subject = PrunableModel(ALL_FAMILIES["falcon_h1"](), units="sublayers")
+    for unit in subject.units_of(1):
+        subject.views[unit.name].write(subject.views[unit.name].read() * 0)
+    assert plan(subject).blocks == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "field"), [("gpt2", "n_inner"), ("opt", "ffn_dim"), ("falcon", "ffn_hidden_size")]
+)
+def test_channels_of_other_families(family: str, field: str, tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(ALL_FAMILIES[family](), units="width")
+    for unit in subject.layout:
+        if unit.role == "feed_forward":
+            view = subject.views[unit.name]
+            weight = view.read()
+            view.structures.bodies(weight)[:, 5 : 30 + unit.block] = 0
+            view.write(weight)
+    made = materialise(subject, plan(subject))
+    before = getattr(subject.model.config, field) or 128
+    assert getattr(made.config, field) == before - 25
+    assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
+
+
+def test_heads_that_the_architecture_fixes() -> None:
+    subject = PrunableModel(ALL_FAMILIES["gptj"](), units="heads")
+    for unit in subject.layout:
+        view = subject.views[unit.name]
+        weight = view.read()
+        view.structures.bodies(weight)[:, 0] = 0
+        view.write(weight)
+    with pytest.raises(ModelError, match="GPTJForCausalLM cannot have this shape"):
+        materialise(subject, plan(subject))
 
 
 def biased(kind: str = "width") -> PrunableModel:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
+from sparsity_search.models.linears import is_linear
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.roles import ROLES, role_of
 from sparsity_search.models.views import LinearView
 from sparsity_search.profile import from_counts
 from sparsity_search.testing.evaluator import weights_of
@@ -34,7 +34,7 @@ def test_units_of_llama(tiny_subject: PrunableModel) -> None:
 def test_units_of_other_families(family: str) -> None:
     model = FAMILIES[family]()
     subject = PrunableModel(model)
-    linears = {name for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = {name for name, m in model.named_modules() if is_linear(m)}
     head = {name for name in linears if model.get_submodule(name) is model.get_output_embeddings()}
     assert {unit.name for unit in subject.layout} == linears - head
     assert len(subject.blocks) == subject.layout.n_blocks == 3
@@ -135,12 +135,6 @@ def test_linear_view() -> None:
     assert view.n_zeros() == 2
     new.fill_(7)
     assert view.n_zeros() == 2
-
-
-def test_roles() -> None:
-    assert [role_of(f"model.layers.0.x.{name}") for name in ROLES] == list(ROLES.values())
-    assert role_of("h.0.fc1") == "fc1"
-    assert role_of("q_proj") == "q"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

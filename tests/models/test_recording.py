@@ -109,7 +109,7 @@ def test_slopes_are_directional_derivatives(units: str, tokens: Tensor) -> None:
         assert slope(view, change, summed) == pytest.approx(total, rel=1e-5, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma3"])
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma3", "gpt2"])
 @torch.no_grad()
 def test_other_families(family: str, tokens: Tensor) -> None:
     subject = PrunableModel(FAMILIES[family]().double())

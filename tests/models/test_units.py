@@ -11,7 +11,7 @@ from sparsity_search.models.views import StructuredView
 from sparsity_search.registry import UNITS
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
-from tests.families import FAMILIES
+from tests.families import ALL_FAMILIES, FAMILIES
 
 STRUCTURED = [name for name in UNITS.names() if name not in ("weights", "experts")]
 #: (count, weights each) of attention and feed-forward in `tiny_llama`: hidden 32, 4 heads of 8 in
@@ -166,7 +166,49 @@ def test_unknown_kind() -> None:
 
 def test_blocks_that_are_not_understood() -> None:
     with pytest.raises(ModelError, match="has no attention or feed-forward that is known"):
-        PrunableModel(FAMILIES["gpt_neox"](), units="width")
+        PrunableModel(ALL_FAMILIES["mamba"](), units="width")
+
+
+@pytest.mark.parametrize("kind", ["width", "heads"])
+def test_fused_projections_go_only_as_a_whole(kind: str) -> None:
+    layout = PrunableModel(FAMILIES["gpt_neox"](), units=kind).layout
+    assert [(unit.role, unit.count) for unit in layout] == [("feed_forward", 64)] * 3
+    with pytest.raises(ModelError, match="are not apart, remove sublayers or blocks"):
+        PrunableModel(ALL_FAMILIES["phi3"](), units=kind)
+    whole = PrunableModel(ALL_FAMILIES["phi3"](), units="sublayers").layout
+    sizes = {"attention": 32 * (32 + 64), "feed_forward": 3 * 32 * 64}
+    assert [(unit.role, unit.size) for unit in whole] == [*sizes.items()] * 3
+
+
+@pytest.mark.parametrize("kind", ["width", "heads"])
+def test_heads_that_one_norm_ties_together(kind: str) -> None:
+    """OLMo 2 norms all queries as one vector, Qwen3 each head apart."""
+    roles = {
+        family: {unit.role for unit in PrunableModel(ALL_FAMILIES[family](), units=kind).layout}
+        for family in ("olmo2", "qwen3")
+    }
+    assert roles == {"olmo2": {"feed_forward"}, "qwen3": {"attention", "feed_forward"}}
+
+
+@pytest.mark.parametrize("kind", ["width", "heads"])
+def test_heads_of_an_attention_with_a_gate(kind: str) -> None:
+    """The queries of Qwen3-Next hold a gate too: 16 rows a head, where the values have 8."""
+    subject = PrunableModel(ALL_FAMILIES["qwen3_next"](), units=kind)
+    view = view_of(subject, "attention")
+    weight = view.read()
+    view.structures.bodies(weight)[:, 0] = 0
+    view.write(weight)
+    attention = subject.blocks[1].self_attn
+    gone = [0, 1] if kind == "width" else [0, 2]
+    for name, size, dim in (("q_proj", 16, 1), ("o_proj", 8, 0)):
+        empty = (getattr(attention, name).weight == 0).all(dim=dim).view(4, size).all(dim=1)
+        assert empty.nonzero().flatten().tolist() == gone
+
+
+@pytest.mark.parametrize("family", ["mixtral", "jamba", "falcon_h1", "qwen3_next"])
+def test_blocks_that_are_more_than_their_sublayers(family: str) -> None:
+    with pytest.raises(ModelError, match="is more than attention and feed-forward: it has "):
+        PrunableModel(ALL_FAMILIES[family](), units="blocks")
 
 
 @pytest.mark.parametrize("kind", STRUCTURED)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.units._sublayers import sublayers
+from sparsity_search.errors import ModelError
+from sparsity_search.models.units._sublayers import others, sublayers
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import StructuredView
 
@@ -15,7 +16,15 @@ class Blocks(UnitKind):
     """Whole decoder blocks."""
 
     def find(self, block: Block) -> Iterator[FoundUnit]:
-        """Yield the block, one structure."""
+        """Yield the block, one structure.
+
+        Raises:
+            ModelError: It has more than attention and feed-forward.
+        """
         parts = [part for sublayer in sublayers(block) for part in sublayer.whole()]
+        if more := others(block):
+            raise ModelError(
+                f"{block.name} is more than attention and feed-forward: it has {more[0]}"
+            )
         parts.sort(key=lambda part: not part.consumer)  # stable: consumers first
         yield FoundUnit(block.name, "block", StructuredView(parts))

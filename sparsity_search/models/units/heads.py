@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sparsity_search.models.units._sublayers import (
     Sublayer,
     channels,
+    divisible,
     key_value_groups,
     n_groups,
-    sublayers,
 )
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import Part, StructuredView
@@ -29,7 +30,7 @@ class Heads(UnitKind):
 
     def find(self, block: Block) -> Iterator[FoundUnit]:
         """Yield the attention, whose structures are query heads, and the feed-forward."""
-        for part in sublayers(block):
+        for part in divisible(block):
             attention = part.role == "attention"
             parts = _query_heads(part, block) if attention else channels(part)
             yield FoundUnit(part.name, part.role, StructuredView(parts))
@@ -40,5 +41,9 @@ def _query_heads(attention: Sublayer, block: Block) -> list[Part]:
     each = block.config.num_attention_heads // groups
     if each == 1:
         return key_value_groups(attention, block.config)
-    places = torch.arange(attention.sizes["q"]).view(groups, each, -1).transpose(0, 1).flatten(1)
-    return attention.parts({"o": places, "q": places})
+
+    def places(role: str) -> Tensor:
+        rows = torch.arange(attention.sizes[role]).view(groups, each, -1)
+        return rows.transpose(0, 1).flatten(1)
+
+    return attention.parts({role: places(role) for role in ("o", "q")})

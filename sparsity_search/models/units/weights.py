@@ -15,7 +15,8 @@ from sparsity_search.models.experts import (
     mixtures,
     unknown,
 )
-from sparsity_search.models.roles import role_of
+from sparsity_search.models.linears import is_linear, named_linears
+from sparsity_search.models.roles import roles_of
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import LinearView
 
@@ -33,12 +34,13 @@ class Weights(UnitKind):
         gates = {gate for mixture in found for gate in mixture.gates()}
         banks = {mixture.experts: mixture.bank for mixture in found if mixture.bank}
         listed = {part: place for mixture in found for part, place in _places(mixture)}
+        roles = roles_of(named_linears(block.module, block.name))
         for name, module in block.module.named_modules():
             full = f"{block.name}.{name}"
-            if isinstance(module, nn.Linear) and module not in gates:
+            if is_linear(module) and module not in gates:
                 own = listed.get(module)
                 linear = ExpertLinear(module, *own) if own else LinearView(module)
-                yield FoundUnit(full, role_of(full), linear)
+                yield FoundUnit(full, roles[full], linear)
             if bank := banks.get(module):
                 for index in range(bank.count):
                     for matrix, role in bank.roles.items():

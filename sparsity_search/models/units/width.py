@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.units._sublayers import channels, key_value_groups, sublayers
+from sparsity_search.models.units._sublayers import channels, divisible, key_value_groups
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
 from sparsity_search.models.views import StructuredView
 
@@ -16,7 +16,7 @@ class Width(UnitKind):
 
     def find(self, block: Block) -> Iterator[FoundUnit]:
         """Yield the attention, whose structures are KV groups, and the feed-forward."""
-        for part in sublayers(block):
+        for part in divisible(block):
             attention = part.role == "attention"
             parts = key_value_groups(part, block.config) if attention else channels(part)
             yield FoundUnit(part.name, part.role, StructuredView(parts))
