@@ -87,7 +87,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     "gptj": _tiny("GPTJ", {**OLD_SHAPE, "rotary_dim": 4}),
     "codegen": _tiny("CodeGen", {**OLD_SHAPE, "rotary_dim": 4}),
     "mamba": _tiny("Mamba", state_size=8),
-    "mamba2": _tiny("Mamba2", num_heads=8, head_dim=8, state_size=8, n_groups=1),
+    "mamba2": _tiny("Mamba2", num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8),
     "falcon_h1": _tiny(
         "FalconH1",
         head_dim=8,
@@ -96,6 +96,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
         mamba_d_head=8,
         mamba_n_groups=1,
         mamba_d_state=8,
+        mamba_chunk_size=8,
         lm_head_multiplier=0.25,
     ),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparsity_search.models.experts import ExpertMatrix
+from sparsity_search.models.linears import as_matrix
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.routing import RoutedGatherer
 from sparsity_search.models.runner import BlockRunner
@@ -62,7 +63,7 @@ class MaskedBlock:
             if isinstance(view, ExpertMatrix):
                 experts.setdefault(name, (view, {}))[1][view.index] = masked
             else:
-                yield name, masked
+                yield name, as_matrix(view.module, masked)
         for name, (view, matrices) in experts.items():
             yield name, view.assembled(matrices)
 

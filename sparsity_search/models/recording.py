@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.errors import NumericalError
+from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.models.linears import Called
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.views import View
 from sparsity_search.rng import derive_seed
@@ -71,7 +72,8 @@ def record(
         differentiate: Which backward passes to make.
 
     Raises:
-        ConfigError: A unit is not made of linear layers, or the model is offloaded.
+        ConfigError: A unit is not made of linear layers, or takes no part, or the model is
+            offloaded.
     """
     subject.check_not_offloaded()
     tape = _Tape(positions)
@@ -84,7 +86,7 @@ def record(
         for start in range(0, len(tokens), BATCH):
             rows = slice(start, min(start + BATCH, len(tokens)))
             tape.sequences = rows.stop - start
-            with torch.enable_grad():
+            with torch.enable_grad(), Called(subject.model):
                 logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
             for backward in differentiate(logits.detach(), rows):
                 tape.summed = backward.summed
@@ -93,6 +95,11 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+    if not all(recording.gradients or recording.bias is not None for recording in found.values()):
+        raise ConfigError(
+            "this method needs units that take part when the model runs, but the layer of one "
+            "does not: leave it out (--exclude)"
+        )
     return found
 
 

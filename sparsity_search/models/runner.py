@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.models.head import last_hidden
+from sparsity_search.models.linears import Called
 from sparsity_search.models.prunable import PrunableModel
 
 #: Sequences that pass a block at once.
@@ -81,7 +82,9 @@ class BlockRunner:
         return last_hidden(self._model, batch)
 
     def _call(self, block: int, states: Tensor) -> Tensor:
-        output = self._blocks[block](states.to(self._device), **self._kwargs[len(states)][block])
+        with Called(self._blocks[block]):
+            kwargs = self._kwargs[len(states)][block]
+            output = self._blocks[block](states.to(self._device), **kwargs)
         return (output if isinstance(output, Tensor) else output[0]).to(self._waiting)
 
     def _forward(self, batch: Tensor) -> None:

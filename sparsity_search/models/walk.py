@@ -8,12 +8,13 @@ comes to each block several times, so that its feed-forward sees the pruned atte
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from sparsity_search.errors import ModelError
 from sparsity_search.evidence import Evidence, Routing
 from sparsity_search.layout import Unit
 from sparsity_search.models.experts import ExpertsView
@@ -71,6 +72,9 @@ def walk(
         gradient: Gather the weights' gradients too, those of the model as it is at the start.
         refresh: With ``"sublayer"`` the statistics of a block's later sublayers are gathered
             after the earlier ones were rewritten.
+
+    Raises:
+        ModelError: A unit's layer takes no part when the model runs.
     """
     gradients = weight_gradients(subject, tokens) if gradient else {}
     for found in _gathered(subject, tokens, statistic, refresh if rewritten else None):
@@ -124,6 +128,7 @@ def _gathered(
             others = _Gatherer(subject, plain, statistic)
             with others, experts:
                 output = runner.run(block, hidden)
+            _refuse_unseen(views, {**others.statistics, **experts.statistics})
             if experts.unrouted:
                 with experts.all_tokens():
                     runner.run(block, hidden)
@@ -144,6 +149,15 @@ def _sublayers(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:
         named_after_module = bool(dot) or unit.cost > 1  # structures are
         found.setdefault(parent if named_after_module else "", []).append(unit)
     return list(found.values())
+
+
+def _refuse_unseen(names: Iterable[str], seen: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in seen:
+            raise ModelError(
+                f"{name} is not called when the model runs, so that nothing is known of its "
+                "inputs: leave such layers out with --exclude"
+            )
 
 
 def _following(

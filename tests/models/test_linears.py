@@ -10,14 +10,22 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsity_search.budget import Budget
 from sparsity_search.models.gradients import weight_gradients
-from sparsity_search.models.linears import as_matrix, gradient, is_linear, matrix, named_linears
+from sparsity_search.models.linears import (
+    Called,
+    as_matrix,
+    gradient,
+    is_linear,
+    matrix,
+    named_linears,
+)
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.views import LinearView
 from sparsity_search.models.walk import walk
 from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import PRUNERS
+from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.spaces import bounds_of
 from sparsity_search.statistics import Statistic
+from sparsity_search.testing.evaluator import random_tokens
 from tests.families import FAMILIES
 from tests.names import OF_WEIGHTS
 
@@ -38,6 +46,58 @@ def twin(model: nn.Module) -> nn.Module:
         elif made.__dict__["_parameters"]:
             made.load_state_dict(layer.state_dict())
     return other
+
+
+class Multiplied(nn.Module):
+    """Uses a layer's weight itself, as Mamba does."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5, bias=bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer.weight @ inputs.mT
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_are_not_called_run_their_hooks(bias: bool) -> None:
+    model, inputs = Multiplied(bias), torch.randn(2, 7, 3, requires_grad=True)
+    outer = torch.randn(2, 5, 7)
+    expected = model(inputs)
+    (slope,) = torch.autograd.grad((expected * outer).sum(), inputs)
+    read: list[Tensor] = []
+    gradients: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        read.append(args[0])
+        if output.requires_grad:
+            output.register_hook(gradients.append)
+
+    model.layer.register_forward_hook(take)
+    assert torch.equal(model(inputs), expected)
+    assert not read
+    with Called(model):
+        found = model(inputs)
+    assert torch.equal(found, expected)
+    assert torch.equal(read[0], inputs)
+    (again,) = torch.autograd.grad((found * outer).sum(), inputs)
+    assert_close(again, slope)
+    assert_close(gradients[0], outer.mT)
+    with torch.no_grad(), Called(model):
+        assert torch.equal(model(inputs), expected)
+
+
+def test_without_hooks_nothing_else_is_computed() -> None:
+    model, inputs = Multiplied(bias=True), torch.randn(7, 3)
+    calls: list[int] = []
+    forward = model.layer.forward
+    model.layer.forward = lambda x: calls.append(1) or forward(x)  # type: ignore[func-returns-value]
+    with Called(model):
+        model(inputs)
+        assert not calls
+        model.layer.register_forward_pre_hook(lambda *_: None)
+        model(inputs)
+    assert calls == [1]
 
 
 @pytest.fixture
@@ -124,6 +184,17 @@ def test_pruners(
         expected = both[1].views[unit].read()
         assert_close(view.read(), expected, rtol=1e-3, atol=1e-4)
         assert torch.equal(view.read() == 0, expected == 0)
+
+
+@pytest.mark.parametrize("name", ["als", "besa", "cfsp", "gauss_newton", "greedy"])
+def test_allocators(name: str, both: tuple[PrunableModel, PrunableModel]) -> None:
+    tokens = random_tokens(2, 16)
+    found, expected = (
+        ALLOCATORS.create(name).allocate(s, tokens, Budget(0.5), bounds_of(s.layout, {}))
+        for s in both
+    )
+    assert found == expected
+    assert found.sparsity == 0.5
 
 
 def test_structures(tiny_tokens: Tensor) -> None:

@@ -152,14 +152,22 @@ def test_channels_of_other_families(family: str, field: str, tiny_tokens: Tensor
     assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
 
 
-def test_heads_that_the_architecture_fixes() -> None:
-    subject = PrunableModel(ALL_FAMILIES["gptj"](), units="heads")
+FIXED = {
+    "attention": ["gptj", "opt", "stablelm"],
+    "feed_forward": ["bloom", "mpt", "jamba", "qwen3_next"],
+}
+
+
+@pytest.mark.parametrize(("family", "role"), [(f, role) for role in FIXED for f in FIXED[role]])
+def test_widths_that_the_architecture_fixes(family: str, role: str) -> None:
+    subject = PrunableModel(ALL_FAMILIES[family](), units="heads")
     for unit in subject.layout:
-        view = subject.views[unit.name]
-        weight = view.read()
-        view.structures.bodies(weight)[:, 0] = 0
-        view.write(weight)
-    with pytest.raises(ModelError, match="GPTJForCausalLM cannot have this shape"):
+        if unit.role == role:
+            view = subject.views[unit.name]
+            weight = view.read()
+            view.structures.bodies(weight)[:, 0] = 0
+            view.write(weight)
+    with pytest.raises(ModelError, match="ForCausalLM cannot have this shape"):
         materialise(subject, plan(subject))
 
 

@@ -22,7 +22,7 @@ from sparsity_search.models.recording import (
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
-from tests.families import FAMILIES
+from tests.families import ALL_FAMILIES, FAMILIES
 
 LENGTH = 12
 EVERYWHERE = torch.arange(LENGTH)
@@ -119,6 +119,29 @@ def test_other_families(family: str, tokens: Tensor) -> None:
         expected = derivatives(subject, name, change, tokens)
         found = slopes(subject.views[name], change, kept).view(len(tokens), LENGTH).sum(1)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_layer_that_is_not_called(tokens: Tensor) -> None:
+    """Mamba multiplies the weight of ``dt_proj`` itself."""
+    subject = PrunableModel(ALL_FAMILIES["mamba"]().double())
+    kept = record(subject, tokens, EVERYWHERE, of_text(tokens))
+    summed = record(subject, tokens, EVERYWHERE, of_text(tokens, summed=True))
+    for block in range(3):
+        name = f"backbone.layers.{block}.mixer.dt_proj"
+        view, change = subject.views[name], changed(subject, name)
+        expected = derivatives(subject, name, change, tokens)
+        found = slopes(view, change, kept).view(len(tokens), LENGTH).sum(1)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+        assert slope(view, change, summed) == pytest.approx(float(expected.sum()), rel=1e-4)
+
+
+def test_a_layer_that_takes_no_part(tokens: Tensor) -> None:
+    model = tiny_llama()
+    model.model.layers[1].mlp.spare = nn.Linear(32, 32).requires_grad_(False)
+    subject = PrunableModel(model)
+    with pytest.raises(ConfigError, match=r"takes? part when the model runs.*--exclude"):
+        record(subject, tokens, EVERYWHERE, of_text(tokens))
 
 
 @torch.no_grad()

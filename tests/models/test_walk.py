@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
+from sparsity_search.errors import ModelError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.walk import walk
 from sparsity_search.statistics import InputStatistics, Statistic
@@ -111,6 +112,17 @@ def test_no_hook_is_there_while_the_caller_works(tiny_tokens: Tensor) -> None:
         model = subject.model
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     walking.close()
+
+
+def test_a_layer_that_takes_no_part(tiny_tokens: Tensor) -> None:
+    model = tiny_llama()
+    model.model.layers[1].mlp.spare = nn.Linear(32, 32).requires_grad_(False)
+    walking = walk(PrunableModel(model), tiny_tokens, Statistic.NORM, rewritten=False)
+    next(walking)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.spare is not called .*--exclude"):
+        next(walking)
+    visits = walk(PrunableModel(model, "spare"), tiny_tokens, Statistic.NORM, rewritten=False)
+    assert len(list(visits)) == 3
 
 
 def test_no_hook_is_left_after_an_error(tiny_tokens: Tensor) -> None:
