@@ -22,7 +22,7 @@ from sparsity_search.config import load_config
 from sparsity_search.errors import ModelError
 from sparsity_search.evaluators.base import Evaluator, Proxy
 from sparsity_search.history import Measurement, Score
-from sparsity_search.models.experts import ExpertMatrix, is_experts
+from sparsity_search.models.experts import ExpertMatrix
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.loading import weights_digest
 from sparsity_search.models.prunable import PrunableModel
@@ -162,9 +162,13 @@ def routers(model: nn.Module) -> set[nn.Module]:
         child
         for parent in model.modules()
         for child in parent.children()
-        if any(is_experts(c) for c in parent.children())
-        if not is_experts(child) and not hasattr(child, "down_proj") and list(child.parameters())
+        if any(_holds_experts(c) for c in parent.children())
+        if not _holds_experts(child) and not hasattr(child, "down_proj") and list(child.parameters())
     }
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Experts")
 
 
 @every_family

@@ -247,7 +247,7 @@ ROLES = {
     "nemotron_h": ["expert_up", "expert_down"],
     "dbrx": ["expert_gate", "expert_up", "expert_down"],
     "jetmoe": ["expert_linear"],
-    "listed": ["w1", "w3", "w2"],
+    "listed": ["gate", "up", "down"],
 }
 
 
