@@ -162,12 +162,12 @@ def routers(model: nn.Module) -> set[nn.Module]:
         child
         for parent in model.modules()
         for child in parent.children()
-        if any(_holds_experts(c) for c in parent.children())
-        if not _holds_experts(child) and not hasattr(child, "down_proj") and list(child.parameters())
+        if any(_has_experts(c) for c in parent.children())
+        if not (_has_experts(child) or hasattr(child, "down_proj")) and list(child.parameters())
     }
 
 
-def _holds_experts(module: nn.Module) -> bool:
+def _has_experts(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Experts")
 
 
