@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
+OLDEST := .venv-oldest
 
-.PHONY: help demo test real-model lint types ci clean
+.PHONY: help demo test test-oldest real-model lint types ci clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +18,9 @@ demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
 
 test: $(VENV)/dev  ## Run the test suite on tiny random models.
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/dev  ## Run the test suite on the oldest transformers, in .venv-oldest.
+	$(OLDEST)/bin/python -m pytest
 
 real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
 	$(BIN)/python -m pytest -m real_model
@@ -30,8 +34,8 @@ types: $(VENV)/dev  ## Check types.
 
 ci: lint types test  ## All checks.
 
-clean:  ## Remove the environment; runs stay.
-	rm -rf $(VENV)
+clean:  ## Remove the environments; runs stay.
+	rm -rf $(VENV) $(OLDEST)
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,4 +49,13 @@ $(VENV)/demo: $(VENV)/base
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(OLDEST)/dev: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt \
+		| cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
+		--editable ".[dev]"
 	touch $@

@@ -174,10 +174,14 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     return codes
 
 
-def on_cpu(variants: Variants) -> Variants:
-    """Return the same variants, stored in the CPU's memory."""
-    tensors = {name: tensor.cpu() for name, tensor in variants.tensors().items()}
-    return variants_from_tensors(variants.kind, variants.counts, tensors, variants.notes)
+def on_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:
+    """Return the same variants by name, stored in the CPU's memory."""
+    return {
+        name: variants_from_tensors(
+            found.kind, found.counts, {k: t.cpu() for k, t in found.tensors().items()}, found.notes
+        )
+        for name, found in variants.items()
+    }
 
 
 def variants_from_tensors(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
 )
 
@@ -281,8 +281,9 @@ def _cached(name: str, revision: str | None, cause: Exception) -> _Origin:
 
 
 def _dense_weights(origin: _Origin) -> dict[str, Any]:
-    # without this, some families keep GGUF's packed blocks, which cannot be pruned
-    return {"quantization_config": GgufConfig(dequantize=True)} if origin.gguf_file else {}
+    # without this, recent releases keep some families' packed blocks, which cannot be pruned
+    config = getattr(transformers, "GgufConfig", None) if origin.gguf_file else None
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:

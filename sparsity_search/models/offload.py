@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +65,7 @@ class Offload:
             self._pinned.discard(module)
             _rest(module, keep=True)
             self.release()
+            _trim()
 
     def rest(self) -> None:
         """Bring every block to rest; what was written on the device since is lost."""
@@ -103,6 +106,13 @@ class Offload:
 def offload_of(model: nn.Module) -> Offload | None:
     """Return what keeps the weights of a model's blocks; None for a model all in memory."""
     return getattr(model, _OFFLOAD, None)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc would keep what each block's work left."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 @torch.inference_mode(False)

@@ -80,8 +80,8 @@ class PrunableModel:
                 f"{next(iter(self.excluded))}: nothing is left to prune"
             )
         return ModelError(
-            f"nothing to prune: the {len(self.blocks)} blocks {self.prefix} have no units of the "
-            f"kind {self.units}; choose other blocks with --blocks REGEX, or --units"
+            f"no prunable {self.units} in the {len(self.blocks)} blocks {self.prefix}: choose "
+            "other blocks with --blocks REGEX, or something else with --units"
         )
 
     def units_of(self, block: int) -> list[Unit]:

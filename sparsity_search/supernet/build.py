@@ -79,9 +79,7 @@ def build(
     """
     variants: dict[str, Variants] = {}
     if folder and folder.complete(len(subject.blocks)):
-        for block in range(len(subject.blocks)):
-            variants.update(folder.load(block))
-        return Supernet(subject, variants)
+        return Supernet(subject, _stored(subject, folder))
     with subject.preserved():
         rewritten = plan.propagate != "dense"
         made: dict[str, Variants] = {}
@@ -104,19 +102,19 @@ def build(
                 continue
             if folder and not known:
                 folder.save(visit.block, made)
-            variants.update(_kept(subject, visit.block, made, folder))
+            if folder is None:
+                variants.update(made if subject.offload is None else on_cpu(made))
             made = {}
             on_block(visit.block)
-    return Supernet(subject, variants)
+    return Supernet(subject, variants if folder is None else _stored(subject, folder))
 
 
-def _kept(
-    subject: PrunableModel, block: int, made: dict[str, Variants], folder: SupernetFolder | None
-) -> dict[str, Variants]:
-    """Return a block's variants as they wait for the search: on disk, or in memory."""
-    if folder is not None:
-        return folder.load(block)
-    return made if subject.offload is None else {name: on_cpu(v) for name, v in made.items()}
+def _stored(subject: PrunableModel, folder: SupernetFolder) -> dict[str, Variants]:
+    """Return the variants of all blocks, mapped from the files."""
+    found: dict[str, Variants] = {}
+    for block in range(len(subject.blocks)):
+        found.update(folder.load(block))
+    return found
 
 
 def tasks(

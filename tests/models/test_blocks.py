@@ -77,7 +77,7 @@ def test_not_found_names_the_option_and_the_lists() -> None:
 def test_blocks_without_units() -> None:
     model = tiny_llama()
     model.norms = nn.ModuleList(nn.LayerNorm(2) for _ in range(4))
-    with pytest.raises(ModelError, match=r"the 4 blocks norms have no units.*--blocks"):
+    with pytest.raises(ModelError, match=r"no prunable weights in the 4 blocks norms.*--blocks"):
         PrunableModel(model, blocks="norms")
 
 
