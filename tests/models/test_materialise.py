@@ -78,6 +78,20 @@ def test_heads_shrink_with_their_groups() -> None:
     assert shape.padding == 0
 
 
+def test_query_heads_leave_keys_and_values(tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama(), units="heads")
+    for unit in subject.layout:
+        if unit.role == "attention":
+            view = subject.views[unit.name]
+            weight = view.read()
+            view.structures.bodies(weight)[:, unit.block % 2] = 0
+            view.write(weight)
+    made = materialise(subject, plan(subject))
+    config = made.config
+    assert (config.num_key_value_heads, config.num_attention_heads, config.head_dim) == (2, 2, 8)
+    assert_close(logits(made, tiny_tokens), logits(subject.model, tiny_tokens))
+
+
 def test_blocks_disappear(tiny_tokens: Tensor) -> None:
     subject = pruned("blocks")
     made = materialise(subject, plan(subject))
