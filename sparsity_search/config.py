@@ -161,11 +161,13 @@ class SupernetSection(Section):
         refresh: Statistics are gathered for each ``block`` at once, or for each ``sublayer``, so
             that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
+        cache: Folder where searches share supernets, in place of ``store``.
     """
 
     propagate: Literal["centre", "dense", "expectation", "mean"] = "centre"
     refresh: Literal["block", "sublayer"] = "block"
     store: Literal["memory", "disk"] = "memory"
+    cache: str | None = None
 
 
 class StudySection(Section):
@@ -222,7 +224,8 @@ class RunConfig(Section):
         """Return what a search depends on, flat: all but limits, storage and what follows it."""
         flat = flatten(self.model_dump(mode="json"))
         limits = {"study.rounds", "study.minutes", "study.storage"}
-        limits |= {"supernet.store", "model.offload"}  # where weights are kept, not which
+        # where weights are kept, not which
+        limits |= {"supernet.store", "supernet.cache", "model.offload"}
         return {
             key: value
             for key, value in flat.items()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sparsity_search.artefacts import atomic_file, check_fingerprint, write_json
+from sparsity_search.artefacts import atomic_file, check_fingerprint, digest, write_json
+from sparsity_search.errors import ConfigError
 from sparsity_search.variants import Variants, variants_from_tensors
 
 FORMAT = 1
@@ -78,6 +81,26 @@ class SupernetFolder:
 
     def _file(self, block: int) -> Path:
         return self._path / f"block-{block:04d}.safetensors"
+
+
+@contextmanager
+def shared(cache: Path, fingerprint: Mapping[str, Any]) -> Iterator[SupernetFolder]:
+    """Yield the supernet of a fingerprint in a cache; other processes wait for it meanwhile.
+
+    Raises:
+        ConfigError: The cache cannot be written.
+    """
+    path = cache.expanduser() / digest(dict(fingerprint))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise ConfigError(f"supernet.cache {cache}: {error.strerror}") from error
+    try:
+        yield SupernetFolder(path, fingerprint)
+    finally:
+        lock.release()
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

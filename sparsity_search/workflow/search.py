@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import BaseStorage
 
 from sparsity_search.artefacts import digest, write_json
 from sparsity_search.config import RunConfig
@@ -31,7 +32,7 @@ from sparsity_search.workflow.parameters import (
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.prices import check_measure, prices_of
 from sparsity_search.workflow.session import open_session, search_requests
-from sparsity_search.workflow.stages import search_stages
+from sparsity_search.workflow.stages import Searched, search_stages
 
 
 def search(
@@ -51,7 +52,24 @@ def search(
     Raises:
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
-    monitor = monitor or Monitor()
+    job = open_job(config, out, monitor or Monitor())
+    storage = database(config.study.storage) if config.study.storage else None
+    with rundir.locked(out):
+        starts, found = find(job, storage, command)
+        if found is None:
+            return None
+        profiles = {"uniform": job.space.base, **starts, "searched": found.profile}
+        shipped = compare(job, profiles, found)
+        write_report(out, config.study.storage)
+    return shipped
+
+
+def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
+    """Load what a search needs, and check that it can be run in ``out``; writes nothing there.
+
+    Raises:
+        SparsitySearchError: Something given is not legal.
+    """
     space_file, plugins = load_space(config.space).of_levels, Plugins.of(config)
     check_parameters(config)
     budget = budget_of(config, space_file, plugins.pruner)
@@ -67,22 +85,31 @@ def search(
     job = Job(config, plugins, session, space, out, monitor)
     _check_ladder(job)
     check_hints(config.hints, session.subject.layout, kind)
+    return job
+
+
+def find(
+    job: Job, storage: BaseStorage | None = None, command: Sequence[str] = ()
+) -> tuple[dict[str, SparsityProfile], Searched | None]:
+    """Search, or go on with a search, and leave the comparison of what was found to the caller.
+
+    Args:
+        job: The search; the caller owns its run directory (`rundir.locked`).
+        storage: Where measurements are kept; by default a journal in the run directory.
+        command: The command line, for the record.
+
+    Returns:
+        The profiles that it started from, by allocator, and what it found; None if the monitor
+        stopped it.
+    """
     fingerprint = _fingerprint(job)
-    storage = database(config.study.storage) if config.study.storage else None
-    with rundir.locked(out):
-        rundir.begin(out, _facts(job, fingerprint, command))
-        if prices is not None:
-            write_json(out / f"{rundir.PRICES}.json", prices.to_json())
-        initial = _initial(job)
-        storage = storage or journal(out / rundir.JOURNAL)
-        study = _study_name(fingerprint), fingerprint
-        found = search_stages(job, list(initial.values()), storage, study)
-        if found is None:
-            return None
-        profiles = {"uniform": space.base, **initial, "searched": found.profile}
-        shipped = compare(job, profiles, found)
-        write_report(out, config.study.storage)
-    return shipped
+    rundir.begin(job.out, _facts(job, fingerprint, command))
+    if job.space.prices is not None:
+        write_json(job.out / f"{rundir.PRICES}.json", job.space.prices.to_json())
+    starts = _initial(job)
+    storage = storage or journal(job.out / rundir.JOURNAL)
+    study = _study_name(fingerprint), fingerprint
+    return starts, search_stages(job, list(starts.values()), storage, study)
 
 
 def _check_own_data(config: RunConfig, plugins: Plugins) -> None:

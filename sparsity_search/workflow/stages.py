@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from sparsity_search.space import SearchSpace
 from sparsity_search.store import Store
 from sparsity_search.study import Limits, Objective, Study
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.disk import SupernetFolder
+from sparsity_search.supernet.disk import SupernetFolder, shared
 from sparsity_search.supernet.gradients import gradient_hint
 from sparsity_search.supernet.supernet import Supernet, Switch
 from sparsity_search.workflow import rundir
@@ -238,18 +238,27 @@ class _Stage:
             refresh=config.supernet.refresh,
             seed=config.study.seed,
         )
-        folder = self._folder() if config.supernet.store == "disk" else None
-        subject = job.session.subject
-        with job.monitor.stage("build supernet", len(subject.blocks)) as advance:
-            return build(subject, job.session.text["calibration"], plan, folder, advance)
+        subject, text = job.session.subject, job.session.text["calibration"]
+        with (
+            self._folder() as folder,
+            job.monitor.stage("build supernet", len(subject.blocks)) as advance,
+        ):
+            return build(subject, text, plan, folder, advance)
 
-    def _folder(self) -> SupernetFolder:
-        """Return where the supernet is kept; of a later stage that is around another result."""
+    def _folder(self) -> AbstractContextManager[SupernetFolder | None]:
+        """Return where the supernet is kept; None is the memory."""
         keys = (
             *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
-            *("seed", "dtype"),
+            *("seed", "dtype", "device", "threads", "torch"),
         )
         facts = {key: self.fingerprint[key] for key in keys}
+        settings = self.job.config.supernet
+        if settings.cache is not None:
+            return shared(Path(settings.cache), facts)
+        return nullcontext(self._own_folder(facts) if settings.store == "disk" else None)
+
+    def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
+        """Return the folder in the run directory; a later stage's is around another result."""
         if not self.index:
             return SupernetFolder(self.job.out / "supernet", facts)
         path = self.job.out / f"supernet-stage{self.index + 1}"

@@ -147,6 +147,35 @@ def test_a_supernet_on_disk_gives_the_profile_of_one_in_memory(
     assert first == second
 
 
+def test_searches_share_supernets_by_what_these_depend_on(
+    cli: Cli, model: Path, tmp_path: Path
+) -> None:
+    def searched(name: str, *options: str) -> tuple[bytes, dict[Path, int]]:
+        """Return a search's profile, and when each file of the cache was written."""
+        shared = ("--stages", 2, "--set", f"supernet.cache={tmp_path / 'cache'}", *options)
+        assert search(cli, model, tmp_path / name, *shared).code == 0
+        profile = (tmp_path / name / "profile.json").read_bytes()
+        files = (tmp_path / "cache").glob("*/block-*")
+        return profile, {file: file.stat().st_mtime_ns for file in files}
+
+    alone = search(cli, model, tmp_path / "alone", "--stages", 2)
+    first, written = searched("first")
+    second, again = searched("second")
+    assert alone.code == 0
+    assert first == second == (tmp_path / "alone" / "profile.json").read_bytes()
+    assert again == written
+    assert not (tmp_path / "first" / "supernet").exists()
+    _, more = searched("third", "--searcher", "random", "--set", "pruner.name=magnitude")
+    assert written.items() < more.items()
+
+
+def test_a_cache_that_is_a_file(cli: Cli, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = search(cli, model, tmp_path / "run", "--set", f"supernet.cache={tmp_path / 'file'}")
+    assert outcome.code == 2
+    assert "supernet.cache" in outcome.err
+
+
 def test_bounds_and_exclusions_hold_in_the_checkpoint(
     cli: Cli, model: Path, tmp_path: Path
 ) -> None:
