@@ -1,8 +1,9 @@
 """Peak memory of building a supernet, with and without --offload, for models of growing depth.
 
 Every step runs in a process of its own; the figures are MiB. The peak is the largest resident set
-that the system saw (``ru_maxrss``), less what the process holds before it loads the model. (A
-process begins with the peak of the one that started it, which therefore imports nothing here.)
+that the system saw (``ru_maxrss``), less what the process holds once it has done all of that on a
+model of next to nothing: libraries, and what they keep after their first use. (A process begins
+with the peak of the one that started it, which therefore imports nothing here.)
 
     python benchmarks/memory.py --out memory.json
 """
@@ -15,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,27 @@ def measure(model: Path, case: dict[str, Any]) -> dict[str, float]:
     """Load, build, and return the peaks; in a process of its own."""
     import torch
 
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), {"depth": 2, "width": 32})
+        load_and_build(config_of(Path(folder), case), lambda: None)
+    before, peaks = peak(), list[int]()
+    session = load_and_build(config_of(model, case), lambda: peaks.append(peak() - before))
+    block = sum(p.numel() * p.element_size() for p in session.subject.blocks[0].parameters())
+    whole = sum(p.numel() * p.element_size() for p in session.loaded.model.parameters())
+    return {
+        "block": block / MIB,
+        "model": whole / MIB,
+        "libraries": before / MIB,
+        "loaded": peaks[0] / MIB,
+        "built": (peak() - before) / MIB,
+    }
+
+
+def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
+    """Load a model, build its supernet, and return the session."""
+    import torch
+
     from sparsity_search.budget import Budget
     from sparsity_search.spaces import load_space
     from sparsity_search.supernet.build import SupernetPlan, build
@@ -66,27 +89,17 @@ def measure(model: Path, case: dict[str, Any]) -> dict[str, float]:
     from sparsity_search.workflow.plugins import Plugins, unit_kind
     from sparsity_search.workflow.session import open_session
 
-    torch.set_num_threads(1)
-    config = config_of(model, case)
     plugins = Plugins.of(config)
-    before = peak()
     session = open_session(config.model, [], 0, Monitor(), unit_kind(config, plugins.pruner))
-    loaded = peak()
+    on_loaded()
     space = load_space(config.space).of_levels.build(session.subject.layout, Budget(0.5), {})
     tokens = torch.arange(8 * 128).remainder(VOCABULARY).view(8, 128)
     plan = SupernetPlan(pruner=plugins.pruner, tables=space.tables(), centre=space.base)
     with tempfile.TemporaryDirectory() as folder:
-        files = SupernetFolder(Path(folder), {}) if case["store"] == "disk" else None
+        on_disk = config.supernet.store == "disk"
+        files = SupernetFolder(Path(folder), {}) if on_disk else None
         build(session.subject, tokens, plan, files)
-    block = sum(p.numel() * p.element_size() for p in session.subject.blocks[0].parameters())
-    whole = sum(p.numel() * p.element_size() for p in session.loaded.model.parameters())
-    return {
-        "block": block / MIB,
-        "model": whole / MIB,
-        "libraries": before / MIB,
-        "loaded": (loaded - before) / MIB,
-        "built": (peak() - before) / MIB,
-    }
+    return session
 
 
 def estimate(model: Path, case: dict[str, Any]) -> dict[str, float]:

@@ -162,12 +162,14 @@ class SupernetSection(Section):
             that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
         cache: Folder where searches share supernets, in place of ``store``.
+        prefix_mib: Memory for what candidates that begin alike have in common, in MiB.
     """
 
     propagate: Literal["centre", "dense", "expectation", "mean"] = "centre"
     refresh: Literal["block", "sublayer"] = "block"
     store: Literal["memory", "disk"] = "memory"
     cache: str | None = None
+    prefix_mib: int = Field(default=1024, ge=0)
 
 
 class StudySection(Section):
@@ -225,7 +227,7 @@ class RunConfig(Section):
         flat = flatten(self.model_dump(mode="json"))
         limits = {"study.rounds", "study.minutes", "study.storage"}
         # where weights are kept, not which
-        limits |= {"supernet.store", "supernet.cache", "model.offload"}
+        limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib", "model.offload"}
         return {
             key: value
             for key, value in flat.items()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.base import Proxy
 from sparsity_search.history import Fidelity, Score
+from sparsity_search.models.prefixes import Prefixes
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.rng import generator
 from sparsity_search.supernet.supernet import Switch
@@ -16,7 +15,7 @@ class SupernetObjective:
     """Scores profiles by switching one resident model.
 
     Args:
-        model: The resident model.
+        prefixes: The resident model, which skips what consecutive profiles have in common.
         switch: Turns it into a profile.
         proxy: Scores it.
         pool: Number and length of the proxy's sequences.
@@ -24,9 +23,9 @@ class SupernetObjective:
     """
 
     def __init__(
-        self, model: nn.Module, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
+        self, prefixes: Prefixes, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
     ) -> None:
-        self._model = model
+        self._prefixes = prefixes
         self._switch = switch
         self._proxy = proxy
         self._n_sequences, self._length = pool
@@ -44,7 +43,8 @@ class SupernetObjective:
         """
         rows, parts = self.rows(fidelity), known.parts if known else ()
         self._switch.to(profile)
-        found = self._proxy.score(self._model, rows[len(parts) :])
+        with self._prefixes.at(profile.states) as model:
+            found = self._proxy.score(model, rows[len(parts) :])
         return self._proxy.joined([*parts, *found.parts]) if parts else found
 
     def rows(self, fidelity: Fidelity) -> list[int]:

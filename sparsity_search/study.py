@@ -124,7 +124,8 @@ class Study:
         if round_ == 0:
             return list(dict.fromkeys([self.space.uniform, *self.initial]))
         rng = generator(self.seed, "ask", round_)
-        return self.searcher.ask(self.space, history, self.ladder.candidates, rng)
+        # those that begin alike follow each other: an objective can keep what they share
+        return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
 
 
 class _Session:

@@ -105,6 +105,16 @@ MORE: dict[str, Callable[[], nn.Module]] = {
 MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "mixtral": _tiny("Mixtral", num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": _tiny("Qwen3Moe", head_dim=8, moe_intermediate_size=16, **MIXTURE),
+    # transposed experts, gate and up interleaved, biases
+    "gpt_oss": _tiny(
+        "GptOss",
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     # a mixer, an attention, a mixer; the attention has the experts
     "jamba": _tiny(
         "Jamba",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.base import Proxy
 from sparsity_search.evaluators.perplexity import Perplexity
 from sparsity_search.history import Fidelity, Score
+from sparsity_search.models.prefixes import Prefixes
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.objective import SupernetObjective
 from sparsity_search.profile import SparsityProfile
@@ -19,7 +21,6 @@ from sparsity_search.pruners.magnitude import Magnitude
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.testing.problems import toy_layout
 
 LENGTH, N_ROWS = 16, 10
 
@@ -38,14 +39,13 @@ class Spy(Proxy):
         return Score(float(len(self.calls)), ())
 
 
-def objective(spy: Spy | None = None, seed: int = 0) -> SupernetObjective:
+def objective(spy: Any = None, seed: int = 0) -> SupernetObjective:
     spy = spy or Spy()
-    return SupernetObjective(MODEL, spy, spy, (N_ROWS, LENGTH), seed)  # type: ignore[arg-type]
+    return SupernetObjective(Prefixes(SUBJECT, 0), spy, spy, (N_ROWS, LENGTH), seed)
 
 
-MODEL = nn.Linear(1, 1)
-LAYOUT = toy_layout(10, 10)
-PROFILES = [SparsityProfile(LAYOUT, (4, 6)), SparsityProfile(LAYOUT, (6, 4))]
+SUBJECT = PrunableModel(tiny_llama())
+PROFILES = [Budget(target).uniform(SUBJECT.layout) for target in (0.3, 0.9, 0.6)]
 
 
 def test_rows_of_rungs_nest() -> None:
@@ -83,26 +83,27 @@ def test_the_model_is_switched_before_it_is_scored() -> None:
     spy = Spy()
     rows = objective().rows(Fidelity(32))
     assert objective(spy)(PROFILES[0], Fidelity(32)).value == 2.0
-    assert spy.calls == [PROFILES[0], (MODEL, rows)]
+    assert spy.calls == [PROFILES[0], (SUBJECT.model, rows)]
 
 
 def test_known_rows_are_not_run_again() -> None:
     spy = Spy()
     rows = objective().rows(Fidelity(64))
     found = objective(spy)(PROFILES[0], Fidelity(64), Score(1.5, (1.0, 2.0)))
-    assert spy.calls == [PROFILES[0], (MODEL, rows[2:])]
+    assert spy.calls == [PROFILES[0], (SUBJECT.model, rows[2:])]
     assert found == Score(1.5, (1.0, 2.0))
 
 
 def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
-    profiles = [Budget(target).uniform(subject.layout) for target in (0.3, 0.9, 0.6)]
+    profiles = PROFILES
     tables = [tuple(sorted(counts)) for counts in zip(*(p.removed for p in profiles), strict=True)]
     plan = SupernetPlan(pruner=Magnitude(), tables=tables, centre=profiles[0])
     supernet = build(subject, tiny_tokens, plan)
     proxy = Perplexity().bind(subject.model, tiny_tokens)
     with supernet.resident() as switch:
-        objective = SupernetObjective(subject.model, switch, proxy, (N_ROWS, LENGTH), 0)
+        prefixes = Prefixes(subject, 2**20)
+        objective = SupernetObjective(prefixes, switch, proxy, (N_ROWS, LENGTH), 0)
         rows = objective.rows(Fidelity(80))
         found = [objective(profile, Fidelity(80)) for profile in profiles]
         for profile, whole in zip(profiles, found, strict=True):

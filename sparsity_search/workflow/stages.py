@@ -17,6 +17,7 @@ from sparsity_search.errors import RunMismatchError
 from sparsity_search.hints import Hint
 from sparsity_search.history import Fidelity, History, Score
 from sparsity_search.models.divergence import Divergence
+from sparsity_search.models.prefixes import Prefixes
 from sparsity_search.objective import SupernetObjective
 from sparsity_search.parametric import ParametricSpace, Value
 from sparsity_search.profile import SparsityProfile
@@ -164,7 +165,10 @@ class _Stage:
             divergence = self._divergence()
         with self._resident() as switch:
             seed = self.job.config.study.seed
-            objective = SupernetObjective(model, switch, proxy, self.job.pool, seed)
+            prefixes = Prefixes(
+                self.job.session.subject, self.job.config.supernet.prefix_mib * 2**20
+            )
+            objective = SupernetObjective(prefixes, switch, proxy, self.job.pool, seed)
             if divergence is not None:
                 self._gradients(objective, switch, divergence)
             hints = stored_hints(self._hints, self.job.config.hints, self.space)

@@ -86,6 +86,17 @@ def test_blocks_one_by_one_are_the_models_own(family: str, tokens: Tensor) -> No
             assert torch.equal(states, last_hidden(subject.model, batch))
 
 
+def inside(experts: Any, expert: int, inputs: Tensor) -> Tensor:
+    """Return what an expert's last matrix reads."""
+    if not hasattr(experts, "gate_up_proj_bias"):
+        gate, up = (inputs @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        return gate * gate.sigmoid() * up
+    # GPT-OSS, whose released code limits both and opens the gate a little
+    made = inputs @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+    gate, up = made[:, 0::2].clamp(max=7.0), made[:, 1::2].clamp(-7.0, 7.0)
+    return (up + 1) * gate * (1.702 * gate).sigmoid()
+
+
 def by_plain_hooks(subject: PrunableModel, tokens: Tensor) -> dict[str, InputStatistics]:
     """Return the statistics of all units from forward passes of the whole model.
 
@@ -105,8 +116,7 @@ def by_plain_hooks(subject: PrunableModel, tokens: Tensor) -> dict[str, InputSta
                 hidden, chosen = args[:2]
                 inputs = hidden[[view.index in row for row in chosen.tolist()]]
                 if name.endswith("down_proj"):
-                    gate, up = (module.gate_up_proj[view.index] @ inputs.T).chunk(2)
-                    inputs = (gate * gate.sigmoid() * up).T
+                    inputs = inside(module, view.index, inputs)
             if inputs.numel():
                 statistics.add(inputs)
 
