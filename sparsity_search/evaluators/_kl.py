@@ -46,10 +46,15 @@ class Divergence:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
         cache_mib: Memory for teacher probabilities, in MiB.
         chunk: Positions whose logits are alive at once.
+        positions: Those of each row that count, ``(n_sequences, n)`` int64; by default all.
     """
 
-    def __init__(self, hidden: Tensor, cache_mib: int, chunk: int) -> None:
-        self._hidden = hidden
+    def __init__(
+        self, hidden: Tensor, cache_mib: int, chunk: int, positions: Tensor | None = None
+    ) -> None:
+        self._positions = None if positions is None else positions.to(hidden.device)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        self._hidden = hidden if self._positions is None else hidden[rows, self._positions]
         self._free = cache_mib * 2**20
         self._chunk = chunk
         self._cache: dict[tuple[int, int], _Teacher] = {}
@@ -63,6 +68,8 @@ class Divergence:
             row: Index of the sequence.
             hidden: The pruned model's last hidden states of it, ``(length, hidden)``.
         """
+        if self._positions is not None:
+            hidden = hidden[self._positions[row]]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), self._chunk):
             teacher = self._teacher(model, row, start)

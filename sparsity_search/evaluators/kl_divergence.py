@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from sparsity_search.evaluators._kl import Divergence, check_kl_settings
 from sparsity_search.evaluators.base import Evaluator, Proxy, batches
 from sparsity_search.history import Score
 from sparsity_search.models.head import check_head, last_hidden
+from sparsity_search.rng import generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,18 @@ class KLDivergence(Evaluator):
     Args:
         cache_mib: Memory for teacher probabilities, in MiB.
         chunk: Positions whose logits are alive at once.
+        positions: Positions of each sequence that count, drawn once for all candidates; the head
+            runs on these alone, and the score is an estimate. By default all, and exact.
     """
 
     cache_mib: int = 1024
     chunk: int = 256
+    positions: int | None = None
 
     def __post_init__(self) -> None:
         check_kl_settings(self.cache_mib, self.chunk)
+        if self.positions is not None and self.positions < 1:
+            raise ValueError(f"positions must be at least 1, not {self.positions}")
 
     @torch.inference_mode()
     def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:  # noqa: ARG002
@@ -40,7 +47,16 @@ class KLDivergence(Evaluator):
         check_head(dense, tokens)
         rows = range(len(tokens))
         hidden = [last_hidden(dense, tokens[list(b)]) for b in batches(rows, tokens.shape[1])]
-        return _KLProxy(tokens, Divergence(torch.cat(hidden), self.cache_mib, self.chunk))
+        positions = self._drawn(*tokens.shape)
+        divergence = Divergence(torch.cat(hidden), self.cache_mib, self.chunk, positions)
+        return _KLProxy(tokens, divergence)
+
+    def _drawn(self, n_sequences: int, length: int) -> Tensor | None:
+        """Return which positions of each sequence count, ``(n_sequences, positions)``."""
+        if self.positions is None or self.positions >= length:
+            return None
+        orders = [generator(0, "positions", i).permutation(length) for i in range(n_sequences)]
+        return torch.tensor(np.sort(np.array(orders)[:, : self.positions]))
 
 
 class _KLProxy(Proxy):

@@ -21,6 +21,8 @@ from sparsity_search.models.mapped import Mapped
 _OFFLOAD = "_sparsity_search_offload"
 #: Attribute of a parameter that works on the device: where it rests.
 _RESTS = "_sparsity_search_rests"
+#: Number of the option in glibc's ``malloc.h``.
+_MMAP_THRESHOLD = -3
 
 
 class Offload:
@@ -36,6 +38,7 @@ class Offload:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
+        _give_back()
         prefix, self._blocks = find_blocks(model)
         self._device = device
         self._pinned: set[nn.Module] = set()
@@ -65,7 +68,6 @@ class Offload:
             self._pinned.discard(module)
             _rest(module, keep=True)
             self.release()
-            _trim()
 
     def rest(self) -> None:
         """Bring every block to rest; what was written on the device since is lost."""
@@ -108,11 +110,11 @@ def offload_of(model: nn.Module) -> Offload | None:
     return getattr(model, _OFFLOAD, None)
 
 
-def _trim() -> None:
-    """Give freed memory back to the system: glibc would keep what each block's work left."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+def _give_back() -> None:
+    """Let freed tensors go back to the system at once: glibc would keep half of the peak."""
+    option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if option is not None:
+        option(_MMAP_THRESHOLD, 2**20)
 
 
 @torch.inference_mode(False)

@@ -135,7 +135,9 @@ def _digest(values: Sequence[Any]) -> str:
     for value in values:
         if isinstance(value, Tensor):
             total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            total.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
         else:
             total.update(repr(value).encode())
     return total.hexdigest()

@@ -43,12 +43,13 @@ class Mutation:
         if self.tournament < 1:
             raise ConfigError(f"tournament must be at least 1, not {self.tournament}")
 
-    def pools(self, space: Space) -> list[list[int]]:
-        """Return the genes that may switch with each other."""
+    def pools(self, space: Space, genes: Sequence[int] | None = None) -> list[list[int]]:
+        """Return which of some genes may switch with each other; by default of all."""
+        genes = range(space.n_genes) if genes is None else genes
         if self.within == "all":
-            return [list(range(space.n_genes))]
+            return [list(genes)]
         roles = dict.fromkeys(space.roles)
-        pools = [[g for g, role in enumerate(space.roles) if role == name] for name in roles]
+        pools = [[g for g in genes if space.roles[g] == name] for name in roles]
         return [pool for pool in pools if len(pool) > 1]
 
     def child(
@@ -57,6 +58,7 @@ class Mutation:
         parent: Candidate,
         rng: np.random.Generator,
         likely: np.ndarray | None = None,
+        genes: Sequence[int] | None = None,
     ) -> Candidate:
         """Return a child; the parent itself where the bounds allow no move.
 
@@ -65,8 +67,9 @@ class Mutation:
             parent: What to change.
             rng: The only source of randomness.
             likely: Probability of each stride, ``(n_strides,)``; by default all are equal.
+            genes: Which may change; by default all.
         """
-        pools = self.pools(space)
+        pools = self.pools(space, genes)
         if not pools:
             return parent
         children = self.tournament if space.hints else 1

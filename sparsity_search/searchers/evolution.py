@@ -33,6 +33,8 @@ class Evolution(Searcher):
         within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
         tournament: Offspring drawn for each one that is measured, by the first hint of the space;
             without a hint it means nothing.
+        window: Share of the genes, next to each other in depth, that all offspring of a round
+            change; where it lies is drawn each round. What lies before it is run once a round.
         random_rounds: Rounds of random candidates before the first mutations; the paper starts
             so where whole blocks are dropped.
         spread: Deviation in levels of these random candidates.
@@ -43,12 +45,15 @@ class Evolution(Searcher):
     adaptive: bool = False
     within: Literal["all", "role"] = "all"
     tournament: int = 4
+    window: float = 1.0
     random_rounds: int = 0
     spread: float = 1.0
 
     def __post_init__(self) -> None:
         if self.random_rounds < 0 or not self.spread > 0:
             raise ConfigError("random_rounds must not be negative, and spread be positive")
+        if not 0 < self.window <= 1:
+            raise ConfigError(f"window must lie in (0, 1], not {self.window}")
         _ = self._mutation
 
     @cached_property
@@ -67,6 +72,7 @@ class Evolution(Searcher):
         parents, seen = history.survivors, history.seen
         likely = stride_shares(self.strides, history.winners) if self.adaptive else None
         at_random = len(history.winners) <= self.random_rounds
+        genes = self._genes(space.n_genes, rng)
         found: dict[Candidate, None] = {}
         for attempt in range(50 * n):
             if len(found) == n or not parents:
@@ -74,10 +80,17 @@ class Evolution(Searcher):
             if at_random:
                 child = space.sample(rng, self.spread)
             else:
-                child = self._mutation.child(space, parents[attempt % len(parents)], rng, likely)
+                parent = parents[attempt % len(parents)]
+                child = self._mutation.child(space, parent, rng, likely, genes)
             if child not in seen:
                 found[child] = None
         if not found and parents and self.within == "all":  # mutations may not reach what is left
             drawn = (space.sample(rng, self.spread) for _ in range(20 * n))
             found = dict.fromkeys(child for child in drawn if child not in seen)
         return list(found)[:n]
+
+    def _genes(self, n_genes: int, rng: np.random.Generator) -> range:
+        """Return the genes that a round changes."""
+        width = min(n_genes, max(2, round(self.window * n_genes)))
+        start = int(rng.integers(n_genes - width + 1)) if width < n_genes else 0
+        return range(start, start + width)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.kl_divergence import KLDivergence
@@ -29,6 +30,30 @@ def test_is_the_divergence_of_full_softmaxes(factor: float, chunk: int) -> None:
     score = KLDivergence(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
     assert score.parts == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert score.value == pytest.approx(sum(expected) / 6, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 24, 99])
+def test_positions_are_a_fair_sample(positions: int) -> None:
+    dense, model = tiny_llama(), scaled(0.0)
+    tokens = random_tokens(200, 24)
+    expected = torch.tensor(directly(dense, model, tokens))
+    proxy = KLDivergence(positions=positions, chunk=5).bind(dense, tokens)
+    found = torch.tensor(proxy.score(model, range(200)).parts)
+    deviation = (found - expected).std()
+    if positions >= 24:
+        assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    else:
+        assert abs(found.mean() - expected.mean()) < 4 * deviation / 200**0.5
+        assert deviation > 1e-3
+    assert proxy.score(model, [3, 5]).parts == pytest.approx(found[[3, 5]].tolist(), rel=1e-5)
+
+
+def test_the_head_runs_on_the_positions_that_count() -> None:
+    dense, seen = tiny_llama(), []
+    proxy = KLDivergence(positions=5).bind(dense, TOKENS)
+    dense.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1]))
+    proxy.score(dense, [0, 1])
+    assert [tuple(shape) for shape in seen] == [(5,)] * 4
 
 
 def test_capped_logits() -> None:
