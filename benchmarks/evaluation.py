@@ -1,0 +1,230 @@
+"""What one evaluation costs, beside the naive loop, on SmolLM2-135M: docs/speed.md.
+
+A rung of candidates, 4 x 512 tokens each, is scored in several ways in one process, one way after
+the other in each repeat; figures are ratios to the naive loop of the same repeat.
+
+    python benchmarks/evaluation.py --text wikipedia_heldout.jsonl --out evaluation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.budget import Budget
+from sparsity_search.config import load_config
+from sparsity_search.data.sequences import Request
+from sparsity_search.evaluators.kl_divergence import KLDivergence
+from sparsity_search.history import Fidelity, History
+from sparsity_search.models.prefixes import Prefixes
+from sparsity_search.objective import SupernetObjective
+from sparsity_search.registry import PRUNERS
+from sparsity_search.rng import generator
+from sparsity_search.searchers.evolution import Evolution
+from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.spaces import load_space
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.supernet import Switch
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.session import Session, open_session
+
+TOKENS, LENGTH, POSITIONS = 2048, 512, 128
+#: Published settings of EvoPress's mutation; and the same within a sixth of the depth.
+EVOPRESS = {"max_switches": 3, "strides": (1,)}
+WINDOW = 1 / 6
+
+
+@dataclass
+class Bench:
+    """A resident supernet, and what is scored on it."""
+
+    session: Session
+    space: SearchSpace
+    switch: Switch
+
+    @property
+    def text(self) -> Tensor:
+        return self.session.text["search"]
+
+    def children(self, n: int, genes: range | None = None) -> list[Candidate]:
+        """Return children of the uniform candidate, ordered as a study orders them."""
+        history, rng = History(), generator(0, "children", genes.start if genes else 0)
+        history.close_round([self.space.uniform])
+        searcher = Evolution(**EVOPRESS)  # type: ignore[arg-type]
+        if genes is None:
+            return sorted(searcher.ask(self.space, history, n, rng))
+        found: set[Candidate] = set()
+        while len(found) < n:
+            found.add(searcher._mutation.child(self.space, self.space.uniform, rng, None, genes))
+        return sorted(found)
+
+    def naive(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Score each with a forward pass of the whole model and full softmaxes of all logits."""
+        model, found = self.session.loaded.model, []
+        for candidate in candidates:
+            self.switch.to(self.space.profile(candidate))
+            with torch.inference_mode():
+                logits = model(input_ids=self.text, use_cache=False).logits
+                student = logits.float().log_softmax(-1)
+                expected = self.teacher.float().log_softmax(-1)
+                divergence = torch.nn.functional.kl_div(
+                    student, expected, reduction="sum", log_target=True
+                )
+            found.append(float(divergence) / self.text.numel())
+        return found
+
+    def ours(
+        self, mib: int, positions: int | None
+    ) -> Callable[[Sequence[Candidate]], list[float]]:
+        """Return our way to score, with some memory for prefixes, on some positions."""
+        model = self.session.loaded.model
+        self.switch.dense()
+        proxy = KLDivergence(positions=positions, cache_mib=4096).bind(model, self.text)
+        rows = list(range(len(self.text)))
+        proxy.score(model, rows)  # the dense model's probabilities are made once in a search
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            prefixes = Prefixes(self.session.subject, mib * 2**20)
+            pool = (len(self.text), LENGTH)
+            objective = SupernetObjective(prefixes, self.switch, proxy, pool, 0)
+            profiles = map(self.space.profile, candidates)
+            return [objective(profile, Fidelity(TOKENS)).value for profile in profiles]
+
+        return score
+
+    def measure_teacher(self) -> None:
+        with torch.inference_mode():
+            model = self.session.loaded.model
+            self.teacher = model(input_ids=self.text, use_cache=False).logits
+
+
+@contextmanager
+def bench(arguments: argparse.Namespace) -> Iterator[Bench]:
+    config = load_config(None, {"model.name": "smollm2", "budget.sparsity": 0.7})
+    source = f"file:{arguments.text}"
+    requests = [
+        Request("calibration", source, 4, LENGTH),
+        Request("search", source, TOKENS // LENGTH, LENGTH),
+    ]
+    session = open_session(config.model, requests, 0, Monitor())
+    space = load_space("per_linear").of_levels.build(session.subject.layout, Budget(0.7), {})
+    pruner = PRUNERS.create(arguments.pruner)
+    plan = SupernetPlan(pruner=pruner, tables=space.tables(), centre=space.base)
+    supernet = build(session.subject, session.text["calibration"], plan)
+    with supernet.resident() as switch:
+        made = Bench(session, space, switch)
+        made.measure_teacher()
+        yield made
+
+
+def timed(score: Callable[[Sequence[Candidate]], list[float]], of: Sequence[Candidate]) -> Any:
+    started = time.perf_counter()
+    found = score(of)
+    return (time.perf_counter() - started) / len(of), found
+
+
+def blocks_run(space: SearchSpace, candidates: Sequence[Candidate]) -> float:
+    """Return the share of blocks that a prefix cache has to run."""
+    states = [space.profile(candidate).states for candidate in candidates]
+    of = [unit.block for unit in space.layout]
+    n_blocks = of[-1] + 1
+    first = [
+        next(of[i] for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        for one, other in pairwise(states)
+    ]
+    return (n_blocks + sum(n_blocks - f for f in first)) / (n_blocks * len(candidates))
+
+
+def head_share(session: Session) -> float:
+    """Return the head's share of a forward pass's multiplications."""
+    config = session.loaded.model.config
+    width: int = config.hidden_size
+    n_blocks: int = config.num_hidden_layers
+    # scores and values of the attention: two products of a token's queries with the keys
+    attention = 2 * n_blocks * width * LENGTH
+    head: int = width * config.vocab_size
+    return head / (head + session.subject.layout.n_weights + attention)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pruner", default="wanda")
+    parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with bench(arguments) as made:
+        rows = measure(made, arguments)
+    for row in rows:
+        print(row)
+    if arguments.out:
+        write_json(arguments.out, rows)
+
+
+def measure(made: Bench, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each way: ratio to the naive loop, bound, and deviation of scores."""
+    children = made.children(arguments.candidates)
+    n_genes = made.space.n_genes
+    width = round(WINDOW * n_genes)
+    starts = [round(i * (n_genes - width) / 4) for i in range(5)]
+    each = max(1, arguments.candidates // 2)
+    windows = [made.children(each, range(start, start + width)) for start in starts]
+    ways = {
+        "whole, in chunks": (made.ours(0, None), [children]),
+        "prefixes": (made.ours(1024, None), [children]),
+        "prefixes, 128 positions": (made.ours(1024, POSITIONS), [children]),
+        "window, prefixes": (made.ours(1024, None), windows),
+        "window, prefixes, 128 positions": (made.ours(1024, POSITIONS), windows),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    seconds, scores = [], {}
+    for _ in range(arguments.repeats):
+        naive, expected = timed(made.naive, children)
+        seconds.append(naive)
+        for name, (score, groups) in ways.items():
+            cost = []
+            for group in groups:
+                took, found = timed(score, group)
+                cost.append(took)
+            scores[name] = found
+            ratios[name].append(statistics.mean(cost) / naive)
+    exact, head = scores["whole, in chunks"], head_share(made.session)
+    rows = [{"way": "naive", "seconds": statistics.median(seconds), "of": [*seconds]}]
+    for name, (_, groups) in ways.items():
+        part = (
+            1.0
+            if name.startswith("whole")
+            else statistics.mean(blocks_run(made.space, group) for group in groups)
+        )
+        positions = POSITIONS / LENGTH if "positions" in name else 1.0
+        rows.append(
+            {
+                "way": name,
+                "ratio": statistics.median(ratios[name]),
+                "from": min(ratios[name]),
+                "to": max(ratios[name]),
+                "blocks run": part,
+                "bound": part * (1 - head) + positions * head,
+                "equal": scores[name] == exact if name == "prefixes" else None,
+            }
+        )
+    rows[1]["from naive scores"] = max(
+        abs(ours / theirs - 1) for ours, theirs in zip(exact, expected, strict=True)
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
