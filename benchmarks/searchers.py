@@ -44,6 +44,12 @@ WIDTH: dict[str, Any] = {
 }
 
 
+#: Starts that take minutes, from the comparison of allocators: same text, seed and pruner.
+_KNOWN = Path(__file__).parent / "results" / "allocators" / "sparsegpt" / "profiles"
+KNAPSACK = str(_KNOWN / "sparsegpt-70-knapsack-seed0.json")
+GAUSS_NEWTON = str(_KNOWN / "sparsegpt-70-gauss_newton_start=cfsp-seed0.json")
+
+
 @dataclass(frozen=True)
 class Case:
     """One search: what its group has in common, and what it changes."""
@@ -70,10 +76,10 @@ CASES = {
         WEIGHTS, {"searcher": {"name": "predictor"}, "hints": ["gradients"]}
     ),
     "tpe, depth spline": Case(WEIGHTS, {"searcher": {"name": "optuna"}, "space": "depth_spline"}),
-    "from knapsack": Case(WEIGHTS, initial=("knapsack", "uniform")),
-    "from gauss_newton": Case(WEIGHTS, initial=("gauss_newton", "uniform")),
+    "from knapsack": Case(WEIGHTS, initial=(KNAPSACK, "uniform")),
+    "from gauss_newton": Case(WEIGHTS, initial=(GAUSS_NEWTON, "uniform")),
     "from gauss_newton, gradients": Case(
-        WEIGHTS, {"hints": ["gradients"]}, initial=("gauss_newton", "uniform")
+        WEIGHTS, {"hints": ["gradients"]}, initial=(GAUSS_NEWTON, "uniform")
     ),
     "tyr": Case(WIDTH, stages=4),
     "tyr, one fine stage": Case(WIDTH, {"space": "sixty_fourths"}),
@@ -112,7 +118,8 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
             starts, searched = find(job, command=["benchmarks/searchers.py"])
         if searched is None:
             raise SystemExit(1)
-        profiles = {**starts, "searched": searched.profile}
+        known = {Path(name).stem: profile for name, profile in starts.items()}
+        profiles = {**known, "searched": searched.profile}
         perplexities = {which: kept_perplexity(job, found) for which, found in profiles.items()}
     found = {
         "case": name,

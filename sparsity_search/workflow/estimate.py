@@ -33,8 +33,8 @@ class Estimate:
         supernet_seconds: Building the supernet.
         supernet_bytes: Its size, in memory or on disk.
         build_bytes: Memory while the supernet is built, besides that of the libraries.
-        search_bytes: Memory of model, dense copy of the prunable weights and supernet in the
-            search, but for what a forward pass takes.
+        search_bytes: Memory of model, dense copy of the prunable weights, supernet and shared
+            prefixes in the search, but for what a forward pass takes.
         file_bytes: Room for offloaded weights in the folder for temporary files.
         checkpoint_bytes: The pruned checkpoint on disk.
     """
@@ -96,7 +96,7 @@ def estimate(
         supernet_seconds=sample.seconds,
         supernet_bytes=supernet,
         build_bytes=_held(session, dense) + in_memory + _work(session, config, sample),
-        search_bytes=_held(session, dense) + in_memory,
+        search_bytes=_held(session, dense) + in_memory + _prefixes(session, config),
         file_bytes=_n_bytes(session.subject.blocks) + dense if offloaded else 0,
         checkpoint_bytes=model,
     )
@@ -123,11 +123,24 @@ def _work(session: Session, config: RunConfig, sample: _Sample) -> int:
     Those of this block and the last: statistics. Of one block: what its modules put out, its
     variants twice (as they are and as they are written), and the work on its largest unit.
     """
-    data, model = config.data, session.loaded.model
-    width: int = model.config.get_text_config().hidden_size * model.dtype.itemsize
-    hidden = 2 * data.calibration_sequences * data.calibration_length * width
+    data = config.data
+    hidden = 2 * data.calibration_sequences * data.calibration_length * _width(session)
     unit = _WORK * int(session.subject.layout.counts.max()) + 3 * sample.largest
     return hidden + 2 * sample.statistics + 2 * sample.variants + unit + sample.activations
+
+
+def _prefixes(session: Session, config: RunConfig) -> int:
+    """Return the bytes of all blocks' outputs of the top rung's tokens, up to their bound."""
+    tokens = config.ladder.build().rungs[-1].tokens
+    whole = len(session.subject.blocks) * tokens * _width(session)
+    return min(whole, config.supernet.prefix_mib * 2**20)
+
+
+def _width(session: Session) -> int:
+    """Return the bytes of one position's hidden state."""
+    model = session.loaded.model
+    width: int = model.config.get_text_config().hidden_size * model.dtype.itemsize
+    return width
 
 
 def _n_bytes(module: nn.Module) -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sparsity_search.artefacts import write_json
 from sparsity_search.errors import NumericalError
+from sparsity_search.evaluators.base import batches
 from sparsity_search.models.materialise import saveable
+from sparsity_search.models.prefixes import Prefixes
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
@@ -98,16 +100,20 @@ class _Judge:
 
     def __init__(self, job: Job) -> None:
         self._space = job.space
-        self._model = job.session.loaded.model
+        self._subject = job.session.subject
         self._monitor = job.monitor
+        self._limit = job.config.supernet.prefix_mib * 2**20
         text, own = job.session.text, job.plugins.evaluator.own_data()
-        n_rows = len(text["final"])
+        n_rows, length = text["final"].shape
         # of an evaluator's own data, the rows that the search did not see
         first = 0 if own is None else job.pool[0]
-        self._rows = {"score": range(first, first + n_rows), "perplexity": range(n_rows)}
+        self._batches = [
+            (batch, [first + row for row in batch]) for batch in batches(range(n_rows), length)
+        ]
+        model = job.session.loaded.model
         with self._monitor.stage("bind final text"):
             self._proxies = {
-                key: evaluator.bind(self._model, text["final"], job.session.loaded.tokenizer)
+                key: evaluator.bind(model, text["final"], job.session.loaded.tokenizer)
                 for key, evaluator in {
                     "score": job.plugins.evaluator,
                     "perplexity": EVALUATORS.create("perplexity"),
@@ -118,11 +124,21 @@ class _Judge:
         """Return one row of the table; numbers that are not finite become None."""
         row: dict[str, Any] = {"name": name}
         with self._monitor.stage(f"score {name}"):
-            for key, proxy in self._proxies.items():
-                value = proxy.score(self._model, self._rows[key]).value
+            for key, value in self._scores(profile).items():
                 row[key] = value if math.isfinite(value) else None
         removed = {"sparsity": profile.sparsity, "removed": profile.n_removed}
         return {**row, **removed, **_saving(self._space, profile)}
+
+    def _scores(self, profile: SparsityProfile) -> dict[str, float]:
+        """Return what each proxy says; they go through the text together, so that it runs once."""
+        parts: dict[str, list[float]] = {key: [] for key in self._proxies}
+        prefixes = Prefixes(self._subject, self._limit)  # of this row: counts are not weights
+        with prefixes.at(profile.states) as model:
+            for of_text, of_evaluator in self._batches:
+                rows = {"score": of_evaluator, "perplexity": of_text}
+                for key, proxy in self._proxies.items():
+                    parts[key] += proxy.score(model, rows[key]).parts
+        return {key: proxy.joined(parts[key]).value for key, proxy in self._proxies.items()}
 
 
 def _saving(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:

@@ -147,6 +147,16 @@ def test_a_supernet_on_disk_gives_the_profile_of_one_in_memory(
     assert first == second
 
 
+def test_shared_prefixes_change_nothing(cli: Cli, model: Path, tmp_path: Path) -> None:
+    found = []
+    for mib in (0, 1024):
+        out = tmp_path / str(mib)
+        assert search(cli, model, out, "--set", f"supernet.prefix_mib={mib}").code == 0
+        results = json.loads((out / "results.json").read_text())
+        found.append((results["rows"], (out / "profile.json").read_bytes()))
+    assert found[0] == found[1]
+
+
 def test_searches_share_supernets_by_what_these_depend_on(
     cli: Cli, model: Path, tmp_path: Path
 ) -> None:
