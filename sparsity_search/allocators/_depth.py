@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.head import check_head, logits
+from sparsity_search.models.head import at_once, check_head, logits
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BATCH, BlockRunner
 from sparsity_search.profile import SparsityProfile, from_counts
 
 #: Kinds of units that go as a whole.
 DEPTH = ("blocks", "sublayers")
-#: Positions whose logits are alive at once.
-_CHUNK = 512
 
 
 class Removal:
@@ -176,8 +174,8 @@ class RemovalLosses:
 
 def _loss_of(model: nn.Module, hidden: Tensor, targets: Tensor) -> float:
     """Return the summed loss of one sequence, each chunk in float32."""
-    total = 0.0
-    chunks = zip(torch.split(hidden, _CHUNK), torch.split(targets, _CHUNK), strict=True)
+    total, size = 0.0, at_once(hidden.device)
+    chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     for states, wanted in chunks:
         scores = logits(model, states).float()
         total += float(nn.functional.cross_entropy(scores, wanted, reduction="sum"))

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.head import logits
+from sparsity_search.models.head import at_once, logits
 
 
-def check_kl_settings(cache_mib: int, chunk: int) -> None:
+def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
     """Check the settings of `Divergence`.
 
     Raises:
         ValueError: One is out of range.
     """
-    if cache_mib < 0 or chunk < 1:
+    if cache_mib < 0 or (chunk is not None and chunk < 1):
         raise ValueError("cache_mib must not be negative, and chunk at least 1")
 
 
@@ -45,18 +45,18 @@ class Divergence:
     Args:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are alive at once.
+        chunk: Positions whose logits are alive at once; by default `at_once`.
         positions: Those of each row that count, ``(n_sequences, n)`` int64; by default all.
     """
 
     def __init__(
-        self, hidden: Tensor, cache_mib: int, chunk: int, positions: Tensor | None = None
+        self, hidden: Tensor, cache_mib: int, chunk: int | None, positions: Tensor | None = None
     ) -> None:
         self._positions = None if positions is None else positions.to(hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         self._hidden = hidden if self._positions is None else hidden[rows, self._positions]
         self._free = cache_mib * 2**20
-        self._chunk = chunk
+        self._chunk = chunk or at_once(hidden.device)
         self._cache: dict[tuple[int, int], _Teacher] = {}
 
     @torch.inference_mode()

@@ -48,7 +48,7 @@ class HiddenState(Evaluator):
         kl_weight: β; with 0 the model runs no further than the last of the blocks.
         relative: Divide by the dense mean square; false for the paper's raw squared error.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are alive at once.
+        chunk: Positions whose logits are alive at once; by default 64 on a CPU, else 512.
     """
 
     layers: tuple[int | str, ...] = ("first", "middle", "last")
@@ -56,7 +56,7 @@ class HiddenState(Evaluator):
     kl_weight: float = 1.0
     relative: bool = True
     cache_mib: int = 1024
-    chunk: int = 256
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         check_kl_settings(self.cache_mib, self.chunk)

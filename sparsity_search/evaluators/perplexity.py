@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsity_search.evaluators.base import Evaluator, Proxy, batches
 from sparsity_search.history import Score
-from sparsity_search.models.head import check_head, last_hidden, logits
+from sparsity_search.models.head import at_once, check_head, last_hidden, logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class Perplexity(Evaluator):
     negative log-likelihood in nats.
 
     Args:
-        chunk: Positions whose logits are alive at once.
+        chunk: Positions whose logits are alive at once; by default 64 on a CPU, else 512.
     """
 
-    chunk: int = 512
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
+        if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {self.chunk}")
 
     def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:  # noqa: ARG002
         """Return a proxy; nothing of the dense model is kept."""
         check_head(dense, tokens)
-        return _PerplexityProxy(tokens, self.chunk)
+        return _PerplexityProxy(tokens, self.chunk or at_once(next(dense.parameters()).device))
 
 
 class _PerplexityProxy(Proxy):
