@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
 from sparsity_search.structures import Structures
+
+_SHIFTS = torch.arange(8, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,22 +110,49 @@ class GroupedVariants(RankedVariants):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredVariants(Variants):
-    """Whole weights, for pruners that also change what they keep.
+    """The weights that are left, for pruners that also change what they keep.
+
+    A bit for each weight says whether it is zero, so that a variant of sparsity ``s`` takes
+    ``1 - s + 1/16`` of a dense copy in 16 bits.
 
     Attributes:
-        weights: ``(len(counts), rows, columns)`` in the model's dtype.
+        bits: ``(len(counts), ⌈weights / 8⌉)`` uint8; the first weight is the lowest bit.
+        starts: Where the values of each variant begin and end, ``(len(counts) + 1,)`` int64.
+        values: All that are not zero, one variant after the other, in the model's dtype.
     """
 
     kind: ClassVar[str] = "stored"
-    weights: Tensor
+    bits: Tensor
+    starts: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(
+        cls, weights: Sequence[Tensor], counts: Sequence[int], notes: Sequence[str] = ()
+    ) -> StoredVariants:
+        """Return whole weights, one for each count, as they are stored."""
+        kept = [weight.flatten() != 0 for weight in weights]
+        values = [weight.flatten()[mask] for weight, mask in zip(weights, kept, strict=True)]
+        sizes = torch.tensor([0, *map(len, values)])
+        return cls(
+            counts=tuple(counts),
+            notes=tuple(notes),
+            bits=torch.stack([_packed(mask) for mask in kept]),
+            starts=sizes.cumsum(0),
+            values=torch.cat(values),
+        )
 
     def at(self, dense: Tensor, count: int) -> Tensor:
-        """Return a copy of the stored weight, on the device and in the dtype of ``dense``."""
-        return self.weights[self.index(count)].to(dense.device, dense.dtype, copy=True)
+        """Return the stored weight, on the device and in the dtype of ``dense``."""
+        level = self.index(count)
+        start, stop = self.starts[level : level + 2].tolist()
+        made = torch.zeros(dense.numel(), dtype=dense.dtype, device=dense.device)
+        _fill(made, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
+        return made.view(dense.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the stacked weights."""
-        return {"weights": self.weights}
+        """Return bits, starts and values."""
+        return {"bits": self.bits, "starts": self.starts, "values": self.values}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,6 +204,22 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     return codes
 
 
+def _packed(mask: Tensor) -> Tensor:
+    """Return a bool vector as bytes, the first entry in the lowest bit."""
+    padded = nn.functional.pad(mask.byte(), (0, -len(mask) % 8)).view(-1, 8)
+    return (padded << _SHIFTS.to(mask.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def _fill(made: Tensor, bits: Tensor, values: Tensor) -> None:
+    """Write values to the entries of a vector of zeros whose bits are set."""
+    if made.device.type == "cpu":  # numpy finds the bits in a tenth of torch's time
+        unpacked = np.unpackbits(bits.numpy(), count=len(made), bitorder="little")
+        made.scatter_(0, torch.from_numpy(np.flatnonzero(unpacked.view(np.bool_))), values)
+    else:
+        kept = ((bits[:, None] >> _SHIFTS.to(bits.device)) & 1).flatten()[: len(made)]
+        made.masked_scatter_(kept.bool(), values)
+
+
 def on_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:
     """Return the same variants by name, stored in the CPU's memory."""
     return {
@@ -200,8 +246,8 @@ def variants_from_tensors(
             return RankedVariants(counts=table, notes=told, codes=tensors["codes"])
         case "grouped", ["codes"]:
             return GroupedVariants(counts=table, notes=told, codes=tensors["codes"])
-        case "stored", ["weights"]:
-            return StoredVariants(counts=table, notes=told, weights=tensors["weights"])
+        case "stored", ["bits", "starts", "values"]:
+            return StoredVariants(counts=table, notes=told, **tensors)
         case "structured", ["biases" | "consumers" | "removed", *_]:
             inner, width, biases = tensors["shape"].tolist()
             removed = tensors["removed"]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
@@ -18,8 +22,8 @@ from sparsity_search.variants import (
 
 DENSE = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.bfloat16)
 RANKED = RankedVariants(counts=(1, 3), codes=torch.tensor([[0, 1], [1, 2]], dtype=torch.uint8))
-STORED = StoredVariants(
-    counts=(1, 3), weights=torch.tensor([[[0, -2], [3, -5]], [[0, 0], [0, -6.0]]]).bfloat16()
+STORED = StoredVariants.of(
+    torch.tensor([[[0, -2], [3, -5]], [[0, 0], [0, -6.0]]]).bfloat16(), (1, 3)
 )
 
 
@@ -112,3 +116,24 @@ def test_structures(changed: tuple[str, ...]) -> None:
         bias = torch.full((4, 1), 9.0) if "biases" in changed else dense[:, 15:]
         assert torch.equal(shape.bias(pruned), bias)
         assert shape.empty(found.at(dense, 2)).tolist() == [True, True, False]
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7)),
+           elements=st.sampled_from([0.0, -0.0, 1.5, -2.0, 1e-30]))
+)  # fmt: skip
+def test_stored_weights_return(weights: np.ndarray) -> None:
+    expected = torch.from_numpy(weights)
+    variants = StoredVariants.of(expected.unbind(), range(len(expected)))
+    dense = torch.full_like(expected[0].T, 9.0).T  # not contiguous
+    for level, weight in enumerate(expected):
+        assert torch.equal(variants.at(dense, level), weight)
+
+
+def test_what_a_stored_variant_takes() -> None:
+    weights = torch.randn(2, 100, 160, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weights[0].flatten()[:8000] = 0
+    weights[1].flatten()[:12000] = 0
+    stored = StoredVariants.of(weights.unbind(), (8000, 12000)).tensors()
+    dense = weights.nbytes
+    assert sum(t.nbytes for t in stored.values()) == (0.375 + 1 / 16) * dense + 3 * 8

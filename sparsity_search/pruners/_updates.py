@@ -77,7 +77,7 @@ class UpdatePruner(Pruner):
             variants[i] = stored(updated, weight.dtype)
         if not variants.isfinite().all():
             raise NumericalError(f"updated weights leave the range of {weight.dtype}")
-        return StoredVariants(counts=table, weights=variants, notes=notes)
+        return StoredVariants.of(variants.unbind(), table, notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ class STUN(Pruner):
         for count in table:
             clusters = [live[members].tolist() for members in cuts[max(count - existing, 0)]]
             variants.append(self._reduced(weight, shape, clusters) if count > existing else weight)
-        return StoredVariants(counts=table, weights=torch.stack(variants))
+        return StoredVariants.of(variants, table)
 
     def _distance(self, rows: Tensor, together: Tensor) -> Tensor:
         """Return the distances of experts, ``(n, n)`` float64."""

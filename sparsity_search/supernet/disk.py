@@ -17,7 +17,7 @@ from sparsity_search.artefacts import atomic_file, check_fingerprint, digest, wr
 from sparsity_search.errors import ConfigError
 from sparsity_search.variants import Variants, variants_from_tensors
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 
 

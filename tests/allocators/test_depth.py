@@ -195,7 +195,7 @@ def test_loss_without_a_block_is_that_of_a_shorter_model(
 def test_loss_without_a_sublayer(
     family: str, tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(module, "at_once", lambda _: 4)
     subject = PrunableModel(FAMILIES[family](), units="sublayers")
     found = RemovalLosses(subject, tiny_tokens, None).of(range(6))
     for i, unit in enumerate(subject.layout):
