@@ -156,8 +156,9 @@ class SupernetSection(Section):
     """How the supernet is built and kept.
 
     Attributes:
-        propagate: What later blocks see: outputs of the ``centre`` level, ``dense`` ones, or those
-            of all levels mixed: their ``expectation`` or plain ``mean``.
+        propagate: What later blocks see: outputs of the profile that the search starts from, the
+            first of ``initial`` (``start``), or of the uniform one (``centre``), ``dense`` ones,
+            or those of all levels mixed: their ``expectation`` or plain ``mean``.
         refresh: Statistics are gathered for each ``block`` at once, or for each ``sublayer``, so
             that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
@@ -165,7 +166,7 @@ class SupernetSection(Section):
         prefix_mib: Memory for what candidates that begin alike have in common, in MiB.
     """
 
-    propagate: Literal["centre", "dense", "expectation", "mean"] = "centre"
+    propagate: Literal["start", "centre", "dense", "expectation", "mean"] = "start"
     refresh: Literal["block", "sublayer"] = "block"
     store: Literal["memory", "disk"] = "memory"
     cache: str | None = None

@@ -233,12 +233,13 @@ class _Stage:
 
     def _supernet(self) -> Supernet:
         job, config = self.job, self.job.config
+        chosen = config.supernet.propagate
         plan = SupernetPlan(
             pruner=job.plugins.pruner,
             tables=self.space.tables(),
             patterns=self.space.patterns(),
-            centre=self.space.base,
-            propagate=config.supernet.propagate,
+            centre=self._centre,
+            propagate="centre" if chosen == "start" else chosen,
             refresh=config.supernet.refresh,
             seed=config.study.seed,
         )
@@ -249,13 +250,24 @@ class _Stage:
         ):
             return build(subject, text, plan, folder, advance)
 
+    @cached_property
+    def _centre(self) -> SparsityProfile:
+        """What blocks see of those before them while the supernet is built.
+
+        Near the profile that it is built around, a supernet scores what sequential pruning gives.
+        A later stage's space lies around the result of the one before.
+        """
+        if self.job.config.supernet.propagate != "start" or not self.starts:
+            return self.space.base
+        return self.space.profile(self.space.nearest(self.starts[0]))
+
     def _folder(self) -> AbstractContextManager[SupernetFolder | None]:
         """Return where the supernet is kept; None is the memory."""
         keys = (
             *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
             *("seed", "dtype", "device", "threads", "torch"),
         )
-        facts = {key: self.fingerprint[key] for key in keys}
+        facts = {**{key: self.fingerprint[key] for key in keys}, "centre": self._centre.digest}
         settings = self.job.config.supernet
         if settings.cache is not None:
             return shared(Path(settings.cache), facts)
