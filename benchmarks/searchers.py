@@ -81,6 +81,11 @@ CASES = {
     "from gauss_newton, gradients": Case(
         WEIGHTS, {"hints": ["gradients"]}, initial=(GAUSS_NEWTON, "uniform")
     ),
+    "from gauss_newton, gradients, uniform centre": Case(
+        WEIGHTS,
+        {"hints": ["gradients"], "supernet.propagate": "centre"},
+        initial=(GAUSS_NEWTON, "uniform"),
+    ),
     "tyr": Case(WIDTH, stages=4),
     "tyr, one fine stage": Case(WIDTH, {"space": "sixty_fourths"}),
     "tyr, no accumulation": Case(WIDTH, {"supernet.propagate": "dense"}, stages=4),
