@@ -179,6 +179,19 @@ def test_outputs_that_are_looked_at_are_right(limit: int, block: int) -> None:
         hidden(LLAMA, prefixes, states, text)
 
 
+@pytest.mark.parametrize("limit", [SIZE, 2 * SIZE, PLENTY])
+@pytest.mark.parametrize("block", range(4))
+def test_somebody_looks_only_later(limit: int, block: int) -> None:
+    whole, prefixes = Prefixes(LLAMA.subject, 0), Prefixes(LLAMA.subject, limit)
+    states, text = (0, 1, 0, 1), random_tokens(1, 8)
+    hidden(LLAMA, prefixes, states, text)
+    with watched(LLAMA, block) as expected:
+        hidden(LLAMA, whole, states, text)
+    with watched(LLAMA, block) as found:
+        hidden(LLAMA, prefixes, states, text)
+    assert torch.equal(found[0], expected[0])
+
+
 @pytest.mark.parametrize(
     "evaluator",
     [
