@@ -50,7 +50,7 @@ def test_experts_are_units(family: str) -> None:
 
 
 def test_a_dense_model_has_no_experts() -> None:
-    with pytest.raises(ModelError, match="nothing to prune"):
+    with pytest.raises(ModelError, match="no prunable experts in the 3 blocks"):
         PrunableModel(tiny_llama(), units="experts")
 
 

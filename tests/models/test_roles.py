@@ -25,6 +25,7 @@ EXPECTED = {
     "falcon_h1": (*DENSE, "in_proj", "out_proj"),
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
+    "gpt_oss": EXPERTS,
     "jamba": (*DENSE, *MAMBA, "expert_gate_up", "expert_down"),
     "qwen3_next": (*DENSE, "qkv", "in_proj_ba", "expert_gate_up", "expert_down"),
 }
