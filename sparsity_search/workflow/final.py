@@ -132,10 +132,10 @@ class _Judge:
     def _scores(self, profile: SparsityProfile) -> dict[str, float]:
         """Return what each proxy says; they go through the text together, so that it runs once."""
         parts: dict[str, list[float]] = {key: [] for key in self._proxies}
-        prefixes = Prefixes(self._subject, self._limit)  # of this row: counts are not weights
-        with prefixes.at(profile.states) as model:
-            for of_text, of_evaluator in self._batches:
-                rows = {"score": of_evaluator, "perplexity": of_text}
+        for of_text, of_evaluator in self._batches:
+            rows = {"score": of_evaluator, "perplexity": of_text}
+            # of this batch alone: nothing is shared with others, and counts are not weights
+            with Prefixes(self._subject, self._limit).at(profile.states) as model:
                 for key, proxy in self._proxies.items():
                     parts[key] += proxy.score(model, rows[key]).parts
         return {key: proxy.joined(parts[key]).value for key, proxy in self._proxies.items()}
