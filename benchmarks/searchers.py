@@ -46,8 +46,8 @@ WIDTH: dict[str, Any] = {
 
 #: Starts that take minutes, from the comparison of allocators: same text, seed and pruner.
 _KNOWN = Path(__file__).parent / "results" / "allocators" / "sparsegpt" / "profiles"
-KNAPSACK = str(_KNOWN / "sparsegpt-70-knapsack-seed0.json")
-GAUSS_NEWTON = str(_KNOWN / "sparsegpt-70-gauss_newton_start=cfsp-seed0.json")
+KNAPSACK = str(_KNOWN / "sparsegpt-70-knapsack-seed{seed}.json")
+GAUSS_NEWTON = str(_KNOWN / "sparsegpt-70-gauss_newton_start=cfsp-seed{seed}.json")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,16 @@ class Case:
     stages: int = 1
     initial: tuple[str, ...] = ("uniform",)
 
-    def options(self) -> dict[str, Any]:
+    def options(self, seed: int) -> dict[str, Any]:
+        initial = [start.format(seed=seed) for start in self.initial]
         rounds = {"study.stages": self.stages, "study.rounds": ROUNDS // self.stages}
-        return {**self.group, "initial": list(self.initial), **rounds, **self.changes}
+        return {
+            **self.group,
+            "study.seed": seed,
+            "initial": initial,
+            **rounds,
+            **self.changes,
+        }
 
 
 CASES = {
@@ -113,8 +120,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
         "data.final_text": f"file:{arguments.test}",
         "data.final_sequences": 40,
         "supernet.cache": str(arguments.out / "supernets"),
-        "study.seed": seed,
-        **CASES[name].options(),
+        **CASES[name].options(seed),
     }
     started = time.process_time()
     with TerminalMonitor(ROUNDS) as monitor:
