@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparsity_search.models.experts import ExpertMatrix
-from sparsity_search.models.linears import as_matrix
+from sparsity_search.models.linears import as_matrix, matrix
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.routing import RoutedGatherer
 from sparsity_search.models.runner import BlockRunner
-from sparsity_search.models.views import View
+from sparsity_search.models.views import RowsView, View
 from sparsity_search.statistics import InputStatistics, Statistic
 
 #: Least energy of an output channel, as a fraction of the mean.
@@ -55,6 +55,7 @@ class MaskedBlock:
         """Yield the block's masked parameters by their names in it."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         experts: dict[str, tuple[ExpertMatrix, dict[int, Tensor]]] = {}
+        fused: dict[str, tuple[RowsView, Tensor]] = {}
         for unit, mask in masks.items():
             view = self.views[unit]
             (parameter,) = view.parameters()
@@ -62,8 +63,13 @@ class MaskedBlock:
             masked = weight * mask.to(weight.dtype)
             if isinstance(view, ExpertMatrix):
                 experts.setdefault(name, (view, {}))[1][view.index] = masked
+            elif isinstance(view, RowsView):
+                whole = fused.get(name, (view, matrix(view.linear)))[1]
+                fused[name] = (view, view.within(whole, masked))
             else:
                 yield name, as_matrix(view.module, masked)
+        for name, (rows, whole) in fused.items():
+            yield name, as_matrix(rows.module, whole)
         for name, (view, matrices) in experts.items():
             yield name, view.assembled(matrices)
 

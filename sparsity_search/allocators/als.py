@@ -120,7 +120,12 @@ class ALS(Allocator):
                 ]
                 blocks.append(similarities(states))
             if watched:
-                within[block] = redundancies([similarities(outputs[name]) for name in watched])
+                within[block] = redundancies(
+                    [
+                        similarities([subject.views[name].outputs(o) for o in outputs[name]])
+                        for name in watched
+                    ]
+                )
         return redundancies(blocks), within
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsity_search.budget import Bounds, fill
 from sparsity_search.errors import ConfigError, ProfileError, nearest
-from sparsity_search.layout import Layout
+from sparsity_search.layout import Layout, Unit
 from sparsity_search.profile import SparsityProfile, from_counts
 
 
@@ -91,6 +91,40 @@ def single_weights(profile: SparsityProfile, what: str) -> None:
         raise ProfileError(f"{what} prune single weights, and this profile removes structures")
 
 
+def whole_layers(layout: Layout) -> tuple[Layout, np.ndarray]:
+    """Return the layout with the rows of each fused projection joined, and where each unit went.
+
+    Other tools know layers, not rows of them.
+
+    Returns:
+        The layers, and the position among them of each unit, ``(n_units,)`` int64.
+    """
+    names = [_layer(unit.name) for unit in layout]
+    members: dict[str, list[Unit]] = {}
+    for name, unit in zip(names, layout, strict=True):
+        members.setdefault(name, []).append(unit)
+    layers = Layout(
+        [
+            replace(
+                units[0],
+                name=name,
+                count=sum(unit.count for unit in units),
+                zeros=sum(unit.zeros for unit in units),
+            )
+            for name, units in members.items()
+        ]
+    )
+    return layers, np.array([layers.position(name) for name in names])
+
+
+def of_whole_layers(profile: SparsityProfile) -> SparsityProfile:
+    """Return what a profile removes from each layer, see `whole_layers`."""
+    layers, places = whole_layers(profile.layout)
+    removed = np.zeros(len(layers), dtype=np.int64)
+    np.add.at(removed, places, np.array(profile.removed))
+    return from_counts(layers, removed.tolist())
+
+
 def from_sparsities(layout: Layout, sparsities: np.ndarray) -> SparsityProfile:
     """Return the counts nearest to sparsities, which together remove what those mean.
 
@@ -164,12 +198,17 @@ def _members(layout: Layout) -> dict[str, list[int]]:
     """Return the units that each key stands for, by position."""
     found: dict[str, list[int]] = {}
     for index, unit in enumerate(layout):
-        parts = unit.name.split(".")
+        parts = _layer(unit.name).split(".")
         keys = {".".join(parts[: end + 1]) for end in range(len(parts))} | {str(unit.block)}
         for key in keys:
             found.setdefault(key, []).append(index)
     exact = {unit.name: [index] for index, unit in enumerate(layout)}
     return found | exact
+
+
+def _layer(name: str) -> str:
+    """Return the name of the layer that a unit is, or whose rows it is."""
+    return name.partition("[")[0]
 
 
 def _like(key: str, layout: Layout) -> str:

@@ -16,7 +16,9 @@ from sparsity_search.formats.base import (
     by_name,
     from_sparsities,
     needed,
+    of_whole_layers,
     single_weights,
+    whole_layers,
 )
 from sparsity_search.layout import Layout
 
@@ -31,7 +33,8 @@ class Evopress(Format):
 
     A layer of ``N`` weights at level ``l`` has sparsity ``sparsity + l · step / N`` (EvoPress,
     arXiv 2410.14649, section 3, and its released code). The levels of a file sum to zero, so that
-    the whole model has ``sparsity``. Neither number is in the file.
+    the whole model has ``sparsity``. Neither number is in the file. The rows of a fused projection
+    are one layer there.
 
     Args:
         sparsity: Of level 0; it must be given.
@@ -67,7 +70,8 @@ class Evopress(Format):
             levels[match[1]] = int(match[2])
         (base, step), units = self._scale(), needed(layout)
         found = by_name(units, levels)
-        sparsities = base + found * step / units.counts
+        layers, places = whole_layers(units)
+        sparsities = base + found * step / layers.counts[places]
         for unit, level, sparsity in zip(units, found, sparsities, strict=True):
             if not -_EXACT <= sparsity <= 1 + _EXACT:
                 raise ProfileError(
@@ -78,8 +82,8 @@ class Evopress(Format):
 
     def write(self, document: Document) -> str:
         """Return the nearest levels that together move what the profile moves."""
-        profile, (base, step) = document.profile, self._scale()
-        single_weights(profile, "EvoPress's levels")
+        single_weights(document.profile, "EvoPress's levels")
+        profile, (base, step) = of_whole_layers(document.profile), self._scale()
         counts = profile.layout.counts
         wanted = (np.array(profile.removed) - base * counts) / step
         most = np.full(len(counts), self.max_level)

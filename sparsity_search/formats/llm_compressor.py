@@ -15,6 +15,7 @@ from sparsity_search.formats.base import (
     Format,
     from_sparsities,
     needed,
+    of_whole_layers,
     ratios_by_name,
     single_weights,
 )
@@ -29,7 +30,7 @@ class LlmCompressor(Format):
     """A recipe for llm-compressor: a pruning modifier for each sparsity, with its layers.
 
     Layers of one sparsity share a modifier. Modifiers of one name cannot stand in one mapping, so
-    each has a group of its own.
+    each has a group of its own. The rows of a fused projection are one layer there.
 
     Args:
         modifier: ``SparseGPTModifier`` or ``WandaPruningModifier``.
@@ -64,8 +65,8 @@ class LlmCompressor(Format):
 
     def write(self, document: Document) -> str:
         """Return the recipe as YAML."""
-        profile = document.profile
-        single_weights(profile, "llm-compressor's modifiers")
+        single_weights(document.profile, "llm-compressor's modifiers")
+        profile = of_whole_layers(document.profile)
         layers: dict[float, list[str]] = {}
         for unit, sparsity in zip(profile.layout, profile.sparsities.tolist(), strict=True):
             layers.setdefault(sparsity, []).append(unit.name)

@@ -169,7 +169,7 @@ def _units(
 ) -> Iterator[tuple[int, FoundUnit]]:
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     for index, block in enumerate(blocks):
-        for unit in kind.find(Block(f"{prefix}.{index}", block, config)):
+        for unit in kind.find(Block(f"{prefix}.{index}", block, config, model)):
             yield index, unit
 
 

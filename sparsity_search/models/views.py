@@ -68,6 +68,10 @@ class View(ABC):
         """Return the module's input, ``(…, inputs)``, in the order of the matrix's columns."""
         return tensor
 
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """Return what the unit makes of the module's output, ``(…, outputs)``."""
+        return tensor
+
     def effects(self, change: Tensor) -> list[Effect]:
         """Return through which linear layers a change of the weights, as `read` has them, acts.
 
@@ -98,35 +102,83 @@ class View(ABC):
 
 
 class LinearView(View):
-    """The weight of one linear layer, ``(outputs, inputs)`` however it is stored."""
+    """The weight of one linear layer, ``(outputs, inputs)`` however it is stored.
+
+    Args:
+        linear: The layer.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
+        self.linear = linear
 
     @property
     def module(self) -> nn.Module:
         """The linear layer itself."""
-        return self._linear
+        return self.linear
 
     def read(self) -> Tensor:
         """Return the layer's weight, a copy if it is stored transposed."""
-        return matrix(self._linear).contiguous()
+        return matrix(self.linear).contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the gradient of the layer's weight."""
-        return gradient(self._linear)
+        return gradient(self.linear)
 
     def parameters(self) -> list[Tensor]:
         """Return the layer's weight."""
-        return [self._linear.weight]
+        return [self.linear.weight]
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""
-        matrix(self._linear).copy_(weight)
+        matrix(self.linear).copy_(weight)
 
     def effects(self, change: Tensor) -> list[Effect]:
         """Return the layer with the change of its weight."""
-        return [Effect(self._linear, None, change)]
+        return [Effect(self.linear, None, change)]
+
+
+class RowsView(LinearView):
+    """Some rows (outputs) of a linear layer that is several in one.
+
+    Args:
+        linear: The layer.
+        rows: Which, ``(n,)`` int64 ascending.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: Tensor) -> None:
+        super().__init__(linear)
+        first, last = int(rows[0]), int(rows[-1])
+        together = last - first + 1 == len(rows)
+        self.rows: slice | Tensor = slice(first, last + 1) if together else rows
+
+    def read(self) -> Tensor:
+        """Return these rows of the layer's weight; a copy, unless they lie together."""
+        return matrix(self.linear)[self.rows].contiguous()
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient of these rows."""
+        return gradient(self.linear)[self.rows]
+
+    def write(self, weight: Tensor) -> None:
+        """Copy ``weight`` into these rows."""
+        matrix(self.linear)[self.rows] = weight.to(self.linear.weight)
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """Return these rows' part of the layer's output."""
+        return tensor[..., self.rows]
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the layer with the change of its weight, none in other rows."""
+        return [Effect(self.linear, None, self.within(change.new_zeros(1), change))]
+
+    def within(self, whole: Tensor, weight: Tensor) -> Tensor:
+        """Return a matrix, or a number for all of it, with ``weight`` in these rows.
+
+        The result has the shape of the layer's matrix; gradients flow to both.
+        """
+        result = whole.expand(matrix(self.linear).shape).clone()
+        result[self.rows] = weight
+        return result
 
 
 @dataclass(frozen=True, eq=False)

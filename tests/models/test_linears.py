@@ -146,8 +146,8 @@ def test_view() -> None:
 def test_layout(both: tuple[PrunableModel, PrunableModel]) -> None:
     transposed, ordinary = both
     assert transposed.layout == ordinary.layout
-    assert [unit.role for unit in transposed.units_of(1)] == ["qkv", "o", "up", "down"]
-    assert [unit.count for unit in transposed.units_of(1)] == [3072, 1024, 4096, 4096]
+    assert [unit.role for unit in transposed.units_of(1)] == ["q", "k", "v", "o", "up", "down"]
+    assert [unit.count for unit in transposed.units_of(1)] == [1024, 1024, 1024, 1024, 4096, 4096]
 
 
 def test_statistics(both: tuple[PrunableModel, PrunableModel], tiny_tokens: Tensor) -> None:

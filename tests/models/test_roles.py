@@ -7,19 +7,18 @@ from sparsity_search.models.roles import ROLES, roles_of
 from tests.families import ALL_FAMILIES
 
 DENSE = ("q", "k", "v", "o", "gate", "up", "down")
-FUSED = ("qkv", "o", "up", "down")
 PLAIN = ("q", "k", "v", "o", "up", "down")
 EXPERTS = ("q", "k", "v", "o", "expert_gate_up", "expert_down")
 MAMBA = ("in_proj", "x_proj", "dt_proj", "out_proj")
 #: The roles in all blocks of each family, known from its paper or its source.
 EXPECTED = {
     **dict.fromkeys(("llama", "gemma3", "granite", "cohere", "llama_tied", "mistral"), DENSE),
-    **dict.fromkeys(("qwen2", "qwen3", "olmo2", "stablelm"), DENSE),
+    **dict.fromkeys(("qwen2", "qwen3", "olmo2", "stablelm", "phi3"), DENSE),
+    # fused queries, keys and values are units of their own
     **dict.fromkeys(
-        ("gpt2", "gpt_neox", "bloom", "falcon", "falcon_new", "mpt", "codegen"), FUSED
+        ("gpt2", "gpt_neox", "bloom", "falcon", "falcon_new", "mpt", "codegen"), PLAIN
     ),
     **dict.fromkeys(("opt", "opt_post_norm", "phi", "gptj"), PLAIN),
-    "phi3": ("qkv", "o", "gate_up", "down"),
     "mamba": MAMBA,
     "mamba2": ("in_proj", "out_proj"),
     "falcon_h1": (*DENSE, "in_proj", "out_proj"),

@@ -20,11 +20,13 @@ class Block:
         name: Its full name, e.g. ``"model.layers.3"``.
         module: The block.
         config: The text model's configuration.
+        model: The whole model.
     """
 
     name: str
     module: nn.Module
     config: Any
+    model: nn.Module
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,16 +15,18 @@ from sparsity_search.models.experts import (
     mixtures,
     unknown,
 )
+from sparsity_search.models.fused import READERS, rows_by_role
 from sparsity_search.models.linears import is_linear, named_linears
 from sparsity_search.models.roles import roles_of
 from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import LinearView
+from sparsity_search.models.views import LinearView, RowsView
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(UnitKind):
     """One unit for each linear layer and each matrix of an expert; single weights are removed.
 
+    The rows of fused projections are units by role: ``c_attn[q]``, ``c_attn[k]``, ``c_attn[v]``.
     Routers, and gates of shared experts, are left alone.
     """
 
@@ -34,13 +36,15 @@ class Weights(UnitKind):
         gates = {gate for mixture in found for gate in mixture.gates()}
         banks = {mixture.experts: mixture.bank for mixture in found if mixture.bank}
         listed = {part: place for mixture in found for part, place in _places(mixture)}
-        roles = roles_of(named_linears(block.module, block.name))
+        linears = named_linears(block.module, block.name)
+        roles = roles_of(linears)
         for name, module in block.module.named_modules():
             full = f"{block.name}.{name}"
             if is_linear(module) and module not in gates:
-                own = listed.get(module)
-                linear = ExpertLinear(module, *own) if own else LinearView(module)
-                yield FoundUnit(full, roles[full], linear)
+                if own := listed.get(module):
+                    yield FoundUnit(full, roles[full], ExpertLinear(module, *own))
+                else:
+                    yield from _linear_units(block, full, linears, roles)
             if bank := banks.get(module):
                 for index in range(bank.count):
                     for matrix, role in bank.roles.items():
@@ -49,6 +53,23 @@ class Weights(UnitKind):
         for name, parameter in unknown(block.module, found):
             full = f"{block.name}.{name}"
             yield FoundUnit(full, "unknown", UnknownView(full, parameter))
+
+
+def _linear_units(
+    block: Block, name: str, linears: Mapping[str, nn.Linear], roles: Mapping[str, str]
+) -> Iterator[FoundUnit]:
+    """Yield a linear layer, or its rows by role if it is a fused projection."""
+    linear, role, parent = linears[name], roles[name], name.rpartition(".")[0]
+    readers = [
+        linears[other]
+        for other, its in roles.items()
+        if its == READERS.get(role) and other.rpartition(".")[0] == parent
+    ]
+    rows = rows_by_role(block.model, linear, readers[0], role) if readers else {}
+    if not rows:
+        yield FoundUnit(name, role, LinearView(linear))
+    for part, own in rows.items():
+        yield FoundUnit(f"{name}[{part}]", part, RowsView(linear, own))
 
 
 def _places(mixture: Mixture) -> Iterator[tuple[nn.Module, tuple[Mixture, int]]]:
