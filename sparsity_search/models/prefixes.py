@@ -22,20 +22,25 @@ class _Path:
     Attributes:
         states: Of the blocks that it went through.
         outputs: Those blocks' outputs, by index; not of all.
+        size: Memory that they take, in bytes.
     """
 
     states: Sequence[Hashable] = ()
     outputs: dict[int, Any] = field(default_factory=dict)
+    size: int = 0
 
-    def size(self) -> int:
-        return sum(map(_n_bytes, self.outputs.values()))
+    def keep(self, index: int, output: Any) -> None:
+        known = self.outputs.get(index)
+        self.outputs[index] = output
+        self.size += _n_bytes(output) - (0 if known is None else _n_bytes(known))
 
     def turn(self, states: Sequence[Hashable]) -> int:
         """Go another way, and return how many blocks of the last one are on it."""
         pairs = zip(self.states, states, strict=False)
         shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(self.states))
         self.states = states
-        self.outputs = {i: output for i, output in self.outputs.items() if i < shared}
+        for index in [i for i in self.outputs if i >= shared]:
+            self.size -= _n_bytes(self.outputs.pop(index))
         return shared
 
 
@@ -105,8 +110,8 @@ class Prefixes:
             if index <= self._start:  # what comes before the output of `start` is not used
                 return self._path.outputs.get(index, self._path.outputs[self._start])
             output = forward(*args, **kwargs)
-            if self._has_room(index, _n_bytes(output)):
-                self._path.outputs[index] = output
+            if index in self._path.outputs or self._has_room(index, _n_bytes(output)):
+                self._path.keep(index, output)
             return output
 
         return skip
@@ -126,7 +131,7 @@ class Prefixes:
     @property
     def used(self) -> int:
         """Memory that outputs take now, in bytes."""
-        return sum(path.size() for path in self._paths.values())
+        return sum(path.size for path in self._paths.values())
 
 
 def _digest(values: Sequence[Any]) -> str:

@@ -150,6 +150,8 @@ def test_the_bound_holds_with_many_texts(size: int) -> None:
             text = random_tokens(1, 8, seed=seed)
             found = hidden(LLAMA, prefixes, states, text)
             assert torch.equal(found, hidden(LLAMA, whole, states, text))
+            kept = [o for path in prefixes._paths.values() for o in path.outputs.values()]
+            assert prefixes.used == sum(output.nbytes for output in kept)
             assert prefixes.used <= size * SIZE
 
 
