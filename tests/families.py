@@ -123,6 +123,7 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
         expert_layer_period=2,
         expert_layer_offset=1,
         mamba_d_state=8,
+        use_mamba_kernels=False,  # the oldest release asks for them
         **MIXTURE,
     ),
     "qwen3_next": _tiny(

@@ -43,6 +43,7 @@ class Family:
         activation: What an expert's last matrix reads.
         scaled: Experts read the token times its gate weight.
         rows: Name of the router's weight in the mixture, ``(experts, hidden)``.
+        since: A release of transformers that has this layout, if the oldest allowed has not.
     """
 
     make: Callable[[], Any]
@@ -53,6 +54,7 @@ class Family:
     experts: str = "experts"
     scaled: bool = False
     rows: str = "gate.weight"
+    since: str = "5.0.0"
 
     def module(self, model: Any) -> Any:
         return model.get_submodule(self.mixture)
@@ -206,8 +208,9 @@ def _gpt_oss_choice(mixture: Any, token: Tensor) -> dict[int, float]:
 def _gpt_oss_activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
     stored = mixture.experts
     made = token @ stored.gate_up_proj[expert].double() + stored.gate_up_proj_bias[expert].double()
-    gate = made[0::2].clamp(max=_LIMIT)
-    return (made[1::2].clamp(-_LIMIT, _LIMIT) + 1) * gate * (1.702 * gate).sigmoid()
+    limit = stored.limit  # older releases do not take it from the configuration
+    gate = made[0::2].clamp(max=limit)
+    return (made[1::2].clamp(-limit, limit) + 1) * gate * (1.702 * gate).sigmoid()
 
 
 _LIMIT = 0.5  # so low that it matters
@@ -302,6 +305,7 @@ LAYOUTS: dict[str, Family] = {
     # transposed
     "aria": Family(
         make=_build("AriaText", moe_num_experts=EXPERTS, moe_topk=TOP_K),
+        since="5.23.0",  # linear layers of a kind of its own before, which are refused
         mixture=_MLP,
         choose=_by_logits("router.weight"),
         rows="router.weight",
@@ -323,6 +327,7 @@ LAYOUTS: dict[str, Family] = {
         choose=_corrected,
         matrices=_nemotron_matrices,
         activation=_nemotron_activation,
+        since="5.3.0",
     ),
     # one call with all tokens for each expert, those of other experts zeroed
     "llama4": Family(
@@ -348,6 +353,7 @@ LAYOUTS: dict[str, Family] = {
         rows="router.layer.weight",
         matrices=_dbrx_matrices,
         activation=_dbrx_activation,
+        since="5.23.0",  # takes the two widths for one another before
     ),
     # one module for each linear layer, called with the tokens sorted by expert
     "jetmoe": Family(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -258,8 +259,10 @@ def test_the_table_of_the_docs(family: str) -> None:
     def key(name: str) -> str:
         return "".join(filter(str.isalnum, name.lower()))
 
-    page = Path(__file__).parents[2] / "docs" / "models.md"
-    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    if f"transformers {transformers.__version__} " not in page:
+        pytest.skip("the table is about another release")
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
     rows = {
         key(name): rest
         for name, *rest in (re.split(r" *\| *", line.strip("| ")) for line in lines)
