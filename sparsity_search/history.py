@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -118,9 +118,9 @@ class History:
         return self.winners[-1] if self.winners else ()
 
     @property
-    def seen(self) -> set[Candidate]:
+    def seen(self) -> Set[Candidate]:
         """All candidates ever measured."""
-        return {m.candidate for m in self.measurements}
+        return self._of.keys()
 
 
 def _key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,7 +125,7 @@ class Gbdt(Searcher):
     def _at_random(
         self,
         space: Space,
-        seen: set[Candidate],
+        seen: Set[Candidate],
         start: int,
         n: int,
         rng: np.random.Generator,
@@ -148,7 +148,7 @@ class Gbdt(Searcher):
         return list(found)
 
     def _ranked(
-        self, space: Space, measured: Sequence[Measurement], seen: set[Candidate]
+        self, space: Space, measured: Sequence[Measurement], seen: Set[Candidate]
     ) -> list[Candidate]:
         """Return the unmeasured samples of the reshaped space, predicted best first.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +198,7 @@ def _offspring(
     mutation: Mutation,
     rng: np.random.Generator,
     n: int,
-    seen: set[Candidate],
+    seen: Set[Candidate],
 ) -> list[Candidate]:
     """Return up to ``n`` new children of the parents in turn, in the order they were drawn."""
     found: dict[Candidate, None] = {}
