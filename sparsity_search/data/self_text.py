@@ -100,20 +100,23 @@ def _sample_batch(model: PreTrainedModel, first: int, draws: Tensor) -> Tensor:
     n_sequences, steps = draws.shape
     tokens = torch.full((n_sequences, steps + 1), first)
     draws = draws.to(model.device)
-    # all memory at once: growing the cache step by step takes twice the time in bfloat16
-    cache = {_cache_name(model): StaticCache(config=model.config, max_cache_len=steps + 1)}
-    last = tokens[:, :1].to(model.device)
+    cache = _cache(model, steps + 1)
     for step in range(steps):
-        output = model(input_ids=last, use_cache=True, **cache)
-        last = _choose(output.logits[:, -1], draws[:, step : step + 1])
-        tokens[:, step + 1 : step + 2] = last.cpu()
+        unread = tokens[:, step if cache else 0 : step + 1].to(model.device)
+        output = model(input_ids=unread, use_cache=bool(cache), **cache)
+        tokens[:, step + 1] = _choose(output.logits[:, -1], draws[:, step : step + 1])[:, 0].cpu()
     return tokens
 
 
-def _cache_name(model: PreTrainedModel) -> str:
+def _cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
+    """Return an empty cache as an argument of the model, or nothing if it cannot take one."""
+    names = inspect.signature(model.forward).parameters
+    if {"cache_params", "cache_position"} <= names.keys():  # state spaces before transformers 5.4
+        return {}
     # a model would ignore the other name, and sample each token as if it were the first
-    state_space = "cache_params" in inspect.signature(model.forward).parameters
-    return "cache_params" if state_space else "past_key_values"
+    name = "cache_params" if "cache_params" in names else "past_key_values"
+    # all memory at once: growing the cache step by step takes twice the time in bfloat16
+    return {name: StaticCache(config=model.config, max_cache_len=length)}
 
 
 def _choose(logits: Tensor, draws: Tensor) -> Tensor:

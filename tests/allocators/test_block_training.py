@@ -22,7 +22,7 @@ from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.allocators.masked import linear_block, normal, subject_of
-from tests.models.layouts import LAYOUTS
+from tests.models.layouts import LAYOUTS, layout
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_masked_block_is_the_block_with_masked_weights(family: str, tokens: Tens
     if family == "mixtral":
         subject = PrunableModel(tiny_mixtral(), r"experts\.[1-6]\.|q_proj")
     elif family in LAYOUTS:
-        subject = PrunableModel(LAYOUTS[family].make(), r"experts\.2\.")
+        subject = PrunableModel(layout(family).make(), r"experts\.2\.")
     else:
         dtype = torch.bfloat16 if family == "half" else torch.float32
         subject = PrunableModel(tiny_llama(layers=2, dtype=dtype))
@@ -161,7 +161,7 @@ def test_gradient_of_a_block_by_differences(tokens: Tensor) -> None:
 
 
 def test_statistics_are_those_of_the_walk(tokens: Tensor) -> None:
-    for subject in (subject_of(), *map(PrunableModel, (tiny_mixtral(), LAYOUTS["listed"].make()))):
+    for subject in (subject_of(), *map(PrunableModel, (tiny_mixtral(), layout("listed").make()))):
         hidden = [h for batch in BlockRunner(subject, tokens).embed() for h in batch.split(1)]
         block, _ = observe(subject, BlockRunner(subject, tokens[:1]), 0, hidden)
         visit = next(walk(subject, tokens, Statistic.NORM, rewritten=False))

@@ -72,6 +72,13 @@ def tiny_mistral() -> PreTrainedModel:
         return MistralForCausalLM(config).eval()
 
 
+def test_without_a_cache_the_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_mamba(), tiny_tokenizer()
+    expected = sample_text(model, tokenizer, n_sequences=3, length=12, seed=5)
+    monkeypatch.setattr(self_text, "_cache", lambda *_: {})
+    assert torch.equal(sample_text(model, tokenizer, n_sequences=3, length=12, seed=5), expected)
+
+
 @pytest.mark.parametrize("make", [tiny_llama, tiny_mistral, tiny_mamba])
 def test_each_token_inverts_the_distribution_given_all_before_it(
     make: Callable[[], PreTrainedModel],

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers as T
+from packaging.version import Version
 from torch import Tensor, nn
 
 from sparsity_search.testing.models import VOCABULARY, tiny_mixtral
@@ -395,3 +397,11 @@ LAYOUTS: dict[str, Family] = {
         activation=_listed_activation,
     ),
 }
+
+
+def layout(name: str) -> Family:
+    """Return one of `LAYOUTS`; where this release of transformers has it not, skip the test."""
+    found = LAYOUTS[name]
+    if Version(T.__version__) < Version(found.since):
+        pytest.skip(f"needs transformers {found.since}")
+    return found

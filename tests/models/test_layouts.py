@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -26,17 +25,10 @@ from sparsity_search.realise import prune_sequentially
 from sparsity_search.statistics import Statistic
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_mixtral
-from tests.models.layouts import EXPERTS, HIDDEN, INNER, LAYOUTS, TOP_K, Family
+from tests.models.layouts import EXPERTS, HIDDEN, INNER, LAYOUTS, TOP_K, Family, layout
 from tests.models.mixtures import logits, visit_of
 
 BANKS = [name for name in LAYOUTS if name != "listed"]
-
-
-def layout(name: str) -> Family:
-    found = LAYOUTS[name]
-    if Version(transformers.__version__) < Version(found.since):
-        pytest.skip(f"needs transformers {found.since}")
-    return found
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -248,7 +240,7 @@ def test_whole_experts_of_other_layouts(name: str) -> None:
 
 def test_whole_experts_with_a_corrected_router() -> None:
     with pytest.raises(ModelError, match="router of mlp is not understood"):
-        PrunableModel(LAYOUTS["deepseek_v3"].make(), units="experts")
+        PrunableModel(layout("deepseek_v3").make(), units="experts")
 
 
 ROLES = {
