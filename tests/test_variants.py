@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
@@ -22,6 +22,7 @@ from sparsity_search.variants import (
 
 DENSE = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.bfloat16)
 RANKED = RankedVariants(counts=(1, 3), codes=torch.tensor([[0, 1], [1, 2]], dtype=torch.uint8))
+PACKED = RANKED.packed()
 STORED = StoredVariants.of(
     torch.tensor([[[0, -2], [3, -5]], [[0, 0], [0, -6.0]]]).bfloat16(), (1, 3)
 )
@@ -32,6 +33,8 @@ STORED = StoredVariants.of(
     [
         (RANKED, 1, [[0, -2], [3, -4]]),
         (RANKED, 3, [[0, 0], [0, -4]]),
+        (PACKED, 1, [[0, -2], [3, -4]]),
+        (PACKED, 3, [[0, 0], [0, -4]]),
         (STORED, 1, [[0, -2], [3, -5]]),
         (STORED, 3, [[0, 0], [0, -6]]),
     ],
@@ -42,7 +45,7 @@ def test_at(variants: Variants, count: int, expected: list[list[float]]) -> None
     assert variants.at(DENSE.double(), count).dtype == torch.float64
 
 
-@pytest.mark.parametrize("variants", [RANKED, STORED])
+@pytest.mark.parametrize("variants", [RANKED, PACKED, STORED])
 def test_at_gives_a_tensor_of_its_own(variants: Variants) -> None:
     kept, dense = variants.at(DENSE, 1).clone(), DENSE.clone()
     variants.at(DENSE, 1).fill_(7)
@@ -50,7 +53,7 @@ def test_at_gives_a_tensor_of_its_own(variants: Variants) -> None:
     assert torch.equal(DENSE, dense)
 
 
-@pytest.mark.parametrize("variants", [RANKED, STORED])
+@pytest.mark.parametrize("variants", [RANKED, PACKED, STORED])
 def test_round_trip(variants: Variants) -> None:
     read = variants_from_tensors(variants.kind, [1, 3], variants.tensors(), ["a note"])
     assert type(read) is type(variants)
@@ -58,7 +61,7 @@ def test_round_trip(variants: Variants) -> None:
     assert torch.equal(read.at(DENSE, 3), variants.at(DENSE, 3))
 
 
-@pytest.mark.parametrize("variants", [RANKED, STORED])
+@pytest.mark.parametrize("variants", [RANKED, PACKED, STORED])
 def test_unknown_count_names_the_known(variants: Variants) -> None:
     with pytest.raises(UnknownNameError, match="no variant has 2 zeros: there are 1, 3"):
         variants.at(DENSE, 2)
@@ -83,6 +86,40 @@ def test_codes_hold_any_number_of_counts(n_counts: int, dtype: torch.dtype) -> N
     for count in range(n_counts):
         removed = variants.at(torch.ones(300), count) == 0
         assert set(removed.nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    n_counts=st.integers(1, 17),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_packed_codes_are_the_same(
+    shape: tuple[int, int], n_counts: int, dtype: torch.dtype, seed: int
+) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    dense = torch.randn(shape, generator=drawn, dtype=torch.float64).to(dtype)
+    codes = torch.randint(n_counts + 1, shape, generator=drawn, dtype=torch.uint8)
+    plain = RankedVariants(counts=tuple(range(n_counts)), notes=("a note",), codes=codes)
+    packed = plain.packed()
+    few = n_counts < 16
+    assert packed.kind == ("packed" if few else "ranked")
+    assert packed.tensors()["codes"].numel() == (-(-dense.numel() // 2) if few else dense.numel())
+    assert (packed.counts, packed.notes) == (plain.counts, plain.notes)
+    for level in range(n_counts):
+        expected = dense.masked_fill(codes <= level, 0)
+        for found in (plain.at(dense, level), packed.at(dense, level)):
+            assert torch.equal(found, expected)
+            assert not found.signbit()[codes <= level].any()
+        # weights that are stored transposed are read so
+        assert torch.equal(packed.at(dense.T.contiguous().T, level), expected)
+
+
+def test_what_cannot_be_packed_stays() -> None:
+    grouped = GroupedVariants(counts=(1,), codes=RANKED.codes)
+    assert grouped.packed() is grouped
+    assert STORED.packed() is STORED
 
 
 def test_groups_have_exactly_their_zeros() -> None:

@@ -153,7 +153,7 @@ def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str
                 visit.evidence[unit.name],
                 counts,
                 seed=derive_seed(plan.seed, "ties", unit.name),
-            )
+            ).packed()
         made.setdefault(unit.name, UnchangedVariants(counts=(unit.zeros,)))
     return made
 

@@ -171,7 +171,7 @@ def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunCon
         position = subject.layout.position(unit.name)
         weight = subject.views[unit.name].read()
         for by, counts in tasks(pruner, unit, tables[position], patterns[position]).values():
-            variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0)
+            variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0).packed()
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started
     visits.close()
