@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,11 @@ from sparsity_search.errors import ConfigError, DataError, NumericalError
 
 T = TypeVar("T")
 
+#: Tokens summed in float32 at once, where sums in float64 are slow.
+_SUMMED = 128
+#: Parts that a Hessian's columns are cut in, if they are many; those above the diagonal follow
+#: from the others.
+_PARTS, _MANY = 4, 256
 _LARGEST_DAMPING = 1.0
 _SMALLEST_RAISE = 1e-4  # from zero damping there is no factor of ten
 
@@ -92,11 +98,18 @@ class InputStatistics:
             return
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         tokens = tokens.to(device=self._sum.device, dtype=dtype)
-        self._total += tokens.sum(dim=0, dtype=self._total.dtype)
+        self._total += _summed(tokens).to(self._total)
         if self.statistic is Statistic.NORM:
-            self._sum += tokens.square().sum(dim=0, dtype=self._sum.dtype)
+            self._sum += _summed(tokens.square()).to(self._sum)
         else:
-            self._sum += tokens.T @ tokens
+            self._add_products(tokens)
+
+    def _add_products(self, tokens: Tensor) -> None:
+        """Add ``x xᵀ`` of all tokens, on and below the diagonal."""
+        n_parts = _PARTS if self.n_inputs >= _MANY else 1
+        ends = [part * self.n_inputs // n_parts for part in range(n_parts + 1)]
+        for start, stop in pairwise(ends):
+            self._sum[start:stop, :stop] += tokens[:, start:stop].T @ tokens[:, :stop]
 
     def norms(self) -> Tensor:
         """Return each input's root mean square over tokens, ``(n_inputs,)`` float32."""
@@ -155,8 +168,8 @@ class InputStatistics:
         return found
 
     def _symmetric(self) -> Tensor:
-        mean = self._mean(Statistic.HESSIAN)
-        return (mean + mean.T) / 2
+        lower = self._mean(Statistic.HESSIAN).tril()
+        return lower + lower.tril(-1).T
 
     def _mean(self, needed: Statistic) -> Tensor:
         if self.statistic < needed:
@@ -169,6 +182,14 @@ class InputStatistics:
         if not mean.isfinite().all():
             raise NumericalError("input statistics are not finite: an activation was NaN or Inf")
         return mean
+
+
+def _summed(tokens: Tensor) -> Tensor:
+    """Return the sum over tokens, ``(n_inputs,)`` float64, of parts summed in float32."""
+    whole = len(tokens) - len(tokens) % _SUMMED
+    parts = tokens[:whole].view(-1, _SUMMED, tokens.shape[1]).sum(dim=1)
+    wide = torch.float32 if tokens.device.type == "mps" else torch.float64
+    return torch.cat([parts, tokens[whole:]]).to(wide).sum(dim=0)
 
 
 def _prepare(hessian: Tensor) -> tuple[Tensor, float]:

@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.masking import fill, keep, to_bits
 from sparsity_search.structures import Structures
 
-_SHIFTS = torch.arange(8, dtype=torch.uint8)
-#: Integers of a weight's size, by bytes.
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Codes that half a byte holds.
 _HALF = 16
 
@@ -90,7 +87,7 @@ class RankedVariants(Variants):
 
     def at(self, dense: Tensor, count: int) -> Tensor:
         """Return ``dense`` with zeros where the code is at most the index of ``count``."""
-        return _kept(dense, self.codes.to(dense.device) > self.index(count))
+        return keep(dense, self.codes.to(dense.device) > self.index(count))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the codes."""
@@ -126,7 +123,7 @@ class PackedVariants(Variants):
         kept = torch.empty(2, len(codes), dtype=torch.bool, device=dense.device)
         torch.gt(codes & (_HALF - 1), level, out=kept[0])
         torch.ge(codes, _HALF * (level + 1), out=kept[1])
-        return _kept(dense, kept.flatten()[: dense.numel()].view(dense.shape))
+        return keep(dense, kept.flatten()[: dense.numel()].view(dense.shape))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the codes."""
@@ -181,7 +178,7 @@ class StoredVariants(Variants):
         return cls(
             counts=tuple(counts),
             notes=tuple(notes),
-            bits=torch.stack([_packed(mask) for mask in kept]),
+            bits=torch.stack([to_bits(mask) for mask in kept]),
             starts=sizes.cumsum(0),
             values=torch.cat(values),
         )
@@ -191,7 +188,7 @@ class StoredVariants(Variants):
         level = self.index(count)
         start, stop = self.starts[level : level + 2].tolist()
         made = torch.zeros(dense.numel(), dtype=dense.dtype, device=dense.device)
-        _fill(made, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
+        fill(made, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
         return made.view(dense.shape)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -246,31 +243,6 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     for code, (start, stop) in enumerate(zip([0, *counts], counts, strict=False)):
         codes[order[start:stop]] = code
     return codes
-
-
-def _kept(dense: Tensor, kept: Tensor) -> Tensor:
-    """Return a tensor with zeros where a bool one of its shape is false.
-
-    Masks of whole integers take a CPU a tenth of the time of `Tensor.masked_fill`.
-    """
-    integers = _INTEGERS[dense.element_size()]
-    return (dense.view(integers) & kept.to(integers).neg_()).view(dense.dtype)
-
-
-def _packed(mask: Tensor) -> Tensor:
-    """Return a bool vector as bytes, the first entry in the lowest bit."""
-    padded = nn.functional.pad(mask.byte(), (0, -len(mask) % 8)).view(-1, 8)
-    return (padded << _SHIFTS.to(mask.device)).sum(dim=1, dtype=torch.uint8)
-
-
-def _fill(made: Tensor, bits: Tensor, values: Tensor) -> None:
-    """Write values to the entries of a vector of zeros whose bits are set."""
-    if made.device.type == "cpu":  # numpy finds the bits in a tenth of torch's time
-        unpacked = np.unpackbits(bits.numpy(), count=len(made), bitorder="little")
-        made.scatter_(0, torch.from_numpy(np.flatnonzero(unpacked.view(np.bool_))), values)
-    else:
-        kept = ((bits[:, None] >> _SHIFTS.to(bits.device)) & 1).flatten()[: len(made)]
-        made.masked_scatter_(kept.bool(), values)
 
 
 def on_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:

@@ -60,6 +60,24 @@ def test_products_are_taken_in_float32(statistic: Statistic, dtype: torch.dtype)
     assert_close(statistics.norms(), torch.full((D,), 1000.0))
 
 
+@pytest.mark.parametrize("width", [255, 256, 259])  # whole, in equal parts, in unequal ones
+def test_wide_products(width: int) -> None:
+    inputs = torch.randn(300, width, generator=torch.Generator().manual_seed(0))
+    statistics = gathered(inputs[:100], Statistic.HESSIAN)
+    statistics.add(inputs[100:])
+    expected = inputs.double().T @ inputs.double() / 300
+    assert_close(statistics.hessian(), expected.float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(statistics.hessian(), statistics.hessian().T)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 127, 128, 300])
+def test_sums_of_any_number_of_tokens(n_tokens: int) -> None:
+    inputs = torch.randn(n_tokens, 5, generator=torch.Generator().manual_seed(0)) + 2
+    statistics = gathered(inputs, Statistic.NORM)
+    assert_close(statistics.mean(), inputs.double().mean(0).float())
+    assert_close(statistics.norms(), inputs.double().square().mean(0).sqrt().float())
+
+
 def test_inputs_are_detached() -> None:
     statistics = gathered(torch.ones(3, D, requires_grad=True), Statistic.HESSIAN)
     assert not statistics.norms().requires_grad

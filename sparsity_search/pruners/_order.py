@@ -25,8 +25,8 @@ def sort_keys(score: Tensor, first: Tensor, ties: Tensor) -> Tensor:
     """
     # The bits of non-negative floats, read as integers, have the order of the floats. Adding
     # zero makes -0.0 positive.
-    bits = (score + 0.0).view(torch.int32).long() + 1
-    return (bits.masked_fill_(first, 0) << 31) | ties
+    bits = (score + 0.0).view(torch.int32).long().add_(1)
+    return bits.mul_(~first).bitwise_left_shift_(31).bitwise_or_(ties)
 
 
 def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence import Evidence
+from sparsity_search.masking import keep
 from sparsity_search.pruners.base import Pruner, as_pruner, check_counts
 from sparsity_search.statistics import InputStatistics, Statistic
 from sparsity_search.variants import StoredVariants
@@ -75,7 +76,8 @@ class UpdatePruner(Pruner):
         updates = self.update(weight, evidence, [table[i] for i in open_], seed) if open_ else ()
         for i, updated in zip(open_, updates, strict=True):
             variants[i] = stored(updated, weight.dtype)
-        if not variants.isfinite().all():
+        # a sum is quick, and finite if all are
+        if not variants.sum(dtype=torch.float64).isfinite() and not variants.isfinite().all():
             raise NumericalError(f"updated weights leave the range of {weight.dtype}")
         return StoredVariants.of(variants.unbind(), table, notes)
 
@@ -105,8 +107,10 @@ def stored(updated: Updated, dtype: torch.dtype) -> Tensor:
     """Return updated weights in ``dtype``, with zeros exactly where weights are removed."""
     cast = updated.weights.to(dtype)
     # A kept weight that rounds to zero would make one zero too many.
-    cast = cast.masked_fill(cast == 0, torch.finfo(dtype).tiny)
-    return cast.masked_fill(updated.removed, 0)
+    kept, zero = ~updated.removed, cast == 0
+    if bool((zero & kept).any()):
+        cast = cast.masked_fill(zero, torch.finfo(dtype).tiny)
+    return keep(cast, kept)
 
 
 def masks(

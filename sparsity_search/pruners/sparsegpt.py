@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Evidence
+from sparsity_search.masking import keep
 from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners._patterns import Pattern
 from sparsity_search.pruners._quotas import block_quotas, smallest
@@ -141,7 +142,7 @@ def _eliminate(work: Tensor, errors: Tensor, removed: Tensor, upper: Tensor) -> 
     for j in range(len(work)):
         current = torch.addmv(work[j], errors[:j].T, upper[:j, j], alpha=-1)
         errors[j] = current.mul_(removed[j]).div_(upper[j, j])
-    work.addmm_(upper.T, errors, alpha=-1).masked_fill_(removed, 0)
+    work.copy_(keep(work.addmm_(upper.T, errors, alpha=-1), ~removed))
 
 
 def _groups(counts: Sequence[int], size: int) -> list[Sequence[int]]:
