@@ -86,7 +86,8 @@ def published_sweep(weight: Tensor, upper: Tensor, count: int, width: int = 128)
         part, factor = work[:, block].clone(), upper[block, block].clone()
         scores = part.square() / factor.diagonal().square()
         ordered = scores.flatten().sort().values
-        removed = scores <= ordered[int(len(ordered) * count / weight.numel())]
+        last = min(int(len(ordered) * count / weight.numel()), len(ordered) - 1)
+        removed = scores <= ordered[last]
         errors = torch.zeros_like(part)
         for column in range(part.shape[1]):
             pruned = part[:, column].clone()
