@@ -84,6 +84,9 @@ CASES = {
     ),
     "tpe, depth spline": Case(WEIGHTS, {"searcher": {"name": "optuna"}, "space": "depth_spline"}),
     "from knapsack": Case(WEIGHTS, initial=(KNAPSACK, "uniform")),
+    "from knapsack, gradients": Case(
+        WEIGHTS, {"hints": ["gradients"]}, initial=(KNAPSACK, "uniform")
+    ),
     "from gauss_newton": Case(WEIGHTS, initial=(GAUSS_NEWTON, "uniform")),
     "from gauss_newton, gradients": Case(
         WEIGHTS, {"hints": ["gradients"]}, initial=(GAUSS_NEWTON, "uniform")

@@ -1,0 +1,171 @@
+"""Ours against a faithful EvoPress in time and quality, on SmolLM2-135M: docs/speed.md.
+
+The baseline (arXiv 2410.14649, algorithm 1) builds SparseGPT's levels from dense inputs, starts
+at the uniform profile, and measures ten offspring a generation on 512 fresh tokens, then the best
+two and the parent on 2,048, each with a whole forward pass and full softmaxes. Ours are
+allocators. Clocks run from the loaded model to the chosen profile, in CPU seconds of one thread;
+every profile is then pruned sequentially. What is done is kept in ``OUT``:
+
+    python benchmarks/time_to_quality.py --calibration wikipedia_calibration.jsonl \
+        --search wikipedia_heldout.jsonl --test wikitext2_valid.txt \
+        --out benchmarks/results/time_to_quality
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from supernet import naive  # the file beside this one
+from torch import Tensor
+
+from sparsity_search.artefacts import write_json
+from sparsity_search.budget import Bounds, Budget
+from sparsity_search.config import load_config
+from sparsity_search.data.sequences import Request
+from sparsity_search.history import History
+from sparsity_search.profile import SparsityProfile
+from sparsity_search.realise import prune_sequentially
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS
+from sparsity_search.rng import generator
+from sparsity_search.searchers.evolution import Evolution
+from sparsity_search.space import Candidate
+from sparsity_search.spaces import load_space
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.session import Session, open_session
+
+TARGET, LENGTH = 0.7, 512
+GENERATIONS, OFFSPRING, SURVIVORS = 45, 10, 2
+#: Sequences of the two rungs of a generation.
+FEW, MANY = 1, 4
+
+
+class Baseline:
+    """EvoPress on dense copies of every level, without anything that saves work."""
+
+    def __init__(self, session: Session) -> None:
+        self._subject, self._model = session.subject, session.loaded.model
+        self._pool = session.text["search"]
+        layout = self._subject.layout
+        self._space = load_space("per_linear").of_levels.build(layout, Budget(TARGET), {})
+        self._copies = naive(
+            self._subject,
+            session.text["calibration"],
+            list(self._space.tables()),
+            PRUNERS.create("sparsegpt"),
+        )
+
+    @torch.inference_mode()
+    def search(self) -> SparsityProfile:
+        """Return the profile after all generations."""
+        space, rng = self._space, generator(0, "baseline")
+        teacher = [self._logits(row[None]) for row in self._pool]
+        searcher = Evolution(max_switches=3, strides=(1,))
+        parent: Candidate = space.uniform
+        for _ in range(GENERATIONS):
+            history = History()
+            history.close_round([parent])
+            found = list(searcher.ask(space, history, OFFSPRING, rng))
+            for rows, survivors in ((FEW, SURVIVORS), (MANY, 1)):
+                found = found if rows == FEW else [*found, parent]
+                drawn = rng.choice(len(self._pool), rows, replace=False)
+                scores = {c: self._score(c, drawn.tolist(), teacher) for c in found}
+                found = sorted(found, key=scores.__getitem__)[:survivors]
+            parent = found[0]
+        return space.profile(parent)
+
+    def _score(self, candidate: Candidate, rows: list[int], teacher: list[Tensor]) -> float:
+        profile = self._space.profile(candidate)
+        for unit, count in zip(profile.layout, profile.removed, strict=True):
+            self._subject.views[unit.name].write(self._copies[unit.name][count])
+        student = self._logits(self._pool[rows]).float().log_softmax(-1)
+        expected = torch.cat([teacher[row] for row in rows]).float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(
+            student, expected, reduction="sum", log_target=True
+        )
+        return float(divergence)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        made: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+        return made
+
+
+def evopress(session: Session) -> SparsityProfile:
+    with session.subject.preserved():
+        return Baseline(session).search()
+
+
+def allocated(name: str, **settings: Any) -> Callable[[Session], SparsityProfile]:
+    def allocate(session: Session) -> SparsityProfile:
+        plugin = ALLOCATORS.create(name, **settings)
+        bounds = Bounds.of(session.subject.layout)
+        text = session.text["calibration"]
+        found: SparsityProfile = plugin.allocate(session.subject, text, Budget(TARGET), bounds)
+        return found
+
+    return allocate
+
+
+WAYS: dict[str, Callable[[Session], SparsityProfile]] = {
+    "evopress": evopress,
+    "cfsp": allocated("cfsp"),
+    "gauss_newton[start=cfsp]": allocated("gauss_newton", start="cfsp", pruner="sparsegpt"),
+    "gauss_newton[start=cfsp], Wanda's masks": allocated(
+        "gauss_newton", start="cfsp", pruner="wanda"
+    ),
+}
+
+
+def measured(name: str, out: Path, session: Session) -> dict[str, Any]:
+    """Return the seconds of a way and the perplexity of its profile, measured if need be."""
+    file = out / f"{name}.json"
+    if not file.exists():
+        started = time.process_time()
+        profile = WAYS[name](session)
+        seconds = time.process_time() - started
+        write_json(out / "profiles" / f"{name}.json", profile.to_json())
+        with session.subject.preserved():
+            pruner, text = PRUNERS.create("sparsegpt"), session.text["calibration"]
+            prune_sequentially(session.subject, profile, pruner, text)
+            model, test = session.loaded.model, session.text["test"]
+            score = (
+                EVALUATORS.create("perplexity").bind(model, test).score(model, range(len(test)))
+            )
+        write_json(file, {"seconds": seconds, "perplexity": score.value})
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("calibration", "search", "test", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--way", nargs="*", choices=WAYS, default=list(WAYS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    requests = [
+        Request("calibration", f"file:{arguments.calibration}", 32, 1024),
+        Request("search", f"file:{arguments.search}", 64, LENGTH),
+        Request("test", f"file:{arguments.test}", 40, 1024),
+    ]
+    session = open_session(
+        load_config(None, {"model.name": "smollm2"}).model, requests, 0, Monitor()
+    )
+    baseline = measured("evopress", arguments.out, session)
+    for name in arguments.way:
+        found = measured(name, arguments.out, session)
+        ratios = [found[what] / baseline[what] for what in ("seconds", "perplexity")]
+        print(
+            f"| {name} | {found['seconds']:.0f} | {ratios[0]:.2f} | "
+            f"{found['perplexity']:.1f} | {ratios[1]:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
