@@ -17,7 +17,7 @@ from sparsity_search.models.walk import walk
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.space import SearchSpace
 from sparsity_search.supernet.build import tasks
-from sparsity_search.workflow.session import Session
+from sparsity_search.workflow.session import Session, capped
 
 #: Bytes of work for each weight of a unit that is pruned: scores, their order, and copies of both.
 _WORK = 32
@@ -82,7 +82,8 @@ def estimate(
     """
     sequence = _timed_score(proxy, session)
     ladder = config.ladder.build()
-    per_rung = {r.tokens: sequence * r.tokens / config.data.search_length for r in ladder.rungs}
+    length = capped(config.data.search_length, session.loaded)
+    per_rung = {r.tokens: sequence * r.tokens / length for r in ladder.rungs}
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
     sample = _sample(session, pruner, space, config)
     supernet = sample.variants * len(session.subject.blocks)
@@ -103,7 +104,11 @@ def estimate(
 
 
 def random_tokens(session: Session, length: int) -> Tensor:
-    """Return one sequence of random tokens: they take as long as any."""
+    """Return one sequence of random tokens, of the model's context at most.
+
+    They take as long as any.
+    """
+    length = capped(length, session.loaded)
     vocabulary = session.loaded.model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (1, length), generator=generator)

@@ -17,6 +17,7 @@ from sparsity_search.config import RunConfig, Section
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.head import last_hidden
 from sparsity_search.registry import PRUNERS
+from sparsity_search.workflow.estimate import random_tokens
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import unit_kind
 from sparsity_search.workflow.session import Session, open_session
@@ -174,12 +175,7 @@ def choose(
 def timed(session: Session, length: int) -> Machine:
     """Return how fast a model runs on one sequence of random tokens."""
     model = session.loaded.model
-    config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or length
-    generator = torch.Generator().manual_seed(0)
-    size = (1, min(length, longest))
-    tokens = torch.randint(config.vocab_size, size, generator=generator)
-    spent = []
+    tokens, spent = random_tokens(session, length), []
     with torch.inference_mode():
         last_hidden(model, tokens)  # warms up
         for _ in range(_REPEATS):

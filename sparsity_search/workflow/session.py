@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,7 +94,8 @@ def open_session(
         )
         subject = PrunableModel(loaded.model, model.exclude, kind)
     with monitor.stage("draw text"):
-        text = draw([_capped(request, loaded) for request in requests], loaded, seed)
+        fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
+        text = draw(fitting, loaded, seed)
     return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
 
 
@@ -115,10 +116,7 @@ def search_requests(data: DataSection) -> list[Request]:
     ]
 
 
-def _capped(request: Request, loaded: LoadedModel) -> Request:
-    """Cap the length of sequences at the model's context."""
+def capped(length: int, loaded: LoadedModel) -> int:
+    """Return the length of sequences: as asked for, but at most the model's context."""
     config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or request.length
-    return Request(
-        request.purpose, request.source, request.n_sequences, min(request.length, longest)
-    )
+    return min(length, getattr(config, "max_position_embeddings", None) or length)

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
 from sparsity_search.spaces import space_names
-from sparsity_search.testing.models import save_tiny_model
+from sparsity_search.testing.models import save_tiny_model, tiny_tokenizer
+from tests.families import FAMILIES
 
 from .conftest import SMALL, Outcome
 
@@ -69,6 +72,16 @@ def test_inspect_shows_units_and_estimates(cli: Cli, model: Path) -> None:
     for word in ("embedding", "head", "norm", "model.embed_tokens.weight", " on cpu"):
         assert word in outcome.out
     assert "counted once" not in outcome.out
+
+
+def test_inspect_of_a_short_context(cli: Cli, tmp_path: Path) -> None:
+    model: Any = FAMILIES["gpt2"]()
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "gpt2")
+    # it has 256 positions, less than a sequence
+    outcome = cli("inspect", tmp_path / "gpt2", "--sparsity", 0.5)
+    assert outcome.code == 0, outcome.err
+    assert "one evaluation on 2048 tokens" in outcome.out
+    assert "36,864 weights in 18 units of 3 blocks" in outcome.out
 
 
 def test_inspect_offloaded_and_tied(cli: Cli, tmp_path: Path) -> None:
