@@ -142,6 +142,11 @@ def test_less_memory_skips_less(limit: int, runs: list[int]) -> None:
     assert prefixes.used <= limit
 
 
+def kept(prefixes: Prefixes) -> int:
+    """Return the bytes of all outputs."""
+    return sum(o.nbytes for path in prefixes._paths.values() for o in path.outputs.values())
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12])
 def test_the_bound_holds_with_many_texts(size: int) -> None:
     whole, prefixes = Prefixes(LLAMA.subject, 0), Prefixes(LLAMA.subject, size * SIZE)
@@ -150,9 +155,7 @@ def test_the_bound_holds_with_many_texts(size: int) -> None:
             text = random_tokens(1, 8, seed=seed)
             found = hidden(LLAMA, prefixes, states, text)
             assert torch.equal(found, hidden(LLAMA, whole, states, text))
-            kept = [o for path in prefixes._paths.values() for o in path.outputs.values()]
-            assert prefixes.used == sum(output.nbytes for output in kept)
-            assert prefixes.used <= size * SIZE
+            assert prefixes.used == kept(prefixes) <= size * SIZE
 
 
 def test_the_text_used_longest_ago_goes_first() -> None:
@@ -178,6 +181,7 @@ def test_outputs_that_are_looked_at_are_right(limit: int, block: int) -> None:
         with watched(LLAMA, block) as found:
             hidden(LLAMA, prefixes, states, text)
         assert torch.equal(found[0], expected[0])
+        assert prefixes.used == kept(prefixes) <= limit
         hidden(LLAMA, prefixes, states, text)
 
 
@@ -192,6 +196,7 @@ def test_somebody_looks_only_later(limit: int, block: int) -> None:
     with watched(LLAMA, block) as found:
         hidden(LLAMA, prefixes, states, text)
     assert torch.equal(found[0], expected[0])
+    assert prefixes.used == kept(prefixes) <= limit
 
 
 @pytest.mark.parametrize(
