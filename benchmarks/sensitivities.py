@@ -87,10 +87,9 @@ def on_grid(layout: Layout, sparsities: np.ndarray) -> SparsityProfile:
     What rounding leaves goes to the next unit, so the total is off by half of such a step.
     """
     counts, carry = [], 0
-    for unit, wanted in zip(
-        layout, Budget(TARGET).project(layout, sparsities).removed, strict=True
-    ):
-        grid = np.array(hundredths(layout)[layout.position(unit.name)])
+    wanted_counts = Budget(TARGET).project(layout, sparsities).removed
+    for table, wanted in zip(hundredths(layout), wanted_counts, strict=True):
+        grid = np.array(table)
         counts.append(int(grid[np.abs(grid - wanted - carry).argmin()]))
         carry += wanted - counts[-1]
     return from_counts(layout, counts)
