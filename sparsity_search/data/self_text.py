@@ -111,7 +111,7 @@ def _sample_batch(model: PreTrainedModel, first: int, draws: Tensor) -> Tensor:
 def _cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
     """Return an empty cache as an argument of the model, or nothing if it cannot take one."""
     names = inspect.signature(model.forward).parameters
-    if {"cache_params", "cache_position"} <= names.keys():  # state spaces before transformers 5.4
+    if {"cache_params", "cache_position"} <= names.keys():  # state spaces, in older releases
         return {}
     # a model would ignore the other name, and sample each token as if it were the first
     name = "cache_params" if "cache_params" in names else "past_key_values"

@@ -133,7 +133,8 @@ def _feed_forward(probe: _Probe) -> dict[str, Tensor]:
 
 def _is_linear(probe: _Probe, rows: Tensor) -> bool:
     """Return whether what is made depends on the rows, and is linear in them."""
-    written, rows = probe.written(), rows.to(probe.written().device)
+    written = probe.written()
+    rows = rows.to(written.device)
     before = probe.gradient(written, token=0)[0]
     after = probe.gradient(torch.where(rows, 2 * written, written), token=0)[0]
     return bool(before.any()) and torch.equal(before[rows], after[rows])
