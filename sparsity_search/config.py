@@ -183,6 +183,7 @@ class StudySection(Section):
         minutes: Search time over all sessions and stages; 10 if neither limit is given.
         seed: Of all random draws.
         storage: URL of an Optuna storage; by default a journal file in the run directory.
+        workers: Processes that measure candidates, each with a model of its own.
     """
 
     stages: int = Field(default=1, ge=1)
@@ -190,6 +191,7 @@ class StudySection(Section):
     minutes: float | None = Field(default=None, gt=0)
     seed: int = 0
     storage: str | None = None
+    workers: int = Field(default=1, ge=1)
 
 
 class RunConfig(Section):
@@ -226,9 +228,10 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return what a search depends on, flat: all but limits, storage and what follows it."""
         flat = flatten(self.model_dump(mode="json"))
-        limits = {"study.rounds", "study.minutes", "study.storage"}
-        # where weights are kept, not which
-        limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib", "model.offload"}
+        limits = {"study.rounds", "study.minutes", "study.storage", "study.workers"}
+        # where weights are, not which; measurements tell kinds of devices apart by themselves
+        limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib"}
+        limits |= {"model.offload", "model.device"}
         return {
             key: value
             for key, value in flat.items()

@@ -47,6 +47,7 @@ class Measurement:
         score: What came out; not finite means that the candidate failed.
         seconds: Time this measurement took.
         elapsed: Search time of the study when it was done, over all sessions.
+        worker: Who made it, of several.
     """
 
     round: int
@@ -56,6 +57,7 @@ class Measurement:
     score: Score
     seconds: float = 0.0
     elapsed: float = 0.0
+    worker: int = 0
 
     @property
     def failed(self) -> bool:

@@ -68,9 +68,9 @@ class Store:
         else:
             check_fingerprint(stored, fingerprint, f"study {name!r}")
 
-    def load(self) -> list[Measurement]:
-        """Return all finished measurements in the order of their numbers."""
-        return [_to_measurement(trial) for trial in _finished(self._study)]
+    def load(self, after: int = 0) -> list[Measurement]:
+        """Return the finished measurements in the order of their numbers, without the first."""
+        return [_to_measurement(trial) for trial in _finished(self._study)[after:]]
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
@@ -94,9 +94,17 @@ def database(url: str) -> BaseStorage:
 
 
 def journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file; a line torn by a crash is cut off first."""
+    """Return the journal storage in a file; a line torn by a crash is cut off first.
+
+    For the owner of the file alone: what looks torn may be what another process is writing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(path)
+    return joined(path)
+
+
+def joined(path: Path) -> JournalStorage:
+    """Return the journal storage in a file that other processes write too."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
@@ -131,9 +139,7 @@ def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, 
 
 
 def _stored(storage: str | Path, name: str) -> list[FrozenTrial]:
-    opened: BaseStorage | str = (
-        JournalStorage(JournalFileBackend(str(storage))) if isinstance(storage, Path) else storage
-    )
+    opened: BaseStorage | str = joined(storage) if isinstance(storage, Path) else storage
     try:
         return _finished(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
@@ -172,6 +178,7 @@ def _to_trial(m: Measurement, space: ParametricSpace | None) -> FrozenTrial:
                 "parts": [] if m.failed else list(m.score.parts),
                 "seconds": m.seconds,
                 "elapsed": m.elapsed,
+                "worker": m.worker,
             },
             **({} if space is None or m.failed else {PROFILE: _counts(space, m.candidate)}),
         },
@@ -207,4 +214,5 @@ def _to_measurement(trial: FrozenTrial) -> Measurement:
         score=Score(value, tuple(facts["parts"])),
         seconds=facts["seconds"],
         elapsed=facts["elapsed"],
+        worker=facts.get("worker", 0),  # older journals have none
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Protocol
 
+from sparsity_search.claims import Claims
 from sparsity_search.history import Fidelity, History, Measurement, Score
 from sparsity_search.ladder import Ladder
 from sparsity_search.parametric import RefusedSettingError
@@ -16,6 +17,9 @@ from sparsity_search.profile import SparsityProfile
 from sparsity_search.rng import generator
 from sparsity_search.searchers.base import Searcher, Space
 from sparsity_search.space import Candidate
+
+#: Seconds between looks at what others measure, when there is nothing else to do.
+_PAUSE = 0.02
 
 
 class Objective(Protocol):
@@ -36,8 +40,8 @@ class Objective(Protocol):
 class Recorder(Protocol):
     """Keeps measurements for good."""
 
-    def load(self) -> list[Measurement]:
-        """Return what was recorded, oldest first."""
+    def load(self, after: int = 0) -> list[Measurement]:
+        """Return what was recorded, oldest first, but for the first ``after``."""
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement."""
@@ -78,6 +82,8 @@ class Study:
         initial: Candidates of round 0, measured at the top rung; the uniform one always is.
         seed: Of all random draws.
         on_measured: Called after each new or replayed measurement.
+        claims: This worker's, if others run the same study at the same time. A round is a
+            barrier, so together they find what one alone does.
     """
 
     space: Space
@@ -88,6 +94,7 @@ class Study:
     initial: Sequence[Candidate] = ()
     seed: int = 0
     on_measured: Callable[[Measurement], None] = field(default=lambda _: None)
+    claims: Claims | None = None
 
     def run(self, limits: Limits) -> History:
         """Run until a limit is reached or the searcher has nothing left to try.
@@ -155,28 +162,69 @@ class _Session:
         return candidates
 
     def _measure(self, candidates: Sequence[Candidate], empty: Measurement) -> list[Measurement]:
-        """Return a measurement of each candidate: known, replayed, or made now."""
-        found = {}
-        for candidate in candidates:
-            known = self._known(empty.fidelity, candidate)
-            if known is not None:
-                found[candidate] = known
-        for candidate in candidates:
-            if candidate not in found:
-                found[candidate] = self._score(replace(empty, candidate=candidate))
+        """Return a measurement of each candidate: known, replayed, or made by some worker now."""
+        found: dict[Candidate, Measurement] = {}
+        try:
+            self._look(candidates, empty.fidelity, found)
+            while len(found) < len(candidates):
+                if not self._work(candidates, empty, found):
+                    self._check()
+                    time.sleep(_PAUSE)
+                    self._look(candidates, empty.fidelity, found)
+        finally:
+            # in one order, whoever measured them
+            for candidate in filter(found.__contains__, candidates):
+                if self.history.known(empty.fidelity, candidate) is None:
+                    self.history.add(found[candidate])
         return [found[candidate] for candidate in candidates]
 
-    def _known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
-        known = self.history.known(fidelity, candidate)
-        if known is None and (known := self._recorded.known(fidelity, candidate)) is not None:
-            self._note(known)
-        return known
+    def _look(
+        self,
+        candidates: Sequence[Candidate],
+        fidelity: Fidelity,
+        found: dict[Candidate, Measurement],
+    ) -> None:
+        """Add what is known to what was found; with others at work, what they recorded too."""
+        if self._study.claims is not None:
+            for new in self._study.store.load(after=len(self._recorded.measurements)):
+                self._recorded.add(new)
+                self.elapsed = max(self.elapsed, new.elapsed)
+        for candidate in candidates:
+            if candidate in found:
+                continue
+            known = self.history.known(fidelity, candidate)
+            if known is None and (known := self._recorded.known(fidelity, candidate)) is not None:
+                self._study.on_measured(known)
+            if known is not None:
+                found[candidate] = known
 
-    def _score(self, empty: Measurement) -> Measurement:
-        """Measure one candidate, and record it; a setting that is refused is a failure."""
+    def _work(
+        self,
+        candidates: Sequence[Candidate],
+        empty: Measurement,
+        found: dict[Candidate, Measurement],
+    ) -> bool:
+        """Measure what nobody else does now; return whether there was something to do."""
+        claims, before = self._study.claims, len(found)
+        for place in range(len(candidates)) if claims is None else claims.order(len(candidates)):
+            candidate = candidates[place]
+            if candidate in found:
+                continue
+            with nullcontext(True) if claims is None else claims.claim(place) as mine:
+                if mine and claims is not None:  # it may have been recorded before it was free
+                    self._look(candidates, empty.fidelity, found)
+                if mine and candidate not in found:
+                    found[candidate] = self._score(replace(empty, candidate=candidate))
+        return len(found) > before
+
+    def _check(self) -> None:
         limit = self._limits.seconds
         if self._limits.stop() or (limit is not None and self.elapsed >= limit):
             raise _Stopped
+
+    def _score(self, empty: Measurement) -> Measurement:
+        """Measure one candidate, and record it; a setting that is refused is a failure."""
+        self._check()
         started = time.monotonic()
         try:
             profile = self._study.space.profile(empty.candidate)
@@ -187,11 +235,10 @@ class _Session:
             score = Score(nan, ())
         seconds = time.monotonic() - started
         self.elapsed += seconds
-        measurement = replace(empty, score=score, seconds=seconds, elapsed=self.elapsed)
+        seat = 0 if self._study.claims is None else self._study.claims.seat
+        measurement = replace(
+            empty, score=score, seconds=seconds, elapsed=self.elapsed, worker=seat
+        )
         self._study.store.add(measurement)
-        self._note(measurement)
-        return measurement
-
-    def _note(self, measurement: Measurement) -> None:
-        self.history.add(measurement)
         self._study.on_measured(measurement)
+        return measurement

@@ -44,7 +44,7 @@ LAYERS = [
     {"models", "data", "structures", "statistics", "fluctuation", "evidence", "variants",
      "masking"},
     {"pruners", "evaluators", "allocators", "searchers", "sensitivity", "supernet", "measures"},
-    {"objective", "realise", "study", "store"},
+    {"objective", "realise", "study", "store", "claims"},
     {"report"},
     {"config", "workflow"},
     {"cli", "__main__"},

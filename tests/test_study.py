@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 
 import sparsity_search.study as study_module
+from sparsity_search.claims import Claims
 from sparsity_search.errors import ConfigError
 from sparsity_search.history import Fidelity, History, Measurement
 from sparsity_search.ladder import Ladder, Rung
@@ -18,6 +23,7 @@ from sparsity_search.searchers.base import Searcher
 from sparsity_search.searchers.evolution import Evolution
 from sparsity_search.searchers.random import Random
 from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.store import Store, joined
 from sparsity_search.study import Limits, Study
 from sparsity_search.testing.problems import (
     ROW,
@@ -255,6 +261,76 @@ def test_time_limits_do_not_change_what_is_found() -> None:
     for seconds in range(1, 60, 7):
         history = make(store=store).run(Limits(rounds=ROUNDS, seconds=seconds))
     assert plain(history) == plain(make().run(Limits(rounds=ROUNDS)))
+
+
+def together(
+    path: Path, n: int, searcher: Searcher, problems: Sequence[SeparableProblem]
+) -> list[History | BaseException]:
+    """Return what workers on one journal find, each in a thread of its own."""
+    studies = [
+        make(
+            problem,
+            searcher=searcher,
+            store=Store(joined(path / "journal"), "study", {}),
+            claims=Claims(path / "claims"),
+        )
+        for problem in problems
+    ]
+    with ThreadPoolExecutor(n) as pool:
+        futures = [pool.submit(study.run, Limits(rounds=ROUNDS)) for study in studies]
+        return [future.exception() or future.result() for future in futures]
+
+
+class Slow(SeparableProblem):
+    """Takes long enough for others to come to something."""
+
+    def _score(self, *args: Any) -> Any:
+        time.sleep(0.005)
+        return super()._score(*args)
+
+
+class Dying(Slow):
+    """Ends its worker at the fourth measurement."""
+
+    def _score(self, *args: Any) -> Any:
+        if len(self.calls) > 3:
+            raise KeyboardInterrupt
+        return super()._score(*args)
+
+
+def unowned(history: History) -> tuple[list[Measurement], list[tuple[Candidate, ...]]]:
+    measurements, winners = plain(history)
+    return [replace(m, worker=0) for m in measurements], winners
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS.names())
+def test_workers_find_together_what_one_finds(tmp_path: Path, searcher: str) -> None:
+    of = SEARCHERS.create(searcher)
+    problems = [Slow(SPACE, noise=0.5) for _ in range(3)]
+    found = together(tmp_path, 3, of, problems)
+    expected = plain(make(searcher=of).run(Limits(rounds=ROUNDS)))
+    assert [unowned(history) for history in found] == [expected] * 3
+    # the work is shared, and none of it is done twice
+    assert sum(len(problem.calls) for problem in problems) == len(expected[0])
+    assert sum(bool(problem.calls) for problem in problems) > 1
+
+
+def test_a_worker_that_dies_is_not_waited_for(tmp_path: Path) -> None:
+    problems = [Dying(SPACE, noise=0.5), Slow(SPACE, noise=0.5)]
+    dead, history = together(tmp_path, 2, Evolution(), problems)
+    assert isinstance(dead, KeyboardInterrupt)
+    assert unowned(history) == plain(make().run(Limits(rounds=ROUNDS)))
+
+
+def test_a_worker_that_waits_can_be_stopped(tmp_path: Path) -> None:
+    """Somebody else holds all places, and never ends."""
+    other, mine = Claims(tmp_path), Claims(tmp_path)
+    asked = iter([False] * 3 + [True] * 99)
+    with ExitStack() as held:
+        for place in range(TOY_LADDER.candidates):
+            held.enter_context(other.claim(place))
+        history = make(claims=mine).run(Limits(stop=lambda: next(asked)))
+    assert history == History()
 
 
 def test_on_measured_hears_of_new_and_replayed_ones() -> None:

@@ -22,6 +22,7 @@ from sparsity_search.cli.search import search
 from sparsity_search.cli.sensitivity import sensitivity
 from sparsity_search.cli.solve import solve
 from sparsity_search.cli.verify import verify
+from sparsity_search.cli.work import work
 from sparsity_search.errors import SparsitySearchError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ COMMANDS = (
     evaluate,
     inspect,
     report,
+    work,
     ls,
 )
 for command in COMMANDS:

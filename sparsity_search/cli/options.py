@@ -46,6 +46,7 @@ KEYS = {
     "minutes": "study.minutes",
     "seed": "study.seed",
     "storage": "study.storage",
+    "workers": "study.workers",
 }
 
 Model = Annotated[

@@ -45,6 +45,9 @@ def search(
     seed: options.Seed = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
     storage: Annotated[str | None, typer.Option(help="URL of an Optuna storage.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that measure, e.g. one for each GPU.")
+    ] = None,
     bounds: options.Bounds = None,
     exclude: options.Exclude = None,
     blocks: options.Blocks = None,

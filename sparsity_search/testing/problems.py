@@ -181,9 +181,9 @@ class MemoryStore:
     def __init__(self, measurements: Sequence[Measurement] = ()) -> None:
         self.measurements = list(measurements)
 
-    def load(self) -> list[Measurement]:
-        """Return what was recorded, oldest first."""
-        return list(self.measurements)
+    def load(self, after: int = 0) -> list[Measurement]:
+        """Return what was recorded, oldest first, but for the first ``after``."""
+        return self.measurements[after:]
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement."""

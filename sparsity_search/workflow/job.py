@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsity_search.claims import Claims
 from sparsity_search.config import RunConfig
 from sparsity_search.space import SearchSpace
 from sparsity_search.workflow.monitor import Monitor
@@ -26,6 +27,7 @@ class Job:
         space: The search space over the model.
         out: The run directory.
         monitor: Watches the job.
+        claims: What this worker measures, if there are several.
     """
 
     config: RunConfig
@@ -34,6 +36,7 @@ class Job:
     space: SearchSpace
     out: Path
     monitor: Monitor
+    claims: Claims | None = None
 
     @property
     def search_text(self) -> Tensor:

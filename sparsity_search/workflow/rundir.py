@@ -22,6 +22,10 @@ PROFILE = "profile.json"
 MATERIALISED = "materialised.json"
 JOURNAL = "journal.log"
 STAGES = "stages.json"
+#: Profiles that a search starts from, and those that its stages found.
+STARTS = "starts.json"
+#: Locks of the workers.
+CLAIMS = ".claims"
 #: Key of `RUN`, and name of the file that other searches can use.
 PRICES = "prices"
 

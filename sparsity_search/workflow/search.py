@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from optuna.storages import BaseStorage
 
 from sparsity_search.artefacts import digest, write_json
+from sparsity_search.claims import Claims
 from sparsity_search.config import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.errors import ConfigError
@@ -20,6 +22,7 @@ from sparsity_search.report import redact, write_report
 from sparsity_search.spaces import SpaceFile, load_space
 from sparsity_search.store import database, journal
 from sparsity_search.workflow import rundir
+from sparsity_search.workflow.crew import share_cores
 from sparsity_search.workflow.final import compare
 from sparsity_search.workflow.hints import GRADIENTS, check_hints, identity
 from sparsity_search.workflow.job import Job
@@ -32,7 +35,7 @@ from sparsity_search.workflow.parameters import (
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.prices import check_measure, prices_of
 from sparsity_search.workflow.session import open_session, search_requests
-from sparsity_search.workflow.stages import Searched, search_stages
+from sparsity_search.workflow.stages import Searched, kept_starts, search_stages
 
 
 def search(
@@ -52,9 +55,12 @@ def search(
     Raises:
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
+    share_cores(config)
     job = open_job(config, out, monitor or Monitor())
     storage = database(config.study.storage) if config.study.storage else None
     with rundir.locked(out):
+        if config.study.workers > 1:
+            job = replace(job, claims=Claims(out / rundir.CLAIMS))
         starts, found = find(job, storage, command)
         if found is None:
             return None
@@ -102,14 +108,15 @@ def find(
         The profiles that it started from, by allocator, and what it found; None if the monitor
         stopped it.
     """
-    fingerprint = _fingerprint(job)
+    fingerprint = fingerprint_of(job)
     rundir.begin(job.out, _facts(job, fingerprint, command))
     if job.space.prices is not None:
         write_json(job.out / f"{rundir.PRICES}.json", job.space.prices.to_json())
-    starts = _initial(job)
+    kept = kept_starts(job)
+    starts = kept[0] if kept else _initial(job)
     storage = storage or journal(job.out / rundir.JOURNAL)
-    study = _study_name(fingerprint), fingerprint
-    return starts, search_stages(job, list(starts.values()), storage, study)
+    study = study_name(fingerprint), fingerprint
+    return starts, search_stages(job, starts, storage, study)
 
 
 def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
@@ -152,7 +159,7 @@ def _check_ladder(job: Job) -> None:
             )
 
 
-def _fingerprint(job: Job) -> dict[str, Any]:
+def fingerprint_of(job: Job) -> dict[str, Any]:
     """Return everything that a measurement depends on, flat."""
     config, model, plugins = job.config, job.session.loaded, job.plugins
     text, own = job.session.text_facts, plugins.evaluator.own_data()
@@ -182,7 +189,8 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     }
 
 
-def _study_name(fingerprint: dict[str, Any]) -> str:
+def study_name(fingerprint: dict[str, Any]) -> str:
+    """Return the name of the study of the first stage."""
     return f"search-{digest(fingerprint)}"
 
 
@@ -198,7 +206,7 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
         "device": str(model.device),
         "dtype": str(model.dtype),
         "config": config.model_dump(mode="json"),
-        "study": _study_name(fingerprint),
+        "study": study_name(fingerprint),
         "fingerprint": fingerprint,
         "model": job.session.model_facts,
         "text": job.session.text_facts,

@@ -29,6 +29,7 @@ from sparsity_search.supernet.disk import SupernetFolder, shared
 from sparsity_search.supernet.gradients import gradient_hint
 from sparsity_search.supernet.supernet import Supernet, Switch
 from sparsity_search.workflow import rundir
+from sparsity_search.workflow.crew import crew
 from sparsity_search.workflow.hints import GRADIENTS, measure_hints, stored_hints, write_hint
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.parameters import parametric_space
@@ -58,7 +59,7 @@ class Searched:
 
 def search_stages(
     job: Job,
-    initial: Sequence[SparsityProfile],
+    initial: Mapping[str, SparsityProfile],
     storage: BaseStorage | str,
     study: tuple[str, Mapping[str, Any]],
 ) -> Searched | None:
@@ -69,27 +70,28 @@ def search_stages(
 
     Args:
         job: The search.
-        initial: Profiles that the first stage starts from; a later one starts from the last
-            stage's best.
+        initial: Profiles that the first stage starts from, by name; a later one starts from the
+            last stage's best.
         storage: Where measurements are kept.
         study: Name and fingerprint of the first stage's study.
 
     Returns:
         What was found; None if the monitor stopped the search.
     """
-    name, fingerprint = study
-    space, profile = job.space, job.space.base
     histories: list[History] = []
     names: list[str] = []
     notes: list[str] = []
     found: Mapping[str, Value] | None = None
+    profile = job.space.base
+    starts = [dict(initial)]
     for index in range(job.config.study.stages):
         if index:
-            space, initial = space.refined(profile), []
-            fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
-        names.append(f"{name}-stage{index + 1}-{space.digest}" if index else name)
+            starts.append({"searched": profile})
+        stage = _stage(job, starts, storage, study)
+        names.append(stage.name)
+        kept = [{name: start.to_json() for name, start in each.items()} for each in starts]
+        write_json(job.out / rundir.STARTS, kept)
         write_json(job.out / rundir.STAGES, names)
-        stage = _Stage(job, space, index, tuple(initial), storage, names[-1], fingerprint)
         history = stage.run()
         if job.monitor.stopped():
             return None
@@ -102,8 +104,42 @@ def search_stages(
     return Searched(profile, tuple(histories), tuple(notes), found)
 
 
+def kept_starts(job: Job) -> list[dict[str, SparsityProfile]]:
+    """Return the profiles that each stage begun so far starts from, by name."""
+    file, layout = job.out / rundir.STARTS, job.space.layout
+    return [
+        {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
+        for each in (rundir.read_json(file) if file.exists() else [])
+    ]
+
+
+def present_stage(
+    job: Job, storage: BaseStorage | str, study: tuple[str, Mapping[str, Any]]
+) -> Stage | None:
+    """Return the stage that a search is in by now; None if it has not come to its first."""
+    starts = kept_starts(job)
+    return _stage(job, starts, storage, study) if starts else None
+
+
+def _stage(
+    job: Job,
+    starts: Sequence[Mapping[str, SparsityProfile]],
+    storage: BaseStorage | str,
+    study: tuple[str, Mapping[str, Any]],
+) -> Stage:
+    """Return the last of the stages that start from ``starts``: each is around the one before."""
+    (name, fingerprint), space, index = study, job.space, len(starts) - 1
+    for start in starts[1:]:
+        space = space.refined(start["searched"])
+    if index:
+        name = f"{name}-stage{index + 1}-{space.digest}"
+        fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
+    initial = () if index else tuple(starts[0].values())
+    return Stage(job, space, index, initial, storage, name, fingerprint)
+
+
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """One stage.
 
     Attributes:
@@ -172,7 +208,7 @@ class _Stage:
             if divergence is not None:
                 self._gradients(objective, switch, divergence)
             hints = stored_hints(self._hints, self.job.config.hints, self.space)
-            with self.job.monitor.stage("search"):
+            with self.job.monitor.stage("search"), crew(self.job):
                 return self._study(hints or (), objective).run(self._limits)
 
     @contextmanager
@@ -183,6 +219,14 @@ class _Stage:
                 yield switch
             finally:
                 self._switch.clear()
+
+    @property
+    def ready(self) -> bool:
+        """Whether its hints and its supernet are there, so that it measures or has done so."""
+        if stored_hints(self._hints, self.job.config.hints, self.space) is None:
+            return False
+        with self._folder() as folder:
+            return folder is not None and folder.complete(len(self.job.session.subject.blocks))
 
     @property
     def _hints(self) -> Path:
@@ -212,6 +256,7 @@ class _Stage:
             initial=[self.space.nearest(start) for start in self.starts] if levels else (),
             seed=self.job.config.study.seed,
             on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
+            claims=self.job.claims,
         )
 
     def _divergence(self) -> Divergence | None:
@@ -271,7 +316,8 @@ class _Stage:
         settings = self.job.config.supernet
         if settings.cache is not None:
             return shared(Path(settings.cache), facts)
-        return nullcontext(self._own_folder(facts) if settings.store == "disk" else None)
+        on_disk = settings.store == "disk" or self.job.claims is not None  # for all workers
+        return nullcontext(self._own_folder(facts) if on_disk else None)
 
     def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
         """Return the folder in the run directory; a later stage's is around another result."""

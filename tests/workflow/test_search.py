@@ -20,7 +20,7 @@ from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
 from sparsity_search.workflow.plugins import Plugins
 from sparsity_search.workflow.scores_file import save_scores
-from sparsity_search.workflow.search import _fingerprint
+from sparsity_search.workflow.search import fingerprint_of
 
 SPACE = toy_space()
 
@@ -30,7 +30,7 @@ def fingerprint(*overrides: str) -> dict[str, Any]:
     model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
     session = SimpleNamespace(loaded=SimpleNamespace(digest="0", model=model), text_facts={})
     job = Job(config, Plugins.of(config), cast(Any, session), SPACE, Path(), Monitor())
-    return _fingerprint(job)
+    return fingerprint_of(job)
 
 
 def save_dataset(path: Path, score: float) -> str:

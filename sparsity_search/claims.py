@@ -1,0 +1,75 @@
+"""Who measures what, when several processes work on one study.
+
+All of them run the same loop on the same store, so they agree on what is to be measured; a claim
+says who does it. It is a lock on a file, which the system frees when its owner ends, however it
+ends: nothing has to be cleaned up, and nobody waits for the dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class Claims:
+    """The claims of one worker.
+
+    Args:
+        folder: Shared by the workers of a study; made if need be.
+
+    Attributes:
+        seat: Number of this worker, the lowest that no living one has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        for self.seat in count():
+            self._own = FileLock(folder / f"seat-{self.seat}")
+            if _acquired(self._own):
+                break
+
+    def order(self, n: int) -> Sequence[int]:
+        """Return the places ``0 … n - 1`` in this worker's order.
+
+        Each begins elsewhere and goes on from there, so that workers seldom meet and neighbours,
+        which begin alike, fall to one of them.
+        """
+        first = int(n * _van_der_corput(self.seat))
+        return [*range(first, n), *range(first)]
+
+    @contextmanager
+    def claim(self, place: int) -> Iterator[bool]:
+        """Hold a place, and yield whether it is this worker's; another one's is not waited for."""
+        lock = FileLock(self._folder / f"place-{place}")
+        mine = _acquired(lock)
+        try:
+            yield mine
+        finally:
+            if mine:
+                lock.release()
+
+    def leave(self) -> None:
+        """Give up the seat."""
+        self._own.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _van_der_corput(index: int) -> float:
+    """Return 0, 1/2, 1/4, 3/4, 1/8, …: points that any number of workers share evenly.
+
+    >>> [_van_der_corput(i) for i in range(5)]
+    [0.0, 0.5, 0.25, 0.75, 0.125]
+    """
+    return int(f"{index:b}"[::-1], 2) / 2 ** len(f"{index:b}") if index else 0.0

@@ -1,0 +1,32 @@
+"""`work`: one more worker of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsity_search.cli import options
+
+
+def work(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of a search that has --workers.")],
+    device: options.Device = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="SPARSITY_SEARCH_STORAGE", help="URL of the run's storage, if any."),
+    ] = None,
+) -> None:
+    """Measure candidates of a search that runs already, here or on another machine.
+
+    It ends with the stage that the search is in. `search --workers` starts its own.
+
+    sparsity-search work runs/mine --device cuda:1
+    """
+    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+    from sparsity_search.workflow.work import work as run
+
+    quiet_libraries()
+    with TerminalMonitor() as monitor:
+        run(run_dir, device=device, storage=storage, monitor=monitor)

@@ -1,0 +1,63 @@
+"""A worker's job: take part in a search that another process leads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sparsity_search.artefacts import check_fingerprint
+from sparsity_search.claims import Claims
+from sparsity_search.config import RunConfig
+from sparsity_search.errors import ConfigError
+from sparsity_search.store import database, joined
+from sparsity_search.workflow import rundir
+from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.search import fingerprint_of, open_job, study_name
+from sparsity_search.workflow.stages import present_stage
+
+
+def work(
+    out: Path,
+    *,
+    device: str | None = None,
+    storage: str | None = None,
+    monitor: Monitor | None = None,
+) -> None:
+    """Measure candidates of the stage that a search is in, until that stage ends.
+
+    Args:
+        out: The run directory of a search with several workers, which has built its supernet.
+        device: Of this worker's model; by default that of the run.
+        storage: URL of the run's Optuna storage, if it has one: the record hides passwords.
+        monitor: Watches the worker.
+
+    Raises:
+        ConfigError: There is no such search, or it is not measuring yet.
+        RunMismatchError: This process would not measure the same.
+    """
+    run = rundir.read_json(out / rundir.RUN)
+    config = _own(RunConfig.model_validate(run["config"]), device)
+    if config.study.storage and storage is None:
+        raise ConfigError("the run keeps its measurements in a database: give --storage URL")
+    job = open_job(config, out, monitor or Monitor())
+    fingerprint = fingerprint_of(job)
+    check_fingerprint(run["fingerprint"], fingerprint, f"the run in {out}")
+    opened = database(storage) if storage else joined(out / rundir.JOURNAL)
+    job = replace(job, claims=Claims(out / rundir.CLAIMS))
+    stage = present_stage(job, opened, (study_name(fingerprint), fingerprint))
+    if stage is None or not stage.ready:
+        raise ConfigError(f"the search in {out} is not measuring yet: its supernet is not built")
+    stage.run()
+
+
+def _own(config: RunConfig, device: str | None) -> RunConfig:
+    """Return a worker's configuration: its device, and no workers of its own.
+
+    Raises:
+        ConfigError: The search expects no workers.
+    """
+    if config.study.workers < 2:
+        raise ConfigError("the search was started for one worker: give it --workers")
+    model = config.model.model_copy(update={"device": device} if device else {})
+    study = config.study.model_copy(update={"workers": 1})
+    return config.model_copy(update={"model": model, "study": study})
