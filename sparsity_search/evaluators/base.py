@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
@@ -32,6 +33,10 @@ class Proxy(ABC):
     def joined(self, parts: Sequence[float]) -> Score:
         """Return the score that the parts of some rows make: their mean, unless told otherwise."""
         return Score(sum(parts) / len(parts), tuple(parts))
+
+    def read(self, parts: Sequence[Tensor]) -> Score:
+        """Return the score that scalars make; the device is waited for once, not for each."""
+        return self.joined(torch.stack(tuple(parts)).tolist())
 
 
 @dataclass(frozen=True)

@@ -199,27 +199,27 @@ class _HiddenStateProxy(Proxy):
 
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
-        parts: list[float] = []
+        parts: list[Tensor] = []
         for batch in batches(rows, self._tokens.shape[1]):
             states, last = self._reader.read(model, self._tokens[list(batch)])
             for i, row in enumerate(batch):
                 part = self._error(row, {block: found[i] for block, found in states.items()})
                 if self._dense.divergence is not None and last is not None:
                     kl = self._dense.divergence.of(model, row, last[i])
-                    part += self._settings.kl_weight * float(kl)
+                    part = part + self._settings.kl_weight * kl
                 parts.append(part)
-        return self.joined(parts)
+        return self.read(parts)
 
-    def _error(self, row: int, states: dict[int, Tensor]) -> float:
-        """Return the weighted sum over blocks of one sequence's error."""
-        total = 0.0
+    def _error(self, row: int, states: dict[int, Tensor]) -> Tensor:
+        """Return the weighted sum over blocks of one sequence's error, in float64."""
+        errors = []
         for block, weight in self._dense.weights.items():
             dense = self._dense.states[block][row].float()
             error = _mean_square(dense - states[block].float())
             if self._settings.relative:
                 error = error / _mean_square(dense)
-            total += weight * float(error)
-        return total
+            errors.append(weight * error)
+        return torch.stack(errors).sum()
 
 
 def _mean_square(states: Tensor) -> Tensor:

@@ -66,11 +66,11 @@ class _KLProxy(Proxy):
 
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
-        parts: list[float] = []
+        parts: list[Tensor] = []
         for batch in batches(rows, self._tokens.shape[1]):
             hidden = last_hidden(model, self._tokens[list(batch)])
             parts += [
-                float(self._divergence.of(model, row, states))
+                self._divergence.of(model, row, states)
                 for row, states in zip(batch, hidden, strict=True)
             ]
-        return self.joined(parts)
+        return self.read(parts)

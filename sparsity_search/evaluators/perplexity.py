@@ -45,16 +45,15 @@ class _PerplexityProxy(Proxy):
 
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
-        parts: list[float] = []
+        parts: list[Tensor] = []
         for batch in batches(rows, self._tokens.shape[1]):
             tokens = self._tokens[list(batch)]
             hidden = last_hidden(model, tokens)
-            losses = [
+            parts += [
                 self._loss(model, states, targets.to(states.device))
                 for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
             ]
-            parts += [float(loss) for loss in losses]
-        return self.joined(parts)
+        return self.read(parts)
 
     def joined(self, parts: Sequence[float]) -> Score:
         """Return the perplexity of rows from their mean losses."""

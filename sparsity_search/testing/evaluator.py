@@ -179,6 +179,16 @@ class TextContract(_Fixtures):
         assert parts[:5] * 3 == pytest.approx(parts, rel=1e-4)
         assert parts[12] == pytest.approx(proxy.score(scaled(0.5), [2]).parts[0], rel=1e-4)
 
+    def test_a_device_is_waited_for_once(
+        self, evaluator: Evaluator, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No number is read before the end: on a GPU each would wait for all work before it."""
+        proxy = bound(evaluator, dense, random_tokens(N_ROWS, LENGTH))
+        proxy.score(dense, range(N_ROWS))
+        for reading in ("__float__", "__int__", "item"):
+            monkeypatch.setattr(Tensor, reading, None)
+        assert proxy.score(dense, range(N_ROWS)).parts
+
 
 class OwnDataContract(_Fixtures):
     """What holds if the rows are the evaluator's own."""
