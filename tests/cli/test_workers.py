@@ -40,15 +40,16 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
-def wait_for(seat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process measure nothing until the other worker is there, and little after that."""
+def wait_in(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process measure nothing until the worker it started is there, and little then."""
     measure = SupernetObjective.__call__
+    log, seat = run / "worker-1.log", run / ".claims" / "seat-1"
 
     def slow(*args: Any, **given: Any) -> Score:
         started = time.monotonic()
-        while not seat.exists() and time.monotonic() - started < 120:
+        while log.exists() and not seat.exists() and time.monotonic() - started < 120:
             time.sleep(0.1)
-        time.sleep(0.3)
+        time.sleep(0.3 * log.exists())
         return measure(*args, **given)
 
     monkeypatch.setattr(SupernetObjective, "__call__", slow)
@@ -61,7 +62,7 @@ def test_workers_find_what_one_finds(
     """In two stages, with a hint that is measured while the others are not there yet."""
     options = ("--stages", 2, "--hints", "gradients", "--pruner", "sparsegpt")
     assert search(cli, model, tmp_path / "one", *options).code == 0
-    wait_for(tmp_path / "two" / ".claims" / "seat-1", monkeypatch)
+    wait_in(tmp_path / "two", monkeypatch)
     outcome = search(cli, model, tmp_path / "two", *options, "--workers", 2)
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in (tmp_path / "two" / "worker-1.log").read_text()
@@ -76,13 +77,17 @@ def test_workers_find_what_one_finds(
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_worker_that_comes_later(cli: Cli, model: Path, tmp_path: Path) -> None:
-    """It replays what was measured, and ends with the stage."""
-    assert search(cli, model, tmp_path / "run", "--workers", 2).code == 0
-    before = plain(tmp_path / "run")
-    outcome = cli("work", tmp_path / "run", "--device", "cpu")
+def test_workers_that_come_late_or_early(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """One replays what was measured and ends with the stage; one needs the supernet first."""
+    run = tmp_path / "run"
+    assert search(cli, model, run, "--workers", 2).code == 0
+    before = plain(run)
+    outcome = cli("work", run, "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    assert plain(tmp_path / "run") == before
+    assert plain(run) == before
+    (run / "supernet" / "manifest.json").unlink()
+    outcome = cli("work", run)
+    assert (outcome.code, "not measuring yet" in outcome.err) == (2, True)
 
 
 def test_a_search_for_one_takes_no_others(cli: Cli, model: Path, tmp_path: Path) -> None:
@@ -95,15 +100,6 @@ def test_a_search_for_one_takes_no_others(cli: Cli, model: Path, tmp_path: Path)
 def test_nothing_to_work_on(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("work", tmp_path)
     assert (outcome.code, "run.json" in outcome.err) == (2, True)
-
-
-@pytest.mark.usefixtures("threads")
-def test_too_early(cli: Cli, model: Path, tmp_path: Path) -> None:
-    """A worker needs the supernet that the first process builds."""
-    assert search(cli, model, tmp_path / "run", "--workers", 2).code == 0
-    (tmp_path / "run" / "supernet" / "manifest.json").unlink()
-    outcome = cli("work", tmp_path / "run")
-    assert (outcome.code, "not measuring yet" in outcome.err) == (2, True)
 
 
 @pytest.mark.usefixtures("threads")
