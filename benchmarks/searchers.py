@@ -44,6 +44,9 @@ WIDTH: dict[str, Any] = {
 }
 
 
+#: New tokens each round: the parent is measured again, and nothing is fitted to few sequences.
+FRESH: dict[str, Any] = {"ladder.fresh": True, "data.search_sequences": 48}
+
 #: Starts that take minutes, from the comparison of allocators: same text, seed and pruner.
 _KNOWN = Path(__file__).parent / "results" / "allocators" / "sparsegpt" / "profiles"
 KNAPSACK = str(_KNOWN / "sparsegpt-70-knapsack-seed{seed}.json")
@@ -87,6 +90,13 @@ CASES = {
     "from knapsack, gradients": Case(
         WEIGHTS, {"hints": ["gradients"]}, initial=(KNAPSACK, "uniform")
     ),
+    "from knapsack, gradients, 2 stages, fresh": Case(
+        WEIGHTS, {"hints": ["gradients"], **FRESH}, stages=2, initial=(KNAPSACK, "uniform")
+    ),
+    "from gauss_newton, gradients, 2 stages, fresh": Case(
+        WEIGHTS, {"hints": ["gradients"], **FRESH}, stages=2, initial=(GAUSS_NEWTON, "uniform")
+    ),
+    "evolution, window": Case(WEIGHTS, {"searcher": {"name": "evolution", "window": 1 / 6}}),
     "from gauss_newton": Case(WEIGHTS, initial=(GAUSS_NEWTON, "uniform")),
     "from gauss_newton, gradients": Case(
         WEIGHTS, {"hints": ["gradients"]}, initial=(GAUSS_NEWTON, "uniform")
