@@ -93,7 +93,7 @@ class Narrow:
                 found = _written(view, unit.block, runner, hidden)
             error = torch.linalg.vector_norm(found - expected)
             return bool(error <= _ROUNDING * torch.linalg.vector_norm(expected))
-        except (RuntimeError, ValueError, IndexError):  # of a model that reshapes to a fixed size
+        except Exception:  # the model's code may fail anyhow at a size that it does not expect
             return False
         finally:
             view.write(present)
