@@ -43,7 +43,7 @@ class SupernetObjective:
         """
         rows, parts = self.rows(fidelity), known.parts if known else ()
         self._switch.to(profile)
-        with self._prefixes.at(profile.states) as model:
+        with self._switch.narrow(), self._prefixes.at(profile.states) as model:
             found = self._proxy.score(model, rows[len(parts) :])
         return self._proxy.joined([*parts, *found.parts]) if parts else found
 

@@ -47,3 +47,13 @@ class Structures:
     def empty(self, weight: Tensor) -> Tensor:
         """Return which structures are all zeros, ``(count,)`` bool."""
         return (self.bodies(weight) == 0).all(dim=2).all(dim=0)
+
+
+def fullest(empty: Tensor, number: int) -> Tensor:
+    """Return ``number`` structures in order: all that are not empty, then the first empty ones.
+
+    >>> from torch import tensor
+    >>> fullest(tensor([True, False, True, False]), 3).tolist()
+    [0, 1, 3]
+    """
+    return empty.long().argsort(stable=True)[:number].sort().values

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,9 @@ from sparsity_search.history import Fidelity, Score
 from sparsity_search.models.prefixes import Prefixes
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.objective import SupernetObjective
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.pruners.magnitude import Magnitude
+from sparsity_search.pruners.wanda_sp import WandaSP
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.testing.models import tiny_llama
@@ -33,6 +35,9 @@ class Spy(Proxy):
 
     def to(self, profile: SparsityProfile) -> None:
         self.calls.append(profile)
+
+    def narrow(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         self.calls.append((model, list(rows)))
@@ -118,3 +123,38 @@ def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
         assert len(score.parts) == 5
     assert torch.equal(subject.views["model.layers.0.mlp.up_proj"].read(),
                        tiny_llama().model.layers[0].mlp.up_proj.weight)  # fmt: skip
+
+
+class Watched(Proxy):
+    """A proxy that notes how many weights the model has while it is scored."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.sizes: list[int] = []
+
+    def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
+        self.sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        return self.proxy.score(model, rows)
+
+
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_structures_are_scored_without_what_is_removed(tiny_tokens: Tensor, memory: int) -> None:
+    subject = PrunableModel(tiny_llama(), units="width")
+    counts = [[1 if unit.count == 2 else 8 * n for unit in subject.layout] for n in (4, 5)]
+    counts.append([*counts[0][:-1], 16])  # begins as the first one does
+    profiles = [from_counts(subject.layout, each) for each in counts]
+    tables = [tuple(sorted({*table})) for table in zip(*counts, strict=True)]
+    plan = SupernetPlan(pruner=WandaSP(), tables=tables, centre=profiles[0])
+    supernet = build(subject, tiny_tokens, plan)
+    watched = Watched(Perplexity().bind(subject.model, tiny_tokens))
+    full = sum(parameter.numel() for parameter in subject.model.parameters())
+    with supernet.resident() as switch:
+        prefixes = Prefixes(subject, memory)
+        objective = SupernetObjective(prefixes, switch, watched, (N_ROWS, LENGTH), 0)
+        rows = objective.rows(Fidelity(80))
+        for profile in [profiles[0], profiles[2], profiles[1], profiles[0]]:
+            found = objective(profile, Fidelity(80))
+            assert watched.sizes.pop() == full - profile.n_removed
+            zeros = watched.proxy.score(subject.model, rows)
+            assert found.value == pytest.approx(zeros.value, rel=1e-6)
+            assert found.parts == pytest.approx(zeros.parts, rel=1e-6)

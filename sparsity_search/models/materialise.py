@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ModelError
 from sparsity_search.layout import Unit
 from sparsity_search.models.experts import resized
-from sparsity_search.models.linears import as_matrix, named_linears
+from sparsity_search.models.linears import named_linears
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.roles import roles_of
 from sparsity_search.models.runner import BlockRunner
 from sparsity_search.models.units._sublayers import n_groups
 from sparsity_search.models.views import StructuredView
+from sparsity_search.structures import fullest
 
 #: The configuration's switches for biases → the role of a layer that they give one.
 _BIASES = {"attention_bias": "o", "mlp_bias": "down"}
@@ -98,7 +99,7 @@ def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
         alike = [unit] if own else [other for other in units if other.role == unit.role]
         most = max(1, *(int((~empty[other.name]).sum()) for other in alike))
         step = multiple if unit.role == "feed_forward" else 1
-        kept[unit.name] = _fullest(empty[unit.name], min(-(-most // step) * step, unit.count))
+        kept[unit.name] = fullest(empty[unit.name], min(-(-most // step) * step, unit.count))
     padding = sum(int(empty[unit.name][kept[unit.name]].sum()) * unit.cost for unit in units)
     return Shape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
 
@@ -171,11 +172,6 @@ def _bias(subject: PrunableModel, unit: Unit) -> Tensor:
     return view.structures.bias(view.read())
 
 
-def _fullest(empty: Tensor, number: int) -> Tensor:
-    """Return ``number`` structures in order: all that are not empty, then the first empty ones."""
-    return empty.long().argsort(stable=True)[:number].sort().values
-
-
 def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
     """Return the state of the new model, by its names."""
     state = dict(subject.model.state_dict())
@@ -184,14 +180,8 @@ def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
         view = subject.views[unit_name]
         assert isinstance(view, StructuredView)
         for part in view.parts:
-            name = names[id(part.linear.weight)]
-            # ascending, so that heads stay beside those of their group
-            rows = part.index[kept].flatten().sort().values.to(part.linear.weight.device)
-            found = as_matrix(part.linear, state[name]).index_select(int(part.consumer), rows)
-            state[name] = as_matrix(part.linear, found)
-            bias = name.removesuffix("weight") + "bias"
-            if bias in state and not part.consumer:
-                state[bias] = state[bias][rows]
+            layer = names[id(part.linear.weight)].removesuffix("weight")
+            state.update((layer + name, of) for name, of in part.narrowed(kept).items())
     prefix = subject.prefix + "."
     moved = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(shape.blocks)}
     weights = {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.linears import gradient, matrix
+from sparsity_search.models.linears import as_matrix, gradient, matrix
 from sparsity_search.structures import Structures
 
 
@@ -205,16 +205,35 @@ class Part:
         target = weight if self.consumer else weight.T
         target[:, self.index.flatten()] = values.flatten(1).to(target)
 
+    def narrowed(self, kept: Tensor) -> dict[str, Tensor]:
+        """Return the layer's parameters, as it stores them, with only some of its structures.
+
+        Args:
+            kept: Which structures, ``(n,)`` int64.
+
+        Returns:
+            New tensors by name; what structures do not change is not among them.
+        """
+        weight, bias = matrix(self.linear), self.linear.bias
+        # ascending, so that heads stay beside those of their group
+        rows = self.index[kept.cpu()].flatten().sort().values.to(weight.device)
+        found = as_matrix(self.linear, weight.index_select(int(self.consumer), rows))
+        if self.consumer or bias is None:
+            return {"weight": found}
+        return {"weight": found, "bias": bias.detach()[rows]}
+
 
 class StructuredView(View):
     """Structures that several linear layers make and read, see `Structures`.
 
     Args:
         parts: Consumers first; every part has an equal number of structures.
+        alone: Whether nothing but these parts depends on how many structures there are.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], *, alone: bool = True) -> None:
         self._parts = parts
+        self.alone = alone
         self._consumers = [part.linear for part in parts if part.consumer]
         self._without_bias = [linear.bias is None for linear in self._consumers]
         sizes = [part.index.shape[1] for part in parts]
@@ -278,6 +297,12 @@ class StructuredView(View):
         biases = self._structures.bias(weight).T
         for linear, bias, none in zip(self._consumers, biases, self._without_bias, strict=True):
             _write_bias(linear, None if none and not bias.any() else bias)
+
+    def unread(self) -> Tensor:
+        """Return which structures' columns of the consumers are all zeros, ``(count,)`` bool."""
+        parts = [part for part in self._parts if part.consumer]
+        read = [(matrix(p.linear) != 0).any(dim=0).cpu()[p.index].any(dim=1) for p in parts]
+        return ~torch.stack(read).any(dim=0)
 
     def effects(self, change: Tensor) -> list[Effect]:
         """Return the consumers: whatever makes a structure acts through them alone."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from sparsity_search.errors import UnknownNameError
+from sparsity_search.models.narrow import Narrow
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.variants import Variants
@@ -54,6 +55,7 @@ class Switch:
     def __init__(self, supernet: Supernet, dense: Mapping[str, torch.Tensor]) -> None:
         self._supernet = supernet
         self._dense = dense
+        self._narrow = Narrow(supernet.subject, dense)
         self._current: dict[str, tuple[int, str]] = {}
 
     @torch.inference_mode()
@@ -70,6 +72,13 @@ class Switch:
             self._supernet.subject.views[unit.name].write(weight)
             self._supernet.subject.release()
             self._current[unit.name] = state
+
+    def narrow(self) -> AbstractContextManager[None]:
+        """Leave removed structures out of the matrix products inside, see `Narrow`.
+
+        The model is only to be run there: its weights are read and switched outside.
+        """
+        return self._narrow.at(self._current)
 
     def dense(self) -> None:
         """Give the model its dense weights back; `to` sets every unit anew after that."""

@@ -159,6 +159,16 @@ def test_biases_come_and_go(dense_bias: bool, tiny_tokens: Tensor) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in after.items())
 
 
+def test_structures_that_nothing_reads() -> None:
+    subject = PrunableModel(tiny_llama(), units="width")
+    view = view_of(subject, "feed_forward")
+    bodies = view.structures.bodies(weight := view.read())
+    bodies[:, 3, : view.structures.inner] = 0  # made, but not read
+    bodies[:, 5, view.structures.inner :] = 0  # read, but not made
+    view.write(weight)
+    assert view.unread().nonzero().flatten().tolist() == [3]
+
+
 def test_unknown_kind() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown unit kind 'widht'.*width"):
         PrunableModel(tiny_llama(), units="widht")

@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparsity_search.budget import Budget
 from sparsity_search.errors import UnknownNameError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.views import LinearView
 from sparsity_search.models.walk import walk
 from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.registry import PRUNERS
-from sparsity_search.rng import derive_seed
+from sparsity_search.rng import derive_seed, generator
+from sparsity_search.spaces import SpaceFile
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.supernet import Supernet
 from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.models import tiny_llama
 from tests.names import OF_WEIGHTS
 
 PlanOf = Callable[..., SupernetPlan]
@@ -175,3 +178,73 @@ def test_change_is_what_switching_adds(
         assert not switch.change(unit, count).any()
         with pytest.raises(UnknownNameError, match="no variant has"):
             switch.change(unit, count + 1)
+
+
+@pytest.fixture(params=["magnitude_sp", "flap"])  # the second changes consumers and adds biases
+def structured(
+    request: pytest.FixtureRequest, tiny_tokens: Tensor
+) -> tuple[Supernet, list[SparsityProfile]]:
+    """A supernet of channels and key-value groups; profiles of it, one of them dense."""
+    model = tiny_llama(num_attention_heads=8, num_key_value_heads=8)
+    subject = PrunableModel(model, units="width")
+    file = SpaceFile(version=1, description="x", gene=["name"], step=0.05, reach=4)
+    space = file.build(subject.layout, Budget(0.4), {})
+    tables = [(0, *(count for count in table if count)) for table in space.tables()]
+    plan = SupernetPlan(pruner=PRUNERS.create(request.param), tables=tables, centre=space.base)
+    rng = generator(0, "profiles")
+    profiles = [space.base, *(space.profile(space.sample(rng, 2.0)) for _ in range(3))]
+    dense = from_counts(subject.layout, [0] * len(subject.layout))
+    return build(subject, tiny_tokens, plan), [*profiles, dense, profiles[1]]
+
+
+def test_narrow_runs_smaller_matrices(
+    structured: tuple[Supernet, list[SparsityProfile]], tiny_tokens: Tensor
+) -> None:
+    supernet, profiles = structured
+    model, views = supernet.subject.model, supernet.subject.views
+
+    @torch.inference_mode()
+    def logits() -> Tensor:
+        found: Tensor = model(input_ids=tiny_tokens).logits
+        return found
+
+    before = weights_of(model)
+    full = sum(weight.numel() for weight in before.values())
+    with supernet.resident() as switch:
+        for profile in profiles:
+            switch.to(profile)
+            read = {name: view.read().clone() for name, view in views.items()}
+            unit, count = profile.layout[1].name, profiles[0].removed[1]
+            zeros, change = logits(), switch.change(unit, count)
+            with switch.narrow():
+                size = sum(weight.numel() for weight in model.parameters())
+                assert torch.allclose(logits(), zeros, rtol=1e-5, atol=1e-5)
+            biases = sum(weight.numel() for weight in model.parameters()) - full
+            padding = 7 * len(views) * max(u.cost for u in profile.layout if u.count == 64)
+            assert 0 <= size - (full + biases - profile.n_removed) <= padding
+            assert all(torch.equal(view.read(), read[name]) for name, view in views.items())
+            assert torch.equal(switch.change(unit, count), change)
+        switch.dense()
+        with switch.narrow():
+            assert all(torch.equal(w, before[n]) for n, w in weights_of(model).items())
+    assert all(torch.equal(weight, before[n]) for n, weight in weights_of(model).items())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_dense_weights_return_from_narrow_ones(
+    structured: tuple[Supernet, list[SparsityProfile]], error: type[BaseException]
+) -> None:
+    supernet, profiles = structured
+    before = weights_of(supernet.subject.model)
+
+    def search() -> None:
+        with supernet.resident() as switch:
+            switch.to(profiles[1])
+            with switch.narrow():
+                raise error
+
+    with pytest.raises(error):
+        search()
+    after = weights_of(supernet.subject.model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(weight, before[n]) for n, weight in after.items())

@@ -33,7 +33,9 @@ class Heads(UnitKind):
         for part in divisible(block):
             attention = part.role == "attention"
             parts = _query_heads(part, block) if attention else channels(part)
-            yield FoundUnit(part.name, part.role, StructuredView(parts))
+            # keys that stay are told how many queries read each
+            alone = len(parts) == len(part.linears)
+            yield FoundUnit(part.name, part.role, StructuredView(parts, alone=alone))
 
 
 def _query_heads(attention: Sublayer, block: Block) -> list[Part]:
