@@ -8,6 +8,7 @@ and its last bits differ. Gradients are not kept.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from sparsity_search import artefacts
 from sparsity_search.data import sequences
-from sparsity_search.errors import ConfigError
 from sparsity_search.evidence import Routing
 from sparsity_search.layout import Unit
 from sparsity_search.models.block_files import BlockFiles
@@ -31,6 +31,7 @@ from sparsity_search.statistics import InputStatistics, Statistic
 #: Of the files, and of how statistics are gathered: raise it when a bit of them changes.
 FORMAT = 1
 
+_LOG = logging.getLogger(__name__)
 _ROUTING = ("tokens", "saliency", "coactivation")
 
 
@@ -76,15 +77,12 @@ class KeptStatistics:
             tokens: The text, ``(n_sequences, length)`` int64.
             statistic: What is gathered.
             gather: How.
-
-        Raises:
-            ConfigError: The folder cannot be written.
         """
         if weights_digest(subject.model) != self.dense:
             yield from gather(())
             return
         facts = {"model": self.dense, **_facts(subject, tokens, statistic)}
-        files = _Folder(self.folder.expanduser() / artefacts.digest(facts), facts, subject)
+        files = _Folder(self.folder / artefacts.digest(facts), facts, subject)
         n_blocks, next_block = len(subject.blocks), 0
         for found in gather([block for block in range(n_blocks) if files.has(block)]):
             files.save(found)
@@ -106,7 +104,7 @@ class _Folder:
         return self._files.has(block)
 
     def save(self, found: Gathered) -> None:
-        """Write a block; what units share is written once.
+        """Write a block, if that can be; what units share is written once.
 
         The folder is locked no longer than that, so nobody waits for another's pruning.
         """
@@ -130,7 +128,7 @@ class _Folder:
             with FileLock(self._path / ".lock"):
                 self._files.save(found.block, tensors, {"facts": json.dumps(facts)})
         except OSError as error:
-            raise ConfigError(f"data.statistics: {error.filename}: {error.strerror}") from error
+            _LOG.warning("cannot keep statistics in %s: %s", self._path, error)
 
     def load(self, block: int) -> Gathered:
         tensors, metadata = self._files.load(block)
