@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsity_search.allocators.ramp import Trials
 from sparsity_search.budget import Budget
-from sparsity_search.evidence import Evidence
 from sparsity_search.models import walk as module
-from sparsity_search.models.kept import KeptStatistics
-from sparsity_search.models.loading import weights_digest
 from sparsity_search.models.offload import Offload
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BlockRunner
@@ -29,56 +26,10 @@ from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.families import ALL_FAMILIES
 
+from .keeping import keeping, plain, told, visits_of
 from .mixtures import unused
 
 Q, K = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
-
-
-def keeping(folder: Path, model: nn.Module, **options: Any) -> PrunableModel:
-    return PrunableModel(model, kept=KeptStatistics(folder, weights_digest(model)), **options)
-
-
-def plain(subject: PrunableModel, **options: Any) -> PrunableModel:
-    return PrunableModel(subject.model, subject.exclude, subject.units, **options)
-
-
-def visits_of(
-    subject: PrunableModel, tokens: Tensor, statistic: Statistic = Statistic.NORM, **options: Any
-) -> list[Visit]:
-    return list(walk(subject, tokens, statistic, rewritten=False, **options))
-
-
-def told(visits: list[Visit]) -> list[Any]:
-    """Return all that visits tell, to the bit and in order; equal numbers stand for one object."""
-    return [
-        (
-            *(visit.block, visit.units, visit.notes, visit.last),
-            [(name, _sums(s), id_of(visit, s)) for name, s in visit.statistics.items()],
-            [(name, _evidence(visit, e)) for name, e in visit.evidence.items()],
-        )
-        for visit in visits
-    ]
-
-
-def id_of(visit: Visit, statistics: InputStatistics | None) -> int | None:
-    if statistics is None:
-        return None
-    return [id(s) for s in visit.statistics.values()].index(id(statistics))
-
-
-def _sums(s: InputStatistics) -> tuple[Any, ...]:
-    sums = [(t.dtype, t.tolist()) for t in s.tensors().values()]
-    return s.statistic, s.n_inputs, s.n_tokens, s.device, sums
-
-
-def _evidence(visit: Visit, evidence: Evidence) -> tuple[Any, ...]:
-    ids = [id_of(visit, s) for s in (evidence.inputs, evidence.following)]
-    more = [
-        {key: (value.dtype, value.tolist()) for key, value in vars(found).items()}
-        for found in (evidence.gradient, evidence.routing)
-        if found is not None
-    ]
-    return ids, more, evidence.structures
 
 
 @pytest.fixture
