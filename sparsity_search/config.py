@@ -82,6 +82,8 @@ class DataSection(Section):
         search_sequences: How many of them; at least what the top rung needs.
         final_length: Tokens in a sequence of the final comparison, at most.
         final_sequences: How many of them.
+        statistics: Folder where runs share what is gathered of the dense model's inputs on the
+            calibration text; by default nothing is kept.
     """
 
     calibration: str = "self"
@@ -93,6 +95,7 @@ class DataSection(Section):
     search_sequences: int = Field(default=8, ge=1)
     final_length: int = Field(default=1024, ge=8)
     final_sequences: int = Field(default=16, ge=1)
+    statistics: str | None = None
 
 
 class BudgetSection(Section):
@@ -229,8 +232,8 @@ class RunConfig(Section):
         """Return what a search depends on, flat: all but limits, storage and what follows it."""
         flat = flatten(self.model_dump(mode="json"))
         limits = {"study.rounds", "study.minutes", "study.storage", "study.workers"}
-        # where weights are, not which; measurements tell kinds of devices apart by themselves
-        limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib"}
+        # where weights and statistics are, not which; kinds of devices are told apart elsewhere
+        limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib", "data.statistics"}
         limits |= {"model.offload", "model.device"}
         return {
             key: value

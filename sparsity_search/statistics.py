@@ -7,7 +7,7 @@ projections share theirs, and with it the one expensive factorisation.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -82,9 +82,49 @@ class InputStatistics:
         self._derived: dict[Hashable, Any] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where the sums live."""
+        return self._sum.device
+
+    @property
     def n_bytes(self) -> int:
         """Size of the sums."""
         return self._sum.nbytes + self._total.nbytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums as they can be stored: of products, those on and below the diagonal."""
+        products = self._sum
+        if self.statistic is Statistic.HESSIAN:
+            products = torch.cat([row[: i + 1] for i, row in enumerate(self._sum)])
+        return {"products": products, "sum": self._total}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        statistic: Statistic,
+        n_tokens: int,
+        device: str | torch.device,
+    ) -> InputStatistics:
+        """Return the statistics that ``tensors`` were made of: all they tell is equal to the bit.
+
+        Args:
+            tensors: What the method of that name returned.
+            statistic: What was gathered.
+            n_tokens: How many tokens were added.
+            device: Where the sums live.
+        """
+        made = cls(len(tensors["sum"]), statistic, device)
+        made.n_tokens = n_tokens
+        made._total.copy_(tensors["sum"])
+        products = tensors["products"].to(made._sum.device)
+        if statistic is Statistic.HESSIAN:
+            rows = torch.split(products, [i + 1 for i in range(made.n_inputs)])
+            for i, row in enumerate(rows):
+                made._sum[i, : i + 1] = row
+        else:
+            made._sum.copy_(products)
+        return made
 
     @torch.no_grad()
     def add(self, inputs: Tensor) -> None:

@@ -184,7 +184,7 @@ def test_no_python_objects_from_yaml(path: Path) -> None:
 def test_identity_is_what_results_depend_on() -> None:
     plain = load().identity()
     same = load("study.rounds=3", "study.minutes=1", "study.storage=sqlite://",
-                "supernet.store=disk", "supernet.cache=here")  # fmt: skip
+                "supernet.store=disk", "supernet.cache=here", "data.statistics=here")  # fmt: skip
     assert same.identity() == plain
     for override in ("study.seed=1", "pruner=magnitude", "searcher.name=random",
                      "ladder.fresh=true", "data.search_length=99"):  # fmt: skip

@@ -204,3 +204,43 @@ def test_derived_is_made_once_until_tokens_are_added() -> None:
         assert statistics.derived("rank", lambda: made.append(1) or len(made)) == 1
     statistics.add(torch.ones(1, D))
     assert statistics.derived("rank", lambda: made.append(1) or len(made)) == 2
+
+
+@pytest.mark.parametrize("statistic", list(Statistic))
+@pytest.mark.parametrize("width", [1, D, 259])
+def test_what_is_stored_tells_the_same_to_the_bit(statistic: Statistic, width: int) -> None:
+    inputs = correlated_inputs(600, width)
+    with torch.inference_mode():  # as blocks run
+        made = gathered(inputs[:300], statistic)
+    stored = {name: tensor.clone() for name, tensor in made.tensors().items()}
+    again = InputStatistics.from_tensors(stored, statistic, made.n_tokens, "cpu")
+    for _ in range(2):
+        assert told(again) == told(made)
+        with torch.inference_mode():
+            made.add(inputs[300:])
+        again.add(inputs[300:])
+    assert all(
+        torch.equal(stored[k], v) for k, v in gathered(inputs[:300], statistic).tensors().items()
+    )
+
+
+def told(statistics: InputStatistics) -> list[object]:
+    found = []
+    if statistics.statistic >= Statistic.NORM:
+        found += [statistics.norms(), statistics.mean(), statistics.variance()]
+    if statistics.statistic is Statistic.HESSIAN:
+        found += [statistics.hessian(), statistics.inverse_factor(0.01).upper]
+    return [statistics.n_inputs, statistics.n_tokens, *(tensor.tolist() for tensor in found)]
+
+
+def test_half_of_the_products_is_stored() -> None:
+    made = gathered(correlated_inputs(50, 300), Statistic.HESSIAN)
+    assert made.tensors()["products"].shape == (300 * 301 // 2,)
+
+
+def test_a_richer_statistic_is_not_a_poorer_one_to_the_bit() -> None:
+    """So that each kind is stored for itself."""
+    inputs = correlated_inputs(500, 64)
+    both = [gathered(inputs, statistic) for statistic in (Statistic.NORM, Statistic.HESSIAN)]
+    assert_close(both[0].norms(), both[1].norms())
+    assert not torch.equal(both[0].norms(), both[1].norms())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from sparsity_search.models.views import View
 from sparsity_search.profile import SparsityProfile, from_counts
 from sparsity_search.registry import UNITS
 
+if TYPE_CHECKING:
+    from sparsity_search.models.kept import KeptStatistics
+
 
 class PrunableModel:
     """A causal language model with its prunable units.
@@ -27,6 +31,7 @@ class PrunableModel:
         exclude: Units whose name matches this regular expression are left alone.
         units: What is removed: single ``weights``, or structures; see `models/units/`.
         blocks: Names the decoder blocks, see `find_blocks`.
+        kept: Where walks find and leave statistics of the dense model; by default nowhere.
 
     Raises:
         ModelError: No decoder blocks, or nothing prunable in them.
@@ -41,8 +46,10 @@ class PrunableModel:
         exclude: str | None = None,
         units: str = "weights",
         blocks: str | None = None,
+        kept: KeptStatistics | None = None,
     ) -> None:
         self.model = model
+        self.kept = kept
         self.units = units
         self.exclude = exclude
         self.prefix, self.blocks = find_blocks(model, blocks)

@@ -8,17 +8,19 @@ comes to each block several times, so that its feed-forward sees the pruned atte
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
-from sparsity_search.evidence import Evidence, Routing
+from sparsity_search.evidence import Evidence
 from sparsity_search.layout import Unit
 from sparsity_search.models.experts import ExpertsView
 from sparsity_search.models.gradients import weight_gradients
+from sparsity_search.models.kept import Gathered
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.roles import FOLLOWED_BY
 from sparsity_search.models.routing import RoutedGatherer
@@ -68,7 +70,8 @@ def walk(
         statistic: What to gather of the inputs; for nothing, the text is not run, unless units
             are the experts of mixtures, whose routing is always gathered.
         rewritten: The caller rewrites each block's weights before it asks for the next visit, so
-            that the block has to run again for what the next one sees.
+            that the block has to run again for what the next one sees. Without, what
+            `PrunableModel.kept` has is not gathered again.
         gradient: Gather the weights' gradients too, those of the model as it is at the start.
         refresh: With ``"sublayer"`` the statistics of a block's later sublayers are gathered
             after the earlier ones were rewritten.
@@ -93,31 +96,40 @@ def walk(
             yield Visit(found.block, units, found.statistics, evidence, found.notes, found.last)
 
 
-class _Gathered(NamedTuple):
-    """What one block's run told, by unit name."""
-
-    block: int
-    units: list[Unit]
-    last: bool
-    statistics: dict[str, InputStatistics]
-    routing: dict[str, Routing]
-    notes: tuple[str, ...]
-
-
 def _gathered(
     subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: Refresh | None
-) -> Iterator[_Gathered]:
+) -> Iterator[Gathered]:
     """Yield what is gathered in each block or sublayer; None: the weights stay as they are."""
     routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
     if statistic is Statistic.NONE and not routed:  # then the text need not be run at all
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
             nothing = {u.name: InputStatistics(0, statistic) for u in units}
-            yield _Gathered(block, units, True, nothing, {}, ())
+            yield Gathered(block, units, True, nothing, {}, ())
+    elif rewritten or subject.kept is None:
+        yield from _run(subject, tokens, statistic, rewritten)
+    else:
+        gather = partial(_run, subject, tokens, statistic, None)
+        yield from subject.kept.reused(subject, tokens, statistic, gather)
+
+
+def _run(
+    subject: PrunableModel,
+    tokens: Tensor,
+    statistic: Statistic,
+    rewritten: Refresh | None,
+    known: Collection[int] = (),
+) -> Iterator[Gathered]:
+    """Run the text through the blocks, and look at all but those that are known."""
+    end = max({*range(len(subject.blocks))} - {*known}, default=-1) + 1
+    if not end:
         return
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
-    for block in range(len(subject.blocks)):
+    for block in range(end):
+        if block in known:
+            hidden = runner.run(block, hidden)
+            continue
         parts = [subject.units_of(block)]
         if rewritten == "sublayer":
             parts = _sublayers(parts[0], f"{subject.prefix}.{block}.") or parts
@@ -134,7 +146,7 @@ def _gathered(
                     runner.run(block, hidden)
             found = {**others.statistics, **experts.statistics}
             last = units is parts[-1]
-            yield _Gathered(block, units, last, found, experts.routing(), experts.notes())
+            yield Gathered(block, units, last, found, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
 
 

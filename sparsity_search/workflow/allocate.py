@@ -36,7 +36,9 @@ def allocate(
     budget, plugin = Budget(config.budget.target), allocator(config, name)
     requests = [calibration(config.data)] if plugin.needs_text else []
     kind = config.model.units or plugin.units
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    session = open_session(
+        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+    )
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)
     budget.check(layout, bounds)

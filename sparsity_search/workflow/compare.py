@@ -65,7 +65,9 @@ def compare(
     config = with_defaults(plan.config)
     _check_folder(out, config, cases)
     requests = _requests(config, plan.seed_range)
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    session = open_session(
+        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+    )
     work = _Work(session, bounds_of(session.subject.layout, config.budget.bounds), out, monitor)
     for case in cases:
         case.budget.check(work.layout, work.bounds)

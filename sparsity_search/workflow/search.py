@@ -85,7 +85,9 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     check_measure(config, kind)
     _check_own_data(config, plugins)
     requests = _requests(config, plugins)
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    session = open_session(
+        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+    )
     prices = prices_of(config, session.subject, out, monitor)
     space = space_file.build(session.subject.layout, budget, config.budget.bounds, prices)
     job = Job(config, plugins, session, space, out, monitor)

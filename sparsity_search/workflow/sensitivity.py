@@ -41,7 +41,9 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     settings = {**config.allocators.get("knapsack", {}), "sensitivity": plugin, "pruner": pruner}
     measurer: ScoredAllocator = ALLOCATORS.create("knapsack", **frozen(settings))
     requests = [calibration(config.data)]
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    session = open_session(
+        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+    )
     with monitor.stage(f"measure {config.sensitivity.name}"):
         found = measurer.measure(session.subject, session.text["calibration"])
     facts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from sparsity_search.config import DataSection, ModelSection
 from sparsity_search.data.sequences import Request, digest, draw
 from sparsity_search.data.sources import identity, parse
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.kept import KeptStatistics
 from sparsity_search.models.loading import LoadedModel, load_model
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.registry import UNITS
@@ -63,6 +66,7 @@ def open_session(
     seed: int,
     monitor: Monitor,
     units: str | None = None,
+    statistics: str | None = None,
 ) -> Session:
     """Load the model and draw the text.
 
@@ -72,12 +76,15 @@ def open_session(
         seed: Of the text that the model writes.
         monitor: Watches the job.
         units: What is removed; by default what ``model`` says, or single weights.
+        statistics: Folder of what is gathered of the dense model's inputs; None keeps nothing.
 
     Raises:
         UnknownNameError: There is no such kind of units.
         DataError: A source is missing or too short; a missing one is told before any work.
         ModelError: The model cannot be loaded, or has nothing to prune.
+        ConfigError: The folder cannot be made.
     """
+    folder = None if statistics is None else _made(Path(statistics).expanduser())
     kind = units or model.units or "weights"
     UNITS.get(kind)
     for request in requests:
@@ -92,11 +99,21 @@ def open_session(
             blocks=model.blocks,
             offload=model.offload,
         )
-        subject = PrunableModel(loaded.model, model.exclude, kind)
+        kept = None if folder is None else KeptStatistics(folder, loaded.digest)
+        subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept)
     with monitor.stage("draw text"):
         fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
         text = draw(fitting, loaded, seed)
     return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
+
+
+def _made(statistics: Path) -> Path:
+    """Return the folder for statistics, which is there now."""
+    try:
+        statistics.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data.statistics {statistics}: {error.strerror}") from error
+    return statistics
 
 
 def calibration(data: DataSection) -> Request:
