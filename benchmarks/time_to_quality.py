@@ -4,7 +4,8 @@ The baseline (arXiv 2410.14649, algorithm 1) builds SparseGPT's levels from dens
 at the uniform profile, and measures ten offspring a generation on 512 fresh tokens, then the best
 two and the parent on 2,048, each with a whole forward pass and full softmaxes. Ours are
 allocators. Clocks run from the loaded model to the chosen profile, in CPU seconds of one thread;
-every profile is then pruned sequentially. What is done is kept in ``OUT``:
+every profile is then pruned sequentially. What is done is kept in ``OUT``, the baseline's parent
+after each generation too: it goes on there, and its database, built anew for that, counts once.
 
     python benchmarks/time_to_quality.py --calibration wikipedia_calibration.jsonl \
         --search wikipedia_heldout.jsonl --test wikitext2_valid.txt \
@@ -48,7 +49,9 @@ FEW, MANY = 1, 4
 class Baseline:
     """EvoPress on dense copies of every level, without anything that saves work."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, file: Path) -> None:
+        started = time.process_time()
+        self._file = file
         self._subject, self._model = session.subject, session.loaded.model
         self._pool = session.text["search"]
         layout = self._subject.layout
@@ -59,59 +62,84 @@ class Baseline:
             list(self._space.tables()),
             PRUNERS.create("sparsegpt"),
         )
+        self._teacher = self._logits_of_the_pool()
+        self._state = {
+            "generation": 0,
+            "parent": list(self._space.uniform),
+            "seconds": time.process_time() - started,
+        }
+        if file.exists():
+            self._state = json.loads(file.read_text())
+
+    def search(self) -> tuple[SparsityProfile, float]:
+        """Return the profile after all generations, and the CPU seconds of database and search."""
+        while self._state["generation"] < GENERATIONS:
+            started, parent = time.process_time(), self._generation()
+            self._state = {
+                "generation": self._state["generation"] + 1,
+                "parent": list(parent),
+                "seconds": self._state["seconds"] + time.process_time() - started,
+            }
+            write_json(self._file, self._state)
+        return self._space.profile(tuple(self._state["parent"])), self._state["seconds"]
 
     @torch.inference_mode()
-    def search(self) -> SparsityProfile:
-        """Return the profile after all generations."""
-        space, rng = self._space, generator(0, "baseline")
-        teacher = [self._logits(row[None]) for row in self._pool]
-        searcher = Evolution(max_switches=3, strides=(1,))
-        parent: Candidate = space.uniform
-        for _ in range(GENERATIONS):
-            history = History()
-            history.close_round([parent])
-            found = list(searcher.ask(space, history, OFFSPRING, rng))
-            for rows, survivors in ((FEW, SURVIVORS), (MANY, 1)):
-                found = found if rows == FEW else [*found, parent]
-                drawn = rng.choice(len(self._pool), rows, replace=False)
-                scores = {c: self._score(c, drawn.tolist(), teacher) for c in found}
-                found = sorted(found, key=scores.__getitem__)[:survivors]
-            parent = found[0]
-        return space.profile(parent)
+    def _generation(self) -> Candidate:
+        space, rng = self._space, generator(0, "baseline", self._state["generation"])
+        parent: Candidate = tuple(self._state["parent"])
+        history = History()
+        history.close_round([parent])
+        found = list(Evolution(max_switches=3, strides=(1,)).ask(space, history, OFFSPRING, rng))
+        for rows, survivors in ((FEW, SURVIVORS), (MANY, 1)):
+            found = found if rows == FEW else [*found, parent]
+            drawn = rng.choice(len(self._pool), rows, replace=False)
+            scores = {c: self._score(c, drawn.tolist()) for c in found}
+            found = sorted(found, key=scores.__getitem__)[:survivors]
+        return found[0]
 
-    def _score(self, candidate: Candidate, rows: list[int], teacher: list[Tensor]) -> float:
+    def _score(self, candidate: Candidate, rows: list[int]) -> float:
         profile = self._space.profile(candidate)
         for unit, count in zip(profile.layout, profile.removed, strict=True):
             self._subject.views[unit.name].write(self._copies[unit.name][count])
         student = self._logits(self._pool[rows]).float().log_softmax(-1)
-        expected = torch.cat([teacher[row] for row in rows]).float().log_softmax(-1)
+        expected = torch.cat([self._teacher[row] for row in rows]).float().log_softmax(-1)
         divergence = torch.nn.functional.kl_div(
             student, expected, reduction="sum", log_target=True
         )
         return float(divergence)
+
+    @torch.inference_mode()
+    def _logits_of_the_pool(self) -> list[Tensor]:
+        return [self._logits(row[None]) for row in self._pool]
 
     def _logits(self, tokens: Tensor) -> Tensor:
         made: Tensor = self._model(input_ids=tokens, use_cache=False).logits
         return made
 
 
-def evopress(session: Session) -> SparsityProfile:
+#: Returns the profile that a way chooses, and the CPU seconds that it took in all.
+Way = Callable[[Session, Path], tuple[SparsityProfile, float]]
+
+
+def evopress(session: Session, out: Path) -> tuple[SparsityProfile, float]:
     with session.subject.preserved():
-        return Baseline(session).search()
+        return Baseline(session, out / "baseline.json").search()
 
 
-def allocated(name: str, **settings: Any) -> Callable[[Session], SparsityProfile]:
-    def allocate(session: Session) -> SparsityProfile:
+def allocated(name: str, **settings: Any) -> Way:
+    def allocate(session: Session, _: Path) -> tuple[SparsityProfile, float]:
+        started = time.process_time()
         plugin = ALLOCATORS.create(name, **settings)
         bounds = Bounds.of(session.subject.layout)
         text = session.text["calibration"]
         found: SparsityProfile = plugin.allocate(session.subject, text, Budget(TARGET), bounds)
-        return found
+        return found, time.process_time() - started
 
     return allocate
 
 
-WAYS: dict[str, Callable[[Session], SparsityProfile]] = {
+WAYS: dict[str, Way] = {
+    "uniform": allocated("uniform"),
     "evopress": evopress,
     "cfsp": allocated("cfsp"),
     "gauss_newton[start=cfsp]": allocated("gauss_newton", start="cfsp", pruner="sparsegpt"),
@@ -125,9 +153,7 @@ def measured(name: str, out: Path, session: Session) -> dict[str, Any]:
     """Return the seconds of a way and the perplexity of its profile, measured if need be."""
     file = out / f"{name}.json"
     if not file.exists():
-        started = time.process_time()
-        profile = WAYS[name](session)
-        seconds = time.process_time() - started
+        profile, seconds = WAYS[name](session, out)
         write_json(out / "profiles" / f"{name}.json", profile.to_json())
         with session.subject.preserved():
             pruner, text = PRUNERS.create("sparsegpt"), session.text["calibration"]
@@ -136,7 +162,8 @@ def measured(name: str, out: Path, session: Session) -> dict[str, Any]:
             score = (
                 EVALUATORS.create("perplexity").bind(model, test).score(model, range(len(test)))
             )
-        write_json(file, {"seconds": seconds, "perplexity": score.value})
+        dtype = str(model.dtype)
+        write_json(file, {"seconds": seconds, "perplexity": score.value, "dtype": dtype})
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
