@@ -59,8 +59,8 @@ class SearchSpace:
         options: The patterns that units may have; they are the levels then, and the budget is
             the fraction to save of what all dense units cost.
         share: Fraction of its own weights that a level moves each gene, in place of ``step``.
-        centre: The profile of level 0, which a search has found before with longer steps; by
-            default the uniform one. It meets the budget.
+        centre: The profile of level 0, from which a search starts, or which it has found before
+            with longer steps; by default the uniform one. It meets the budget.
         prices: What structures save; the budget is the fraction to save of it.
         hints: What sensitivities predict for its levels; advice to searchers, and no part of
             what is legal.

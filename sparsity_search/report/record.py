@@ -124,12 +124,15 @@ class RunRecord:
     def starts(self) -> list[str]:
         """Names of the candidates of round 0, in the order they are measured.
 
-        The uniform one comes first, then those of ``config.initial``. A search over an
-        allocator's settings has one alone, the nearest to its default ones.
+        Level 0 comes first: the uniform one, or the first of ``config.initial``. A search over
+        an allocator's settings has one alone, the nearest to its default ones.
         """
         if self.parametric:
             return ["default settings"]
-        return list(dict.fromkeys(["uniform", *self.config.get("initial", [])]))
+        initial = self.config.get("initial", [])
+        around_start = "around" in self.run.get("fingerprint", {})
+        names = [*initial, "uniform"] if around_start else ["uniform", *initial]
+        return list(dict.fromkeys(names))
 
     @property
     def initial_scores(self) -> dict[str, float]:

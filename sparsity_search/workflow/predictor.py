@@ -31,6 +31,7 @@ from sparsity_search.space import SearchSpace
 from sparsity_search.spaces import load_space
 from sparsity_search.store import profiles
 from sparsity_search.workflow.rundir import JOURNAL, PRICES, read_json
+from sparsity_search.workflow.starts import first_space, kept_starts
 
 __all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
 
@@ -84,7 +85,7 @@ def learn(
         RunMismatchError: A file of the run is corrupt, or its space has changed since.
     """
     record = RunRecord.read(run_dir, storage)
-    space = space_of(record)
+    space = space_of(record, run_dir)
     stages = load_stages(run_dir, storage)
     url = storage or record.config["study"].get("storage") or run_dir / JOURNAL
     of_settings = record.parametric
@@ -118,8 +119,12 @@ def load_model(path: Path) -> Boosted:
     return Boosted.from_json(value["members"], rank=value["settings"]["objective"] == "rank")
 
 
-def space_of(record: RunRecord) -> SearchSpace:
+def space_of(record: RunRecord, run_dir: Path) -> SearchSpace:
     """Return the space that a run searched first; of settings, that of levels below it.
+
+    Args:
+        record: Of the run.
+        run_dir: Its directory, which has the profiles that it started from.
 
     Raises:
         RunMismatchError: The configuration or the space file have changed since.
@@ -135,7 +140,8 @@ def space_of(record: RunRecord) -> SearchSpace:
     space = file.build(record.layout, budget, config.budget.bounds, prices)
     if record.run["fingerprint"].get("space", space.digest) != space.digest:
         raise RunMismatchError(f"the space {config.space!r} is not what it was in the search")
-    return space
+    fingerprint, starts = record.run["fingerprint"], kept_starts(run_dir, record.layout)
+    return first_space(space, fingerprint, starts[0]) if starts else space
 
 
 def _dataset(

@@ -35,7 +35,8 @@ from sparsity_search.workflow.parameters import (
 from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
 from sparsity_search.workflow.prices import check_measure, prices_of
 from sparsity_search.workflow.session import open_session, search_requests
-from sparsity_search.workflow.stages import Searched, kept_starts, search_stages
+from sparsity_search.workflow.stages import Searched, search_stages
+from sparsity_search.workflow.starts import AROUND, kept_starts, movable
 
 
 def search(
@@ -114,7 +115,7 @@ def find(
     rundir.begin(job.out, _facts(job, fingerprint, command))
     if job.space.prices is not None:
         write_json(job.out / f"{rundir.PRICES}.json", job.space.prices.to_json())
-    kept = kept_starts(job)
+    kept = kept_starts(job.out, job.space.layout)
     starts = kept[0] if kept else _initial(job)
     storage = storage or journal(job.out / rundir.JOURNAL)
     study = study_name(fingerprint), fingerprint
@@ -171,6 +172,7 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
         "model": model.digest,
         "layout": job.space.layout.digest,
         "space": job.space.digest,
+        **({AROUND: "start"} if _around_start(job) else {}),
         **({} if parameters is None else {"parameters": parameters.digest}),
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": repr(plugins.pruner),
@@ -189,6 +191,13 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _around_start(job: Job) -> bool:
+    """Return whether the first space lies around the first of the initial profiles."""
+    wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
+    of_levels = parametric_space(job, job.space, lambda: None) is None
+    return wanted and of_levels and movable(job.space)
 
 
 def study_name(fingerprint: dict[str, Any]) -> str:

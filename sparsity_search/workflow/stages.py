@@ -33,6 +33,7 @@ from sparsity_search.workflow.crew import crew
 from sparsity_search.workflow.hints import GRADIENTS, measure_hints, stored_hints, write_hint
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.parameters import parametric_space
+from sparsity_search.workflow.starts import AROUND, first_space, kept_starts
 
 #: Search time if neither rounds nor minutes are given.
 DEFAULT_MINUTES = 10.0
@@ -104,20 +105,11 @@ def search_stages(
     return Searched(profile, tuple(histories), tuple(notes), found)
 
 
-def kept_starts(job: Job) -> list[dict[str, SparsityProfile]]:
-    """Return the profiles that each stage begun so far starts from, by name."""
-    file, layout = job.out / rundir.STARTS, job.space.layout
-    return [
-        {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
-        for each in (rundir.read_json(file) if file.exists() else [])
-    ]
-
-
 def present_stage(
     job: Job, storage: BaseStorage | str, study: tuple[str, Mapping[str, Any]]
 ) -> Stage | None:
     """Return the stage that a search is in by now; None if it has not come to its first."""
-    starts = kept_starts(job)
+    starts = kept_starts(job.out, job.space.layout)
     return _stage(job, starts, storage, study) if starts else None
 
 
@@ -128,14 +120,17 @@ def _stage(
     study: tuple[str, Mapping[str, Any]],
 ) -> Stage:
     """Return the last of the stages that start from ``starts``: each is around the one before."""
-    (name, fingerprint), space, index = study, job.space, len(starts) - 1
+    (name, fingerprint), index = study, len(starts) - 1
+    space = first_space(job.space, fingerprint, starts[0])
     for start in starts[1:]:
         space = space.refined(start["searched"])
     if index:
         name = f"{name}-stage{index + 1}-{space.digest}"
         fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
-    initial = () if index else tuple(starts[0].values())
-    return Stage(job, space, index, initial, storage, name, fingerprint)
+    initial = [] if index else list(starts[0].values())
+    if AROUND in fingerprint and not index:
+        initial.append(job.space.base)  # no longer level 0
+    return Stage(job, space, index, tuple(initial), storage, name, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -208,6 +203,8 @@ class Stage:
             if divergence is not None:
                 self._gradients(objective, switch, divergence)
             hints = stored_hints(self._hints, self.job.config.hints, self.space)
+            if self.job.claims is not None:
+                self._start(objective)  # starts are told apart by their places in the record
             with self.job.monitor.stage("search"), crew(self.job):
                 return self._study(hints or (), objective).run(self._limits)
 
@@ -222,8 +219,10 @@ class Stage:
 
     @property
     def ready(self) -> bool:
-        """Whether its hints and its supernet are there, so that it measures or has done so."""
-        if stored_hints(self._hints, self.job.config.hints, self.space) is None:
+        """Whether hints, supernet and round 0 are there, so that others can take part."""
+        hints = stored_hints(self._hints, self.job.config.hints, self.space)
+        limits = Limits(rounds=0)
+        if hints is None or self._study(hints, _never).recorded(limits) is None:
             return False
         with self._folder() as folder:
             return folder is not None and folder.complete(len(self.job.session.subject.blocks))
@@ -267,10 +266,14 @@ class Stage:
         text = job.search_text[:_SEQUENCES, :_LENGTH]
         return Divergence(job.session.subject, text, _POSITIONS, job.config.study.seed)
 
+    def _start(self, objective: Objective) -> History:
+        """Measure round 0; the search shows it when it comes to it."""
+        silent = replace(self._study((), objective), on_measured=lambda _: None)
+        return silent.run(replace(self._limits, rounds=0))
+
     def _gradients(self, objective: Objective, switch: Switch, divergence: Divergence) -> None:
         """Leave the hint that the gradients at the best start give."""
-        silent = replace(self._study((), objective), on_measured=lambda _: None)
-        history = silent.run(replace(self._limits, rounds=0))
+        history = self._start(objective)
         start = history.survivors[0] if history.survivors else self.space.uniform
         with self.job.monitor.stage("measure gradients"):
             hint = gradient_hint(self.space, start, switch, divergence)

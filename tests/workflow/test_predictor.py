@@ -48,7 +48,10 @@ def test_the_data_set_is_what_was_measured(run_dir: Path, tmp_path: Path) -> Non
     data = read_dataset(out)
     assert list(data.scores) == [m.score.value for m in alive]
     assert list(data.fidelities) == [m.fidelity for m in alive]
-    pairs, expected = data.pairs(space_of(record)), pairs_of(space_of(record), alive)
+    pairs, expected = (
+        data.pairs(space_of(record, run_dir)),
+        pairs_of(space_of(record, run_dir), alive),
+    )
     assert pairs.blocks["levels"] == pytest.approx(expected.blocks["levels"])
     assert data.facts["space"] == "per_linear"
     assert "model" not in json.loads(out.read_text())
@@ -66,7 +69,7 @@ def test_trees_are_written_and_read(run_dir: Path, tmp_path: Path) -> None:
     learn(run_dir, XGBOOST, out)
     learn(run_dir, XGBOOST, tmp_path / "again.json")
     assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
-    pairs = read_dataset(out).pairs(space_of(RunRecord.read(run_dir)))
+    pairs = read_dataset(out).pairs(space_of(RunRecord.read(run_dir), run_dir))
     predicted, _ = load_model(out).predict(pairs.blocks)
     assert np.corrcoef(predicted, pairs.scores)[0, 1] > 0.3
     learn(run_dir, ModelSettings(), out)
@@ -106,7 +109,7 @@ def test_all_stages_are_learned(staged: Path, tmp_path: Path) -> None:
     assert sorted({*found.dataset.stages}) == [1, 2, 3]
     assert found.figures.tau > 0.3
     assert [entry.round for entry in found.rounds] == [2, 3, 5, 6, 7, 9, 10, 11]
-    pairs = read_dataset(tmp_path / "predictor.json").pairs(space_of(record))
+    pairs = read_dataset(tmp_path / "predictor.json").pairs(space_of(record, staged))
     assert set(pairs.groups) == set(range(6)), "two rungs in each of three stages"
 
 
@@ -124,7 +127,7 @@ def test_a_stage_that_has_only_begun(staged: Path, tmp_path: Path) -> None:
     """It may lie around any candidate, and has measured nothing yet."""
     run = shutil.copytree(staged, tmp_path / "run")
     record = RunRecord.read(run)
-    space = space_of(record)
+    space = space_of(record, run)
     finer = space.refined(space.profile(record.measurements[7].candidate))
     write_json(run / "stages.json", ["search", f"search-stage2-{finer.digest}"])
     assert set(learn(run, ModelSettings()).dataset.stages) == {1}
@@ -159,7 +162,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
     """Write a run of random settings of a toy allocator on a toy objective."""
     run = searched_run(folder, rounds=0)
     facts = json.loads((run / "run.json").read_text())
-    on = space_of(RunRecord.read(run))
+    on = space_of(RunRecord.read(run), run)
     space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), on=on, limit=0.85)
     config = {**facts["config"], "space": "ramp_slope"}
     change(run, config=config, study="settings", fingerprint={"parameters": space.digest})
@@ -182,7 +185,7 @@ def test_settings_are_learned_by_the_profiles_they_gave(tmp_path: Path) -> None:
     for profile, score in zip(found.dataset.profiles, found.dataset.scores, strict=True):
         assert score == profile.sparsities[0] ** 2
     assert found.figures.tau > 0.7, "one number decides"
-    data, space = read_dataset(tmp_path / "predictor.json"), space_of(record)
+    data, space = read_dataset(tmp_path / "predictor.json"), space_of(record, run)
     assert space.roles[0] == "q"
     assert data.pairs(space).blocks["levels"].shape == (len(data), space.n_genes)
 

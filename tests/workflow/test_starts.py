@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_tex
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.job import Job
 from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.workflow.predictor import space_of
 from sparsity_search.workflow.search import find, open_job
+from sparsity_search.workflow.starts import movable
 
 SMALL = {
     "model.dtype": "float32",
@@ -38,11 +41,12 @@ SMALL = {
 
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
-    """A profile that takes more from the first blocks, as a file."""
+    """A profile that takes more from the first blocks and lies between levels, as a file."""
     layout = PrunableModel(tiny_llama(layers=3)).layout
-    space = load_space("per_linear").of_levels.build(layout, Budget(0.6), {})
     wanted = Budget(0.6).project(layout, np.array([0.7 - 0.1 * unit.block for unit in layout]))
-    write_json(tmp_path / "start.json", space.profile(space.nearest(wanted)).to_json())
+    space = load_space("per_linear").of_levels.build(layout, Budget(0.6), {})
+    assert space.profile(space.nearest(wanted)) != wanted
+    write_json(tmp_path / "start.json", wanted.to_json())
     return tmp_path / "start.json"
 
 
@@ -78,3 +82,31 @@ def test_the_start_scores_what_it_has_when_shipped(
         prune_sequentially(subject, profile, job.plugins.pruner, text["calibration"])
         shipped = proxy.score(subject.model, range(4)).value
     assert (score == pytest.approx(shipped, rel=1e-5)) == (propagate == "start")
+
+
+def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
+    tmp_path: Path, start: Path
+) -> None:
+    job, score = searched(tmp_path, start, "start")
+    record = RunRecord.read(job.out)
+    assert record.starts == [str(start), "uniform"]
+    assert record.initial_scores[str(start)] == score
+    first, second = (m.candidate for m in record.measurements)
+    assert (any(first), any(second)) == (False, True)
+    space = space_of(record, job.out)
+    expected = json.loads(start.read_text())["units"]
+    counts = [entry["removed"] for entry in expected.values()]
+    assert list(space.profile(first).removed) == counts
+    assert space.nearest(job.space.base) == second
+    starts, again = find(job)
+    assert again is not None
+    assert list(next(iter(starts.values())).removed) == counts
+
+
+@pytest.mark.parametrize(
+    ("space", "moves"), [("per_linear", True), ("per_block", False), ("two_of_four", False)]
+)
+def test_which_spaces_move(space: str, moves: bool) -> None:
+    layout = PrunableModel(tiny_llama(layers=3)).layout
+    found = load_space(space).of_levels.build(layout, Budget(0.4), {})
+    assert movable(found) == moves
