@@ -53,10 +53,6 @@ class Claims:
             if mine:
                 lock.release()
 
-    def leave(self) -> None:
-        """Give up the seat."""
-        self._own.release()
-
 
 def _acquired(lock: FileLock) -> bool:
     try:

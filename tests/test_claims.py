@@ -47,9 +47,3 @@ def test_every_worker_comes_to_every_place(tmp_path: Path, n: int) -> None:
     assert all(sorted(order) == list(range(n)) for order in orders)
     firsts = [order[0] for order in orders[:4]]
     assert firsts == [0, n // 2, n // 4, 3 * n // 4]
-
-
-def test_a_seat_that_was_left_is_free(tmp_path: Path) -> None:
-    one = Claims(tmp_path)
-    one.leave()
-    assert Claims(tmp_path).seat == 0

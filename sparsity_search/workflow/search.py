@@ -172,7 +172,7 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
         "model": model.digest,
         "layout": job.space.layout.digest,
         "space": job.space.digest,
-        **({AROUND: "start"} if _around_start(job) else {}),
+        **({AROUND: "start"} if parameters is None and _around_start(job) else {}),
         **({} if parameters is None else {"parameters": parameters.digest}),
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": repr(plugins.pruner),
@@ -194,10 +194,9 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
 
 
 def _around_start(job: Job) -> bool:
-    """Return whether the first space lies around the first of the initial profiles."""
+    """Return whether a first space of levels lies around the first of the initial profiles."""
     wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
-    of_levels = parametric_space(job, job.space, lambda: None) is None
-    return wanted and of_levels and movable(job.space)
+    return wanted and movable(job.space)
 
 
 def study_name(fingerprint: dict[str, Any]) -> str:
