@@ -148,6 +148,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
     found = {
         "case": name,
         "seed": seed,
+        "dtype": str(job.session.loaded.model.dtype),
         "perplexities": perplexities,
         **told(job.out),
         "cpu_seconds": time.process_time() - started,
@@ -164,6 +165,7 @@ def kept_perplexity(job: Job, profile: SparsityProfile) -> float:
         "profile": profile.digest,
         "pruner": repr(job.plugins.final),
         "seed": job.config.study.seed,
+        "dtype": str(job.session.loaded.model.dtype),
     }
     file = job.out.parents[1] / "perplexities" / f"{digest(key)}.json"
     if not file.exists():

@@ -42,6 +42,8 @@ from sparsity_search.workflow.session import Session, open_session
 
 TARGET, LENGTH = 0.7, 512
 GENERATIONS, OFFSPRING, SURVIVORS = 45, 10, 2
+#: Weights that a level moves: a million where matrices are 4,096 wide, as published, to scale.
+STEP = 1_000_000 / 4096**2 * 576**2
 #: Sequences of the two rungs of a generation.
 FEW, MANY = 1, 4
 
@@ -55,7 +57,9 @@ class Baseline:
         self._subject, self._model = session.subject, session.loaded.model
         self._pool = session.text["search"]
         layout = self._subject.layout
-        self._space = load_space("per_linear").of_levels.build(layout, Budget(TARGET), {})
+        step = STEP / min(unit.size for unit in layout)
+        levels = load_space("per_linear").of_levels.model_copy(update={"step": step})
+        self._space = levels.build(layout, Budget(TARGET), {})
         self._copies = naive(
             self._subject,
             session.text["calibration"],
