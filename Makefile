@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 OLDEST := .venv-oldest
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help demo test test-oldest real-model lint types ci clean
 
@@ -17,10 +18,10 @@ demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
 		--set data.search_sequences=4 --set data.final_length=512 --set data.final_sequences=8
 
 test: $(VENV)/dev  ## Run the test suite on tiny random models.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-oldest: $(OLDEST)/dev  ## Run the test suite on the oldest transformers, in .venv-oldest.
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(PARALLEL)
 
 real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
 	$(BIN)/python -m pytest -m real_model
