@@ -7,8 +7,10 @@ allocators. Clocks run from the loaded model to the chosen profile, in CPU secon
 every profile is then pruned sequentially. What is done is kept in ``OUT``, the baseline's parent
 after each generation too: it goes on there, and its database, built anew for that, counts once.
 
-    python benchmarks/time_to_quality.py --calibration wikipedia_calibration.jsonl \
-        --search wikipedia_heldout.jsonl --test wikitext2_valid.txt \
+The three texts may be one file, which they take consecutive pieces of:
+
+    python benchmarks/time_to_quality.py --calibration wikitext2_valid.txt \
+        --search wikitext2_valid.txt --test wikitext2_valid.txt \
         --out benchmarks/results/time_to_quality
 """
 
