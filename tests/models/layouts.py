@@ -1,7 +1,4 @@
-"""Tiny models, one for each way in which experts are stored or called; and what their experts do.
-
-The formulas read one token at a time, in float64, with the model's weights alone.
-"""
+"""Tiny models, one for each way in which experts are stored or called."""
 
 from __future__ import annotations
 
@@ -16,8 +13,9 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from sparsity_search.testing.models import VOCABULARY, tiny_mixtral
+from tests.models import expert_formulas as formulas
+from tests.models.expert_formulas import EXPERTS, HIDDEN, INNER, TOP_K
 
-HIDDEN, INNER, EXPERTS, TOP_K = 32, 16, 4, 2
 _SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -160,105 +158,6 @@ class Listed(nn.Module):
         return result.view(hidden.shape)
 
 
-def _best(scores: Tensor, by: Tensor | None = None) -> dict[int, float]:
-    chosen = (scores if by is None else by).sort(descending=True).indices[:TOP_K]
-    return {int(e): float(scores[e]) for e in chosen}
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
-
-
-def _corrected(mixture: Any, token: Tensor) -> dict[int, float]:
-    scores = (mixture.gate.weight.double() @ token).sigmoid()
-    return _best(scores, scores + mixture.gate.e_score_correction_bias.double())
-
-
-def _by_logits(weight: str) -> Any:
-    """Return a choice by the largest logits."""
-
-    def choose(mixture: Any, token: Tensor) -> dict[int, float]:
-        return _best(mixture.get_parameter(weight).double() @ token)
-
-    return choose
-
-
-def _fused(mixture: Any, expert: int) -> dict[str, Tensor]:
-    stored = mixture.experts
-    return {
-        "gate_up_proj": stored.gate_up_proj[expert].double(),
-        "down_proj": stored.down_proj[expert].double(),
-    }
-
-
-def _transposed(mixture: Any, expert: int) -> dict[str, Tensor]:
-    return {name: matrix.T for name, matrix in _fused(mixture, expert).items()}
-
-
-def _gated(matrices: Callable[[Any, int], dict[str, Tensor]]) -> Any:
-    def activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
-        made = matrices(mixture, expert)["gate_up_proj"] @ token
-        return _silu(made[:INNER]) * made[INNER:]
-
-    return activation
-
-
-def _gpt_oss_choice(mixture: Any, token: Tensor) -> dict[int, float]:
-    return _best(mixture.router.weight.double() @ token + mixture.router.bias.double())
-
-
-def _gpt_oss_activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
-    stored = mixture.experts
-    made = token @ stored.gate_up_proj[expert].double() + stored.gate_up_proj_bias[expert].double()
-    limit = stored.limit  # older releases do not take it from the configuration
-    gate = made[0::2].clamp(max=limit)
-    return (made[1::2].clamp(-limit, limit) + 1) * gate * (1.702 * gate).sigmoid()
-
-
-_LIMIT = 0.5  # so low that it matters
-
-
-def _nemotron_matrices(mixture: Any, expert: int) -> dict[str, Tensor]:
-    stored = mixture.experts
-    return {name: getattr(stored, name)[expert].double() for name in ("up_proj", "down_proj")}
-
-
-def _nemotron_activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
-    return (_nemotron_matrices(mixture, expert)["up_proj"] @ token).relu().square()
-
-
-def _llama4_choice(mixture: Any, token: Tensor) -> dict[int, float]:
-    logits = _best(mixture.router.weight.double() @ token)
-    return {expert: float(torch.tensor(logit).sigmoid()) for expert, logit in logits.items()}
-
-
-def _dbrx_matrices(mixture: Any, expert: int) -> dict[str, Tensor]:
-    rows = slice(expert * INNER, (expert + 1) * INNER)
-    w1, v1, w2 = (getattr(mixture.experts.mlp, n)[rows].double() for n in ("w1", "v1", "w2"))
-    return {"w1": w1, "v1": v1, "w2": w2.T}
-
-
-def _dbrx_activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
-    found = _dbrx_matrices(mixture, expert)
-    return _silu(found["w1"] @ token) * (found["v1"] @ token)
-
-
-def _jetmoe_matrices(mixture: Any, expert: int) -> dict[str, Tensor]:
-    return {"weight": mixture.input_linear.weight[expert].double()}
-
-
-def _listed_matrices(mixture: Any, expert: int) -> dict[str, Tensor]:
-    return {
-        f"{name}": mixture.experts[expert].get_submodule(name).weight.double()
-        for name in ("w1", "w3", "w2")
-    }
-
-
-def _listed_activation(mixture: Any, expert: int, token: Tensor) -> Tensor:
-    found = _listed_matrices(mixture, expert)
-    return _silu(found["w1"] @ token) * (found["w3"] @ token)
-
-
 def _dbrx() -> Any:
     fields = {
         "d_model": HIDDEN,
@@ -283,8 +182,12 @@ def _dbrx() -> Any:
     return model.eval().requires_grad_(False)
 
 
+_LIMIT = 0.5  # so low that it matters
 _MLP = "model.layers.1.mlp"
-_TRANSPOSED: dict[str, Any] = {"matrices": _transposed, "activation": _gated(_transposed)}
+_TRANSPOSED: dict[str, Any] = {
+    "matrices": formulas.transposed,
+    "activation": formulas.gated(formulas.transposed),
+}
 
 LAYOUTS: dict[str, Family] = {
     # transposed, gate and up alternate, biases (of the router too), a gate with a limit
@@ -299,9 +202,9 @@ LAYOUTS: dict[str, Family] = {
             **_MOE,
         ),
         mixture=_MLP,
-        choose=_gpt_oss_choice,
-        matrices=_transposed,
-        activation=_gpt_oss_activation,
+        choose=formulas.gpt_oss_choice,
+        matrices=formulas.transposed,
+        activation=formulas.gpt_oss_activation,
         rows="router.weight",
     ),
     # transposed
@@ -309,7 +212,7 @@ LAYOUTS: dict[str, Family] = {
         make=_build("AriaText", moe_num_experts=EXPERTS, moe_topk=TOP_K),
         since="5.23.0",  # linear layers of a kind of its own before, which are refused
         mixture=_MLP,
-        choose=_by_logits("router.weight"),
+        choose=formulas.by_logits("router.weight"),
         rows="router.weight",
         **_TRANSPOSED,
     ),
@@ -326,9 +229,9 @@ LAYOUTS: dict[str, Family] = {
             **_MOE,
         ),
         mixture="model.layers.1.mixer",
-        choose=_corrected,
-        matrices=_nemotron_matrices,
-        activation=_nemotron_activation,
+        choose=formulas.corrected,
+        matrices=formulas.nemotron_matrices,
+        activation=formulas.nemotron_activation,
         since="5.3.0",
     ),
     # one call with all tokens for each expert, those of other experts zeroed
@@ -342,7 +245,7 @@ LAYOUTS: dict[str, Family] = {
             **_MOE,
         ),
         mixture="model.layers.1.feed_forward",
-        choose=_llama4_choice,
+        choose=formulas.llama4_choice,
         scaled=True,
         rows="router.weight",
         **_TRANSPOSED,
@@ -351,19 +254,19 @@ LAYOUTS: dict[str, Family] = {
     "dbrx": Family(
         make=_dbrx,
         mixture="transformer.blocks.1.ffn",
-        choose=_by_logits("router.layer.weight"),
+        choose=formulas.by_logits("router.layer.weight"),
         rows="router.layer.weight",
-        matrices=_dbrx_matrices,
-        activation=_dbrx_activation,
+        matrices=formulas.dbrx_matrices,
+        activation=formulas.dbrx_activation,
         since="5.23.0",  # takes the two widths for one another before
     ),
     # one module for each linear layer, called with the tokens sorted by expert
     "jetmoe": Family(
         make=_build("JetMoe", kv_channels=8, num_local_experts=EXPERTS, **_MOE),
         mixture=_MLP,
-        choose=_by_logits("router.layer.weight"),
+        choose=formulas.by_logits("router.layer.weight"),
         rows="router.layer.weight",
-        matrices=_jetmoe_matrices,
+        matrices=formulas.jetmoe_matrices,
         activation=lambda _mixture, _expert, token: token,
         experts="input_linear",
     ),
@@ -384,17 +287,17 @@ LAYOUTS: dict[str, Family] = {
             **_MOE,
         ),
         mixture=_MLP,
-        choose=_corrected,
-        matrices=_fused,
-        activation=_gated(_fused),
+        choose=formulas.corrected,
+        matrices=formulas.fused,
+        activation=formulas.gated(formulas.fused),
     ),
     # a list of modules
     "listed": Family(
         make=listed,
         mixture=_MLP,
-        choose=_by_logits("gate.weight"),
-        matrices=_listed_matrices,
-        activation=_listed_activation,
+        choose=formulas.by_logits("gate.weight"),
+        matrices=formulas.listed_matrices,
+        activation=formulas.listed_activation,
     ),
 }
 

@@ -25,7 +25,8 @@ from sparsity_search.realise import prune_sequentially
 from sparsity_search.statistics import Statistic
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_mixtral
-from tests.models.layouts import EXPERTS, HIDDEN, INNER, LAYOUTS, TOP_K, Family, layout
+from tests.models.expert_formulas import EXPERTS, HIDDEN, INNER, TOP_K
+from tests.models.layouts import LAYOUTS, Family, layout
 from tests.models.mixtures import logits, visit_of
 
 BANKS = [name for name in LAYOUTS if name != "listed"]
