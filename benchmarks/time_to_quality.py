@@ -6,6 +6,7 @@ two and the parent on 2,048, each with a whole forward pass and full softmaxes. 
 allocators. Clocks run from the loaded model to the chosen profile, in CPU seconds of one thread;
 every profile is then pruned sequentially. What is done is kept in ``OUT``, the baseline's parent
 after each generation too: it goes on there, and its database, built anew for that, counts once.
+Results on other text, or with another step of the baseline, are refused.
 
 The three texts may be one file, which they take consecutive pieces of:
 
@@ -20,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ import torch
 from supernet import naive  # the file beside this one
 from torch import Tensor
 
+from sparsity_search.allocators.base import Allocator
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.config import load_config
-from sparsity_search.data.sequences import Request
+from sparsity_search.data.sequences import Request, digest
 from sparsity_search.history import History
 from sparsity_search.profile import SparsityProfile
 from sparsity_search.realise import prune_sequentially
@@ -69,7 +72,7 @@ class Baseline:
             PRUNERS.create("sparsegpt"),
         )
         self._teacher = self._logits_of_the_pool()
-        self._state = {
+        self._state: dict[str, Any] = {
             "generation": 0,
             "parent": list(self._space.uniform),
             "seconds": time.process_time() - started,
@@ -132,10 +135,10 @@ def evopress(session: Session, out: Path) -> tuple[SparsityProfile, float]:
         return Baseline(session, out / "baseline.json").search()
 
 
-def allocated(name: str, **settings: Any) -> Way:
+def allocated(method: str | dict[str, Any]) -> Way:
     def allocate(session: Session, _: Path) -> tuple[SparsityProfile, float]:
         started = time.process_time()
-        plugin = ALLOCATORS.create(name, **settings)
+        plugin = ALLOCATORS.given(method)
         bounds = Bounds.of(session.subject.layout)
         text = session.text["calibration"]
         found: SparsityProfile = plugin.allocate(session.subject, text, Budget(TARGET), bounds)
@@ -144,14 +147,37 @@ def allocated(name: str, **settings: Any) -> Way:
     return allocate
 
 
+def again(session: Session, out: Path) -> tuple[SparsityProfile, float]:
+    """Steps from where those before ended, on a supernet around that."""
+    before = measured(ONCE, out, session)["seconds"]
+    known = json.loads((out / "profiles" / f"{ONCE}.json").read_text())
+    start = Known(profile=SparsityProfile.from_json(session.subject.layout, known))
+    found, seconds = allocated({**DESCENT, "start": start})(session, out)
+    return found, before + seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Allocator):
+    """Returns a profile that was found before."""
+
+    profile: SparsityProfile
+
+    def allocate(self, *_: object) -> SparsityProfile:
+        return self.profile
+
+
+#: Steps by gradients on SparseGPT's own weights, as they are around the start.
+ONCE = "gauss_newton[start=cfsp]"
+DESCENT = {"name": "gauss_newton", "start": "cfsp", "pruner": "sparsegpt"}
+
 WAYS: dict[str, Way] = {
     "uniform": allocated("uniform"),
     "evopress": evopress,
     "cfsp": allocated("cfsp"),
-    "gauss_newton[start=cfsp]": allocated("gauss_newton", start="cfsp", pruner="sparsegpt"),
-    "gauss_newton[start=cfsp], Wanda's masks": allocated(
-        "gauss_newton", start="cfsp", pruner="wanda"
-    ),
+    "knapsack": allocated("knapsack"),
+    ONCE: allocated(DESCENT),
+    f"{ONCE}, Wanda's masks": allocated({**DESCENT, "pruner": "wanda"}),
+    f"{ONCE}, twice": again,
 }
 
 
@@ -168,10 +194,20 @@ def measured(name: str, out: Path, session: Session) -> dict[str, Any]:
             score = (
                 EVALUATORS.create("perplexity").bind(model, test).score(model, range(len(test)))
             )
-        dtype = str(model.dtype)
-        write_json(file, {"seconds": seconds, "perplexity": score.value, "dtype": dtype})
+        write_json(file, {"seconds": seconds, "perplexity": score.value})
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def check_setting(out: Path, session: Session) -> None:
+    """Refuse a folder whose results were measured otherwise; note the setting in a new one."""
+    file, text = out / "setting.json", session.text
+    setting = {"step": STEP, "dtype": str(session.loaded.model.dtype)}
+    setting |= {purpose: digest(text[purpose]) for purpose in ("calibration", "search", "test")}
+    if not file.exists():
+        write_json(file, setting)
+    if json.loads(file.read_text()) != setting:
+        raise SystemExit(f"{out} has results of another setting: give another --out")
 
 
 def main() -> None:
@@ -189,6 +225,7 @@ def main() -> None:
     session = open_session(
         load_config(None, {"model.name": "smollm2"}).model, requests, 0, Monitor()
     )
+    check_setting(arguments.out, session)
     baseline = measured("evopress", arguments.out, session)
     for name in arguments.way:
         found = measured(name, arguments.out, session)
