@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,8 @@ class GaussNewton(Allocator):
         assert isinstance(self.start, Allocator)
         start = self.start.allocate(subject, tokens, budget, bounds)
         grid = self._grid(start, budget, bounds)
+        reach = grid.reach(subject.layout, self.reach)
+        grid = grid.within(self.steps * reach)
         text = tokens[: self.sequences, : self.length]
         divergence = Divergence(subject, text, self.positions, self.seed)
         plan = SupernetPlan(
@@ -116,7 +118,7 @@ class GaussNewton(Allocator):
         )
         supernet = build(subject, tokens, plan)
         descent = _Descent(supernet, divergence, grid, budget.n_removed(subject.layout))
-        levels, values = descent.run(self.steps, self.reach)
+        levels, values = descent.run(self.steps, reach)
         found = from_counts(subject.layout, grid.counts(levels))
         if not grid.final:
             found = budget.project(subject.layout, np.array(found.sparsities), bounds)
@@ -177,6 +179,13 @@ class _Grid:
         found = np.rint(sparsity / np.maximum(apart, 1e-9))
         return np.asarray(np.clip(found, 1, max(map(len, self.tables))), dtype=np.int64)
 
+    def within(self, far: np.ndarray) -> _Grid:
+        """Return the part at most ``far`` levels of each unit from the start."""
+        first = np.maximum(self.start - far, 0)
+        known = zip(self.tables, first, self.start + far + 1, strict=True)
+        tables = [table[low:high] for table, low, high in known]
+        return replace(self, tables=tables, start=self.start - first)
+
 
 @dataclass(frozen=True, eq=False)
 class _Descent:
@@ -194,9 +203,14 @@ class _Descent:
     grid: _Grid
     n_removed: int
 
-    def run(self, steps: int, sparsity: float) -> tuple[np.ndarray, list[float]]:
-        """Return the best levels, and the divergence at the start and after each step."""
-        levels, reach = self.grid.start, self.grid.reach(self._layout, sparsity)
+    def run(self, steps: int, reach: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        """Return the best levels, and the divergence at the start and after each step.
+
+        Args:
+            steps: How many, at most.
+            reach: How many levels of each unit the first one may go.
+        """
+        levels = self.grid.start
         with self.supernet.resident() as switch:
             switch.to(self._profile(levels))
             best, windows = self._linearised(switch, levels, reach)

@@ -315,6 +315,23 @@ def test_reach_in_levels_of_each_unit() -> None:
     assert grid.reach(layout, 0.4).tolist() == [20, 1]
 
 
+def test_only_what_all_steps_can_reach_is_pruned(
+    tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+    monkeypatch.setattr(module, "build", lambda *given: plans.append(given[-1]) or build(*given))
+    tight, target = GaussNewton(**{**QUICK, "reach": 0.1}), Budget(0.5)
+    subject = PrunableModel(tiny_llama(layers=2))
+    found = tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))
+    (plan,) = plans
+    for unit, table in zip(subject.layout, plan.tables, strict=True):
+        assert [count / unit.count for count in table] == pytest.approx(
+            np.arange(0.3, 0.71, 0.05), abs=2 / unit.count
+        )
+    monkeypatch.setattr(module._Grid, "within", lambda self, _: self)
+    assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
+
+
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
