@@ -93,6 +93,9 @@ CASES = {
     "from knapsack, gradients, 2 stages, fresh": Case(
         WEIGHTS, {"hints": ["gradients"], **FRESH}, stages=2, initial=(KNAPSACK, "uniform")
     ),
+    "from gauss_newton, gradients, fresh": Case(
+        WEIGHTS, {"hints": ["gradients"], **FRESH}, initial=(GAUSS_NEWTON, "uniform")
+    ),
     "from gauss_newton, gradients, 2 stages, fresh": Case(
         WEIGHTS, {"hints": ["gradients"], **FRESH}, stages=2, initial=(GAUSS_NEWTON, "uniform")
     ),
@@ -209,13 +212,13 @@ def main() -> None:
     for name in ("calibration", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     quiet_libraries()
     print("| case | seed | start | searched | proxy | tokens | search s | CPU s |", flush=True)
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for name in arguments.case:
             found = run_case(name, seed, arguments)
             *starts, searched = found["perplexities"].values()
