@@ -88,6 +88,7 @@ def record(
             tape.sequences = rows.stop - start
             with torch.enable_grad(), Called(subject.model):
                 logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
+            tape.forget()
             for backward in differentiate(logits.detach(), rows):
                 tape.summed = backward.summed
                 torch.autograd.backward(logits, backward.gradient, retain_graph=True)
@@ -208,7 +209,8 @@ class _Tape:
         self.summed = False
         self.sequences = 0
         self._positions = positions
-        self._last: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
+        self._last: tuple[Tensor | None, Tensor]
+        self.forget()
 
     def tap(self, recording: Recording) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
         """Return a forward hook that fills a recording in the backward passes."""
@@ -227,6 +229,10 @@ class _Tape:
             output.register_hook(keep)  # type: ignore[no-untyped-call]
 
         return tapped
+
+    def forget(self) -> None:
+        """Let go of the graph: its hooks hold this tape, and neither would ever be freed."""
+        self._last = (None, torch.empty(0))
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """Return a copy at the positions kept; layers that read one tensor in turn share it."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -284,3 +286,18 @@ def test_drawn_labels_by_key() -> None:
     for other in (drawn(2, 2), drawn(1, 3), drawn(1)):
         assert not torch.equal(drawn(1, 2), other)
     assert drawn(0).dtype == torch.float32
+
+
+def test_nothing_stays_in_memory(tiny_subject: PrunableModel, tokens: Tensor) -> None:
+    left = []
+
+    def differentiate(logits: Tensor, _: slice) -> Iterator[Backward]:
+        left.append(weakref.ref(logits))
+        yield Backward(torch.ones_like(logits), summed=True)
+        yield Backward(torch.ones_like(logits))
+
+    found = record(tiny_subject, tokens, EVERYWHERE, differentiate)
+    left += [weakref.ref(recording) for recording in found.values()]
+    del found
+    gc.collect()
+    assert [each() for each in left] == [None] * len(left)
