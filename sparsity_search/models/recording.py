@@ -88,12 +88,12 @@ def record(
             tape.sequences = rows.stop - start
             with torch.enable_grad(), Called(subject.model):
                 logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
-            tape.forget()
             for backward in differentiate(logits.detach(), rows):
                 tape.summed = backward.summed
                 torch.autograd.backward(logits, backward.gradient, retain_graph=True)
             del logits
     finally:
+        tape.forget()
         for handle in handles:
             handle.remove()
     if not all(recording.gradients or recording.bias is not None for recording in found.values()):

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.recording import (
     Backward,
+    Recording,
     Recordings,
     drawn_labels,
     record,
@@ -288,16 +289,21 @@ def test_drawn_labels_by_key() -> None:
     assert drawn(0).dtype == torch.float32
 
 
-def test_nothing_stays_in_memory(tiny_subject: PrunableModel, tokens: Tensor) -> None:
-    left = []
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_stays_in_memory(tiny_subject: PrunableModel, tokens: Tensor, fails: bool) -> None:
+    """Hooks in a graph hold recordings: those that are left tell of a graph that is."""
 
     def differentiate(logits: Tensor, _: slice) -> Iterator[Backward]:
-        left.append(weakref.ref(logits))
         yield Backward(torch.ones_like(logits), summed=True)
+        if fails:
+            raise ArithmeticError
         yield Backward(torch.ones_like(logits))
 
-    found = record(tiny_subject, tokens, EVERYWHERE, differentiate)
-    left += [weakref.ref(recording) for recording in found.values()]
-    del found
-    gc.collect()
-    assert [each() for each in left] == [None] * len(left)
+    def alive() -> int:
+        gc.collect()
+        return sum(type(each) is Recording for each in gc.get_objects())
+
+    before = alive()
+    with pytest.raises(ArithmeticError) if fails else nullcontext():
+        record(tiny_subject, tokens, EVERYWHERE, differentiate)
+    assert alive() == before
