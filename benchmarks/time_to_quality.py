@@ -147,13 +147,22 @@ def allocated(method: str | dict[str, Any]) -> Way:
     return allocate
 
 
-def again(session: Session, out: Path) -> tuple[SparsityProfile, float]:
-    """Steps from where those before ended, on a supernet around that."""
-    before = measured(ONCE, out, session)["seconds"]
-    known = json.loads((out / "profiles" / f"{ONCE}.json").read_text())
-    start = Known(profile=SparsityProfile.from_json(session.subject.layout, known))
-    found, seconds = allocated({**DESCENT, "start": start})(session, out)
-    return found, before + seconds
+def descent(start: object, pruner: str = "sparsegpt") -> Way:
+    """Steps by gradients on a pruner's weights, as they are around the start."""
+    return allocated({"name": "gauss_newton", "start": start, "pruner": pruner})
+
+
+def again(way: str) -> Way:
+    """Steps from where those of another way ended, on a supernet around that."""
+
+    def allocate(session: Session, out: Path) -> tuple[SparsityProfile, float]:
+        before = measured(way, out, session)["seconds"]
+        known = json.loads((out / "profiles" / f"{way}.json").read_text())
+        profile = SparsityProfile.from_json(session.subject.layout, known)
+        found, seconds = descent(Known(profile=profile))(session, out)
+        return found, before + seconds
+
+    return allocate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,18 +175,18 @@ class Known(Allocator):
         return self.profile
 
 
-#: Steps by gradients on SparseGPT's own weights, as they are around the start.
-ONCE = "gauss_newton[start=cfsp]"
-DESCENT = {"name": "gauss_newton", "start": "cfsp", "pruner": "sparsegpt"}
+FROM_CFSP, FROM_KNAPSACK = "gauss_newton[start=cfsp]", "gauss_newton[start=knapsack]"
 
 WAYS: dict[str, Way] = {
     "uniform": allocated("uniform"),
     "evopress": evopress,
     "cfsp": allocated("cfsp"),
+    f"{FROM_CFSP}, Wanda's masks": descent("cfsp", "wanda"),
+    FROM_CFSP: descent("cfsp"),
+    f"{FROM_CFSP}, twice": again(FROM_CFSP),
     "knapsack": allocated("knapsack"),
-    ONCE: allocated(DESCENT),
-    f"{ONCE}, Wanda's masks": allocated({**DESCENT, "pruner": "wanda"}),
-    f"{ONCE}, twice": again,
+    FROM_KNAPSACK: descent("knapsack"),
+    f"{FROM_KNAPSACK}, twice": again(FROM_KNAPSACK),
 }
 
 
