@@ -187,6 +187,7 @@ WAYS: dict[str, Way] = {
     "knapsack": allocated("knapsack"),
     FROM_KNAPSACK: descent("knapsack"),
     f"{FROM_KNAPSACK}, twice": again(FROM_KNAPSACK),
+    f"{FROM_KNAPSACK}, three times": again(f"{FROM_KNAPSACK}, twice"),
 }
 
 

@@ -21,7 +21,7 @@ from sparsity_search.report.record import Curve, RunRecord, curve, load_measurem
 from sparsity_search.workflow import rundir
 from sparsity_search.workflow.search import find, open_job
 
-ROUNDS = 24
+ROUNDS = 12
 WHOLE, PART = 1.0, 1 / 6
 
 

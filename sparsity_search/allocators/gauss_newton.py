@@ -52,7 +52,9 @@ class GaussNewton(Allocator):
             that changes the weights it keeps needs memory for each level.
         start: Allocator of the profile that is moved: an `Allocator`, a plugin's name, or its
             name and settings.
-        steps: How many steps; each costs about six forward passes of the text.
+        stages: How many times steps are made, each time on a supernet around the last result:
+            what the blocks before a unit put out, and so what it loses, follows the profile.
+        steps: How many steps a stage; each costs about six forward passes of the text.
         reach: How far a step may change a unit's sparsity, at first.
         spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
             that changes weights.
@@ -64,6 +66,7 @@ class GaussNewton(Allocator):
 
     pruner: Pruner | str | Mapping[str, Any] = "wanda"
     start: Allocator | str | Mapping[str, Any] = "uniform"
+    stages: int = 1
     steps: int = 4
     reach: float = 0.1
     spacing: float | None = None
@@ -75,7 +78,7 @@ class GaussNewton(Allocator):
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruner", as_pruner(self.pruner))
         object.__setattr__(self, "start", ALLOCATORS.given(self.start))
-        for name in ("steps", "sequences", "length", "positions"):
+        for name in ("stages", "steps", "sequences", "length", "positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("reach", "spacing"):
@@ -104,28 +107,43 @@ class GaussNewton(Allocator):
             kinds = " or ".join(self.pruner.units)
             raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
         assert isinstance(self.start, Allocator)
-        start = self.start.allocate(subject, tokens, budget, bounds)
-        grid = self._grid(start, budget, bounds)
-        reach = grid.reach(subject.layout, self.reach)
-        grid = grid.within(self.steps * reach)
+        found = self.start.allocate(subject, tokens, budget, bounds)
         text = tokens[: self.sequences, : self.length]
         divergence = Divergence(subject, text, self.positions, self.seed)
+        notes = []
+        for _ in range(self.stages):
+            found, values = self._stage(divergence, tokens, found, budget, bounds)
+            told = " → ".join(f"{value:.4g}" for value in values)
+            notes.append(f"KL on calibration text, from the start on: {told} nats a token")
+        return Allocation(found, notes=tuple(notes))
+
+    def _stage(
+        self,
+        divergence: Divergence,
+        tokens: Tensor,
+        start: SparsityProfile,
+        budget: Budget,
+        bounds: Bounds,
+    ) -> tuple[SparsityProfile, list[float]]:
+        """Return what steps from a profile find, on a supernet around it, and the divergences."""
+        subject, layout = divergence.subject, start.layout
+        grid = self._grid(start, budget, bounds)
+        reach = grid.reach(layout, self.reach)
+        grid = grid.within(self.steps * reach)
+        assert isinstance(self.pruner, Pruner)
         plan = SupernetPlan(
             pruner=self.pruner,
             tables=grid.tables,
-            centre=from_counts(subject.layout, grid.counts(grid.start)),
+            centre=from_counts(layout, grid.counts(grid.start)),
             seed=self.seed,
         )
         supernet = build(subject, tokens, plan)
-        descent = _Descent(supernet, divergence, grid, budget.n_removed(subject.layout))
+        descent = _Descent(supernet, divergence, grid, budget.n_removed(layout))
         levels, values = descent.run(self.steps, reach)
-        found = from_counts(subject.layout, grid.counts(levels))
+        found = from_counts(layout, grid.counts(levels))
         if not grid.final:
-            found = budget.project(subject.layout, np.array(found.sparsities), bounds)
-        told = " → ".join(f"{value:.4g}" for value in values)
-        return Allocation(
-            found, notes=(f"KL on calibration text, from the start on: {told} nats a token",)
-        )
+            found = budget.project(layout, np.array(found.sparsities), bounds)
+        return found, values
 
     def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> _Grid:
         pattern = Pattern.of(self.pruner)

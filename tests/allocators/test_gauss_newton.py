@@ -336,6 +336,7 @@ def test_only_what_all_steps_can_reach_is_pruned(
     ("given_", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"stages": 0}, "stages must be at least 1, not 0"),
         ({"sequences": 0}, "sequences must be at least 1"),
         ({"length": 0}, "length must be at least 1"),
         ({"positions": -1}, "positions must be at least 1, not -1"),
@@ -376,6 +377,20 @@ def test_it_starts_from_another_profile(tiny_tokens: Tensor, start: Any) -> None
     assert told(found)[0] != pytest.approx(told(GaussNewton(**QUICK).detailed(
         subject, tiny_tokens, budget, bounds))[0], rel=1e-3)  # fmt: skip
     assert min(told(found)) <= told(found)[0]
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+def test_a_stage_goes_on_where_the_last_ended(tiny_tokens: Tensor, pruner: str) -> None:
+    subject = PrunableModel(tiny_llama(layers=2, seed=3))
+    budget, bounds = Budget(0.6), Bounds.of(subject.layout)
+    settings = {**QUICK, "pruner": pruner}
+    both = GaussNewton(stages=2, **settings).detailed(subject, tiny_tokens, budget, bounds)
+    nested = GaussNewton(start={"name": "gauss_newton", **settings}, **settings)
+    second = nested.detailed(subject, tiny_tokens, budget, bounds)
+    first = nested.start.detailed(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
+    assert both.profile == second.profile
+    assert both.profile != first.profile
+    assert both.notes == (*first.notes, *second.notes)
 
 
 @pytest.mark.parametrize("start", [3, {"m": 4}, {"name": 3}])
