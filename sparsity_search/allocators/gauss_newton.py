@@ -108,28 +108,28 @@ class GaussNewton(Allocator):
             raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
         assert isinstance(self.start, Allocator)
         found = self.start.allocate(subject, tokens, budget, bounds)
-        text = tokens[: self.sequences, : self.length]
-        divergence = Divergence(subject, text, self.positions, self.seed)
         notes = []
         for _ in range(self.stages):
-            found, values = self._stage(divergence, tokens, found, budget, bounds)
+            found, values = self._stage(subject, tokens, found, budget, bounds)
             told = " → ".join(f"{value:.4g}" for value in values)
             notes.append(f"KL on calibration text, from the start on: {told} nats a token")
         return Allocation(found, notes=tuple(notes))
 
     def _stage(
         self,
-        divergence: Divergence,
+        subject: PrunableModel,
         tokens: Tensor,
         start: SparsityProfile,
         budget: Budget,
         bounds: Bounds,
     ) -> tuple[SparsityProfile, list[float]]:
         """Return what steps from a profile find, on a supernet around it, and the divergences."""
-        subject, layout = divergence.subject, start.layout
+        layout = start.layout
         grid = self._grid(start, budget, bounds)
         reach = grid.reach(layout, self.reach)
         grid = grid.within(self.steps * reach)
+        text = tokens[: self.sequences, : self.length]
+        divergence = Divergence(subject, text, self.positions, self.seed)
         assert isinstance(self.pruner, Pruner)
         plan = SupernetPlan(
             pruner=self.pruner,
