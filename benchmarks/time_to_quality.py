@@ -21,7 +21,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ import torch
 from supernet import naive  # the file beside this one
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocator
 from sparsity_search.artefacts import write_json
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.config import load_config
@@ -147,32 +145,10 @@ def allocated(method: str | dict[str, Any]) -> Way:
     return allocate
 
 
-def descent(start: object, pruner: str = "sparsegpt") -> Way:
+def descent(start: str, pruner: str = "sparsegpt", stages: int = 1) -> Way:
     """Steps by gradients on a pruner's weights, as they are around the start."""
-    return allocated({"name": "gauss_newton", "start": start, "pruner": pruner})
-
-
-def again(way: str) -> Way:
-    """Steps from where those of another way ended, on a supernet around that."""
-
-    def allocate(session: Session, out: Path) -> tuple[SparsityProfile, float]:
-        before = measured(way, out, session)["seconds"]
-        known = json.loads((out / "profiles" / f"{way}.json").read_text())
-        profile = SparsityProfile.from_json(session.subject.layout, known)
-        found, seconds = descent(Known(profile=profile))(session, out)
-        return found, before + seconds
-
-    return allocate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known(Allocator):
-    """Returns a profile that was found before."""
-
-    profile: SparsityProfile
-
-    def allocate(self, *_: object) -> SparsityProfile:
-        return self.profile
+    settings = {"start": start, "pruner": pruner, "stages": stages}
+    return allocated({"name": "gauss_newton", **settings})
 
 
 FROM_CFSP, FROM_KNAPSACK = "gauss_newton[start=cfsp]", "gauss_newton[start=knapsack]"
@@ -183,11 +159,11 @@ WAYS: dict[str, Way] = {
     "cfsp": allocated("cfsp"),
     f"{FROM_CFSP}, Wanda's masks": descent("cfsp", "wanda"),
     FROM_CFSP: descent("cfsp"),
-    f"{FROM_CFSP}, twice": again(FROM_CFSP),
+    f"{FROM_CFSP}, twice": descent("cfsp", stages=2),
     "knapsack": allocated("knapsack"),
     FROM_KNAPSACK: descent("knapsack"),
-    f"{FROM_KNAPSACK}, twice": again(FROM_KNAPSACK),
-    f"{FROM_KNAPSACK}, three times": again(f"{FROM_KNAPSACK}, twice"),
+    f"{FROM_KNAPSACK}, twice": descent("knapsack", stages=2),
+    f"{FROM_KNAPSACK}, three times": descent("knapsack", stages=3),
 }
 
 

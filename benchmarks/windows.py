@@ -67,7 +67,8 @@ def main() -> None:
         start, seconds = whole.scores[0], part.elapsed[-1]
         gains.append([1 - found.scores[-1] / start for found in (whole, part)])
         cells = start, whole.scores[-1], part.scores[-1], seconds / whole.elapsed[-1]
-        print("|", " | ".join(f"{x:.3f}" for x in (seed, *cells, at(seconds, whole))), "|")
+        told = " | ".join(f"{x:.3f}" for x in (*cells, at(seconds, whole)))
+        print(f"| {seed} | {told} |", flush=True)
     whole_gain, part_gain = map(statistics.median, zip(*gains, strict=True))
     print(f"median gain: whole depth {whole_gain:.1%}, window {part_gain:.1%}")
 
