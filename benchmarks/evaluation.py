@@ -206,7 +206,7 @@ def made_ways(made: Bench, n: int) -> dict[str, Way]:
     windows = [made.children(max(1, n // 2), range(start, start + width)) for start in starts]
     all_, few = made.ours(1024, None), made.ours(1024, POSITIONS)
     return {
-        "whole, in chunks": Way(made.ours(0, None), [children], prefixes=False),
+        "whole, in parts": Way(made.ours(0, None), [children], prefixes=False),
         "prefixes": Way(all_, [children]),
         "prefixes, 128 positions": Way(few, [children], positions=POSITIONS),
         "window, prefixes": Way(all_, windows),
@@ -238,10 +238,10 @@ def repeat(made: Bench, ways: Mapping[str, Way], every: int) -> dict[str, Any]:
             "blocks run": blocks,
             "bound": blocks * (1 - head) + way.positions / LENGTH * head,
         }
-    whole, shared = scores["whole, in chunks"], scores["prefixes"]
+    whole, shared = scores["whole, in parts"], scores["prefixes"]
     rows["prefixes"]["equal to the whole model's"] = all(shared[c] == whole[c] for c in known)
     pairs = zip(known, expected, strict=True)
-    rows["whole, in chunks"]["from naive"] = max(abs(whole[c] / e - 1) for c, e in pairs)
+    rows["whole, in parts"]["from naive"] = max(abs(whole[c] / e - 1) for c, e in pairs)
     return {"naive": naive, "ways": rows}
 
 

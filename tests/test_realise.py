@@ -12,6 +12,7 @@ from sparsity_search.errors import ProfileError
 from sparsity_search.evidence import Evidence
 from sparsity_search.models.gradients import weight_gradients
 from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.runner import at_once
 from sparsity_search.pruners.wanda import Wanda
 from sparsity_search.realise import prune_sequentially
 from sparsity_search.registry import PRUNERS
@@ -73,7 +74,7 @@ def plain_evidence(
             lambda _, args, unit=unit, view=view: found[unit.role].add(view.inputs(args[0]))
         )
         with torch.inference_mode():
-            for batch in tokens.split(8):
+            for batch in tokens.split(at_once(tokens.device, tokens.shape[1])):
                 subject.model(input_ids=batch, use_cache=False)
         handle.remove()
     return {

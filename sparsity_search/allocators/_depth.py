@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.head import at_once, check_head, logits
+from sparsity_search.models.head import check_head, loss
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BATCH, BlockRunner
+from sparsity_search.models.runner import BlockRunner
 from sparsity_search.profile import SparsityProfile, from_counts
 
 #: Kinds of units that go as a whole.
@@ -137,7 +137,6 @@ class RemovalLosses:
             raise ConfigError("a loss needs calibration sequences of at least 2 tokens")
         check_head(subject.model, tokens)
         self._subject = subject
-        self._batches = torch.split(tokens, BATCH)
         self._n_targets = tokens[:, 1:].numel()
         self._runner = BlockRunner(subject, tokens)
 
@@ -161,25 +160,15 @@ class RemovalLosses:
     @torch.inference_mode()
     def _loss(self, block: int, hidden: Sequence[Tensor]) -> float:
         """Return the loss of the model that goes on at ``block`` with ``hidden``."""
-        total = 0.0
+        total, batches = 0.0, self._runner.batches
         for following in range(block, len(self._subject.blocks)):
             hidden = self._runner.run(following, hidden)
-        for tokens, final in zip(self._batches, self._runner.finish(hidden), strict=True):
+        for tokens, final in zip(batches, self._runner.finish(hidden), strict=True):
             total += sum(
-                _loss_of(self._subject.model, part, wanted.to(part.device))
+                float(loss(self._subject.model, part, wanted.to(part.device)))
                 for part, wanted in zip(final[:, :-1], tokens[:, 1:], strict=True)
             )
         return total / self._n_targets
-
-
-def _loss_of(model: nn.Module, hidden: Tensor, targets: Tensor) -> float:
-    """Return the summed loss of one sequence, each chunk in float32."""
-    total, size = 0.0, at_once(hidden.device)
-    chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    for states, wanted in chunks:
-        scores = logits(model, states).float()
-        total += float(nn.functional.cross_entropy(scores, wanted, reduction="sum"))
-    return total
 
 
 def check_settings(sequences: int | None = None, **blocks: int) -> None:

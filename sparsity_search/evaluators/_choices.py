@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
-from sparsity_search.models.head import last_hidden, logits
+from sparsity_search.models.head import last_hidden, loss
 
 
 class Encoded(NamedTuple):
@@ -73,8 +73,7 @@ def log_likelihoods(
         hidden = last_hidden(model, nn.utils.rnn.pad_sequence(inputs, batch_first=True))
         for i, states in zip(chosen, hidden, strict=True):
             stop, targets = len(sequences[i].inputs), sequences[i].targets.to(states.device)
-            predicted = logits(model, states[stop - len(targets) : stop]).float().log_softmax(-1)
-            found[i] = float(predicted.gather(1, targets[:, None]).double().sum())
+            found[i] = -float(loss(model, states[stop - len(targets) : stop], targets))
     return found
 
 

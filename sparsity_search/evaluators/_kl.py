@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.head import at_once, logits
+from sparsity_search.models.head import POSITIONS, Parts, tiles
 
 
 def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
@@ -22,30 +23,32 @@ def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Teacher:
-    """A chunk of one row of the dense model, in float32.
+    """What the dense model says of a part of the vocabulary at some positions, in float32.
 
     Attributes:
-        probabilities: ``(positions, vocabulary)``.
+        probabilities: Within the part, ``(positions, part)``.
         negative_entropy: Σ p log p of each position.
         mass: Σ p of each position: 1 up to rounding, which the large logsumexp would magnify.
+        logsumexp: Of the logits at each position.
     """
 
     probabilities: Tensor
     negative_entropy: Tensor
     mass: Tensor
+    logsumexp: Tensor
 
 
 class Divergence:
     """``KL(dense ‖ pruned)`` of rows of a pool, over the full vocabulary.
 
     For teacher probabilities ``p`` and student logits ``z`` at one position,
-    ``KL = Σ p log p − Σ p z + logsumexp z``, reduced in float32. The probabilities of the rows
-    used first are kept, up to a memory bound.
+    ``KL = Σ p log p − Σ p z + logsumexp z``, in float32 within parts of the vocabulary, which
+    `Parts` joins. The probabilities of the rows used first are kept, up to a memory bound.
 
     Args:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are alive at once; by default `at_once`.
+        chunk: Positions whose logits are made at once; by default `POSITIONS`.
         positions: Those of each row that count, ``(n_sequences, n)`` int64; by default all.
     """
 
@@ -56,8 +59,8 @@ class Divergence:
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         self._hidden = hidden if self._positions is None else hidden[rows, self._positions]
         self._free = cache_mib * 2**20
-        self._chunk = chunk or at_once(hidden.device)
-        self._cache: dict[tuple[int, int], _Teacher] = {}
+        self._chunk = chunk or POSITIONS
+        self._cache: dict[tuple[int, int], list[_Teacher]] = {}
 
     @torch.inference_mode()
     def of(self, model: nn.Module, row: int, hidden: Tensor) -> Tensor:
@@ -72,25 +75,35 @@ class Divergence:
             hidden = hidden[self._positions[row]]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), self._chunk):
-            teacher = self._teacher(model, row, start)
-            student = logits(model, hidden[start : start + self._chunk]).float()
-            expected = torch.linalg.vecdot(teacher.probabilities, student)
-            divergence = teacher.negative_entropy - expected + teacher.mass * student.logsumexp(-1)
-            total += divergence.double().sum()
+            parts, states = Parts(), hidden[start : start + self._chunk]
+            for teacher, student in zip(
+                self._teacher(model, row, start), tiles(model, states), strict=True
+            ):
+                found = student.logsumexp(-1)
+                expected = torch.linalg.vecdot(teacher.probabilities, student)
+                within = teacher.negative_entropy - expected + teacher.mass * found
+                parts.add(within, teacher.logsumexp, found)
+            total += parts.divergence().double().sum()
         return (total / len(hidden)).clamp_min(0)  # rounding can leave -1e-9 of nothing
 
-    def _teacher(self, model: nn.Module, row: int, start: int) -> _Teacher:
+    def _teacher(self, model: nn.Module, row: int, start: int) -> Iterable[_Teacher]:
         """Return a chunk of the teacher, from the cache or from its hidden states."""
         key = (row, start)
         if key in self._cache:
             return self._cache[key]
         states = self._hidden[row, start : start + self._chunk]
-        log_probabilities = logits(model, states).float().log_softmax(-1)
-        probabilities = log_probabilities.exp()
-        negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
-        teacher = _Teacher(probabilities, negative_entropy, probabilities.sum(-1))
-        size = probabilities.numel() * probabilities.element_size()
-        if size <= self._free:
-            self._free -= size
-            self._cache[key] = teacher
-        return teacher
+        made = map(_of, tiles(model, states))
+        size = len(states) * model.get_output_embeddings().out_features * 4  # type: ignore[operator]
+        if size > self._free:
+            return made
+        self._free -= size
+        self._cache[key] = list(made)
+        return self._cache[key]
+
+
+def _of(scores: Tensor) -> _Teacher:
+    """Return what logits say."""
+    log_probabilities = scores.log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
+    return _Teacher(probabilities, negative_entropy, probabilities.sum(-1), scores.logsumexp(-1))

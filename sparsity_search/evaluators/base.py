@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
 from sparsity_search.history import Score
+from sparsity_search.models.runner import CPU_TOKENS
+
+#: Tokens that pass the model at once elsewhere than on a CPU, about.
+_TOKENS = 2048
 
 
 class Proxy(ABC):
@@ -90,7 +94,8 @@ class Evaluator(ABC):
         return None
 
 
-def batches(rows: Sequence[int], length: int, tokens_at_once: int = 2048) -> list[Sequence[int]]:
-    """Split ``rows`` so that a batch holds about ``tokens_at_once`` tokens."""
-    size = max(1, tokens_at_once // length)
+def batches(model: nn.Module, rows: Sequence[int], length: int) -> list[Sequence[int]]:
+    """Split ``rows`` into those that pass the model at once."""
+    device = next(model.parameters()).device
+    size = max(1, (CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

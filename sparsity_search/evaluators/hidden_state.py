@@ -48,7 +48,8 @@ class HiddenState(Evaluator):
         kl_weight: β; with 0 the model runs no further than the last of the blocks.
         relative: Divide by the dense mean square; false for the paper's raw squared error.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are alive at once; by default 64 on a CPU, else 512.
+        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
+            tokens of the vocabulary at a time.
     """
 
     layers: tuple[int | str, ...] = ("first", "middle", "last")
@@ -89,7 +90,7 @@ class HiddenState(Evaluator):
         whole = self.kl_weight > 0
         reader = _Reader(subject.prefix, len(subject.blocks), tuple(weights), whole)
         rows = range(len(tokens))
-        read = [reader.read(dense, tokens[list(b)]) for b in batches(rows, tokens.shape[1])]
+        read = [reader.read(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])]
         kept = {block: torch.cat([states[block] for states, _ in read]) for block in weights}
         last = [hidden for _, hidden in read if hidden is not None]
         kl = Divergence(torch.cat(last), self.cache_mib, self.chunk) if last else None
@@ -200,7 +201,7 @@ class _HiddenStateProxy(Proxy):
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(rows, self._tokens.shape[1]):
+        for batch in batches(model, rows, self._tokens.shape[1]):
             states, last = self._reader.read(model, self._tokens[list(batch)])
             for i, row in enumerate(batch):
                 part = self._error(row, {block: found[i] for block, found in states.items()})

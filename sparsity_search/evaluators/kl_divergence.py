@@ -27,7 +27,8 @@ class KLDivergence(Evaluator):
 
     Args:
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are alive at once; by default 64 on a CPU, else 512.
+        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
+            tokens of the vocabulary at a time.
         positions: Positions of each sequence that count, drawn once for all candidates; the head
             runs on these alone, and the score is an estimate. By default all, and exact.
     """
@@ -46,7 +47,9 @@ class KLDivergence(Evaluator):
         """Return a proxy that holds the dense model's last hidden states of ``tokens``."""
         check_head(dense, tokens)
         rows = range(len(tokens))
-        hidden = [last_hidden(dense, tokens[list(b)]) for b in batches(rows, tokens.shape[1])]
+        hidden = [
+            last_hidden(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])
+        ]
         positions = self._drawn(*tokens.shape)
         divergence = Divergence(torch.cat(hidden), self.cache_mib, self.chunk, positions)
         return _KLProxy(tokens, divergence)
@@ -67,7 +70,7 @@ class _KLProxy(Proxy):
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(rows, self._tokens.shape[1]):
+        for batch in batches(model, rows, self._tokens.shape[1]):
             hidden = last_hidden(model, self._tokens[list(batch)])
             parts += [
                 self._divergence.of(model, row, states)

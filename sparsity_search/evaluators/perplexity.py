@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsity_search.evaluators.base import Evaluator, Proxy, batches
 from sparsity_search.history import Score
-from sparsity_search.models.head import at_once, check_head, last_hidden, logits
+from sparsity_search.models.head import check_head, last_hidden, loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Perplexity(Evaluator):
     negative log-likelihood in nats.
 
     Args:
-        chunk: Positions whose logits are alive at once; by default 64 on a CPU, else 512.
+        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
+            tokens of the vocabulary at a time.
     """
 
     chunk: int | None = None
@@ -35,22 +36,22 @@ class Perplexity(Evaluator):
     def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:  # noqa: ARG002
         """Return a proxy; nothing of the dense model is kept."""
         check_head(dense, tokens)
-        return _PerplexityProxy(tokens, self.chunk or at_once(next(dense.parameters()).device))
+        return _PerplexityProxy(tokens, self.chunk)
 
 
 class _PerplexityProxy(Proxy):
-    def __init__(self, tokens: Tensor, chunk: int) -> None:
+    def __init__(self, tokens: Tensor, chunk: int | None) -> None:
         self._tokens = tokens
         self._chunk = chunk
 
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(rows, self._tokens.shape[1]):
+        for batch in batches(model, rows, self._tokens.shape[1]):
             tokens = self._tokens[list(batch)]
             hidden = last_hidden(model, tokens)
             parts += [
-                self._loss(model, states, targets.to(states.device))
+                loss(model, states, targets.to(states.device), self._chunk) / len(targets)
                 for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
             ]
         return self.read(parts)
@@ -59,14 +60,3 @@ class _PerplexityProxy(Proxy):
         """Return the perplexity of rows from their mean losses."""
         mean = sum(parts) / len(parts)
         return Score(math.exp(mean) if mean < 700 else math.inf, tuple(parts))
-
-    def _loss(self, model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of one sequence in float64."""
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        chunks = zip(
-            torch.split(hidden, self._chunk), torch.split(targets, self._chunk), strict=True
-        )
-        for states, wanted in chunks:
-            scores = logits(model, states).float()
-            total += nn.functional.cross_entropy(scores, wanted, reduction="sum").double()
-        return total / len(targets)

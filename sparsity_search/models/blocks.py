@@ -1,8 +1,11 @@
-"""Finding the decoder blocks of a model."""
+"""Finding the decoder blocks of a model, and running them in another way."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -43,6 +46,24 @@ def find_blocks(model: nn.Module, pattern: str | None = None) -> tuple[str, nn.M
         f"no decoder blocks found in {type(model).__name__}: no module list of {n_layers} "
         f"layers, as its config says; name one with --blocks REGEX: {_listed(lists)}"
     )
+
+
+@contextmanager
+def replaced(
+    blocks: Iterable[nn.Module], forwards: Iterable[Callable[..., Any]]
+) -> Iterator[None]:
+    """Run blocks by other functions inside; their hooks stay."""
+    blocks = list(blocks)
+    own = [block.__dict__.get("forward") for block in blocks]
+    for block, forward in zip(blocks, forwards, strict=False):
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block, was in zip(blocks, own, strict=True):
+            block.__dict__.pop("forward", None)
+            if was is not None:
+                block.forward = was
 
 
 def _named(lists: dict[str, nn.ModuleList], pattern: str, model: str) -> str:

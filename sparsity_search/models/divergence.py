@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity_search.models.head import check_head, last_hidden, logits
+from sparsity_search.models.head import check_head, divergence, last_hidden, logits
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.recording import (
     BATCH,
@@ -53,8 +53,7 @@ class Divergence:
         """Return the divergence of the model as it is."""
         total = 0.0
         for index, rows in enumerate(self._batches()):
-            found = logits(self.subject.model, self._hidden(rows))
-            total += _divergence(self._expected(index), found)
+            total += divergence(self.subject.model, self._dense(index), self._hidden(rows))
         return max(total, 0.0) / self.text.numel()  # in this order NaN stays NaN
 
     def recorded(self) -> tuple[float, Recordings]:
@@ -91,11 +90,14 @@ class Divergence:
     def _hidden(self, rows: slice) -> Tensor:
         return last_hidden(self.subject.model, self.text[rows])
 
+    def _dense(self, index: int) -> Tensor:
+        teacher: list[Tensor] = self._teacher  # type: ignore[attr-defined]
+        return teacher[index]
+
     @torch.no_grad()
     def _expected(self, index: int) -> Tensor:
         """Return the dense model's log-probabilities of a batch, in float32."""
-        teacher: list[Tensor] = self._teacher  # type: ignore[attr-defined]
-        return logits(self.subject.model, teacher[index]).float().log_softmax(-1)
+        return logits(self.subject.model, self._dense(index)).float().log_softmax(-1)
 
 
 def _divergence(expected: Tensor, scores: Tensor) -> float:

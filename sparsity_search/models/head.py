@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
+
+#: Positions whose logits are made at once, and tokens of the vocabulary that a CPU takes at once:
+#: 2 MB of float32, which stay in its cache. Larger tensors go back to the system whenever they
+#: are freed, and page faults then take as long as the sums.
+POSITIONS, TILE = 512, 1024
 
 
 def last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -19,13 +28,41 @@ def last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of hidden states, ``(..., vocabulary)``, in the model's dtype."""
+    return _finished(model, model.get_output_embeddings()(hidden))  # type: ignore[operator]
+
+
+def tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
+    """Yield logits in float32, ``(..., part)``, for one part of the vocabulary after the other.
+
+    On a CPU, parts of `TILE` tokens; elsewhere, and of a head that is more than a linear layer,
+    the whole vocabulary is one part.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if hidden.device.type != "cpu" or not _is_plain(head):
+        yield logits(model, hidden).float()
+        return
+    for start in range(0, head.out_features, TILE):
+        part = slice(start, start + TILE)
+        bias = None if head.bias is None else head.bias[part]
+        yield _finished(model, nn.functional.linear(hidden, head.weight[part], bias)).float()
+
+
+def _is_plain(head: Any) -> bool:
+    """Return whether a head is a linear layer that nobody watches or runs in their own way."""
+    watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not watched
+
+
+def _finished(model: nn.Module, scores: Tensor) -> Tensor:
+    """Return logits as the model scales and caps what its head gives."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    result: Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
-    for factor in ("logit_scale", "lm_head_multiplier"):
-        result = result * (getattr(config, factor, None) or 1.0)
-    result = result / (getattr(config, "logits_scaling", None) or 1.0)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if factor := getattr(config, name, None):
+            scores = scores * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        scores = scores / divisor
     cap = getattr(config, "final_logit_softcapping", None)
-    return result if cap is None else torch.tanh(result / cap) * cap
+    return scores if cap is None else torch.tanh(scores / cap) * cap
 
 
 @torch.inference_mode()
@@ -42,13 +79,34 @@ def check_head(model: nn.Module, tokens: Tensor) -> None:
         raise ModelError(f"the head of {type(model).__name__} is not understood: logits differ")
 
 
-def at_once(device: torch.device) -> int:
-    """Return how many positions' logits are best alive at once.
+@torch.inference_mode()
+def loss(model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+    """Return the summed cross-entropy of one sequence in nats, as a float64 scalar.
 
-    On a CPU few: glibc gives tensors beyond 32 MiB back to the system whenever they are freed,
-    and page faults then take half of the time.
+    Args:
+        model: The model, for its head.
+        hidden: Last hidden states, ``(length, hidden)``.
+        targets: The token that follows each, ``(length,)``.
+        chunk: Positions whose logits are made at once; by default `POSITIONS`.
     """
-    return 64 if device.type == "cpu" else 512
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    pairs = (torch.split(t, chunk or POSITIONS) for t in (hidden, targets))
+    for states, wanted in zip(*pairs, strict=True):
+        total += _losses(model, states, wanted).double().sum()
+    return total
+
+
+def _losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy at each position, ``(positions,)``."""
+    found = torch.zeros(len(targets), device=hidden.device)
+    sums: list[Tensor] = []
+    for scores in tiles(model, hidden):
+        inside = (targets >= 0) & (targets < scores.shape[1])
+        here = scores.gather(1, targets.clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
+        found = torch.where(inside, here, found)
+        sums.append(scores.logsumexp(-1))
+        targets = targets - scores.shape[1]  # counted from the next part
+    return torch.stack(sums).logsumexp(0) - found
 
 
 @torch.inference_mode()
@@ -59,12 +117,45 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
         model: The model, for its head.
         dense: Hidden states of the dense model, ``(…, hidden)``.
         pruned: Of the pruned one, of the same shape.
-        chunk: Positions whose logits are alive at once; by default `at_once`.
+        chunk: Positions whose logits are made at once; by default `POSITIONS`.
     """
-    total, chunk = 0.0, chunk or at_once(dense.device)
-    pairs = (torch.split(states.flatten(0, -2), chunk) for states in (dense, pruned))
+    total = 0.0
+    pairs = (torch.split(states.flatten(0, -2), chunk or POSITIONS) for states in (dense, pruned))
     for before, after in zip(*pairs, strict=True):
-        teacher, student = (logits(model, states).float() for states in (before, after))
-        expected, found = teacher.log_softmax(-1), student.log_softmax(-1)
-        total += float(torch.linalg.vecdot(expected.exp(), expected - found).double().sum())
+        parts = Parts()
+        for teacher, student in zip(tiles(model, before), tiles(model, after), strict=True):
+            expected, found = teacher.log_softmax(-1), student.log_softmax(-1)
+            within = torch.linalg.vecdot(expected.exp(), expected - found)
+            parts.add(within, teacher.logsumexp(-1), student.logsumexp(-1))
+        total += float(parts.divergence().double().sum())
     return max(total, 0.0)  # rounding can leave less than nothing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Divergence over a vocabulary from its parts, by the chain rule.
+
+    ``KL(p ‖ q)`` is that of which part is said, and the mean over ``p`` of those within the
+    parts (Cover and Thomas, Elements of Information Theory, theorem 2.5.3).
+    """
+
+    _within: list[Tensor] = field(default_factory=list)
+    _dense: list[Tensor] = field(default_factory=list)
+    _pruned: list[Tensor] = field(default_factory=list)
+
+    def add(self, within: Tensor, dense: Tensor, pruned: Tensor) -> None:
+        """Add a part.
+
+        Args:
+            within: Divergence within it at each position, ``(positions,)``.
+            dense: logsumexp of the dense model's logits in it.
+            pruned: Of the pruned model's.
+        """
+        self._within.append(within)
+        self._dense.append(dense)
+        self._pruned.append(pruned)
+
+    def divergence(self) -> Tensor:
+        """Return the divergence at each position, ``(positions,)``."""
+        p, q = (torch.stack(sums).log_softmax(0) for sums in (self._dense, self._pruned))
+        return (p.exp() * (p - q + torch.stack(self._within))).sum(0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsity_search.models.blocks import replaced
 from sparsity_search.models.prunable import PrunableModel
 
 
@@ -79,19 +80,15 @@ class Prefixes:
             states: Of each unit; equal ones mean equal weights.
         """
         self._states = [tuple(states[p] for p in of) for of in self._positions]
-        own = [block.__dict__.get("forward") for block in self._blocks]
         decoder: Any = self._model.base_model
         handle = decoder.register_forward_pre_hook(self._begin, with_kwargs=True)
-        for index, block in enumerate(self._blocks if self._limit else ()):
-            block.forward = self._skipping(index, block.forward)
+        blocks = self._blocks if self._limit else ()
+        forwards = [self._skipping(index, block.forward) for index, block in enumerate(blocks)]
         try:
-            yield self._model
+            with replaced(self._blocks, forwards):
+                yield self._model
         finally:
             handle.remove()
-            for block, forward in zip(self._blocks, own, strict=True):
-                block.__dict__.pop("forward", None)
-                if forward is not None:
-                    block.forward = forward
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         key = _digest([*args, *kwargs.values()])

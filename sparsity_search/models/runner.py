@@ -6,17 +6,27 @@ Statistics, sequential pruning and supernet building all walk the blocks with it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsity_search.models.blocks import replaced
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.linears import Called
 from sparsity_search.models.prunable import PrunableModel
 
-#: Sequences that pass a block at once.
+#: Tokens that pass a block at once on a CPU, about. Of more, activations leave its cache, and go
+#: back to the system whenever they are freed: page faults then take a tenth of the time.
+CPU_TOKENS = 512
+#: Sequences that pass a block at once elsewhere.
 BATCH = 8
+
+
+def at_once(device: torch.device, length: int) -> int:
+    """Return how many sequences pass a block at once."""
+    return max(1, CPU_TOKENS // length) if device.type == "cpu" else BATCH
 
 
 class _Captured(Exception):
@@ -27,12 +37,16 @@ class BlockRunner:
     """Runs the decoder blocks of a model one at a time on stored hidden states.
 
     Each block is called with the arguments that the model itself gave it (masks and rotary
-    embeddings may differ between blocks). They are captured from one full forward pass for each
-    batch size; all sequences have one length and no padding, so they do not depend on the text.
+    embeddings may differ between blocks). They are captured from one forward pass for each batch
+    size, in which only the first block is run: all sequences have one length and no padding, so
+    they do not depend on the text.
 
     Args:
         subject: The model.
         tokens: ``(n_sequences, length)`` int64.
+
+    Attributes:
+        batches: The tokens that pass a block at once.
     """
 
     def __init__(self, subject: PrunableModel, tokens: Tensor) -> None:
@@ -41,18 +55,18 @@ class BlockRunner:
         self._device = next(subject.model.parameters()).device
         # between blocks, hidden states wait where the blocks of an offloaded model do
         self._waiting = self._device if subject.offload is None else torch.device("cpu")
-        self._batches = torch.split(tokens, BATCH)
+        self.batches = torch.split(tokens, at_once(self._device, tokens.shape[1]))
         self._kwargs: dict[int, list[dict[str, Any]]] = {}
         self._in_tuples = False
         with torch.inference_mode():
-            for batch in self._batches:
+            for batch in self.batches:
                 if len(batch) not in self._kwargs:
                     self._kwargs[len(batch)] = self._capture_arguments(batch)
 
     @torch.inference_mode()
     def embed(self) -> list[Tensor]:
         """Return the input of block 0 for each batch, ``(batch, length, hidden)``."""
-        return [self._capture_input(batch).to(self._waiting) for batch in self._batches]
+        return [self._capture_input(batch).to(self._waiting) for batch in self.batches]
 
     @torch.inference_mode()
     def run(self, block: int, hidden: Sequence[Tensor]) -> list[Tensor]:
@@ -62,24 +76,15 @@ class BlockRunner:
     @torch.inference_mode()
     def finish(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Return what the decoder makes of the last block's outputs: its final norm, above all."""
-        own = [block.__dict__.get("forward") for block in self._blocks]
-        try:
-            return [
-                self._finish(batch, states)
-                for batch, states in zip(self._batches, hidden, strict=True)
-            ]
-        finally:
-            for block, forward in zip(self._blocks, own, strict=True):
-                block.__dict__.pop("forward", None)
-                if forward is not None:
-                    block.forward = forward
+        pairs = zip(self.batches, hidden, strict=True)
+        return [self._finish(batch, states) for batch, states in pairs]
 
     def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
         states = states.to(self._device)
         output = (states,) if self._in_tuples else states
-        for block in self._blocks:  # what comes before the last block's output is not used
-            block.forward = lambda *_, **__: output
-        return last_hidden(self._model, batch)
+        # what comes before the last block's output is not used
+        with replaced(self._blocks, repeat(lambda *_, **__: output)):
+            return last_hidden(self._model, batch)
 
     def _call(self, block: int, states: Tensor) -> Tensor:
         with Called(self._blocks[block]):
@@ -92,20 +97,24 @@ class BlockRunner:
 
     def _capture_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
         captured: list[dict[str, Any]] = []
+        outputs: list[Any] = []
 
         def hook(_: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             captured.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
 
         def look(_: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self._in_tuples = not isinstance(output, Tensor)
+            outputs.append(output)
 
+        first, *others = self._blocks
         handles = [b.register_forward_pre_hook(hook, with_kwargs=True) for b in self._blocks]
-        handles.append(self._blocks[-1].register_forward_hook(look))
+        handles.append(first.register_forward_hook(look))
         try:
-            self._forward(batch)
+            with replaced(others, repeat(lambda *_, **__: outputs[0])):
+                self._forward(batch)
         finally:
             for handle in handles:
                 handle.remove()
+        self._in_tuples = not isinstance(outputs[0], Tensor)
         return captured
 
     def _capture_input(self, batch: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsity_search.config import RunConfig
 from sparsity_search.evaluators.base import Proxy
-from sparsity_search.models.runner import BATCH
+from sparsity_search.models.head import last_hidden
+from sparsity_search.models.runner import at_once
 from sparsity_search.models.walk import walk
 from sparsity_search.pruners.base import Pruner
 from sparsity_search.space import SearchSpace
@@ -160,11 +161,20 @@ def _timed_score(proxy: Proxy, session: Session) -> float:
     return time.monotonic() - started
 
 
+@torch.inference_mode()
+def _timed_pass(session: Session, tokens: Tensor) -> float:
+    """Return the seconds of a pass through all blocks."""
+    started = time.monotonic()
+    last_hidden(session.loaded.model, tokens)
+    return time.monotonic() - started
+
+
 def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig) -> _Sample:
     """Build the first block of a supernet from one sequence."""
     subject, data = session.subject, config.data
     tables, patterns = space.tables(), space.patterns()
     tokens = random_tokens(session, data.calibration_length)
+    whole = _timed_pass(session, tokens)
     started = time.monotonic()
     gradient = pruner.needs_gradient
     visits = walk(subject, tokens, pruner.requires, rewritten=False, gradient=gradient)
@@ -180,11 +190,12 @@ def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunCon
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started
     visits.close()
-    # the sample's walk is one whole forward pass of one sequence; a build passes each block twice
-    passes = 2 * walked * data.calibration_sequences
+    # a build passes each block twice, and before it makes what the sample's walk has made
+    passes = (2 * whole + walked) * data.calibration_sequences
     known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
     # a block runs twice in the sample: to capture its arguments, and with its statistics
-    activations = sum(outputs) // 2 * min(BATCH, data.calibration_sequences)
+    batch = at_once(next(subject.model.parameters()).device, data.calibration_length)
+    activations = sum(outputs) // 2 * min(batch, data.calibration_sequences)
     seconds = pruned * len(subject.blocks) + passes
     return _Sample(seconds, size, sum(known), max(known, default=0), activations)
 

@@ -107,10 +107,11 @@ class _Judge:
         n_rows, length = text["final"].shape
         # of an evaluator's own data, the rows that the search did not see
         first = 0 if own is None else job.pool[0]
-        self._batches = [
-            (batch, [first + row for row in batch]) for batch in batches(range(n_rows), length)
-        ]
         model = job.session.loaded.model
+        self._batches = [
+            (batch, [first + row for row in batch])
+            for batch in batches(model, range(n_rows), length)
+        ]
         with self._monitor.stage("bind final text"):
             self._proxies = {
                 key: evaluator.bind(model, text["final"], job.session.loaded.tokenizer)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import sparsity_search.allocators._depth as module
 from sparsity_search.allocators._depth import Removal, RemovalLosses, emptied, least
 from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ModelError, NumericalError
 from sparsity_search.layout import Layout, Unit
+from sparsity_search.models import head
 from sparsity_search.models.gradients import weight_gradients
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BlockRunner
@@ -195,7 +195,7 @@ def test_loss_without_a_block_is_that_of_a_shorter_model(
 def test_loss_without_a_sublayer(
     family: str, tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "at_once", lambda _: 4)
+    monkeypatch.setattr(head, "POSITIONS", 4)
     subject = PrunableModel(FAMILIES[family](), units="sublayers")
     found = RemovalLosses(subject, tiny_tokens, None).of(range(6))
     for i, unit in enumerate(subject.layout):

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.kl_divergence import KLDivergence
+from sparsity_search.models import head
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import random_tokens, scaled
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
@@ -24,7 +25,11 @@ def directly(dense: nn.Module, model: nn.Module, tokens: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("chunk", [1, 7, 24, 1000])
 @pytest.mark.parametrize("factor", [0.9, 0.0])
-def test_is_the_divergence_of_full_softmaxes(factor: float, chunk: int) -> None:
+@pytest.mark.parametrize("tile", [1, 7, 2048])
+def test_is_the_divergence_of_full_softmaxes(
+    factor: float, chunk: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
     dense, model = tiny_llama(), scaled(factor)
     expected = directly(dense, model, TOKENS)
     score = KLDivergence(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
@@ -84,7 +89,11 @@ CHUNK_BYTES = 8 * VOCABULARY * 4
 
 
 @pytest.mark.parametrize("n_cached", [0, 3, 1000])
-def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch, n_cached: int) -> None:
+@pytest.mark.parametrize("tile", [7, 2048])
+def test_the_cache_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, n_cached: int, tile: int
+) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
     dense, model = tiny_llama(), scaled(0.5)
     expected = KLDivergence(chunk=8).bind(dense, TOKENS).score(model, range(6))
     proxy = KLDivergence(chunk=8, cache_mib=0).bind(dense, TOKENS)

@@ -23,6 +23,7 @@ from sparsity_search.config import load_config
 from sparsity_search.errors import ModelError
 from sparsity_search.evaluators.base import Evaluator, Proxy
 from sparsity_search.history import Measurement, Score
+from sparsity_search.models import runner as runner_module
 from sparsity_search.models.experts import ExpertMatrix
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.loading import weights_digest
@@ -63,7 +64,8 @@ every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 
 
 @pytest.fixture
-def tokens() -> Tensor:
+def tokens(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    monkeypatch.setattr(runner_module, "CPU_TOKENS", BATCH * 12)  # so that there are two batches
     return random_tokens(BATCH + 1, 12)
 
 

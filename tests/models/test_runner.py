@@ -7,12 +7,19 @@ import torch
 from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM
 
+from sparsity_search.models import runner as runner_module
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.models.runner import BATCH, BlockRunner
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.families import FAMILIES
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `BATCH` sequences pass at once, of 16 tokens."""
+    monkeypatch.setattr(runner_module, "CPU_TOKENS", BATCH * 16)
 
 
 def block_outputs(subject: PrunableModel, tokens: Tensor) -> list[Tensor]:
@@ -73,11 +80,22 @@ def test_no_hook_is_left_after_an_error(broken: str) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    handle = model.model.layers[1].get_submodule(broken).register_forward_pre_hook(fails)
+    handle = model.model.layers[0].get_submodule(broken).register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         BlockRunner(PrunableModel(model), random_tokens(2, 16))
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_only_the_first_block_is_run_to_learn_arguments(tiny_subject: PrunableModel) -> None:
+    ran: list[str] = []
+    for name in ("layers.0", "layers.1", "norm"):
+        part = tiny_subject.model.model.get_submodule(name)
+        inner = part.mlp if name != "norm" else part
+        inner.register_forward_hook(lambda *_, name=name: ran.append(name))
+    BlockRunner(tiny_subject, random_tokens(BATCH + 3, 16))
+    assert ran == ["layers.0", "norm"] * 2  # once for each batch size
+    assert not any("forward" in block.__dict__ for block in tiny_subject.blocks)
 
 
 def test_embedding_does_not_run_the_blocks(tiny_subject: PrunableModel) -> None:
@@ -101,7 +119,7 @@ def tiny_bloom() -> nn.Module:
 @pytest.mark.parametrize("family", [*FAMILIES, "bloom"])
 def test_finish_is_the_decoders_own(family: str) -> None:
     model = tiny_bloom() if family == "bloom" else FAMILIES[family]()
-    subject, tokens = PrunableModel(model), random_tokens(BATCH + 3, 12)
+    subject, tokens = PrunableModel(model), random_tokens(BATCH + 3, 16)
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(len(subject.blocks)):

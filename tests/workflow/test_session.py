@@ -106,7 +106,7 @@ def test_rows_of_a_comparison(configure: Configure, tmp_path: Path) -> None:
         key: [rows[key]["allocation"]["passes"] for rows in (alone, first, second)]
         for key in alone
     }
-    once = pytest.approx(2)  # one captures arguments
+    once = pytest.approx(4 / 3, abs=1e-3)  # the first of three blocks runs once more
     assert passes["wanda-60-owl-seed0"] == [once, once, 0]
     assert passes["wanda-60-dlp-seed0"] == [once, 0, 0]
     assert passes["wanda-60-essential-seed0"] == [once, once, 0]
