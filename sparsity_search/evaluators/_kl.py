@@ -93,7 +93,8 @@ class Divergence:
             return self._cache[key]
         states = self._hidden[row, start : start + self._chunk]
         made = map(_of, tiles(model, states))
-        size = len(states) * model.get_output_embeddings().out_features * 4  # type: ignore[operator]
+        vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+        size = 4 * len(states) * vocabulary
         if size > self._free:
             return made
         self._free -= size
