@@ -80,7 +80,7 @@ def naive(
 
 def published_sweep(weight: Tensor, upper: Tensor, count: int, width: int = 128) -> Tensor:
     """Return a weight after SparseGPT (arXiv 2301.00774, algorithm 1), column by column."""
-    work = weight.float()
+    work = weight.to(torch.float32, copy=True)
     for start in range(0, work.shape[1], width):
         block = slice(start, min(start + width, work.shape[1]))
         part, factor = work[:, block].clone(), upper[block, block].clone()
