@@ -104,7 +104,8 @@ class Divergence:
 
 def _of(scores: Tensor) -> _Teacher:
     """Return what logits say."""
-    log_probabilities = scores.log_softmax(-1)
+    sums = scores.logsumexp(-1)
+    log_probabilities = scores - sums[:, None]
     probabilities = log_probabilities.exp()
     negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
-    return _Teacher(probabilities, negative_entropy, probabilities.sum(-1), scores.logsumexp(-1))
+    return _Teacher(probabilities, negative_entropy, probabilities.sum(-1), sums)

@@ -124,9 +124,10 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
     for before, after in zip(*pairs, strict=True):
         parts = Parts()
         for teacher, student in zip(tiles(model, before), tiles(model, after), strict=True):
-            expected, found = teacher.log_softmax(-1), student.log_softmax(-1)
+            sums = teacher.logsumexp(-1), student.logsumexp(-1)
+            expected, found = teacher - sums[0][:, None], student - sums[1][:, None]
             within = torch.linalg.vecdot(expected.exp(), expected - found)
-            parts.add(within, teacher.logsumexp(-1), student.logsumexp(-1))
+            parts.add(within, *sums)
         total += float(parts.divergence().double().sum())
     return max(total, 0.0)  # rounding can leave less than nothing
 
