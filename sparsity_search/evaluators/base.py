@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
 from sparsity_search.history import Score
-from sparsity_search.models.runner import CPU_TOKENS
-
-#: Tokens that pass the model at once elsewhere than on a CPU, about.
-_TOKENS = 2048
+from sparsity_search.models.runner import at_once
 
 
 class Proxy(ABC):
@@ -96,6 +93,5 @@ class Evaluator(ABC):
 
 def batches(model: nn.Module, rows: Sequence[int], length: int) -> list[Sequence[int]]:
     """Split ``rows`` into those that pass the model at once."""
-    device = next(model.parameters()).device
-    size = max(1, (CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
+    size = at_once(next(model.parameters()).device, length)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -19,14 +19,14 @@ from sparsity_search.models.prunable import PrunableModel
 
 #: Tokens that pass a block at once on a CPU, about. Of more, activations leave its cache, and go
 #: back to the system whenever they are freed: page faults then take a tenth of the time.
-CPU_TOKENS = 512
-#: Sequences that pass a block at once elsewhere.
-BATCH = 8
+_CPU_TOKENS = 512
+#: Tokens that pass a block at once elsewhere, about.
+_TOKENS = 8192
 
 
 def at_once(device: torch.device, length: int) -> int:
-    """Return how many sequences pass a block at once."""
-    return max(1, CPU_TOKENS // length) if device.type == "cpu" else BATCH
+    """Return how many sequences of ``length`` tokens pass a block, or the model, at once."""
+    return max(1, (_CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
 
 
 class _Captured(Exception):

@@ -28,7 +28,7 @@ from sparsity_search.models.experts import ExpertMatrix
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.loading import weights_digest
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BATCH, BlockRunner
+from sparsity_search.models.runner import BlockRunner, at_once
 from sparsity_search.models.saving import save_checkpoint
 from sparsity_search.models.walk import walk
 from sparsity_search.profile import SparsityProfile
@@ -65,8 +65,8 @@ every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    monkeypatch.setattr(runner_module, "CPU_TOKENS", BATCH * 12)  # so that there are two batches
-    return random_tokens(BATCH + 1, 12)
+    monkeypatch.setattr(runner_module, "_CPU_TOKENS", 8 * 12)
+    return random_tokens(9, 12)
 
 
 @torch.inference_mode()
@@ -80,12 +80,13 @@ def test_blocks_one_by_one_are_the_models_own(family: str, tokens: Tensor) -> No
     subject = PrunableModel(ALL_FAMILIES[family]())
     assert len(subject.blocks) == 3
     runner = BlockRunner(subject, tokens)
+    assert len(runner.batches) == 2
     hidden = runner.embed()
     for block in range(3):
         before, hidden = hidden, runner.run(block, hidden)
         assert not torch.equal(hidden[0], before[0])
     with torch.inference_mode():
-        for states, batch in zip(runner.finish(hidden), tokens.split(BATCH), strict=True):
+        for states, batch in zip(runner.finish(hidden), runner.batches, strict=True):
             assert torch.equal(states, last_hidden(subject.model, batch))
 
 
@@ -137,7 +138,7 @@ def by_plain_hooks(subject: PrunableModel, tokens: Tensor) -> dict[str, InputSta
             handles.append(source.register_forward_hook(made(name)))
         else:
             handles.append(view.module.register_forward_pre_hook(reading(name)))
-    for batch in tokens.split(BATCH):
+    for batch in tokens.split(at_once(tokens.device, tokens.shape[1])):
         logits(subject.model, batch)
     for handle in handles:
         handle.remove()

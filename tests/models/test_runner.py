@@ -10,16 +10,19 @@ from transformers import BloomConfig, BloomForCausalLM
 from sparsity_search.models import runner as runner_module
 from sparsity_search.models.head import last_hidden
 from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BATCH, BlockRunner
+from sparsity_search.models.runner import BlockRunner
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.families import FAMILIES
+
+#: Sequences of these tests that pass at once.
+BATCH = 8
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `BATCH` sequences pass at once, of 16 tokens."""
-    monkeypatch.setattr(runner_module, "CPU_TOKENS", BATCH * 16)
+    monkeypatch.setattr(runner_module, "_CPU_TOKENS", BATCH * 16)
 
 
 def block_outputs(subject: PrunableModel, tokens: Tensor) -> list[Tensor]:
