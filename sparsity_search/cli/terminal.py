@@ -110,14 +110,16 @@ class TerminalMonitor(Monitor):
         err.print(f"{name}: {time.monotonic() - started:.1f} s")
 
     def measured(self, measurement: Measurement, top: int) -> None:
-        """Show round, best score, gain over the start and speed."""
+        """Show round, best score and speed, and the gain over the start if on the same tokens."""
         self._count += 1
         self._started = self._started or time.monotonic() - measurement.seconds
         self._first = self._first or measurement
         rounds, minutes = self._limits
         done = measurement.round if rounds else min(measurement.elapsed, 60 * (minutes or 0))
         improved = measurement.rung == top and (
-            self._best is None or measurement.score.value < self._best.score.value
+            self._best is None
+            or self._best.fidelity != measurement.fidelity  # fresh tokens: scores do not compare
+            or measurement.score.value < self._best.score.value
         )
         if improved:
             self._best = measurement
@@ -127,14 +129,13 @@ class TerminalMonitor(Monitor):
             err.print(line)
 
     def _line(self, measurement: Measurement) -> str:
-        best = (self._best or measurement).score.value
-        start = (self._first or measurement).score.value
+        best, start = self._best or measurement, self._first or measurement
         speed = self._count / max(1e-9, time.monotonic() - self._started)
-        gain = 1 - best / start if start else 0.0
-        return (
-            f"round {measurement.round}, best {best:.4f} ({-gain:+.1%} vs the start), "
-            f"{speed:.3g} evaluations/s"
-        )
+        gain = ""
+        if start.fidelity == best.fidelity and start.score.value:
+            gain = f" ({best.score.value / start.score.value - 1:+.1%} vs the start)"
+        found = f"best {best.score.value:.4f}{gain}"
+        return f"round {measurement.round}, {found}, {speed:.3g} evaluations/s"
 
     def stopped(self) -> bool:
         """Return whether a signal asked to stop."""

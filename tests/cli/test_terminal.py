@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from sparsity_search.cli.terminal import TerminalMonitor
+from sparsity_search.history import Fidelity, Measurement, Score
+
+
+def told(
+    capsys: pytest.CaptureFixture[str], measured: list[tuple[int, int, Fidelity, float]]
+) -> list[str]:
+    """Return the lines printed for measurements: round, rung, tokens and score of each."""
+    monitor = TerminalMonitor(rounds=3)
+    with monitor.shown("search", None):
+        for round_, rung, fidelity, value in measured:
+            score = Score(value, (value,))
+            about = {"round": round_, "rung": rung, "fidelity": fidelity, "score": score}
+            monitor.measured(Measurement(candidate=(0,), **about), top=1)  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    return [line.rsplit(",", 1)[0] for line in lines if line.startswith("round")]
+
+
+def test_a_better_score_is_told_beside_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = Fidelity(512), Fidelity(2048)
+    measured = [(0, 1, many, 4.0), (1, 0, few, 1.0), (1, 1, many, 3.0), (2, 1, many, 3.5)]
+    assert told(capsys, measured) == [
+        "round 0, best 4.0000 (+0.0% vs the start)",
+        "round 1, best 3.0000 (-25.0% vs the start)",
+    ]
+
+
+def test_scores_on_other_tokens_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = Fidelity(2048, 0), Fidelity(2048, 1)
+    measured = [(0, 1, first, 2.0), (1, 1, second, 3.0), (1, 1, second, 3.5), (1, 1, second, 2.5)]
+    assert told(capsys, measured) == [
+        "round 0, best 2.0000 (+0.0% vs the start)",
+        "round 1, best 3.0000",
+        "round 1, best 2.5000",
+    ]
+
+
+def test_a_resumed_search_is_not_compared_with_fewer_tokens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = [(4, 0, Fidelity(512), 1.0), (4, 1, Fidelity(2048), 3.0)]
+    assert told(capsys, measured) == ["round 4, best 3.0000"]
