@@ -18,36 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from supernet import opened  # the file beside this one
 
 from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import load_config
-from sparsity_search.data.sequences import Request
 from sparsity_search.models.kept import KeptStatistics
 from sparsity_search.models.loading import weights_digest
-from sparsity_search.models.prunable import PrunableModel
 from sparsity_search.registry import PRUNERS
-from sparsity_search.spaces import load_space
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import open_session
 
-TARGET, LENGTH = 0.7, 1024
 #: What is done, and with what in the folder: nothing, as without one; nothing yet; all.
 WAYS = ("anew", "anew and kept", "reused")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    config = load_config(None, {"model.name": "smollm2", "budget.sparsity": TARGET})
-    source = f"file:{arguments.text}"
-    requests = [Request("calibration", source, arguments.sequences, LENGTH)]
-    session = open_session(config.model, requests, 0, Monitor())
-    model: Any = session.loaded.model
-    model.model.layers = model.model.layers[: arguments.blocks]
-    model.config.num_hidden_layers = arguments.blocks
-    subject, tokens = PrunableModel(model), session.text["calibration"]
-    kept = KeptStatistics(folder, weights_digest(model))
-    space = load_space("per_linear").of_levels.build(subject.layout, Budget(TARGET), {})
+    subject, tokens, space = opened(arguments)
+    kept = KeptStatistics(folder, weights_digest(subject.model))
     rows = []
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)

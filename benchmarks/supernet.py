@@ -141,7 +141,8 @@ def switching(space: SearchSpace, made: Copies | Supernet, subject: PrunableMode
         return (time.process_time() - started) / OFFSPRING
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def opened(arguments: argparse.Namespace) -> tuple[PrunableModel, Tensor, SearchSpace]:
+    """Return the model's first blocks, the calibration text, and the levels to build."""
     source = f"file:{arguments.text}"
     config = load_config(None, {"model.name": "smollm2", "budget.sparsity": TARGET})
     requests = [Request("calibration", source, arguments.sequences, LENGTH)]
@@ -149,8 +150,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     model: Any = session.loaded.model
     model.model.layers = model.model.layers[: arguments.blocks]
     model.config.num_hidden_layers = arguments.blocks
-    subject, tokens = PrunableModel(model), session.text["calibration"]
+    subject = PrunableModel(model)
     space = load_space("per_linear").of_levels.build(subject.layout, Budget(TARGET), {})
+    return subject, session.text["calibration"], space
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    subject, tokens, space = opened(arguments)
     rows = []
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)

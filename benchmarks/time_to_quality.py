@@ -145,10 +145,9 @@ def allocated(method: str | dict[str, Any]) -> Way:
     return allocate
 
 
-def descent(start: str, pruner: str = "sparsegpt", stages: int = 1) -> Way:
+def descent(start: str, pruner: str = "sparsegpt", **settings: int) -> Way:
     """Steps by gradients on a pruner's weights, as they are around the start."""
-    settings = {"start": start, "pruner": pruner, "stages": stages}
-    return allocated({"name": "gauss_newton", **settings})
+    return allocated({"name": "gauss_newton", "start": start, "pruner": pruner, **settings})
 
 
 FROM_CFSP, FROM_KNAPSACK = "gauss_newton[start=cfsp]", "gauss_newton[start=knapsack]"
@@ -164,6 +163,7 @@ WAYS: dict[str, Way] = {
     FROM_KNAPSACK: descent("knapsack"),
     f"{FROM_KNAPSACK}, twice": descent("knapsack", stages=2),
     f"{FROM_KNAPSACK}, three times": descent("knapsack", stages=3),
+    f"{FROM_KNAPSACK}, twice, on 16 sequences": descent("knapsack", stages=2, sequences=16),
 }
 
 
