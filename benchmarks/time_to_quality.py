@@ -163,7 +163,6 @@ WAYS: dict[str, Way] = {
     FROM_KNAPSACK: descent("knapsack"),
     f"{FROM_KNAPSACK}, twice": descent("knapsack", stages=2),
     f"{FROM_KNAPSACK}, three times": descent("knapsack", stages=3),
-    f"{FROM_KNAPSACK}, twice, on 16 sequences": descent("knapsack", stages=2, sequences=16),
 }
 
 
