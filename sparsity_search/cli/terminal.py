@@ -116,7 +116,8 @@ class TerminalMonitor(Monitor):
         self._first = self._first or measurement
         rounds, minutes = self._limits
         done = measurement.round if rounds else min(measurement.elapsed, 60 * (minutes or 0))
-        improved = measurement.rung == top and (
+        at_top = measurement.rung == top and not measurement.failed
+        improved = at_top and (
             self._best is None
             or self._best.fidelity != measurement.fidelity  # fresh tokens: scores do not compare
             or measurement.score.value < self._best.score.value
@@ -132,7 +133,7 @@ class TerminalMonitor(Monitor):
         best, start = self._best or measurement, self._first or measurement
         speed = self._count / max(1e-9, time.monotonic() - self._started)
         gain = ""
-        if start.fidelity == best.fidelity and start.score.value:
+        if start.fidelity == best.fidelity and not start.failed and start.score.value:
             gain = f" ({best.score.value / start.score.value - 1:+.1%} vs the start)"
         found = f"best {best.score.value:.4f}{gain}"
         return f"round {measurement.round}, {found}, {speed:.3g} evaluations/s"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from sparsity_search.cli.terminal import TerminalMonitor
@@ -44,3 +46,9 @@ def test_a_resumed_search_is_not_compared_with_fewer_tokens(
 ) -> None:
     measured = [(4, 0, Fidelity(512), 1.0), (4, 1, Fidelity(2048), 3.0)]
     assert told(capsys, measured) == ["round 4, best 3.0000"]
+
+
+def test_a_failed_candidate_is_no_best_and_no_start(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = Fidelity(2048, 0), Fidelity(2048, 1)
+    measured = [(0, 1, first, inf), (0, 1, first, 4.0), (1, 1, second, inf), (1, 1, second, 3.0)]
+    assert told(capsys, measured) == ["round 0, best 4.0000", "round 1, best 3.0000"]
