@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.head import POSITIONS, Parts, tiles
+from sparsity_search.models.head import POSITIONS, Parts, normalised, tiles
 
 
 def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
@@ -104,8 +104,7 @@ class Divergence:
 
 def _of(scores: Tensor) -> _Teacher:
     """Return what logits say."""
-    sums = scores.logsumexp(-1)
-    log_probabilities = scores - sums[:, None]
+    log_probabilities, sums = normalised(scores)
     probabilities = log_probabilities.exp()
     negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
     return _Teacher(probabilities, negative_entropy, probabilities.sum(-1), sums)

@@ -109,6 +109,12 @@ def _losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(sums).logsumexp(0) - found
 
 
+def normalised(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities of logits, ``(…, n)``, and the logsumexp they follow from."""
+    sums = scores.logsumexp(-1)
+    return scores - sums[..., None], sums
+
+
 @torch.inference_mode()
 def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | None = None) -> float:
     """Return the sum over positions of ``KL(dense ‖ pruned)`` in nats, from last hidden states.
@@ -124,10 +130,10 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
     for before, after in zip(*pairs, strict=True):
         parts = Parts()
         for teacher, student in zip(tiles(model, before), tiles(model, after), strict=True):
-            sums = teacher.logsumexp(-1), student.logsumexp(-1)
-            expected, found = teacher - sums[0][:, None], student - sums[1][:, None]
+            expected, dense_sums = normalised(teacher)
+            found, pruned_sums = normalised(student)
             within = torch.linalg.vecdot(expected.exp(), expected - found)
-            parts.add(within, *sums)
+            parts.add(within, dense_sums, pruned_sums)
         total += float(parts.divergence().double().sum())
     return max(total, 0.0)  # rounding can leave less than nothing
 
