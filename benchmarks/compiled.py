@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sparsity_search.models.loading import load_model
+from sparsity_search.models.io.loading import load_model
 
 TOKENS = torch.arange(2048).view(4, 512)
 

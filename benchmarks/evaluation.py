@@ -24,23 +24,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.evaluators.kl_divergence import KLDivergence
-from sparsity_search.history import Fidelity, History
-from sparsity_search.models.prefixes import Prefixes
-from sparsity_search.objective import SupernetObjective
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, open_session
+from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
+from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS
-from sparsity_search.rng import generator
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.spaces import load_space
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.spaces.files import load_space
+from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.supernet import Switch
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, open_session
+from sparsity_search.supernet.objective import SupernetObjective
+from sparsity_search.supernet.switch import Switch
+from sparsity_search.trials.history import Fidelity, History
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 TOKENS, LENGTH, POSITIONS = 2048, 512, 128
 #: Published settings of EvoPress's mutation; and the same within a sixth of the depth.
@@ -64,7 +64,7 @@ class Bench:
         """Return children of the uniform candidate, ordered as a study orders them."""
         history, rng = History(), generator(0, "children", genes.start if genes else 0)
         history.close_round([self.space.uniform])
-        searcher = Evolution(**EVOPRESS)  # type: ignore[arg-type]
+        searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
         if genes is None:
             return sorted(searcher.ask(self.space, history, n, rng))
         found: set[Candidate] = set()
@@ -93,7 +93,7 @@ class Bench:
         """Return our way to score, with some memory for prefixes, on some positions."""
         model = self.session.loaded.model
         self.switch.dense()
-        proxy = KLDivergence(positions=positions, cache_mib=4096).bind(model, self.text)
+        proxy = KLDivergenceEvaluator(positions=positions, cache_mib=4096).bind(model, self.text)
         rows = list(range(len(self.text)))
         proxy.score(model, rows)  # the dense model's probabilities are made once in a search
 

@@ -20,12 +20,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.evaluators._kl import Divergence
-from sparsity_search.models import head
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import open_session
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import open_session
+from sparsity_search.evaluators.bases.kl import Divergence
+from sparsity_search.models.running import head
 
 SEQUENCES, LENGTH = 4, 512
 #: Tokens of the vocabulary at once; the last is all of it.

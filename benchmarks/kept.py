@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from supernet import opened  # the file beside this one
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.models.kept import KeptStatistics
-from sparsity_search.models.loading import weights_digest
+from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.running.kept import KeptStatistics
 from sparsity_search.registry import PRUNERS
 from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.utils.files import write_json
 
 #: What is done, and with what in the folder: nothing, as without one; nothing yet; all.
 WAYS = ("anew", "anew and kept", "reused")

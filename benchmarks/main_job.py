@@ -17,18 +17,18 @@ from pathlib import Path
 import optuna
 import torch
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig, load_config
+from sparsity_search.config.schema import RunConfig, load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS, PRUNERS
-from sparsity_search.report.record import RunRecord
-from sparsity_search.spaces import load_space
-from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.runs.record import RunRecord
+from sparsity_search.spaces.files import load_space
+from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.search import search
-from sparsity_search.workflow.session import Session, calibration, open_session
 
 
 @dataclass(frozen=True)

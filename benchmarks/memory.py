@@ -40,7 +40,7 @@ def save(folder: Path, case: dict[str, Any]) -> dict[str, float]:
 
 
 def config_of(model: Path, case: dict[str, Any]) -> Any:
-    from sparsity_search.config import load_config
+    from sparsity_search.config.schema import load_config
 
     options = {
         "model.name": str(model),
@@ -81,13 +81,13 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     """Load a model, build its supernet, and return the session."""
     import torch
 
-    from sparsity_search.budget import Budget
-    from sparsity_search.spaces import load_space
+    from sparsity_search.engine.monitor import Monitor
+    from sparsity_search.engine.plugins import Plugins, unit_kind
+    from sparsity_search.engine.session import open_session
+    from sparsity_search.profiles.budget import Budget
+    from sparsity_search.spaces.files import load_space
     from sparsity_search.supernet.build import SupernetPlan, build
     from sparsity_search.supernet.disk import SupernetFolder
-    from sparsity_search.workflow.monitor import Monitor
-    from sparsity_search.workflow.plugins import Plugins, unit_kind
-    from sparsity_search.workflow.session import open_session
 
     plugins = Plugins.of(config)
     session = open_session(config.model, [], 0, Monitor(), unit_kind(config, plugins.pruner))

@@ -21,24 +21,24 @@ from typing import Any
 
 import torch
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.evaluators.base import Proxy
-from sparsity_search.evaluators.kl_divergence import KLDivergence
-from sparsity_search.history import History
-from sparsity_search.models.head import last_hidden
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, open_session
+from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
+from sparsity_search.interfaces.evaluator import Proxy
+from sparsity_search.models.running.head import last_hidden
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
-from sparsity_search.rng import generator
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import load_space
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.spaces.files import load_space
+from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.supernet import Switch
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, open_session
+from sparsity_search.supernet.switch import Switch
+from sparsity_search.trials.history import History
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 SPARSITIES, LENGTH = (0.25, 0.5), 512
 #: Published settings of EvoPress's mutation.
@@ -90,7 +90,7 @@ def children(space: SearchSpace, n: int) -> list[SparsityProfile]:
     """Return the uniform profile and children of it, ordered as a study orders them."""
     history = History()
     history.close_round([space.uniform])
-    searcher = Evolution(**EVOPRESS)  # type: ignore[arg-type]
+    searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
     found = sorted(searcher.ask(space, history, n, generator(0, "children")))
     return [space.profile(candidate) for candidate in (space.uniform, *found)]
 
@@ -103,7 +103,7 @@ def bench(session: Session, sparsity: float, arguments: argparse.Namespace) -> I
     )
     supernet = build(session.subject, session.text["calibration"], plan)
     text = session.text["search"]
-    proxy = KLDivergence(cache_mib=4096).bind(session.loaded.model, text)
+    proxy = KLDivergenceEvaluator(cache_mib=4096).bind(session.loaded.model, text)
     proxy.score(session.loaded.model, range(len(text)))  # what is kept of the dense model is made
     profiles = children(space, arguments.candidates)
     with supernet.resident() as switch:

@@ -19,18 +19,18 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from sensitivities import LEVELS, TARGET, hundredths, random_profiles
 
-from sparsity_search.budget import Budget
-from sparsity_search.hints import Hint
-from sparsity_search.layout import Layout
-from sparsity_search.rng import generator
-from sparsity_search.searchers._dataset import real_levels
-from sparsity_search.searchers._features import Features
-from sparsity_search.searchers._models import ModelSettings, Pairs, fit
-from sparsity_search.searchers._training import figures, split, targets
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import SpaceFile, load_space
-from sparsity_search.workflow.hints import hint_of
-from sparsity_search.workflow.scores_file import load_scores
+from sparsity_search.engine.hints import hint_of
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.runs.scores import load_scores
+from sparsity_search.searchers.bases.dataset import real_levels
+from sparsity_search.searchers.bases.features import Features
+from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
+from sparsity_search.searchers.bases.training import figures, split, targets
+from sparsity_search.spaces.files import SpaceFile, load_space
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.utils.random import generator
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = 20

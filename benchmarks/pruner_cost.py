@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnFit, Greedy, eliminate
-from sparsity_search.pruners.sparsegpt import SparseGPT
-from sparsity_search.pruners.structured_obs import StructuredOBS
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.pruners.bases.columns import ColumnFit, Greedy, eliminate
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner
+from sparsity_search.pruners.structured_obs import StructuredOBSPruner
 
 T = TypeVar("T")
 LEVELS, BLOCK, DAMPING, CHUNK = 17, 128, 0.01, 512
@@ -104,7 +104,7 @@ def shared(weights: Weights, inputs: Inputs, clock: Clock) -> Pruned:
         statistics = InputStatistics(width, Statistic.HESSIAN)
         for chunk in inputs[key].split(CHUNK):
             statistics.add(chunk)
-        pruner = SparseGPT(damping=DAMPING, block_size=BLOCK)
+        pruner = SparseGPTPruner(damping=DAMPING, block_size=BLOCK)
         for name in readers:
             weight, counts = weights[name], counts_of(weights[name].numel())
             variants = pruner.prune(weight, Evidence(inputs=statistics), counts, seed=0)
@@ -224,7 +224,7 @@ def columns(weight: Tensor, inputs: Tensor, inner: int, clock: Clock, tag: str) 
     evidence = Evidence(inputs=statistics, structures=shape)
     statistics.inverse_factor(DAMPING)
     levels = sorted({*counts_of(count, min(LEVELS, count - 1))})
-    curve = clock.time(f"{tag} ours", lambda: StructuredOBS().error_curve(matrix, evidence))
+    curve = clock.time(f"{tag} ours", lambda: StructuredOBSPruner().error_curve(matrix, evidence))
     hessian = statistics.damped_hessian(DAMPING)
 
     def published() -> Tensor:
@@ -235,7 +235,7 @@ def columns(weight: Tensor, inputs: Tensor, inner: int, clock: Clock, tag: str) 
     steps = Greedy(per_step=8)
     if inner == 1:
         clock.time(f"{tag} by 8", lambda: eliminate(weight, hessian, count, steps))
-    table = lambda: StructuredOBS().prune(matrix, evidence, levels, seed=0)  # noqa: E731
+    table = lambda: StructuredOBSPruner().prune(matrix, evidence, levels, seed=0)  # noqa: E731
     clock.time(f"{tag} weights", table)
     rest = torch.tensor(sorted(set(range(count)) - set(theirs.tolist())))
     other = ColumnFit.of(weight, hessian, torch.cat([theirs, rest])).errors()

@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, calibration, open_session
+from sparsity_search.utils.files import write_json
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "magnitude": {},

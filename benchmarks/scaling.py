@@ -22,25 +22,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.cli.terminal import quiet_libraries
-from sparsity_search.history import Fidelity, History, Measurement, Score
-from sparsity_search.ladder import Ladder, Rung
-from sparsity_search.models.prefixes import Prefixes
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.objective import SupernetObjective
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
-from sparsity_search.rng import generator
-from sparsity_search.scores import Scores, tables
-from sparsity_search.space import SearchSpace
-from sparsity_search.store import Store, journal
-from sparsity_search.study import Limits, Study
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.study.study import Limits, Study
 from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout, toy_space
+from sparsity_search.trials.history import Fidelity, History, Measurement, Score
+from sparsity_search.trials.ladder import Ladder, Rung
+from sparsity_search.trials.store import Store, journal
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 Work = Callable[[], Any]
 LENGTH = 64

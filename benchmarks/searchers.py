@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from sparsity_search.artefacts import digest, write_json
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config import load_config
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.job import Job
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.report.record import RunRecord, curve, load_stages
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.job import Job
+from sparsity_search.runs import directory
+from sparsity_search.runs.record import RunRecord, curve, load_stages
+from sparsity_search.utils.files import digest, write_json
 from sparsity_search.workflow.search import find, open_job
 
 #: About six minutes on a busy core: 12 offspring a round, 14,336 tokens at most.
@@ -141,7 +141,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
     started = time.process_time()
     with TerminalMonitor(ROUNDS) as monitor:
         job = open_job(load_config(None, options), arguments.out / "runs" / label, monitor)
-        with rundir.locked(job.out):
+        with directory.locked(job.out):
             starts, searched = find(job, command=["benchmarks/searchers.py"])
         if searched is None:
             raise SystemExit(1)

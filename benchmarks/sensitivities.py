@@ -24,23 +24,23 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import kendalltau
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.layout import Layout
-from sparsity_search.models.divergence import Divergence
-from sparsity_search.profile import SparsityProfile, from_counts
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import ALLOCATORS, EVALUATORS
-from sparsity_search.rng import generator
-from sparsity_search.scores import tables
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.profiles.scores import tables
+from sparsity_search.pruning.sequential import prune_sequentially
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, Factory
+from sparsity_search.runs.scores import load_scores, save_scores
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.supernet import Supernet
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.scores_file import load_scores, save_scores
-from sparsity_search.workflow.session import Session, calibration, open_session
+from sparsity_search.supernet.switch import Supernet
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 TARGET = 0.7
 PROFILES = 200
@@ -124,7 +124,7 @@ class Bench:
         if self._supernet is None:
             layout = self.session.subject.layout
             plan = SupernetPlan(
-                pruner=as_pruner("wanda"),
+                pruner=PRUNERS.create("wanda"),
                 tables=hundredths(layout),
                 centre=on_grid(layout, np.full(len(layout), TARGET)),
             )
@@ -152,7 +152,7 @@ class Bench:
         file = self.out / f"{_slug(name)}.json"
         if not file.exists():
             settings = {"name": name.partition(",")[0], **ESTIMATES[name]}
-            pruner = as_pruner(settings.pop("pruner", "wanda"))
+            pruner = Factory().resolve(PRUNERS, settings.pop("pruner", "wanda"))
             measurer = ALLOCATORS.create("knapsack", sensitivity=settings, pruner=pruner)
             subject, text = self.session.subject, self.session.text["calibration"]
             counts = tables(subject.layout, LEVELS)
@@ -239,7 +239,8 @@ def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[li
             profile = plugin.solve(scores, budget, bounds)
             tau = kendalltau(predicted[label], measured).statistic
             figures = [
-                f"{bench.perplexity(label, profile, as_pruner(pruner)):.1f}" for pruner in pruners
+                f"{bench.perplexity(label, profile, Factory().resolve(PRUNERS, pruner)):.1f}"
+                for pruner in pruners
             ]
             found.append([label, f"{cost:.0f}", f"{tau:.2f}", *figures])
             print("| " + " | ".join(found[-1]) + " |", flush=True)

@@ -20,24 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
-from sparsity_search.history import History
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner
-from sparsity_search.pruners.base import Pruner
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import open_session
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS
-from sparsity_search.rng import generator
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import load_space
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.spaces.files import load_space
+from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.supernet import Supernet
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import open_session
+from sparsity_search.supernet.switch import Supernet
+from sparsity_search.trials.history import History
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 TARGET, LENGTH = 0.7, 1024
 #: Switches of levels in an offspring, and offspring that are switched to.
@@ -119,7 +119,7 @@ def switching(space: SearchSpace, made: Copies | Supernet, subject: PrunableMode
     """Return the seconds of a switch between offspring of the uniform candidate."""
     history = History()
     history.close_round([space.uniform])
-    searcher = Evolution(max_switches=SWITCHES, strides=(1,))
+    searcher = EvolutionSearcher(max_switches=SWITCHES, strides=(1,))
     children = searcher.ask(space, history, OFFSPRING, generator(0, "switching"))
     profiles = [space.profile(child) for child in (space.uniform, *children)]
     if isinstance(made, Supernet):

@@ -28,20 +28,20 @@ import torch
 from supernet import naive  # the file beside this one
 from torch import Tensor
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request, digest
-from sparsity_search.history import History
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS
-from sparsity_search.rng import generator
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.space import Candidate
-from sparsity_search.spaces import load_space
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, open_session
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, open_session
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, Factory
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.spaces.files import load_space
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials.history import History
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 TARGET, LENGTH = 0.7, 512
 GENERATIONS, OFFSPRING, SURVIVORS = 45, 10, 2
@@ -96,7 +96,9 @@ class Baseline:
         parent: Candidate = tuple(self._state["parent"])
         history = History()
         history.close_round([parent])
-        found = list(Evolution(max_switches=3, strides=(1,)).ask(space, history, OFFSPRING, rng))
+        found = list(
+            EvolutionSearcher(max_switches=3, strides=(1,)).ask(space, history, OFFSPRING, rng)
+        )
         for rows, survivors in ((FEW, SURVIVORS), (MANY, 1)):
             found = found if rows == FEW else [*found, parent]
             drawn = rng.choice(len(self._pool), rows, replace=False)
@@ -136,7 +138,7 @@ def evopress(session: Session, out: Path) -> tuple[SparsityProfile, float]:
 def allocated(method: str | dict[str, Any]) -> Way:
     def allocate(session: Session, _: Path) -> tuple[SparsityProfile, float]:
         started = time.process_time()
-        plugin = ALLOCATORS.given(method)
+        plugin = Factory().resolve(ALLOCATORS, method)
         bounds = Bounds.of(session.subject.layout)
         text = session.text["calibration"]
         found: SparsityProfile = plugin.allocate(session.subject, text, Budget(TARGET), bounds)

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config import load_config
-from sparsity_search.report.record import Curve, RunRecord, curve, load_measurements
-from sparsity_search.workflow import rundir
+from sparsity_search.config.schema import load_config
+from sparsity_search.runs import directory
+from sparsity_search.runs.record import Curve, RunRecord, curve, load_measurements
 from sparsity_search.workflow.search import find, open_job
 
 ROUNDS = 12
@@ -41,7 +41,7 @@ def searched(window: float, seed: int, arguments: argparse.Namespace) -> Curve:
     }
     with TerminalMonitor(ROUNDS) as monitor:
         job = open_job(load_config(None, options), out, monitor)
-        with rundir.locked(out):
+        with directory.locked(out):
             if find(job, command=["benchmarks/windows.py"])[1] is None:
                 raise SystemExit(1)
     return curve(load_measurements(out), RunRecord.read(out).top_rung)

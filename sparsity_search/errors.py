@@ -38,6 +38,10 @@ class RunMismatchError(SparsitySearchError, ValueError):
     """A stored run or artefact was made with another configuration."""
 
 
+class ExperimentalWarning(Warning):
+    """A plugin is used that loses to a simpler one in the project's own tables."""
+
+
 class NumericalError(SparsitySearchError, ArithmeticError):
     """A computation gave values that are not finite."""
 

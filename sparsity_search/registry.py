@@ -1,7 +1,9 @@
-"""Plugins by name: a file in a plugin folder is the plugin, its file name is the name.
+"""Plugins by name: a file or folder in a plugin folder is the plugin, and its name is the name.
 
-There is no list to keep: `names()` reads the folder without importing anything, `get()` imports
-the one file that is asked for. A name with a colon (`package.module:Class`) loads from outside.
+There is no list to keep. `Registry.names` reads the folder without importing anything, and
+`Registry.get` imports only the plugin that is asked for. An installed package adds plugins by an
+entry point in the group ``sparsity_search.pruners``, ``sparsity_search.allocators``, …; a name
+with a colon (``package.module:Class``) loads a class from anywhere.
 """
 
 from __future__ import annotations
@@ -10,39 +12,41 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.errors import ConfigError, ExperimentalWarning, UnknownNameError, nearest
 
 T = TypeVar("T")
 
-#: Files of a plugin folder that are not plugins themselves.
-_INFRASTRUCTURE = frozenset({"base"})
+#: Ends of class names that say a plugin's kind; `describe` leaves them out.
+_SUFFIXES = ("Pruner", "Allocator", "Searcher", "Evaluator", "Sensitivity", "Measure", "Format")
+#: The folder beside the plugins for their shared base classes and mathematics.
+_BASES = "bases"
 
 
 class Registry(Generic[T]):
-    """The plugins of one kind, found in one package.
+    """The plugins of one kind.
 
     Args:
         kind: What a plugin is called in messages, e.g. ``"pruner"``.
-        package: The package whose files are the plugins. It must have a ``base`` module that
-            holds ``base_name``, the class that every plugin inherits.
-        base_name: Name of that class.
+        package: The package whose files and folders are the plugins. The name of its folder is
+            the name of the entry point group.
+        interface: ``module:Class`` that every plugin inherits.
     """
 
-    def __init__(self, kind: str, package: str, base_name: str) -> None:
+    def __init__(self, kind: str, package: str, interface: str) -> None:
         self.kind = kind
         self.package = package
-        self.base_name = base_name
+        self.interface = interface
 
     def names(self) -> list[str]:
         """Return all plugin names, sorted, without importing any plugin."""
-        folder = importlib.import_module(self.package).__path__
-        found = (module.name for module in pkgutil.iter_modules(folder))
-        return sorted(n for n in found if n not in _INFRASTRUCTURE and not n.startswith("_"))
+        return sorted({*self._own_names(), *self._installed()})
 
     def get(self, name: str) -> type[T]:
         """Return the plugin class called ``name``, or ``package.module:Class`` from outside.
@@ -51,97 +55,232 @@ class Registry(Generic[T]):
             UnknownNameError: No such plugin; the message names the nearest.
         """
         if ":" in name:
-            return self._outside(name)
-        if name not in self.names():
-            raise UnknownNameError(f"unknown {self.kind} {name!r}: {nearest(name, self.names())}")
-        module = importlib.import_module(f"{self.package}.{name}")
-        return self._only_class(module)
+            return self._outside(name, name)
+        if name in self._own_names():
+            return self._only_class(importlib.import_module(f"{self.package}.{name}"))
+        if name in self._installed():
+            return self._outside(name, self._installed()[name].value)
+        raise UnknownNameError(f"unknown {self.kind} {name!r}: {nearest(name, self.names())}")
 
-    def create(self, name: str, **parameters: Any) -> T:
-        """Construct the plugin called ``name`` with hyper-parameters.
+    def create(self, name: str, **settings: Any) -> T:
+        """Construct the plugin called ``name`` with its default context, see `Factory.create`.
 
         Raises:
             UnknownNameError: No such plugin.
-            ConfigError: The plugin has no such hyper-parameter, or refuses its value.
+            ConfigError: The plugin has no such setting, or refuses its value.
         """
-        plugin = self.get(name)
-        known = {field.name for field in dataclasses.fields(plugin)}  # type: ignore[arg-type]
-        for key in parameters:
-            if key not in known:
-                hint = nearest(key, known) if known else "it has none"
-                raise ConfigError(f"{self.kind} {name!r} has no setting {key!r}: {hint}")
-        try:
-            return plugin(**parameters)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.kind} {name!r}: {error}") from error
+        return Factory().create(self, name, settings)
 
-    def given(self, value: T | str | Mapping[str, Any]) -> T:
-        """Return the plugin that a setting of another plugin names.
+    def summaries(self) -> dict[str, str]:
+        """Return the first line of each plugin's documentation with its settings, by name."""
+        lines = {}
+        for name in self.names():
+            plugin = self.get(name)
+            fields = dataclasses.fields(plugin)  # type: ignore[arg-type]
+            settings = ", ".join(f"{field.name}={_default(field)!r}" for field in fields)
+            line = (plugin.__doc__ or "").strip().partition("\n")[0]
+            tier = "experimental: " if is_experimental(plugin) else ""
+            lines[name] = f"{tier}{line} [{settings}]" if settings else f"{tier}{line}"
+        return lines
+
+    def _own_names(self) -> list[str]:
+        folder = importlib.import_module(self.package).__path__
+        names = (module.name for module in pkgutil.iter_modules(folder))
+        return [name for name in names if name != _BASES and not name.startswith("_")]
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        return _entry_points(f"sparsity_search.{self.package.rpartition('.')[2]}")
+
+    def base(self) -> type[T]:
+        """Return the class that every plugin of this kind inherits."""
+        return _load(self.interface)  # type: ignore[no-any-return]
+
+    def _only_class(self, module: ModuleType) -> type[T]:
+        classes = [
+            member
+            for _, member in inspect.getmembers(module, inspect.isclass)
+            if issubclass(member, self.base()) and member.__module__ == module.__name__
+        ]
+        if len(classes) != 1:
+            name = self.interface.rpartition(":")[2]
+            raise TypeError(f"{module.__name__} must define exactly one {name}")
+        return classes[0]
+
+    def _outside(self, name: str, target: str) -> type[T]:
+        try:
+            plugin = _load(target)
+        except (ImportError, AttributeError) as error:
+            raise UnknownNameError(f"cannot load {self.kind} {name!r}: {error}") from error
+        if not (inspect.isclass(plugin) and issubclass(plugin, self.base())):
+            raise ConfigError(f"{name!r} is not a {self.interface.rpartition(':')[2]}")
+        return plugin
+
+
+@dataclasses.dataclass(frozen=True)
+class Factory:
+    """Builds plugins, and the plugins that are settings of other plugins, in one way.
+
+    A setting takes the first value that is given: by the caller, in the section of the plugin's
+    name, or shared by the run. Else the plugin has a default.
+
+    Attributes:
+        sections: Settings by plugin name, for each kind: ``{"allocator": {"owl": {"m": 5}}}``.
+        shared: Settings of all plugins of a kind that have a field of that name:
+            ``{"allocator": {"seed": 0}}``.
+    """
+
+    sections: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
+    shared: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def create(self, registry: Registry[T], name: str, settings: Mapping[str, Any]) -> T:
+        """Construct the plugin called ``name``, with the plugins that its settings name.
+
+        Lists become tuples, since plugins are frozen.
+
+        Raises:
+            UnknownNameError: There is no such plugin.
+            ConfigError: The plugin has no such setting, or refuses its value.
+        """
+        plugin = registry.get(name)
+        fields = {field.name: field for field in dataclasses.fields(plugin)}  # type: ignore[arg-type]
+        shared = self.shared.get(registry.kind, {})
+        given = {key: value for key, value in shared.items() if key in fields}
+        given |= {**self.sections.get(registry.kind, {}).get(name, {}), **settings}
+        for key in given:
+            if key not in fields:
+                hint = nearest(key, fields) if fields else "it has none"
+                raise ConfigError(f"{registry.kind} {name!r} has no setting {key!r}: {hint}")
+        kinds = {key: field.metadata.get("registry") for key, field in fields.items()}
+        for key, kind in kinds.items():
+            if kind is None:
+                continue
+            if key in given and given[key] is not None:
+                given[key] = self.resolve(kind, given[key])
+            elif key not in given and fields[key].metadata["default"] is not None:
+                given[key] = self.create(kind, fields[key].metadata["default"], {})
+        if reason := getattr(plugin, "experimental", ""):
+            warnings.warn(
+                f"{registry.kind} {name!r} is experimental: {reason}",
+                ExperimentalWarning,
+                stacklevel=2,
+            )
+        try:
+            return plugin(**{key: _converted(fields[key], value) for key, value in given.items()})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{registry.kind} {name!r}: {error}") from error
+
+    def resolve(self, registry: Registry[T], value: object) -> T:
+        """Return the plugin that a setting means.
 
         Args:
+            registry: The kind of plugin.
             value: A plugin, its name, or its name and settings: ``{"name": …, …}``.
 
         Raises:
             UnknownNameError: There is no such plugin.
-            ConfigError: It refuses its settings, or the value is none of these.
+            ConfigError: The plugin refuses its settings, or the value is none of these.
         """
-        if isinstance(value, self._base()):
+        if isinstance(value, registry.base()):
             return value
-        if not isinstance(value, (str, Mapping)):
-            raise ConfigError(f"{self.kind} must be a name, or a name and settings, not {value!r}")
-        settings = {"name": value} if isinstance(value, str) else dict(value)
+        if isinstance(value, str):
+            return self.create(registry, value, {})
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{registry.kind} must be a name, or a name and settings, not {value!r}"
+            )
+        settings = dict(value)
         name = settings.pop("name", None)
         if not isinstance(name, str):
-            raise ConfigError(f"{self.kind} with settings needs a name: {{name: …, …}}")
-        return self.create(name, **settings)
+            raise ConfigError(f"{registry.kind} with settings needs a name: {{name: …, …}}")
+        return self.create(registry, name, settings)
 
-    def summaries(self) -> dict[str, str]:
-        """Return the first line of each plugin's documentation with its settings, by name."""
-        found = {}
-        for name in self.names():
-            plugin = self.get(name)
-            fields = dataclasses.fields(plugin)  # type: ignore[arg-type]
-            settings = ", ".join(f"{f.name}={f.default!r}" for f in fields)
-            line = (plugin.__doc__ or "").strip().partition("\n")[0]
-            found[name] = f"{line} [{settings}]" if settings else line
-        return found
 
-    def _base(self) -> type[T]:
-        return _load(f"{self.package}.base", self.base_name)  # type: ignore[no-any-return]
+def converted_field(convert: Callable[[Any], Any], default: Any) -> Any:
+    """Declare a setting that users may write in several forms, as a dataclass field.
 
-    def _only_class(self, module: ModuleType) -> type[T]:
-        found = [
-            member
-            for _, member in inspect.getmembers(module, inspect.isclass)
-            if issubclass(member, self._base()) and member.__module__ == module.__name__
-        ]
-        if len(found) != 1:
-            raise TypeError(f"{module.__name__} must define exactly one {self.base_name}")
-        return found[0]
+    `Factory` converts it before construction, so that the field always holds one form.
 
-    def _outside(self, name: str) -> type[T]:
-        module_name, _, class_name = name.partition(":")
-        try:
-            plugin = _load(module_name, class_name)
-        except (ImportError, AttributeError) as error:
-            raise UnknownNameError(f"cannot load {self.kind} {name!r}: {error}") from error
-        if not (inspect.isclass(plugin) and issubclass(plugin, self._base())):
-            raise ConfigError(f"{name!r} is not a {self.base_name}")
-        return plugin
+    Args:
+        convert: Returns the setting in the form that the field holds.
+        default: The default, in that form.
+    """
+    return dataclasses.field(default=default, metadata={"convert": convert})
+
+
+def plugin_field(registry: Registry[Any], default: str | None) -> Any:
+    """Declare a setting of a plugin that is another plugin, as a dataclass field.
+
+    `Factory` builds it from a name, or a name and settings, so that the field always holds a
+    plugin.
+
+    Args:
+        registry: The kind of plugin.
+        default: Name of the default plugin; None if the setting may be empty.
+    """
+    metadata = {"registry": registry, "default": default}
+    if default is None:
+        return dataclasses.field(default=None, metadata=metadata)
+    return dataclasses.field(default_factory=lambda: registry.create(default), metadata=metadata)
+
+
+def describe(plugin: object) -> str:
+    """Return a plugin and its settings as one line, which identifies it in records.
+
+    The class name stands without its kind, so that renaming a kind changes no record.
+
+    >>> describe(PRUNERS.create("refit")).partition(",")[0]
+    "Refit(mask=Wanda(pattern='row')"
+    """
+    if not dataclasses.is_dataclass(plugin) or isinstance(plugin, type):
+        return repr(plugin)
+    name = type(plugin).__qualname__
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix) or name
+    shown = [field.name for field in dataclasses.fields(plugin) if field.repr]
+    return f"{name}({', '.join(f'{n}={describe(getattr(plugin, n))}' for n in shown)})"
+
+
+def is_experimental(plugin: type) -> bool:
+    """Whether a plugin class says that it loses to a simpler one in the project's tables."""
+    return bool(getattr(plugin, "experimental", ""))
+
+
+def to_tuples(value: Any) -> Any:
+    """Return a setting with its lists as tuples, as frozen plugins need it."""
+    return tuple(map(to_tuples, value)) if isinstance(value, list) else value
+
+
+def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
+    convert = field.metadata.get("convert", to_tuples)
+    return convert(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.metadata["default"] if "registry" in field.metadata else field.default
 
 
 @cache
-def _load(module_name: str, attribute: str) -> Any:
-    return getattr(importlib.import_module(module_name), attribute)
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
-PRUNERS: Registry[Any] = Registry("pruner", "sparsity_search.pruners", "Pruner")
-ALLOCATORS: Registry[Any] = Registry("allocator", "sparsity_search.allocators", "Allocator")
-SEARCHERS: Registry[Any] = Registry("searcher", "sparsity_search.searchers", "Searcher")
-EVALUATORS: Registry[Any] = Registry("evaluator", "sparsity_search.evaluators", "Evaluator")
-UNITS: Registry[Any] = Registry("unit kind", "sparsity_search.models.units", "UnitKind")
-SENSITIVITIES: Registry[Any] = Registry(
-    "sensitivity", "sparsity_search.sensitivity", "Sensitivity"
-)
-FORMATS: Registry[Any] = Registry("format", "sparsity_search.formats", "Format")
-MEASURES: Registry[Any] = Registry("measure", "sparsity_search.measures", "Measure")
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _registry(kind: str, package: str, interface: str) -> Registry[Any]:
+    return Registry(kind, f"sparsity_search.{package}", f"sparsity_search.{interface}")
+
+
+PRUNERS = _registry("pruner", "pruners", "interfaces.pruner:Pruner")
+ALLOCATORS = _registry("allocator", "allocators", "interfaces.allocator:Allocator")
+SEARCHERS = _registry("searcher", "searchers", "interfaces.searcher:Searcher")
+EVALUATORS = _registry("evaluator", "evaluators", "interfaces.evaluator:Evaluator")
+SENSITIVITIES = _registry("sensitivity", "sensitivities", "interfaces.sensitivity:Sensitivity")
+MEASURES = _registry("measure", "measures", "interfaces.measure:Measure")
+FORMATS = _registry("format", "formats", "interfaces.format:Format")
+UNITS = _registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")

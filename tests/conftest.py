@@ -10,7 +10,7 @@ from torch import Tensor
 for _suite in ("allocator", "evaluator", "pruner", "searcher", "structured"):
     pytest.register_assert_rewrite(f"sparsity_search.testing.{_suite}")
 
-from sparsity_search.models.prunable import PrunableModel  # noqa: E402
+from sparsity_search.models.anatomy.prunable import PrunableModel  # noqa: E402
 from sparsity_search.testing.evaluator import random_tokens  # noqa: E402
 from sparsity_search.testing.models import tiny_llama  # noqa: E402
 

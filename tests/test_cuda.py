@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.config import load_config
-from sparsity_search.evaluators.base import Evaluator
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.config.schema import load_config
+from sparsity_search.interfaces.evaluator import Evaluator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.scores import tables
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, SENSITIVITIES
-from sparsity_search.scores import tables
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_mixtral, tiny_text
 from sparsity_search.workflow.search import search
-from tests.names import OF_EXPERTS
+from tests.helpers.names import OF_EXPERTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = "cuda"

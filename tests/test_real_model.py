@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig, load_config
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.saving import save_checkpoint
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS, PRUNERS
 from sparsity_search.workflow.search import search
 

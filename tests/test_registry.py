@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import ConfigError, UnknownNameError
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Registry
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.searchers.evolution import Evolution
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory, Registry
+from sparsity_search.searchers.evolution import EvolutionSearcher
 
 REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS]
 OUTSIDE = """
 from dataclasses import dataclass
-from sparsity_search.searchers.base import Searcher
+from sparsity_search.interfaces.searcher import Searcher
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Searcher):
@@ -43,7 +43,7 @@ def test_every_name_gives_a_plugin_of_its_kind(registry: Registry) -> None:
     names = registry.names()
     assert names == sorted(set(names))
     assert names
-    assert not any(name == "base" or name.startswith("_") for name in names)
+    assert not any(name == "bases" or name.startswith("_") for name in names)
     for name in names:
         assert type(registry.create(name)) is registry.get(name)
         assert registry.get(name).__module__ == f"{registry.package}.{name}"
@@ -56,7 +56,7 @@ def test_known_plugins_are_there() -> None:
     assert {"magnitude", "sparsegpt", "wanda"} <= set(PRUNERS.names())
 
 
-@pytest.mark.parametrize("name", ["evolutoin", "base", "", "_order"])
+@pytest.mark.parametrize("name", ["evolutoin", "bases", "", "_order"])
 def test_unknown_name(name: str) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown searcher .*Known: .*evolution"):
         SEARCHERS.get(name)
@@ -68,7 +68,7 @@ def test_unknown_name_says_what_is_near() -> None:
 
 
 def test_settings() -> None:
-    assert SEARCHERS.create("evolution", max_switches=5) == Evolution(max_switches=5)
+    assert SEARCHERS.create("evolution", max_switches=5) == EvolutionSearcher(max_switches=5)
     with pytest.raises(ConfigError, match=r"searcher 'evolution' has no setting 'max_swithces': "
                                           r"did you mean 'max_switches'"):  # fmt: skip
         SEARCHERS.create("evolution", max_swithces=5)
@@ -119,12 +119,13 @@ def test_a_file_defines_exactly_one_plugin(
     folder = tmp_path / package
     folder.mkdir()
     (folder / "__init__.py").touch()
-    (folder / "base.py").write_text("class Toy: pass\n")
+    (folder / "bases").mkdir()
+    (folder / "bases" / "__init__.py").write_text("class Toy: pass\n")
     (folder / "_shared.py").touch()
     classes = [f"class T{i}(Toy): pass" for i in range(n_classes)]
-    (folder / "broken.py").write_text("\n".join([f"from {package}.base import Toy", *classes]))
+    (folder / "broken.py").write_text("\n".join([f"from {package}.bases import Toy", *classes]))
     monkeypatch.syspath_prepend(tmp_path)
-    registry: Registry = Registry("toy", package, "Toy")
+    registry: Registry = Registry("toy", package, f"{package}.bases:Toy")
     assert registry.names() == ["broken"]
     assert f"{package}.broken" not in sys.modules
     with pytest.raises(TypeError, match="exactly one Toy"):
@@ -134,9 +135,9 @@ def test_a_file_defines_exactly_one_plugin(
 def test_a_plugin_as_a_setting() -> None:
     wanda = PRUNERS.create("wanda")
     settings = {"name": "wanda", "pattern": "2:4"}
-    assert PRUNERS.given(wanda) is wanda
-    assert PRUNERS.given("wanda") == wanda
-    assert PRUNERS.given(settings) == PRUNERS.create("wanda", pattern="2:4")
+    assert Factory().resolve(PRUNERS, wanda) is wanda
+    assert Factory().resolve(PRUNERS, "wanda") == wanda
+    assert Factory().resolve(PRUNERS, settings) == PRUNERS.create("wanda", pattern="2:4")
     assert settings["name"] == "wanda", "the caller's mapping is left alone"
 
 
@@ -146,4 +147,4 @@ def test_a_plugin_as_a_setting() -> None:
 )
 def test_no_plugin_as_a_setting(value: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        PRUNERS.given(value)
+        Factory().resolve(PRUNERS, value)

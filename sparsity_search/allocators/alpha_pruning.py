@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._rescale import check_spread, rescaled
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.rescale import check_spread, rescaled
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.views import View
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import View
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 _TAILS = ("mid", "scan", "peak")
 _PERS = ("block", "linear")
@@ -28,7 +28,7 @@ _LEAST_EXCESS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaPruning(Allocator):
+class AlphaPruningAllocator(Allocator):
     """Blocks whose weight spectra have heavier tails stay denser.
 
     AlphaPruning (Lu et al., NeurIPS 2024, arXiv 2410.10912). The tail of the eigenvalues of
@@ -137,8 +137,8 @@ def tail_exponent(spectrum: np.ndarray, tail: str = "mid", compat: bool = False)
 
     Args:
         spectrum: Positive eigenvalues in any order, ``(N,)``.
-        tail: Where the tail begins, see `AlphaPruning`.
-        compat: See `AlphaPruning`.
+        tail: Where the tail begins, see `AlphaPruningAllocator`.
+        compat: See `AlphaPruningAllocator`.
 
     Returns:
         The exponent, more than 1; NaN if there are fewer than two eigenvalues.

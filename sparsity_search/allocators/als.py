@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators._hidden import block_sizes, check_divisible, sampled_rows
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.hidden import block_sizes, check_divisible, sampled_rows
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 _SCOPES = ("block", "linear")
 #: A feature that varies less than this, relative to its size, does not vary.
@@ -27,7 +27,7 @@ _DECIMALS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class ALS(Allocator):
+class ALSAllocator(Allocator):
     """A linear programme prunes what is redundant by the correlation of activations.
 
     ALS (Li et al., NeurIPS 2024, openreview Jup0qZxH7U). The redundancy metric of two blocks is

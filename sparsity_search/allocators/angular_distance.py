@@ -8,17 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._depth import Removal, least
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.layout import Layout
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import Removal, least
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class AngularDistance(Allocator):
+class AngularDistanceAllocator(Allocator):
     """Removes the run of blocks with the least angle between its input and its output.
 
     Gromov et al. (arXiv 2403.17887): the angle of a run of ``n`` blocks from block ``l`` on is

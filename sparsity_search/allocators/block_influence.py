@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._depth import Removal, emptied
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import Removal, emptied
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockInfluence(Allocator):
+class BlockInfluenceAllocator(Allocator):
     """Removes units by rising influence ``1 - mean cos(x_before, x_after)`` of the dense model.
 
     The block influence of ShortGPT (Men et al., arXiv 2403.03853): the mean is over all tokens,

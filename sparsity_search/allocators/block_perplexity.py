@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators._depth import Removal, RemovalLosses, check_settings
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, check_settings
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockPerplexity(Allocator):
+class BlockPerplexityAllocator(Allocator):
     """Removes units by rising perplexity of the dense model without each alone.
 
     The PPL criterion of Shortened LLaMA (Kim et al., arXiv 2402.02834). The units are ordered by

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators._depth import Removal, check_settings
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.gradients import weight_gradients
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import Removal, check_settings
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockTaylor(Allocator):
+class BlockTaylorAllocator(Allocator):
     """Removes units by rising ``Σ |w · g|`` over their weights; ``g`` is the loss's gradient.
 
     The Taylor+ criterion of Shortened LLaMA (Kim et al., arXiv 2402.02834). The gradient is the

@@ -7,15 +7,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators._offsets import Offsets, as_offsets, role_offsets
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.offsets import Offsets, as_offsets, role_offsets
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import converted_field
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByRole(Allocator):
+class ByRoleAllocator(Allocator):
     """The target plus an offset for each role; one constant then makes it meet the budget.
 
     Neither text nor weights decide: the profile is in the setting. So it is made for searches
@@ -28,10 +29,7 @@ class ByRole(Allocator):
 
     needs_text: ClassVar[bool] = False
 
-    offsets: Offsets = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "offsets", as_offsets(self.offsets))
+    offsets: Offsets = converted_field(as_offsets, ())
 
     def allocate(
         self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators._hidden import block_sizes, check_divisible, mean_angle
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.hidden import block_sizes, check_divisible, mean_angle
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 #: The released code sums angles over 128 sequences of 1024 tokens, and divides by 1e4.
 _TOKENS = 128 * 1024 / 1e4
@@ -23,7 +23,7 @@ _MARGIN = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class CFSP(Allocator):
+class CFSPAllocator(Allocator):
     """Densities follow how far blocks turn the hidden states: the coarse step of CFSP.
 
     CFSP (Wang et al., COLING 2025, arXiv 2409.13199). The importance ``I_b`` of a block is the

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._rescale import check_spread, rescaled
-from sparsity_search.allocators._wanda_scores import check_kind, measured
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.rescale import check_spread, rescaled
+from sparsity_search.allocators.bases.wanda_scores import check_kind, measured
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 _STATISTICS = ("median", "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DLP(Allocator):
+class DLPAllocator(Allocator):
     """DLP (Chen et al., ICML 2025, arXiv 2505.23807): a higher median score is pruned more.
 
     With scores ``A_ij = |W_ij| · rms(x_j)`` of all linears of block ``b`` in the dense model, its

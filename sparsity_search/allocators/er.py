@@ -8,15 +8,15 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators._thresholds import check_weights, kept_in_proportion
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.thresholds import check_weights, kept_in_proportion
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class ER(Allocator):
+class ERAllocator(Allocator):
     """Erdős-Rényi: each linear keeps weights in proportion to its inputs plus outputs.
 
     Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780) takes such random graphs.

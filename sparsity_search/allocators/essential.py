@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.layout import Unit
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.rng import derive_seed
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.registry import PRUNERS, plugin_field
+from sparsity_search.utils.random import derive_seed
 
 #: Kinds of units whose layer error is that of one linear.
 _KINDS = ("weights", "width", "heads")
@@ -31,7 +31,7 @@ _DECIMALS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Essential(Allocator):
+class EssentialAllocator(Allocator):
     """Each unit's sparsity at the knee of its error curve, moved to meet the budget.
 
     Essential sparsity (Jaiswal et al., NeurIPS 2023, arXiv 2306.03805) is where a model's
@@ -47,16 +47,14 @@ class Essential(Allocator):
     always zero, at 1. Equal curves give the uniform profile.
 
     Args:
-        pruner: Prunes the units: a pruner, its name, or ``{"name": …}`` with settings.
+        pruner: Prunes the units.
         levels: Sparsities at which units are pruned, rising within 0 … 1.
     """
 
-    pruner: Pruner | str | Mapping[str, Any] = "wanda"
+    pruner: Pruner = plugin_field(PRUNERS, "wanda")
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pruner", as_pruner(self.pruner))
-        object.__setattr__(self, "levels", tuple(self.levels))
         limits = (0.0, *self.levels, 1.0)
         if not self.levels or any(not low < high for low, high in pairwise(limits)):
             raise ConfigError(f"levels must rise strictly within 0 … 1, not {list(self.levels)}")
@@ -71,7 +69,7 @@ class Essential(Allocator):
             InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight or an input is not finite.
         """
-        layout, pruner = subject.layout, as_pruner(self.pruner)
+        layout, pruner = subject.layout, self.pruner
         allowed = [kind for kind in pruner.units if kind in _KINDS]
         if subject.units not in allowed:
             raise ConfigError(
@@ -109,7 +107,7 @@ class Essential(Allocator):
         errors = [0.0]
         if counts:
             seed = derive_seed(0, "ties", unit.name)
-            variants = as_pruner(self.pruner).prune(weight, known, counts, seed=seed)
+            variants = self.pruner.prune(weight, known, counts, seed=seed)
             for count in counts:
                 made, moved = _linear(variants.at(weight, count), known)
                 errors.append(output_energy(made - dense, moved - bias, known.inputs))
@@ -121,7 +119,7 @@ class Essential(Allocator):
 
     def _counts(self, n_items: int) -> list[int]:
         """Return distinct counts of items near the levels, neither none nor all."""
-        pattern = Pattern.of(as_pruner(self.pruner))
+        pattern = Pattern.of(self.pruner)
         # groups of M lose a whole number each
         steps = pattern.group if pattern is not None and pattern.group else n_items
         found = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))

@@ -9,18 +9,18 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError
-from sparsity_search.fluctuation import check_metric, input_scores
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import Visit, walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.fluctuation import check_metric, input_scores
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import Visit, walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLAP(Allocator):
+class FLAPAllocator(Allocator):
     """One ranking of all structures of the model, by FLAP's standardised fluctuation.
 
     FLAP (An et al., AAAI 2024, arXiv 2312.11983, section 3.3; ``AL-AM`` in the released code).
@@ -32,7 +32,7 @@ class FLAP(Allocator):
     attention's scores first. The paper does not, nor is it done here.
 
     Attributes:
-        metric: ``WIFV``, ``IFV`` or ``WIFN``, see `sparsity_search.fluctuation.input_scores`.
+        metric: ``WIFV``, ``IFV`` or ``WIFN``, see `evidence.fluctuation.input_scores`.
     """
 
     units: ClassVar[str] = "width"

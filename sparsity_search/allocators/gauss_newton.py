@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocation, Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.choices import chosen_rows, n_of_m, tables_of
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.layout import Layout
-from sparsity_search.models.divergence import Divergence
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile, from_counts
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.registry import ALLOCATORS
-from sparsity_search.solve.greedy import trimmed
-from sparsity_search.solve.lagrangian import lagrangian
-from sparsity_search.solve.options import Options
+from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
+from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.greedy import trimmed
+from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.spaces.choices import chosen_rows, n_of_m, tables_of
 from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.supernet import Supernet, Switch
+from sparsity_search.supernet.switch import Supernet, Switch
 
 #: Levels of a unit at which the divergence is predicted; between them it is interpolated.
 _LINEARISED = 5
@@ -34,7 +34,7 @@ _FINE, _COARSE = 0.01, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussNewton(Allocator):
+class GaussNewtonAllocator(Allocator):
     """Moves a profile by gradients of ``KL(dense ‖ pruned)``, taken where it stands.
 
     Each step predicts what every level of every unit changes, all others as they are: the
@@ -48,10 +48,9 @@ class GaussNewton(Allocator):
     chapter 4.
 
     Attributes:
-        pruner: What removes items: a `Pruner`, a plugin's name, or its name and settings. One
-            that changes the weights it keeps needs memory for each level.
-        start: Allocator of the profile that is moved: an `Allocator`, a plugin's name, or its
-            name and settings.
+        pruner: Removes the items. A pruner that changes the weights it keeps needs memory for
+            each level.
+        start: Allocator of the profile that is moved.
         stages: How many times steps are made, each time on a supernet around the last result:
             what the blocks before a unit put out, and so what it loses, follows the profile.
         steps: How many steps a stage; each costs about six forward passes of the text.
@@ -64,8 +63,8 @@ class GaussNewton(Allocator):
         seed: Of the labels drawn, and of ties among the pruner's scores.
     """
 
-    pruner: Pruner | str | Mapping[str, Any] = "wanda"
-    start: Allocator | str | Mapping[str, Any] = "uniform"
+    pruner: Pruner = plugin_field(PRUNERS, "wanda")
+    start: Allocator = plugin_field(ALLOCATORS, "uniform")
     stages: int = 1
     steps: int = 4
     reach: float = 0.1
@@ -76,8 +75,6 @@ class GaussNewton(Allocator):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pruner", as_pruner(self.pruner))
-        object.__setattr__(self, "start", ALLOCATORS.given(self.start))
         for name in ("stages", "steps", "sequences", "length", "positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -102,11 +99,9 @@ class GaussNewton(Allocator):
     ) -> Allocation:
         """Return what `allocate` does, with the divergences on the way as a note."""
         budget.check(subject.layout, bounds)
-        assert isinstance(self.pruner, Pruner)
         if subject.units not in self.pruner.units:
             kinds = " or ".join(self.pruner.units)
             raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
-        assert isinstance(self.start, Allocator)
         found = self.start.allocate(subject, tokens, budget, bounds)
         notes = []
         for _ in range(self.stages):
@@ -130,7 +125,6 @@ class GaussNewton(Allocator):
         grid = grid.within(self.steps * reach)
         text = tokens[: self.sequences, : self.length]
         divergence = Divergence(subject, text, self.positions, self.seed)
-        assert isinstance(self.pruner, Pruner)
         plan = SupernetPlan(
             pruner=self.pruner,
             tables=grid.tables,
@@ -148,7 +142,6 @@ class GaussNewton(Allocator):
     def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> _Grid:
         pattern = Pattern.of(self.pruner)
         if pattern is None or pattern.scope != "group":
-            assert isinstance(self.pruner, Pruner)
             spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
             return _spaced(start.layout, bounds, start, spacing)
         keep = "*" if pattern.keep is None else pattern.keep

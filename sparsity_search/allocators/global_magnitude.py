@@ -7,17 +7,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators._thresholds import softened, threshold_counts
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.thresholds import softened, threshold_counts
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.views import View
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import View
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalMagnitude(Allocator):
+class GlobalMagnitudeAllocator(Allocator):
     """One threshold on ``|W_ij|`` for all units, each of which keeps a least fraction.
 
     Global magnitude pruning with a minimum threshold (GlobalMP, Gupta et al. 2022, arXiv

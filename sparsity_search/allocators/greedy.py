@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.solve.greedy import greedy
-from sparsity_search.solve.options import Options
+from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.greedy import greedy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy(ScoredAllocator):
+class GreedyAllocator(ScoredAllocator):
     """Measured losses, solved by marginal gain: the step with the least loss a weight goes next.
 
     For losses that are convex in the weights removed and equal steps this is the optimum

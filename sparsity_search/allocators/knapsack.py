@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from sparsity_search.allocators._scored import ScoredAllocator, Wanted
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.scored import ScoredAllocator, Wanted
 from sparsity_search.errors import ConfigError
-from sparsity_search.layout import Layout
-from sparsity_search.scores import Scores
-from sparsity_search.solve.dynamic import dynamic
-from sparsity_search.solve.integer import Chosen, Programme
-from sparsity_search.solve.options import Options, Rules, as_limits, chosen
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.registry import converted_field
+from sparsity_search.solvers.decisions import Limits, Options, Rules, as_limits, chosen
+from sparsity_search.solvers.dynamic import dynamic
+from sparsity_search.solvers.integer import Chosen, Programme
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knapsack(ScoredAllocator):
+class KnapsackAllocator(ScoredAllocator):
     """Least sum of measured losses within the budget, by dynamic or integer programming.
 
     ``min Σ_u loss_u(c_u)`` subject to ``Σ_u c_u = budget``: losses of units are taken to add up
@@ -32,11 +32,10 @@ class Knapsack(ScoredAllocator):
         time_limit: Seconds after which the integer programme stops without a proof of its optimum.
     """
 
-    limits: Mapping[str, Sequence[float]] | tuple[Any, ...] = ()
+    limits: Limits = converted_field(as_limits, ())
     time_limit: float = 60.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "limits", as_limits(self.limits))
         super().__post_init__()
         if not self.time_limit > 0:
             raise ConfigError(f"time_limit must be positive, not {self.time_limit}")
@@ -46,7 +45,7 @@ class Knapsack(ScoredAllocator):
     @property
     def rules(self) -> Rules:
         """Which profiles the settings allow."""
-        return replace(super().rules, limits=as_limits(self.limits))
+        return replace(super().rules, limits=self.limits)
 
     def check(self, layout: Layout, budget: Budget, bounds: Bounds) -> None:
         """Check before any work that some profile within the limits meets the budget.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.solve.lagrangian import lagrangian
-from sparsity_search.solve.options import Options
+from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.lagrangian import lagrangian
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lagrangian(ScoredAllocator):
+class LagrangianAllocator(ScoredAllocator):
     """Measured losses, solved by one multiplier: units are cut where their curves are as steep.
 
     At a multiplier each unit takes the count that minimises ``loss - λ · weights``, a corner of

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._thresholds import check_weights, threshold_counts
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.thresholds import check_weights, threshold_counts
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAMP(Allocator):
+class LAMPAllocator(Allocator):
     """One threshold on squared weights, each divided by the sum of those not smaller in its unit.
 
     LAMP (Lee et al., ICLR 2021, arXiv 2010.07611): with the weights of a unit by rising

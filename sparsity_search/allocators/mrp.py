@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._wanda_scores import unit_scores
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.wanda_scores import unit_scores
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import Visit, walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import Visit, walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 #: Metrics → what they have to know about the inputs.
 _METRICS = {"wanda": Statistic.NORM, "magnitude": Statistic.NONE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MRP(Allocator):
+class MRPAllocator(Allocator):
     """Prunes the most redundant block a little, again and again, until the target is met.
 
     Maximum redundancy pruning (Gao et al., arXiv 2503.18377). All blocks start at one low
@@ -110,7 +110,7 @@ class MRP(Allocator):
 def redundancies(scores: Sequence[Tensor], grid: np.ndarray, m: float) -> np.ndarray:
     """Return a block's redundancy at each sparsity of a grid, ``(n_grid,)`` float64.
 
-    The fraction of the kept weights that are no outliers, see `MRP`; 0 where none is kept.
+    The fraction of kept weights that are no outliers, see `MRPAllocator`; 0 where none is kept.
 
     Args:
         scores: Of each unit, rising, ``(n_weights,)`` float32.

@@ -8,23 +8,23 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators._thresholds import (
+from sparsity_search.allocators.bases.thresholds import (
     check_weights,
     kept_in_proportion,
     removed_in_proportion,
     softened,
 )
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 _SOLVED = ("gamma", "eta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PQIndex(Allocator):
+class PQIndexAllocator(Allocator):
     """Sparsity from the inequality of a unit's magnitudes, scaled to the budget.
 
     SAP (Diao et al., ICLR 2023, arXiv 2302.05601). A unit of ``d`` non-zero weights has the index

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators._rescale import rescaled
-from sparsity_search.allocators.base import Allocation, Allocator
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.rescale import rescaled
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import Visit, walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.rng import derive_seed
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import Visit, walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import PRUNERS, plugin_field
+from sparsity_search.utils.random import derive_seed
 
 #: Kinds of units of which a part can be removed.
 _KINDS = ("weights", "width", "heads", "experts")
@@ -28,7 +28,7 @@ _SPREADS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ramp(Allocator):
+class RampAllocator(Allocator):
     """Sparsity rises by one step a block (ATP); the step changes activations least (NeuroAL).
 
     Block ``b`` has sparsity ``s_0 + slope · b``, the arithmetic progression of ATP (Huang et al.,
@@ -54,13 +54,12 @@ class Ramp(Allocator):
     slope: float | None = None
     spreads: tuple[float, ...] = _SPREADS
     sequences: int = 8
-    pruner: Pruner | str | Mapping[str, Any] = "wanda"
+    pruner: Pruner = plugin_field(PRUNERS, "wanda")
     against: str = "model"
 
     def __post_init__(self) -> None:
         if self.slope is not None and not -1 <= self.slope <= 1:
             raise ConfigError(f"slope must lie in [-1, 1], not {self.slope}")
-        object.__setattr__(self, "spreads", tuple(self.spreads))
         if not self.spreads or not all(-1 < spread < 1 for spread in self.spreads):
             raise ConfigError(f"spreads must be numbers in (-1, 1), not {self.spreads}")
         if self.sequences < 1:
@@ -68,7 +67,6 @@ class Ramp(Allocator):
         if self.against not in _AGAINST:
             known = ", ".join(_AGAINST)
             raise ConfigError(f"against must be one of {known}, not {self.against!r}")
-        object.__setattr__(self, "pruner", as_pruner(self.pruner))
 
     def allocate(
         self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
@@ -100,7 +98,7 @@ class Ramp(Allocator):
             candidates.setdefault(budget.project(layout, wanted, bounds), spread)
         if len(candidates) == 1:
             return Allocation(next(iter(candidates)))
-        trials = Trials(subject, tokens[: self.sequences], as_pruner(self.pruner))
+        trials = Trials(subject, tokens[: self.sequences], self.pruner)
         found = {profile: trials.misalignment(profile, self.against) for profile in candidates}
         return Allocation(
             min(found, key=lambda profile: found[profile]),

@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._depth import Removal, RemovalLosses, check_settings, least
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, check_settings, least
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLEB(Allocator):
+class SLEBAllocator(Allocator):
     """Removes units one by one; each step takes the one without which the loss is least.
 
     SLEB (Song et al., arXiv 2402.09025). Unlike scores of the dense model, a step sees what

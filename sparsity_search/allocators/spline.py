@@ -9,21 +9,22 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from sparsity_search.allocators._offsets import (
+from sparsity_search.allocators.bases.offsets import (
     Offsets,
     as_offsets,
     check_offsets,
     role_offsets,
 )
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import converted_field
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spline(Allocator):
+class SplineAllocator(Allocator):
     """A curve over depth through knots, monotone between them; offsets by role may be added.
 
     The knots lie evenly from the first block to the last. Between them runs the piecewise cubic
@@ -43,11 +44,9 @@ class Spline(Allocator):
     needs_text: ClassVar[bool] = False
 
     knots: tuple[float, ...] = (0.0,) * 5
-    offsets: Offsets = ()
+    offsets: Offsets = converted_field(as_offsets, ())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "knots", tuple(self.knots))
-        object.__setattr__(self, "offsets", as_offsets(self.offsets))
         if len(self.knots) < 2:
             raise ConfigError(f"knots must be at least two, not {len(self.knots)}")
         check_offsets("knots", self.knots)

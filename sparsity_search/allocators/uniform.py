@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Allocator):
+class UniformAllocator(Allocator):
     """The target sparsity in every unit, as far as bounds allow."""
 
     needs_text: ClassVar[bool] = False

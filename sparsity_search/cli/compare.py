@@ -57,7 +57,7 @@ def compare(
     """
     given = {**locals(), "sparsity": None}
     from sparsity_search.cli.solve import parse_sparsities
-    from sparsity_search.workflow.cases import Plan, split
+    from sparsity_search.engine.cases import Plan, split
 
     configuration = options.configuration({**given, "pruner": None})
     sections = {

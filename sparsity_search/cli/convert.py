@@ -57,7 +57,7 @@ def convert(
     sparsity-search convert levels.txt --reference profile.json --out found.json
     --set evopress.sparsity=0.7 --set evopress.step=1000000
     """
-    from sparsity_search.config import BudgetSection
+    from sparsity_search.config.schema import BudgetSection
     from sparsity_search.workflow.convert import Conversion
     from sparsity_search.workflow.convert import convert as run
 

@@ -10,7 +10,7 @@ import typer
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
-    from sparsity_search.models.remainder import LeftAlone
+    from sparsity_search.models.anatomy.remainder import LeftAlone
 
 
 def inspect(

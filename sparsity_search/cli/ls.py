@@ -18,8 +18,8 @@ def ls(
     sparsity-search ls allocators
     """
     from sparsity_search.cli.terminal import out as console
+    from sparsity_search.config.presets import preset_names, preset_summary
     from sparsity_search.errors import UnknownNameError, nearest
-    from sparsity_search.presets import preset_names, preset_summary
     from sparsity_search.registry import (
         ALLOCATORS,
         EVALUATORS,
@@ -30,7 +30,7 @@ def ls(
         SENSITIVITIES,
         UNITS,
     )
-    from sparsity_search.spaces import load_space, space_names
+    from sparsity_search.spaces.files import load_space, space_names
 
     registries = {
         "pruners": PRUNERS,

@@ -29,7 +29,7 @@ def predictor(
 
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table
-    from sparsity_search.searchers._models import ModelSettings
+    from sparsity_search.searchers.bases.models import ModelSettings
     from sparsity_search.workflow.predictor import learn
 
     settings = ModelSettings(model=cast(Any, model), objective=cast(Any, objective))

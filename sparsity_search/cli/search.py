@@ -11,7 +11,7 @@ import typer
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
-    from sparsity_search.config import RunConfig
+    from sparsity_search.config.schema import RunConfig
 
 
 def search(
@@ -70,10 +70,10 @@ def search(
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
+    from sparsity_search.engine.stages import DEFAULT_MINUTES
     from sparsity_search.report import RunRecord
     from sparsity_search.report.table import header, rows, summary
     from sparsity_search.workflow.search import search as run
-    from sparsity_search.workflow.stages import DEFAULT_MINUTES
 
     quiet_libraries()
     folder = out or _default_folder(configuration)

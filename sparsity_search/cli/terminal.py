@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparsity_search.history import Measurement
-from sparsity_search.workflow.monitor import Advance, Monitor
+from sparsity_search.engine.monitor import Advance, Monitor
+from sparsity_search.trials.history import Measurement
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-from sparsity_search.artefacts import atomic_file, digest
 from sparsity_search.errors import DataError
-from sparsity_search.models.loading import LoadedModel
+from sparsity_search.models.io.loading import LoadedModel
+from sparsity_search.utils.files import atomic_file, digest
 
 _LOG = logging.getLogger(__name__)
 #: Raised whenever the same seed would give other text than before.

@@ -13,8 +13,8 @@ from torch import Tensor
 from sparsity_search.data.self_text import cached_sample
 from sparsity_search.data.sources import Source, documents, parse
 from sparsity_search.errors import DataError
-from sparsity_search.models.loading import LoadedModel
-from sparsity_search.rng import derive_seed
+from sparsity_search.models.io.loading import LoadedModel
+from sparsity_search.utils.random import derive_seed
 
 #: A document is cut to this many characters for each token needed before it is tokenised.
 _CHARACTERS_PER_TOKEN = 16

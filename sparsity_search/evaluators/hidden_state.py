@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError
-from sparsity_search.evaluators._kl import Divergence, check_kl_settings
-from sparsity_search.evaluators.base import Evaluator, Proxy, batches
-from sparsity_search.history import Score
-from sparsity_search.models.head import check_head, last_hidden
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.evaluators.bases.kl import Divergence, check_kl_settings
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.head import check_head, last_hidden
+from sparsity_search.trials.history import Score
 
 #: Blocks by name, given how many there are.
 _NAMED: dict[str, Callable[[int], int]] = {
@@ -26,7 +26,7 @@ _NAMED: dict[str, Callable[[int], int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenState(Evaluator):
+class HiddenStateEvaluator(Evaluator):
     """Error of chosen blocks' hidden states, plus ``KL(dense ‖ pruned)``; Týr's fitness.
 
     ``Σ_l α_l ‖h_l^dense − h_l^pruned‖² + β KL(dense ‖ pruned)`` (Týr-the-Pruner,
@@ -191,7 +191,7 @@ class _Dense:
 
 class _HiddenStateProxy(Proxy):
     def __init__(
-        self, settings: HiddenState, tokens: Tensor, reader: _Reader, dense: _Dense
+        self, settings: HiddenStateEvaluator, tokens: Tensor, reader: _Reader, dense: _Dense
     ) -> None:
         self._settings = settings
         self._tokens = tokens

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.evaluators._kl import Divergence, check_kl_settings
-from sparsity_search.evaluators.base import Evaluator, Proxy, batches
-from sparsity_search.history import Score
-from sparsity_search.models.head import check_head, last_hidden
-from sparsity_search.rng import generator
+from sparsity_search.evaluators.bases.kl import Divergence, check_kl_settings
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
+from sparsity_search.models.running.head import check_head, last_hidden
+from sparsity_search.trials.history import Score
+from sparsity_search.utils.random import generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLDivergence(Evaluator):
+class KLDivergenceEvaluator(Evaluator):
     """``KL(dense ‖ pruned)`` over the full vocabulary, mean over tokens, in nats.
 
     The fitness of EvoPress (arXiv 2410.14649, section 3). Of the dense model the last hidden

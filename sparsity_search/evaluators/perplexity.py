@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.evaluators.base import Evaluator, Proxy, batches
-from sparsity_search.history import Score
-from sparsity_search.models.head import check_head, last_hidden, loss
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
+from sparsity_search.models.running.head import check_head, last_hidden, loss
+from sparsity_search.trials.history import Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity(Evaluator):
+class PerplexityEvaluator(Evaluator):
     """``exp`` of the mean negative log-likelihood of each token given those before it.
 
     The loss is taken in float32 whatever the model's dtype. A sequence's part is its mean

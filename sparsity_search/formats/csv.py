@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.formats.base import Document, Format, finite
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.format import Document, Format, finite
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
 
 _COLUMNS = ("name", "block", "role", "removed", "of", "weights_each", "sparsity")
 #: Columns without which counts are not known; ``weights_each`` is 1 and ``sparsity`` follows.
@@ -19,7 +19,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(Format):
+class CsvFormat(Format):
     """A table with a line for each unit: its name, block, role, counts and sparsity."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv",)

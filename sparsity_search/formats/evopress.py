@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsity_search.budget import Bounds, water_fill
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ProfileError
-from sparsity_search.formats.base import (
+from sparsity_search.interfaces.format import (
     Document,
     Format,
     by_name,
@@ -20,7 +19,8 @@ from sparsity_search.formats.base import (
     single_weights,
     whole_layers,
 )
-from sparsity_search.layout import Layout
+from sparsity_search.profiles.budget import Bounds, water_fill
+from sparsity_search.profiles.layout import Layout
 
 #: Levels that end at 0 or 1 but for the rounding of floating-point numbers are legal.
 _EXACT = 1e-9
@@ -28,7 +28,7 @@ _LINE = re.compile(r"(\S+)\s*:\s*([+-]?\d{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evopress(Format):
+class EvopressFormat(Format):
     """A level for each layer, as EvoPress's search writes; a level moves ``step`` weights.
 
     A layer of ``N`` weights at level ``l`` has sparsity ``sparsity + l · step / N`` (EvoPress,

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.formats._yaml import load
-from sparsity_search.formats.base import (
+from sparsity_search.formats.bases.yaml import load
+from sparsity_search.interfaces.format import (
     Document,
     Format,
     from_sparsities,
@@ -19,14 +19,14 @@ from sparsity_search.formats.base import (
     ratios_by_name,
     single_weights,
 )
-from sparsity_search.layout import Layout
+from sparsity_search.profiles.layout import Layout
 
 Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
 _MODIFIERS = get_args(Modifier)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlmCompressor(Format):
+class LlmCompressorFormat(Format):
     """A recipe for llm-compressor: a pruning modifier for each sparsity, with its layers.
 
     Layers of one sparsity share a modifier. Modifiers of one name cannot stand in one mapping, so

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.formats._yaml import load
-from sparsity_search.formats.base import (
+from sparsity_search.formats.bases.yaml import load
+from sparsity_search.interfaces.format import (
     Document,
     Format,
     from_sparsities,
     needed,
     ratios_by_name,
 )
-from sparsity_search.layout import Layout
+from sparsity_search.profiles.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owl(Format):
+class OwlFormat(Format):
     """Sparsity by layer name or block index, in JSON or YAML, as OWL gives one to each block.
 
     OWL (arXiv 2310.05175) has one ratio a block that all its linears share. Ratios are sparsities:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.formats.base import Document, Format
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile(Format):
+class ProfileFormat(Format):
     """The profile.json that every command here writes and reads: exact counts with provenance."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.layout import Unit
-from sparsity_search.measures.base import Measure
-from sparsity_search.models.linears import named_linears
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.roles import roles_of
-from sparsity_search.models.views import StructuredView
-from sparsity_search.prices import Curve
+from sparsity_search.interfaces.measure import Measure
+from sparsity_search.models.anatomy.linears import named_linears
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.views import StructuredView
+from sparsity_search.profiles.layout import Unit
+from sparsity_search.spaces.prices import Curve
 
 #: How many of its channels attention multiplies with each token of the context, for each row or
 #: column of a layer. Fused queries are as many as the values that the output layer reads.
@@ -22,7 +22,7 @@ _OVER_CONTEXT_IF_FUSED = {"o": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flops(Measure):
+class FlopsMeasure(Measure):
     """Floating-point operations of one token: two a weight, and those of its attention.
 
     A query channel meets the keys of the context, and a value channel its weights: two

@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.measures.base import Measure
-from sparsity_search.models.materialise import Shape, materialise
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.prices import Curve
+from sparsity_search.interfaces.measure import Measure
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.materialise import Shape, materialise
+from sparsity_search.spaces.prices import Curve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency(Measure):
+class LatencyMeasure(Measure):
     """Seconds of a forward pass on this machine, measured on really smaller models.
 
     The first blocks of the model are materialised with every one of a role equally narrow, and

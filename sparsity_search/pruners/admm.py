@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners._quotas import smallest
-from sparsity_search.pruners._updates import MaskedPruner, Updated, masks
-from sparsity_search.statistics import InputStatistics
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics
+from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
+from sparsity_search.pruners.bases.quotas import smallest
+from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
+from sparsity_search.pruning.patterns import Pattern
 
 #: Below this the inverse is not safe in float32; the scaled Hessian has unit diagonal.
 _LEAST_RHO = 0.01
@@ -28,7 +28,7 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admm(MaskedPruner):
+class AdmmPruner(MaskedPruner):
     """Update by ADMM while the mask grows step by step (Boza 2024, arXiv 2401.02938).
 
     In units in which the Hessian ``G`` has unit diagonal, the weights ``V`` minimise the layer

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._order import sort_keys, tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners._updates import Updated, UpdatePruner
-from sparsity_search.statistics import InputStatistics
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics
+from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
+from sparsity_search.pruners.bases.update import Updated, UpdatePruner
+from sparsity_search.pruning.patterns import Pattern
 
 #: The penalty's factor where the support changes by at least a share of its size (section 3.2).
 _FACTORS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -29,7 +29,7 @@ Choose = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ALPS(UpdatePruner):
+class ALPSPruner(UpdatePruner):
     """ADMM for the support, then conjugate gradients (Meng et al. 2024, arXiv 2406.07831, §3).
 
     Inputs are scaled so that the damped Hessian ``H`` has a unit diagonal. ADMM alternates between

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnPruner, is_nested, order_of
-from sparsity_search.pruners._structures import StructuredPruner, shape_of
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.variants import StructuredVariants
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.variants import StructuredVariants
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.pruners.bases.columns import ColumnPruner, is_nested, order_of
+from sparsity_search.pruners.bases.structured import StructuredPruner, shape_of
+from sparsity_search.registry import PRUNERS, plugin_field
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnRefit(ColumnPruner):
+class ColumnRefitPruner(ColumnPruner):
     """Take another pruner's structures, and the consumer that is best with the rest.
 
     With the columns in order of importance and ``H = L Lᵀ``, keeping ``S`` and removing ``P``
@@ -28,20 +29,19 @@ class ColumnRefit(ColumnPruner):
         mask: The pruner of structures whose choice is taken.
     """
 
-    mask: Pruner | str = "wanda_sp"
+    mask: Pruner = plugin_field(PRUNERS, "wanda_sp")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mask = as_pruner(self.mask)
+        mask = self.mask
         if not set(mask.units) & set(self.units):
             wanted = " or ".join(self.units)
             raise ConfigError(f"mask must be a pruner of {wanted}, e.g. wanda_sp, not {mask}")
-        object.__setattr__(self, "mask", mask)
 
     @property
     def needs_gradient(self) -> bool:
         """Whether the mask's source needs it."""
-        return as_pruner(self.mask).needs_gradient
+        return self.mask.needs_gradient
 
     @torch.no_grad()
     def prune(
@@ -61,7 +61,7 @@ class ColumnRefit(ColumnPruner):
         Raises:
             ConfigError: Its sets are not nested.
         """
-        mask = as_pruner(self.mask)
+        mask = self.mask
         if isinstance(mask, StructuredPruner):
             return mask.order(weight, evidence, seed)
         every = range(shape_of(evidence).count + 1)
@@ -73,8 +73,7 @@ class ColumnRefit(ColumnPruner):
     def _chosen(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
     ) -> StructuredVariants:
-        mask = as_pruner(self.mask)
-        found = mask.prune(weight, evidence, counts, seed=seed)
+        found = self.mask.prune(weight, evidence, counts, seed=seed)
         if not isinstance(found, StructuredVariants):
-            raise ConfigError(f"mask must remove structures: {mask} did not")
+            raise ConfigError(f"mask must remove structures: {self.mask} did not")
         return found

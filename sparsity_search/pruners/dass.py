@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners._scores import ScorePruner, ranked
-from sparsity_search.pruners.base import check_counts
-from sparsity_search.statistics import Statistic
-from sparsity_search.variants import RankedVariants
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.variants import RankedVariants
+from sparsity_search.interfaces.pruner import check_counts
+from sparsity_search.pruners.bases.score import ScorePruner, ranked
+from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dass(ScorePruner):
+class DassPruner(ScorePruner):
     """Score gate and up by ``|W_ij| · ‖z_i‖₂^a``, else Wanda (Guo et al. 2024, arXiv 2405.01943).
 
     ``z`` is the input of the linear that reads the unit's outputs (``down``), one value for each

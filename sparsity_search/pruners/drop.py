@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._structures import Compensation, StructuredPruner, shape_of
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.pruners.bases.structured import Compensation, StructuredPruner, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drop(StructuredPruner):
+class DropPruner(StructuredPruner):
     """Removes an attention, feed-forward or block as a whole: its output becomes zero."""
 
     units: ClassVar[tuple[str, ...]] = ("sublayers", "blocks")

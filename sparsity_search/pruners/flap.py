@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.fluctuation import check_metric, input_scores
-from sparsity_search.pruners._structures import (
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.fluctuation import check_metric, input_scores
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.bases.structured import (
     Compensation,
     StructuredPruner,
     by_score,
     column_sums,
     shape_of,
 )
-from sparsity_search.statistics import Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLAP(StructuredPruner):
+class FLAPPruner(StructuredPruner):
     """Score ``Var(x_j) · Σ_i W_ij²``; the mean of what is removed becomes a bias.
 
     FLAP (An et al., AAAI 2024, arXiv 2312.11983, section 3). A structure's score is the mean over

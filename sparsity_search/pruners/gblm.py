@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._scores import ScorePruner
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.bases.score import ScorePruner
 
 #: Sequences and tokens of each in the published calibration text.
 _SEQUENCES, _LENGTH = 128, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class GBLM(ScorePruner):
+class GBLMPruner(ScorePruner):
     """Score ``|W_ij| · (‖X_j‖₂ + scale · ‖G_ij‖₂)`` within rows (Das et al., arXiv 2311.04902).
 
     Published, for ``N`` sequences of ``L`` tokens: ``‖X_j‖₂`` is the root of the mean over

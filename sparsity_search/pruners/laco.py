@@ -8,19 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.models.merge import merge_removed
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._structures import Compensation, StructuredPruner, shape_of
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.merge import merge_removed
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruners.bases.structured import Compensation, StructuredPruner, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaCo(StructuredPruner):
+class LaCoPruner(StructuredPruner):
     """Merges removed blocks or sublayers into the kept one before them, then drops them.
 
-    LaCo (Yang et al., arXiv 2402.11187), see `sparsity_search.models.merge.merged`. Which go is
-    the profile's matter.
+    LaCo (Yang et al., arXiv 2402.11187), see `models.surgery.merge.merged`. The profile decides
+    which units go.
     """
 
     units: ClassVar[tuple[str, ...]] = ("blocks", "sublayers")

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence, routing_of
-from sparsity_search.pruners._structures import StructuredPruner, by_score
+from sparsity_search.evidence.evidence import Evidence, routing_of
+from sparsity_search.pruners.bases.structured import StructuredPruner, by_score
 
 
 @dataclass(frozen=True, kw_only=True)
-class REAP(StructuredPruner):
+class REAPPruner(StructuredPruner):
     """Drops experts by the mean of gate weight times output norm over the tokens they get.
 
     REAP, router-weighted expert activation pruning (Lasby et al., arXiv 2510.13999).

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.masking import keep
-from sparsity_search.pruners._order import smallest_of_groups, sort_keys, tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners._quotas import block_quotas, smallest
-from sparsity_search.pruners._updates import MaskedPruner, Updated, masks
-from sparsity_search.statistics import InverseFactor
+from sparsity_search.evidence.bits import keep
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InverseFactor
+from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
+from sparsity_search.pruners.bases.quotas import block_quotas, smallest
+from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
+from sparsity_search.pruning.patterns import Pattern
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
 _STACK_BYTES = 2**28
@@ -26,7 +26,7 @@ Choose = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseGPT(MaskedPruner):
+class SparseGPTPruner(MaskedPruner):
     """Sweep with optimal-brain-surgeon updates (Frantar & Alistarh 2023, arXiv 2301.00774, §3).
 
     With ``H⁻¹ = Uᵀ U``, a block of columns loses the entries of least ``w² / U_jj²``, taken from

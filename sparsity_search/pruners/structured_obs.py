@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnPruner, Eliminated, Greedy, eliminate
-from sparsity_search.pruners._structures import shape_of
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.pruners.bases.columns import ColumnPruner, Eliminated, Greedy, eliminate
+from sparsity_search.pruners.bases.structured import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructuredOBS(ColumnPruner):
+class StructuredOBSPruner(ColumnPruner):
     """Remove the structure whose loss the others make up for best, again and again.
 
     A structure's score is ``tr(W_g ([H⁻¹]_gg)⁻¹ W_gᵀ)`` over its columns ``g`` of the consumer,

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence, routing_of
-from sparsity_search.pruners._order import tie_breaks
-from sparsity_search.pruners._structures import shape_of
-from sparsity_search.pruners.base import Pruner, check_table
-from sparsity_search.structures import Structures
-from sparsity_search.variants import StoredVariants
+from sparsity_search.evidence.evidence import Evidence, routing_of
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.variants import StoredVariants
+from sparsity_search.interfaces.pruner import Pruner, check_table
+from sparsity_search.pruners.bases.order import tie_breaks
+from sparsity_search.pruners.bases.structured import shape_of
 
 #: Experts by number, in clusters.
 _Clusters = list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class STUN(Pruner):
+class STUNPruner(Pruner):
     """Clusters experts that are chosen together or have like router rows; one of each stays.
 
     The first stage of STUN (Lee et al., arXiv 2409.06211), which asks the router alone; its

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence, WeightGradient
-from sparsity_search.pruners._structures import StructuredPruner, by_score, shape_of
+from sparsity_search.evidence.evidence import Evidence, WeightGradient
+from sparsity_search.pruners.bases.structured import StructuredPruner, by_score, shape_of
 
 
 def _first(weight: Tensor, gradient: WeightGradient) -> Tensor:
@@ -38,7 +38,7 @@ _FORMS: dict[str, Callable[[Tensor, WeightGradient], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taylor(StructuredPruner):
+class TaylorPruner(StructuredPruner):
     """Score ``Σ |w · ∂L/∂w|`` over all weights of a structure, makers and consumer.
 
     LLM-Pruner (Ma et al., NeurIPS 2023, arXiv 2305.11627, section 3.2), its element-wise first

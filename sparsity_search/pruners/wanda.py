@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._scores import ScorePruner
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.bases.score import ScorePruner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanda(ScorePruner):
+class WandaPruner(ScorePruner):
     """Score ``|W_ij| · ‖X_j‖₂``, compared within a row (Sun et al. 2024, arXiv 2306.11695, eq. 1).
 
     The square of the score is SparseGPT's saliency with the Hessian replaced by its diagonal. The

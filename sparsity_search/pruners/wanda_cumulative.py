@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._order import sort_keys, tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners._scores import ScorePruner
-from sparsity_search.pruners.base import check_counts
-from sparsity_search.statistics import Statistic
-from sparsity_search.variants import RankedVariants, codes_of
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.variants import RankedVariants, codes_of
+from sparsity_search.interfaces.pruner import check_counts
+from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
+from sparsity_search.pruners.bases.score import ScorePruner
+from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandaCumulative(ScorePruner):
+class WandaCumulativePruner(ScorePruner):
     """Remove the same share of each row's Wanda score (Sun et al. 2024, arXiv 2306.11695).
 
     This is ``use_variant`` of the released code: a row loses its least scores

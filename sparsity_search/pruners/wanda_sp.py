@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._structures import StructuredPruner, by_score, column_sums, shape_of
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.bases.structured import (
+    StructuredPruner,
+    by_score,
+    column_sums,
+    shape_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandaSP(StructuredPruner):
+class WandaSPPruner(StructuredPruner):
     """Score ``Σ_j mean_i |W_ij| · rms(x_j)`` over a structure's inputs of its consumer.
 
     The baseline Wanda-sp of FLAP (An et al., AAAI 2024, arXiv 2312.11983, section 4).

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.table import integer, number, percent
 
 

@@ -11,11 +11,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.artefacts import write_text
 from sparsity_search.errors import ConfigError, RunMismatchError
-from sparsity_search.layout import Layout
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.table import NONE, Row, duration, integer, number, percent
+from sparsity_search.utils.files import write_text
 
 FORMAT = 1
 COMPARISON = "compare.json"

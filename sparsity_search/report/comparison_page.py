@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sparsity_search.artefacts import atomic_file, write_text
 from sparsity_search.report import plots
 from sparsity_search.report.comparison import (
     HEADER,
@@ -21,6 +20,7 @@ from sparsity_search.report.comparison import (
     write_tables,
 )
 from sparsity_search.report.table import NONE, percent
+from sparsity_search.utils.files import atomic_file, write_text
 
 
 def write_comparison(folder: Path) -> Path:

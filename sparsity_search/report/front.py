@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.artefacts import atomic_file, write_json, write_text
-from sparsity_search.front import Point, front, hypervolume, over_time
 from sparsity_search.report import plots
-from sparsity_search.report.record import RunRecord, curve, shipped_name
+from sparsity_search.report.hypervolume import Point, front, hypervolume, over_time
+from sparsity_search.runs.record import RunRecord, curve, shipped_name
+from sparsity_search.utils.files import atomic_file, write_json, write_text
 
 FORMAT = 1
 FRONT = "front.json"

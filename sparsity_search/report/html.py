@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sparsity_search.artefacts import atomic_file, write_text
 from sparsity_search.report import plots, table
-from sparsity_search.report.record import RunRecord, curve, shipped_name
-from sparsity_search.report.redact import redact
+from sparsity_search.runs.record import RunRecord, curve, shipped_name
+from sparsity_search.runs.redact import redact
+from sparsity_search.utils.files import atomic_file, write_text
 
 #: What the figures show, by file name.
 CAPTIONS = {

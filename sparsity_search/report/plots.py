@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.report.record import Curve
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.table import number
+from sparsity_search.runs.record import Curve
 
 #: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")

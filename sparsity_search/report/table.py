@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal
 
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.report.record import RunRecord, shipped_name
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.record import RunRecord, shipped_name
 
 Row = tuple[str, ...]
 

@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History
-from sparsity_search.searchers._mutation import Mutation, stride_shares
-from sparsity_search.searchers.base import Searcher, Space
-from sparsity_search.space import Candidate
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.searchers.bases.mutation import Mutation, stride_shares
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials.history import History
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution(Searcher):
+class EvolutionSearcher(Searcher):
     """Evolution with mutations that keep the budget.
 
     EvoPress (arXiv 2410.14649, section 3 and Algorithm 1). Offspring are parents after a few

@@ -8,15 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from sparsity_search.artefacts import digest
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History, Measurement
-from sparsity_search.rng import generator
-from sparsity_search.searchers._features import by_role
-from sparsity_search.searchers._models import Boosted, ModelSettings, Pairs
-from sparsity_search.searchers._training import Figures, can_fit, figures, split, targets
-from sparsity_search.searchers.base import Searcher, Space
-from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.searchers.bases.features import by_role
+from sparsity_search.searchers.bases.models import Boosted, ModelSettings, Pairs
+from sparsity_search.searchers.bases.training import Figures, can_fit, figures, split, targets
+from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.trials.history import History, Measurement
+from sparsity_search.utils.files import digest
+from sparsity_search.utils.random import generator
 
 #: Random candidates in a row that are not new, before no more are drawn.
 _MISSES = 40
@@ -25,7 +25,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gbdt(Searcher):
+class GbdtSearcher(Searcher):
     """Boosted trees fitted once to random candidates, and searched at random.
 
     Ji, Cao and Liu, arXiv 2309.09507. First ``pairs`` random candidates are measured, the first

@@ -14,10 +14,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
 from sparsity_search.errors import ConfigError, nearest
-from sparsity_search.history import Fidelity, History, Measurement
-from sparsity_search.parametric import ParametricSpace
-from sparsity_search.searchers.base import Searcher, Space
-from sparsity_search.space import Candidate
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.parametric import ParametricSpace
+from sparsity_search.trials.history import Fidelity, History, Measurement
 
 #: Samplers, and whether they learn from what was measured.
 _SAMPLERS = {"tpe": True, "gp": True, "nsgaii": True, "qmc": False, "random": False}
@@ -26,7 +26,7 @@ _GENERATION = "NSGAIISampler:generation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optuna(Searcher):
+class OptunaSearcher(Searcher):
     """A sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902); made for few parameters.
 
     Each round a new Optuna study in memory is told what was measured, and asked: there is no

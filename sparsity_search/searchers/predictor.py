@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History, rank
-from sparsity_search.searchers._dataset import read_dataset
-from sparsity_search.searchers._features import Features
-from sparsity_search.searchers._models import Kind, ModelSettings, Objective, Pairs, fit
-from sparsity_search.searchers._mutation import Mutation
-from sparsity_search.searchers._training import (
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.searchers.bases.dataset import read_dataset
+from sparsity_search.searchers.bases.features import Features
+from sparsity_search.searchers.bases.models import Kind, ModelSettings, Objective, Pairs, fit
+from sparsity_search.searchers.bases.mutation import Mutation
+from sparsity_search.searchers.bases.training import (
     RankCorrelation,
     can_fit,
     joined,
@@ -24,12 +24,12 @@ from sparsity_search.searchers._training import (
     rank_correlations,
     usable,
 )
-from sparsity_search.searchers.base import Searcher, Space
-from sparsity_search.space import Candidate
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials.history import History, rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictor(Searcher):
+class PredictorSearcher(Searcher):
     """Evolution whose offspring a predictor picks; it is refitted every round.
 
     A surrogate of the scores as in predictor-guided search (Ji et al., arXiv 2309.09507), but

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.history import History
-from sparsity_search.searchers.base import Searcher, Space
-from sparsity_search.space import Candidate
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials.history import History
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Searcher):
+class RandomSearcher(Searcher):
     """Independent normal levels around the uniform profile, balanced to the budget.
 
     Args:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.layout import Unit
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import Refresh, Visit, walk
-from sparsity_search.profile import SparsityProfile, zeros_of
-from sparsity_search.pruners._patterns import with_pattern
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.rng import derive_seed
+from sparsity_search.evidence.variants import UnchangedVariants, Variants, on_cpu
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import Refresh, Visit, walk
+from sparsity_search.profiles.layout import Unit
+from sparsity_search.profiles.profile import SparsityProfile, zeros_of
+from sparsity_search.pruning.patterns import with_pattern
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.supernet import Supernet, variants_name
-from sparsity_search.variants import UnchangedVariants, Variants, on_cpu
+from sparsity_search.supernet.switch import Supernet, variants_name
+from sparsity_search.utils.random import derive_seed
 
 #: What the blocks after a block of a supernet see.
 Propagate = Literal["centre", "dense", "expectation", "mean"]

@@ -10,10 +10,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from sparsity_search.artefacts import check_fingerprint, digest
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.block_files import BlockFiles
-from sparsity_search.variants import Variants, variants_from_tensors
+from sparsity_search.evidence.variants import Variants, variants_from_tensors
+from sparsity_search.models.io.block_files import BlockFiles
+from sparsity_search.utils.files import check_fingerprint, digest
 
 FORMAT = 2
 

@@ -6,10 +6,10 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 
 from sparsity_search.errors import NumericalError
-from sparsity_search.hints import Hint
-from sparsity_search.models.divergence import Divergence
-from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.supernet.supernet import Switch
+from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.supernet.switch import Switch
 
 #: Levels on each side of the present one at which a gene is measured; others are interpolated.
 _MEASURED = 2

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.base import Allocator
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import InfeasibleBudgetError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama
 

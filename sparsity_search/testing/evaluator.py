@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
-from sparsity_search.evaluators.base import Evaluator, Proxy
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.models import VOCABULARY, tiny_llama, tiny_tokenizer
 
 N_ROWS, LENGTH = 6, 24

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.measures.base import Measure
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.interfaces.measure import Measure
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import UNITS
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import weights_of

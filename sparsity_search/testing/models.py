@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparsity_search.models.loading import LoadedModel, weights_digest
-from sparsity_search.models.saving import save_checkpoint
+from sparsity_search.models.io.loading import LoadedModel, weights_digest
+from sparsity_search.models.io.saving import save_checkpoint
 
 VOCABULARY = 128
 _SPECIAL = ("<unk>", "<bos>", "<eos>")

@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.choices import n_of_m, options_of
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import Fidelity, History, Measurement, Score
-from sparsity_search.ladder import Ladder, Rung
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.parametric import (
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.choices import n_of_m, options_of
+from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.parametric import (
     Parameter,
     ParametricSpace,
     RefusedSettingError,
     spaced,
     stepped,
 )
-from sparsity_search.prices import Curve, Prices
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.rng import generator
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.study import Limits, Study
+from sparsity_search.spaces.prices import Curve, Prices
+from sparsity_search.study.study import Limits, Study
+from sparsity_search.trials.history import Fidelity, History, Measurement, Score
+from sparsity_search.trials.ladder import Ladder, Rung
+from sparsity_search.utils.random import generator
 
 #: Tokens that one part of a toy score stands for.
 ROW = 64

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError, UnknownNameError
-from sparsity_search.evidence import Evidence, WeightGradient
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.variants import Variants, variants_from_tensors
+from sparsity_search.evidence.evidence import Evidence, WeightGradient
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.variants import Variants, variants_from_tensors
+from sparsity_search.interfaces.pruner import Pruner
 
 ROWS, COLUMNS = 16, 136
 SIZE = ROWS * COLUMNS

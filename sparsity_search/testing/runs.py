@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.history import Fidelity, Measurement, Score
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.rng import generator
-from sparsity_search.store import Store, journal
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.trials.history import Fidelity, Measurement, Score
+from sparsity_search.trials.store import Store, journal
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 TARGET = 0.6
 RUNGS = ((512, 4), (4096, 1))

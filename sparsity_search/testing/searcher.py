@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History
-from sparsity_search.parametric import ParametricSpace, RefusedSettingError, stepped
-from sparsity_search.rng import generator
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.space import Candidate, SearchSpace
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.parametric import ParametricSpace, RefusedSettingError, stepped
 from sparsity_search.testing.problems import (
     SeparableProblem,
     parametric_spaces,
@@ -26,6 +24,8 @@ from sparsity_search.testing.problems import (
     toy_space,
     uneven_spaces,
 )
+from sparsity_search.trials.history import History
+from sparsity_search.utils.random import generator
 
 #: Lower bounds; with their complement as the upper ones the first unit cannot move.
 PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners.base import Pruner
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.sensitivity import Sensitivity
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.registry import PRUNERS
-from sparsity_search.scores import Scores, tables
-from sparsity_search.sensitivity.base import Sensitivity
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama

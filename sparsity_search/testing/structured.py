@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence, Routing
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.statistics import Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence, Routing
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.variants import StructuredVariants, Variants, variants_from_tensors
+from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian, gradient_of
-from sparsity_search.variants import StructuredVariants, Variants, variants_from_tensors
 
 HIDDEN = 12
 

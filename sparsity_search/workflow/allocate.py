@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from sparsity_search.allocators.base import Allocation
-from sparsity_search.artefacts import atomic_file, write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
-from sparsity_search.spaces import bounds_of
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import allocator
-from sparsity_search.workflow.session import calibration, open_session
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import allocator
+from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.interfaces.allocator import Allocation
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.registry import describe
+from sparsity_search.spaces.files import bounds_of
+from sparsity_search.utils.files import atomic_file, write_json
 
 
 def allocate(
@@ -49,7 +50,7 @@ def allocate(
         "target": budget.target,
         "model": session.model_facts,
         "removes": session.subject.units,
-        "allocator": repr(plugin),
+        "allocator": describe(plugin),
         "text": session.text_facts,
         "notes": list(found.notes),
     }

@@ -14,26 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.base import Allocation
-from sparsity_search.artefacts import check_fingerprint, write_json
-from sparsity_search.budget import Bounds
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
+from sparsity_search.engine.cases import REFERENCE, Case, Plan
+from sparsity_search.engine.meter import Cost, Meter
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError, ProfileError, SparsitySearchError
-from sparsity_search.evaluators.base import Proxy
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.interfaces.allocator import Allocation
+from sparsity_search.interfaces.evaluator import Proxy
+from sparsity_search.profiles.budget import Bounds
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.report import redact
 from sparsity_search.report.comparison import COMPARISON, FORMAT, write_tables
 from sparsity_search.report.comparison_page import write_comparison
-from sparsity_search.spaces import bounds_of
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.cases import REFERENCE, Case, Plan
-from sparsity_search.workflow.meter import Cost, Meter
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, open_session
+from sparsity_search.runs import directory
+from sparsity_search.runs.redact import redact
+from sparsity_search.spaces.files import bounds_of
+from sparsity_search.utils.files import check_fingerprint, write_json
 
 #: Sequences of the text for perplexity, unless the configuration has a number.
 FINAL_SEQUENCES = 40
@@ -71,7 +71,7 @@ def compare(
     work = _Work(session, bounds_of(session.subject.layout, config.budget.bounds), out, monitor)
     for case in cases:
         case.budget.check(work.layout, work.bounds)
-    with rundir.locked(out):
+    with directory.locked(out):
         _begin(work, config, cases, command)
         try:
             for case in cases:
@@ -122,12 +122,12 @@ def _check_folder(out: Path, config: RunConfig, cases: Sequence[Case]) -> None:
         if out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise ConfigError(f"--out {out} is not empty and holds no comparison; name another")
         return
-    stored = rundir.read_json(out / COMPARISON)
+    stored = directory.read_json(out / COMPARISON)
     check_fingerprint(stored.get("identity", {}), _identity(config), f"the comparison in {out}")
     for case in cases:
         for folder, key in (("rows", case.key), ("profiles", case.profile_key)):
             if (file := out / folder / f"{key}.json").exists():
-                made = rundir.read_json(file).get("fingerprint", {})
+                made = directory.read_json(file).get("fingerprint", {})
                 now = {part: case.fingerprint[part] for part in made or case.fingerprint}
                 check_fingerprint(made, now, str(file))
 
@@ -139,7 +139,7 @@ def _begin(work: _Work, config: RunConfig, cases: Sequence[Case], command: Seque
         RunMismatchError: Model or text are not those of the comparison that is there.
     """
     file, session = work.out / COMPARISON, work.session
-    stored = rundir.read_json(file) if file.exists() else {}
+    stored = directory.read_json(file) if file.exists() else {}
     facts = _facts(work, config, command)
     old, new = stored.get("fingerprint", {}), facts["fingerprint"]
     common = old.keys() & new.keys()  # seeds that only one call has are no difference
@@ -164,7 +164,7 @@ def _facts(work: _Work, config: RunConfig, command: Sequence[str]) -> dict[str, 
         "format": FORMAT,
         "command": shlex.join(command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": rundir.versions(),
+        "versions": directory.versions(),
         "threads": torch.get_num_threads(),
         "device": str(model.device),
         "dtype": str(model.dtype),
@@ -269,7 +269,7 @@ class _Work:
             made = {"target": case.budget.target, "fingerprint": prints, **facts}
             model = {"model": self.session.model_facts, "removes": self.session.subject.units}
             write_json(file, {**found.profile.to_json(), **made, **model})
-        stored: dict[str, Any] = rundir.read_json(file)
+        stored: dict[str, Any] = directory.read_json(file)
         return stored
 
     def _allocated(self, case: Case) -> tuple[Allocation, Cost]:
@@ -285,7 +285,7 @@ class _Work:
         if case.allocator == REFERENCE:
             return None if perplexity is None else 1.0
         uniform = self.row_file(replace(case, allocator=REFERENCE))
-        reference = rundir.read_json(uniform).get("perplexity")
+        reference = directory.read_json(uniform).get("perplexity")
         return None if perplexity is None or reference is None else perplexity / reference
 
 

@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsity_search.artefacts import write_text
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.config import BudgetSection, ModelSection
+from sparsity_search.config.schema import BudgetSection, ModelSection
+from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, nearest
-from sparsity_search.formats.base import Document, Format
-from sparsity_search.layout import Layout
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.transfer import retarget, same_units, transfer, unmatched_roles
 from sparsity_search.registry import FORMATS
-from sparsity_search.spaces import bounds_of
-from sparsity_search.transfer import retarget, same_units, transfer, unmatched_roles
-from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.spaces.files import bounds_of
+from sparsity_search.utils.files import write_text
 
 #: The profile's own format, which holds all that is known.
 _NATIVE = "profile"
@@ -198,7 +198,7 @@ def _kind(model: ModelSection, known: Document | None) -> str:
 
 def _open(model: ModelSection, kind: str, monitor: Monitor) -> tuple[Layout, dict[str, Any]]:
     """Return the model's units, and what there is to tell of it."""
-    from sparsity_search.workflow.session import open_session  # heavy, and seldom needed
+    from sparsity_search.engine.session import open_session  # heavy, and seldom needed
 
     session = open_session(model, [], 0, monitor, kind)
     return session.subject.layout, {"model": session.model_facts, "removes": kind}

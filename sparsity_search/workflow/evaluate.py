@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
-from sparsity_search.history import Score
-from sparsity_search.models.loading import load_model
-from sparsity_search.registry import EVALUATORS
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import open_session
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import open_session
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.registry import EVALUATORS, Factory
+from sparsity_search.trials.history import Score
 
 #: How the dense model is loaded too.
 _OF_BOTH = {"dtype", "device", "trust_remote_code", "blocks", "offload"}
@@ -53,7 +53,7 @@ def evaluate(
         SparsitySearchError: Something given is not legal.
     """
     monitor = monitor or Monitor()
-    evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
+    evaluator = Factory().resolve(EVALUATORS, config.evaluator.spec)
     own = evaluator.own_data()
     n_rows = text.n_sequences or (0 if own is None else own.n_rows)
     if own is not None:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.stages import DEFAULT_MINUTES
 from sparsity_search.errors import ConfigError
+from sparsity_search.profiles.budget import Budget
 from sparsity_search.report.front import write_front
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.runs import directory
 from sparsity_search.workflow.search import search
-from sparsity_search.workflow.stages import DEFAULT_MINUTES
 
 
 def search_front(
@@ -57,7 +57,7 @@ def search_front(
             update={"budget": config.budget.model_copy(update={of: budget.target})}
         )
         if search(_at(own, before, len(budgets)), run, command=command, monitor=monitor):
-            before = [str(run / rundir.PROFILE)]
+            before = [str(run / directory.PROFILE)]
             write_front(out)
         else:
             return False

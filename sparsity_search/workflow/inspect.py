@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
-from sparsity_search.layout import Layout
-from sparsity_search.models.remainder import LeftAlone, left_alone, shared_names
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.registry import EVALUATORS, PRUNERS
-from sparsity_search.spaces import SpaceFile, load_space
-from sparsity_search.workflow.estimate import Estimate, estimate, random_tokens
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import budget_of, unit_kind
-from sparsity_search.workflow.session import open_session
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.estimate import Estimate, estimate, random_tokens
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import budget_of, pruner_of, unit_kind
+from sparsity_search.engine.session import open_session
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.remainder import LeftAlone, left_alone, shared_names
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.registry import EVALUATORS, Factory
+from sparsity_search.spaces.files import SpaceFile, load_space
 
 #: If none is given: what a search takes depends little on it.
 DEFAULT_SPARSITY = 0.5
@@ -52,8 +52,8 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
         SparsitySearchError: Something given is not legal.
     """
     monitor = monitor or Monitor()
-    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
-    evaluator = EVALUATORS.create(config.evaluator.name, **config.evaluator.parameters)
+    pruner = pruner_of(config)
+    evaluator = Factory().resolve(EVALUATORS, config.evaluator.spec)
     space_file = load_space(config.space).of_levels
     budget = _budget(config, space_file, pruner)
     kind = unit_kind(config, pruner)

@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
-from sparsity_search.history import Measurement
-from sparsity_search.prices import Prices
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.report.record import RunRecord, Stage, load_stages
-from sparsity_search.rng import generator
-from sparsity_search.searchers._dataset import Dataset, read_dataset
-from sparsity_search.searchers._models import Boosted, ModelSettings, fit
-from sparsity_search.searchers._training import (
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.directory import JOURNAL, PRICES, read_json
+from sparsity_search.runs.record import RunRecord, Stage, load_stages
+from sparsity_search.runs.starts import first_space, kept_starts
+from sparsity_search.searchers.bases.dataset import Dataset, read_dataset
+from sparsity_search.searchers.bases.models import Boosted, ModelSettings, fit
+from sparsity_search.searchers.bases.training import (
     Figures,
     RankCorrelation,
     can_fit,
@@ -27,11 +25,13 @@ from sparsity_search.searchers._training import (
     split,
     usable,
 )
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import load_space
-from sparsity_search.store import profiles
-from sparsity_search.workflow.rundir import JOURNAL, PRICES, read_json
-from sparsity_search.workflow.starts import first_space, kept_starts
+from sparsity_search.spaces.files import load_space
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.prices import Prices
+from sparsity_search.trials.history import Measurement
+from sparsity_search.trials.store import profiles
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.random import generator
 
 __all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
 

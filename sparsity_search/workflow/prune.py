@@ -7,25 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import pruner_of, unit_kind
+from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.engine.smaller import comparison
 from sparsity_search.errors import ConfigError
-from sparsity_search.layout import Layout
-from sparsity_search.models.materialise import materialise, plan, saveable
-from sparsity_search.models.saving import save_checkpoint
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import PRUNERS
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.models.surgery.materialise import materialise, plan, saveable
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import model_card
-from sparsity_search.spaces import bounds_of
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import unit_kind
-from sparsity_search.workflow.session import calibration, open_session
-from sparsity_search.workflow.smaller import comparison
+from sparsity_search.runs import directory
+from sparsity_search.spaces.files import bounds_of
+from sparsity_search.utils.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,8 @@ def prune(
         raise ConfigError("give either --profile or --sparsity, not both")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
-    stored = rundir.read_json(profile) if profile else None
-    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
+    stored = directory.read_json(profile) if profile else None
+    pruner = pruner_of(config)
     budget = None if profile else Budget(_target(config, pruner))
     kind = _kind(config, pruner, stored)
     if multiple is not None and (kind == "weights" or multiple < 1):
@@ -106,12 +105,12 @@ def prune(
             saved = saveable(subject) if smaller is None else materialise(subject, smaller)
             card = model_card(wanted, facts)
             save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
-    write_json(out / rundir.PROFILE, {**wanted.to_json(), **facts, "notes": notes})
+    write_json(out / directory.PROFILE, {**wanted.to_json(), **facts, "notes": notes})
     if smaller is None and kind != "experts":
         return Pruned(profile=wanted, notes=notes)
     with monitor.stage("compare speed"):
         told = comparison(session, saved, smaller, out)
-    write_json(out / rundir.MATERIALISED, told)
+    write_json(out / directory.MATERIALISED, told)
     return Pruned(profile=wanted, notes=notes, materialised=told)
 
 
@@ -121,7 +120,7 @@ def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) 
     Raises:
         ProfileError: They are not, or the profile is corrupt or of another model.
     """
-    stored = rundir.read_json(profile)
+    stored = directory.read_json(profile)
     kind = stored.get("removes") if isinstance(stored, dict) else None
     subject = open_session(config.model, [], 0, monitor or Monitor(), kind).subject
     wanted = SparsityProfile.from_json(subject.layout, stored)

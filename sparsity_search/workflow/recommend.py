@@ -12,15 +12,14 @@ import torch
 import yaml
 from pydantic import Field
 
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig, Section
+from sparsity_search.config.schema import RunConfig, Section
+from sparsity_search.engine.estimate import random_tokens
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import pruner_of, unit_kind
+from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.head import last_hidden
-from sparsity_search.registry import PRUNERS
-from sparsity_search.workflow.estimate import random_tokens
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import unit_kind
-from sparsity_search.workflow.session import Session, open_session
+from sparsity_search.models.running.head import last_hidden
+from sparsity_search.profiles.budget import Budget
 
 #: The costs and gains of methods: the one place where they are kept.
 METHODS = "methods.yaml"
@@ -136,7 +135,7 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
     if not minutes >= 0:
         raise ConfigError(f"--minutes must not be negative, not {minutes}")
     budget = Budget(config.budget.target)
-    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
+    pruner = pruner_of(config)
     kind = unit_kind(config, pruner)
     if kind != "weights":
         raise ConfigError(

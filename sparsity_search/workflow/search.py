@@ -12,31 +12,33 @@ from typing import Any
 import torch
 from optuna.storages import BaseStorage
 
-from sparsity_search.artefacts import digest, write_json
-from sparsity_search.claims import Claims
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
-from sparsity_search.errors import ConfigError
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.report import redact, write_report
-from sparsity_search.spaces import SpaceFile, load_space
-from sparsity_search.store import database, journal
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.crew import share_cores
-from sparsity_search.workflow.final import compare
-from sparsity_search.workflow.hints import GRADIENTS, check_hints, identity
-from sparsity_search.workflow.job import Job
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.parameters import (
+from sparsity_search.engine.crew import share_cores
+from sparsity_search.engine.hints import GRADIENTS, check_hints, identity
+from sparsity_search.engine.job import Job
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.parameters import (
     allocation_bounds,
     check_parameters,
     parametric_space,
 )
-from sparsity_search.workflow.plugins import Plugins, budget_of, unit_kind
-from sparsity_search.workflow.prices import check_measure, prices_of
-from sparsity_search.workflow.session import open_session, search_requests
-from sparsity_search.workflow.stages import Searched, search_stages
-from sparsity_search.workflow.starts import AROUND, kept_starts, movable
+from sparsity_search.engine.plugins import Plugins, budget_of, unit_kind
+from sparsity_search.engine.prices import check_measure, prices_of
+from sparsity_search.engine.session import open_session, search_requests
+from sparsity_search.engine.ship import compare
+from sparsity_search.engine.stages import Searched, search_stages
+from sparsity_search.errors import ConfigError
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import describe
+from sparsity_search.report import write_report
+from sparsity_search.runs import directory
+from sparsity_search.runs.redact import redact
+from sparsity_search.runs.starts import AROUND, kept_starts, movable
+from sparsity_search.spaces.files import SpaceFile, load_space
+from sparsity_search.study.claims import Claims
+from sparsity_search.trials.store import database, journal
+from sparsity_search.utils.files import digest, write_json
 
 
 def search(
@@ -59,9 +61,9 @@ def search(
     share_cores(config)
     job = open_job(config, out, monitor or Monitor())
     storage = database(config.study.storage) if config.study.storage else None
-    with rundir.locked(out):
+    with directory.locked(out):
         if config.study.workers > 1:
-            job = replace(job, claims=Claims(out / rundir.CLAIMS))
+            job = replace(job, claims=Claims(out / directory.CLAIMS))
         starts, found = find(job, storage, command)
         if found is None:
             return None
@@ -81,7 +83,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     check_parameters(config)
     budget = budget_of(config, space_file, plugins.pruner)
     _check_stages(config, space_file)
-    rundir.check_resumable(out, config)
+    directory.check_resumable(out, config)
     kind = unit_kind(config, plugins.pruner)
     check_measure(config, kind)
     _check_own_data(config, plugins)
@@ -103,7 +105,7 @@ def find(
     """Search, or go on with a search, and leave the comparison of what was found to the caller.
 
     Args:
-        job: The search; the caller owns its run directory (`rundir.locked`).
+        job: The search; the caller owns its run directory (`runs.directory.locked`).
         storage: Where measurements are kept; by default a journal in the run directory.
         command: The command line, for the record.
 
@@ -112,12 +114,12 @@ def find(
         stopped it.
     """
     fingerprint = fingerprint_of(job)
-    rundir.begin(job.out, _facts(job, fingerprint, command))
+    directory.begin(job.out, _facts(job, fingerprint, command))
     if job.space.prices is not None:
-        write_json(job.out / f"{rundir.PRICES}.json", job.space.prices.to_json())
+        write_json(job.out / f"{directory.PRICES}.json", job.space.prices.to_json())
     kept = kept_starts(job.out, job.space.layout)
     starts = kept[0] if kept else _initial(job)
-    storage = storage or journal(job.out / rundir.JOURNAL)
+    storage = storage or journal(job.out / directory.JOURNAL)
     study = study_name(fingerprint), fingerprint
     return starts, search_stages(job, starts, storage, study)
 
@@ -175,14 +177,14 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
         **({AROUND: "start"} if parameters is None and _around_start(job) else {}),
         **({} if parameters is None else {"parameters": parameters.digest}),
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
-        "pruner": repr(plugins.pruner),
+        "pruner": describe(plugins.pruner),
         "propagate": config.supernet.propagate,
         "refresh": config.supernet.refresh,
-        "searcher": repr(plugins.searcher),
+        "searcher": describe(plugins.searcher),
         **({} if read is None else {"searcher.data": read}),
-        "evaluator": repr(plugins.evaluator),
+        "evaluator": describe(plugins.evaluator),
         **({} if own is None else {"evaluator.data": own.digest}),
-        "initial": [repr(allocator) for allocator in plugins.initial.values()],
+        "initial": [describe(allocator) for allocator in plugins.initial.values()],
         "hints": [identity(name) for name in config.hints],
         "ladder": repr(config.ladder.build()),
         "seed": config.study.seed,
@@ -208,10 +210,10 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
     """Return the contents of ``run.json``, with credentials hidden."""
     config, model = job.config, job.session.loaded.model
     facts = {
-        "format": rundir.FORMAT,
+        "format": directory.FORMAT,
         "command": shlex.join(command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": rundir.versions(),
+        "versions": directory.versions(),
         "threads": torch.get_num_threads(),
         "device": str(model.device),
         "dtype": str(model.dtype),
@@ -223,7 +225,7 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
         "layout": job.space.layout.to_json(),
     }
     if job.space.prices is not None:
-        facts[rundir.PRICES] = job.space.prices.to_json()
+        facts[directory.PRICES] = job.space.prices.to_json()
     hidden: dict[str, Any] = redact(facts, (config.study.storage or "",))
     return hidden
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.config import RunConfig, frozen
+from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import factory_of, pruner_of, unit_kind
+from sparsity_search.engine.session import calibration, open_session
 from sparsity_search.errors import ConfigError
-from sparsity_search.registry import ALLOCATORS, PRUNERS, SENSITIVITIES
-from sparsity_search.scores import Scores
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import unit_kind
-from sparsity_search.workflow.scores_file import save_scores
-from sparsity_search.workflow.session import calibration, open_session
+from sparsity_search.interfaces.sensitivity import Sensitivity
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.registry import ALLOCATORS, SENSITIVITIES
+from sparsity_search.runs.scores import save_scores
 
 
 def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None) -> Scores:
@@ -32,14 +33,14 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     monitor = monitor or Monitor()
     if out.suffix != ".json" or out.is_dir():
         raise ConfigError(f"scores are a JSON file: name --out FILE.json, not {out}")
-    pruner = PRUNERS.create(config.pruner.name, **config.pruner.parameters)
-    plugin = SENSITIVITIES.create(config.sensitivity.name, **config.sensitivity.parameters)
+    build, pruner = factory_of(config), pruner_of(config)
+    plugin: Sensitivity = build.resolve(SENSITIVITIES, config.sensitivity.spec)
     kind = unit_kind(config, pruner)
     plugin.check(kind)
     if pruner.merges:
         raise ConfigError("this pruner merges removed units into kept ones: use drop instead")
-    settings = {**config.allocators.get("knapsack", {}), "sensitivity": plugin, "pruner": pruner}
-    measurer: ScoredAllocator = ALLOCATORS.create("knapsack", **frozen(settings))
+    measured = {"sensitivity": plugin, "pruner": pruner}
+    measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", measured)
     requests = [calibration(config.data)]
     session = open_session(
         config.model, requests, config.study.seed, monitor, kind, config.data.statistics

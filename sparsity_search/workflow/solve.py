@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.allocators.base import Allocation
-from sparsity_search.artefacts import write_json
-from sparsity_search.budget import Budget
-from sparsity_search.config import RunConfig
+from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import allocator
 from sparsity_search.errors import ConfigError
-from sparsity_search.registry import ALLOCATORS
-from sparsity_search.scores import Scores
-from sparsity_search.spaces import bounds_of
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import allocator
-from sparsity_search.workflow.scores_file import load_scores
+from sparsity_search.interfaces.allocator import Allocation
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.registry import ALLOCATORS, describe
+from sparsity_search.runs.scores import load_scores
+from sparsity_search.spaces.files import bounds_of
+from sparsity_search.utils.files import write_json
 
 #: What a profile tells of its scores.
 FACTS = ("model", "removes", "pruner", "text", "sensitivity")
@@ -105,6 +105,6 @@ def _artefact(
         **allocation.profile.to_json(),
         "target": budget.target,
         **{key: scores.facts[key] for key in FACTS if key in scores.facts},
-        "allocator": repr(plugin),
+        "allocator": describe(plugin),
         "notes": list(allocation.notes),
     }

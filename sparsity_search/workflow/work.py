@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sparsity_search.artefacts import check_fingerprint
-from sparsity_search.claims import Claims
-from sparsity_search.config import RunConfig
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.stages import present_stage
 from sparsity_search.errors import ConfigError
-from sparsity_search.store import database, joined
-from sparsity_search.workflow import rundir
-from sparsity_search.workflow.monitor import Monitor
+from sparsity_search.runs import directory
+from sparsity_search.study.claims import Claims
+from sparsity_search.trials.store import database, joined
+from sparsity_search.utils.files import check_fingerprint
 from sparsity_search.workflow.search import fingerprint_of, open_job, study_name
-from sparsity_search.workflow.stages import present_stage
 
 
 def work(
@@ -35,15 +35,15 @@ def work(
         ConfigError: There is no such search, or it is not measuring yet.
         RunMismatchError: This process would not measure the same.
     """
-    run = rundir.read_json(out / rundir.RUN)
+    run = directory.read_json(out / directory.RUN)
     config = _own(RunConfig.model_validate(run["config"]), device)
     if config.study.storage and storage is None:
         raise ConfigError("the run keeps its measurements in a database: give --storage URL")
     job = open_job(config, out, monitor or Monitor())
     fingerprint = fingerprint_of(job)
     check_fingerprint(run["fingerprint"], fingerprint, f"the run in {out}")
-    opened = database(storage) if storage else joined(out / rundir.JOURNAL)
-    job = replace(job, claims=Claims(out / rundir.CLAIMS))
+    opened = database(storage) if storage else joined(out / directory.JOURNAL)
+    job = replace(job, claims=Claims(out / directory.CLAIMS))
     stage = present_stage(job, opened, (study_name(fingerprint), fingerprint))
     if stage is None or not stage.ready:
         raise ConfigError(f"the search in {out} is not measuring yet: its supernet is not built")

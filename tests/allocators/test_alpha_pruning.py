@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 import sparsity_search.allocators.alpha_pruning as module
 from sparsity_search.allocators.alpha_pruning import (
-    AlphaPruning,
+    AlphaPruningAllocator,
     eigenvalues,
     scaled,
     tail_exponent,
 )
-from sparsity_search.budget import Bounds, Budget
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
@@ -30,7 +30,7 @@ def allocated(
     subject: PrunableModel, target: float = 0.6, bounds: Bounds | None = None, **settings: Any
 ) -> SparsityProfile:
     bounds = bounds or Bounds.of(subject.layout)
-    return AlphaPruning(**settings).allocate(subject, NOTHING, Budget(target), bounds)
+    return AlphaPruningAllocator(**settings).allocate(subject, NOTHING, Budget(target), bounds)
 
 
 def matrix(seed: int, rows: int = 24, columns: int = 40, decay: float = 1.0) -> torch.Tensor:
@@ -291,7 +291,7 @@ def test_other_structures_are_refused(units: str) -> None:
 def test_weights_must_be_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
         eigenvalues(torch.tensor([[1.0, float("nan")]]))
-    assert not AlphaPruning.needs_text
+    assert not AlphaPruningAllocator.needs_text
 
 
 @pytest.mark.parametrize(

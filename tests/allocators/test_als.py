@@ -11,12 +11,12 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import sparsity_search.allocators.als as module
-from sparsity_search.allocators._hidden import sampled_rows
-from sparsity_search.allocators.als import ALS, programme, redundancies, similarities
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.als import ALSAllocator, programme, redundancies, similarities
+from sparsity_search.allocators.bases.hidden import sampled_rows
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
@@ -24,7 +24,9 @@ from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.7, **settings: Any
 ) -> SparsityProfile:
-    return ALS(**settings).allocate(subject, tokens, Budget(target), Bounds.of(subject.layout))
+    return ALSAllocator(**settings).allocate(
+        subject, tokens, Budget(target), Bounds.of(subject.layout)
+    )
 
 
 def outputs(model: nn.Module, tokens: Tensor, names: list[str]) -> list[np.ndarray]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import sparsity_search.allocators.angular_distance as module
-from sparsity_search.allocators.angular_distance import AngularDistance, angular_distances
-from sparsity_search.budget import Bounds
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.angular_distance import AngularDistanceAllocator, angular_distances
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import removed_by
 from tests.allocators.test_block_influence import outputs
+from tests.helpers.depth_models import removed_by
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_best_run_goes(subject: PrunableModel, tiny_tokens: Tensor, n: int) 
     distances = angular_distances(subject, tiny_tokens).numpy()
     best = min(range(7 - n), key=lambda start: distances[start, start + n])
     expected = list(range(best, best + n))
-    assert removed_by(AngularDistance(), subject, tiny_tokens, n) == expected
+    assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, n) == expected
 
 
 @pytest.fixture
@@ -60,34 +60,34 @@ def line(monkeypatch: pytest.MonkeyPatch) -> None:
     ("n", "removed"), [(1, [4]), (2, [4, 5]), (3, [3, 4, 5]), (4, [1, 2, 3, 4])]
 )
 def test_golden(subject: PrunableModel, tiny_tokens: Tensor, n: int, removed: list[int]) -> None:
-    assert removed_by(AngularDistance(), subject, tiny_tokens, n) == removed
+    assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, n) == removed
 
 
 @pytest.mark.usefixtures("line")
 def test_bounds_split_runs(subject: PrunableModel, tiny_tokens: Tensor) -> None:
     """Without block 3 the longest run is of three blocks; the fourth comes from the rest."""
     bounds = bounds_of([0] * 6, [1, 1, 1, 0, 1, 1])
-    assert removed_by(AngularDistance(), subject, tiny_tokens, 4, bounds) == [0, 1, 2, 4]
+    assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, 4, bounds) == [0, 1, 2, 4]
 
 
 @pytest.mark.usefixtures("line")
 def test_what_is_gone_does_not_split_runs(subject: PrunableModel, tiny_tokens: Tensor) -> None:
     """Block 1 must go: with it, blocks 0 and 2 are one run of two new ones."""
     bounds = bounds_of([0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1])
-    assert removed_by(AngularDistance(), subject, tiny_tokens, 3, bounds) == [0, 1, 2]
+    assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, 3, bounds) == [0, 1, 2]
 
 
 def test_equal_runs_go_from_the_front(
     subject: PrunableModel, tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "angular_distances", lambda *_: torch.zeros(7, 7))
-    assert removed_by(AngularDistance(), subject, tiny_tokens, 3) == [0, 1, 2]
+    assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, 3) == [0, 1, 2]
 
 
 def test_runs_are_of_neighbours(tiny_tokens: Tensor) -> None:
     """Excluded blocks, which are no units, split runs too."""
     subject = PrunableModel(tiny_llama(layers=6), r"layers\.2$", units="blocks")
-    removed = removed_by(AngularDistance(), subject, tiny_tokens, 3)
+    removed = removed_by(AngularDistanceAllocator(), subject, tiny_tokens, 3)
     blocks = [subject.layout[i].block for i in removed]
     assert all(b == a + 1 for a, b in pairwise(blocks))
     assert 2 not in blocks

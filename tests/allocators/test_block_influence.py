@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.block_influence import BlockInfluence, influences
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.block_influence import BlockInfluenceAllocator, influences
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import removed_by, with_identity
-from tests.families import FAMILIES
+from tests.helpers.depth_models import removed_by, with_identity
+from tests.helpers.families import FAMILIES
 
 
 def outputs(model: nn.Module, tokens: Tensor, names: list[str]) -> list[Tensor]:
@@ -78,7 +78,7 @@ def test_least_influence_goes_first(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=6), units="blocks")
     order = np.argsort(list(influences(subject, tiny_tokens).values()))
     for n in range(1, 6):
-        assert removed_by(BlockInfluence(), subject, tiny_tokens, n) == sorted(order[:n])
+        assert removed_by(BlockInfluenceAllocator(), subject, tiny_tokens, n) == sorted(order[:n])
 
 
 def test_excluded_sublayers_take_part(tiny_tokens: Tensor) -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.block_perplexity import BlockPerplexity
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.block_perplexity import BlockPerplexityAllocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.evaluator import random_tokens, text_of
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import loss_of, removed_by, shorter
+from tests.helpers.depth_models import loss_of, removed_by, shorter
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_order_is_that_of_shorter_models(subject: PrunableModel) -> None:
     order = brute_force(subject, tokens)
     assert order != sorted(order)
     for n in range(1, 5):
-        assert removed_by(BlockPerplexity(), subject, tokens, n) == sorted(order[:n])
+        assert removed_by(BlockPerplexityAllocator(), subject, tokens, n) == sorted(order[:n])
 
 
 def test_sequences(subject: PrunableModel) -> None:
@@ -36,15 +36,15 @@ def test_sequences(subject: PrunableModel) -> None:
     tokens, seen = random_tokens(9, 8), list[Tensor]()
     embedding = subject.model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = removed_by(BlockPerplexity(sequences=2), subject, tokens, 2)
+    found = removed_by(BlockPerplexityAllocator(sequences=2), subject, tokens, 2)
     assert max(map(len, seen)) == 2
     assert all(torch.equal(rows[0], tokens[0, : rows.shape[1]]) for rows in seen)
-    assert found == removed_by(BlockPerplexity(), subject, tokens[:2], 2)
+    assert found == removed_by(BlockPerplexityAllocator(), subject, tokens[:2], 2)
 
 
 def test_ends_are_kept(subject: PrunableModel, tiny_tokens: Tensor) -> None:
     order = brute_force(subject, tiny_tokens)
-    allocator = BlockPerplexity(keep_first=1, keep_last=2)
+    allocator = BlockPerplexityAllocator(keep_first=1, keep_last=2)
     inner = [i for i in order if i in (1, 2)]
     for n in (1, 2):
         assert removed_by(allocator, subject, tiny_tokens, n) == sorted(inner[:n])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.block_taylor import BlockTaylor, taylor_importances
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.block_taylor import BlockTaylorAllocator, taylor_importances
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import removed_by
+from tests.helpers.depth_models import removed_by
 
 
 def gradients(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def test_importance_is_the_sum_of_products(units: str, tiny_tokens: Tensor) -> N
 def test_least_importance_goes_first(tiny_tokens: Tensor) -> None:
     subject, tokens = PrunableModel(tiny_llama(layers=5), units="blocks"), tiny_tokens[:3]
     order = np.argsort(taylor_importances(subject, tokens))
-    allocator = BlockTaylor(keep_first=0, keep_last=0)
+    allocator = BlockTaylorAllocator(keep_first=0, keep_last=0)
     for n in range(1, 5):
         assert removed_by(allocator, subject, tokens, n) == sorted(order[:n])
 
@@ -54,10 +54,10 @@ def test_ends_are_kept(tiny_tokens: Tensor) -> None:
     order = np.argsort(taylor_importances(subject, tokens)).tolist()
     inner = [i for i in order if i in (4, 5)]
     rest = [i for i in order if i not in inner]
-    assert BlockTaylor() == BlockTaylor(keep_first=4, keep_last=2)
+    assert BlockTaylorAllocator() == BlockTaylorAllocator(keep_first=4, keep_last=2)
     for n in (1, 2, 3, 7):
         expected = sorted((inner + rest)[:n])
-        assert removed_by(BlockTaylor(), subject, tokens, n) == expected
+        assert removed_by(BlockTaylorAllocator(), subject, tokens, n) == expected
 
 
 def test_sequences() -> None:
@@ -66,5 +66,5 @@ def test_sequences() -> None:
     seen: list[Tensor] = []
     embedding = subject.model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    removed_by(BlockTaylor(sequences=2), subject, tokens, 1)
+    removed_by(BlockTaylorAllocator(sequences=2), subject, tokens, 1)
     assert torch.equal(torch.cat(seen), tokens[:2])

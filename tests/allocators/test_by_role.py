@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.by_role import ByRole
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.by_role import ByRoleAllocator
 from sparsity_search.errors import ConfigError, UnknownNameError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
@@ -20,7 +20,7 @@ ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 def allocated(offsets: object, target: float = 0.5) -> SparsityProfile:
     layout = SUBJECT.layout
-    allocator = ByRole(offsets=offsets)  # type: ignore[arg-type]
+    allocator = ByRoleAllocator(offsets=offsets)  # type: ignore[arg-type]
     return allocator.allocate(SUBJECT, NOTHING, Budget(target), Bounds.of(layout))
 
 
@@ -54,15 +54,18 @@ def test_equal_over_depth_and_exact() -> None:
 
 
 def test_is_a_value() -> None:
-    one, other = ByRole(offsets={"q": 0.1, "k": 0}), ByRole(offsets=(("k", 0.0), ("q", 0.1)))
+    one, other = (
+        ByRoleAllocator(offsets={"q": 0.1, "k": 0}),
+        ByRoleAllocator(offsets=(("k", 0.0), ("q", 0.1))),
+    )
     assert one == other
     assert hash(one) == hash(other)
     assert repr(one) == "ByRole(offsets=(('k', 0.0), ('q', 0.1)))"
-    assert not ByRole.needs_text
+    assert not ByRoleAllocator.needs_text
 
 
 def test_faults() -> None:
     with pytest.raises(UnknownNameError, match="'gat': did you mean 'gate'"):
         allocated({"gat": 0.1})
     with pytest.raises(ConfigError, match=r"offsets must lie in \[-1, 1\]"):
-        ByRole(offsets={"q": 2.0})
+        ByRoleAllocator(offsets={"q": 2.0})

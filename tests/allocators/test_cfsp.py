@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsity_search.allocators.cfsp as module
-from sparsity_search.allocators._hidden import mean_angle
-from sparsity_search.allocators.cfsp import CFSP, block_densities, importances
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.hidden import mean_angle
+from sparsity_search.allocators.cfsp import CFSPAllocator, block_densities, importances
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import with_identity
+from tests.helpers.depth_models import with_identity
 
 
 def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.7, contrast: float = 1.0
 ) -> SparsityProfile:
     bounds = Bounds.of(subject.layout)
-    return CFSP(contrast=contrast).allocate(subject, tokens, Budget(target), bounds)
+    return CFSPAllocator(contrast=contrast).allocate(subject, tokens, Budget(target), bounds)
 
 
 def block_states(model: nn.Module, tokens: Tensor) -> list[np.ndarray]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsity_search.allocators.base import Allocator
+from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.allocator import AllocatorContract
 

@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 import sparsity_search.allocators.dlp as module
-from sparsity_search.allocators.dlp import DLP
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.dlp import DLPAllocator
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.allocators.test_owl import ROUNDING, assert_near, block_scores, by_block
@@ -22,7 +22,9 @@ from tests.allocators.test_owl import ROUNDING, assert_near, block_scores, by_bl
 def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.6, **settings: Any
 ) -> SparsityProfile:
-    return DLP(**settings).allocate(subject, tokens, Budget(target), Bounds.of(subject.layout))
+    return DLPAllocator(**settings).allocate(
+        subject, tokens, Budget(target), Bounds.of(subject.layout)
+    )
 
 
 def lower_median(scores: np.ndarray) -> float:
@@ -116,7 +118,7 @@ def test_mixture_of_experts(tiny_tokens: Tensor) -> None:
 
 
 def test_defaults() -> None:
-    assert DLP() == DLP(spread=0.15, statistic="median")
+    assert DLPAllocator() == DLPAllocator(spread=0.15, statistic="median")
 
 
 @pytest.mark.parametrize(
@@ -137,4 +139,6 @@ def test_errors(tiny_tokens: Tensor) -> None:
         allocated(subject, tiny_tokens)
     subject = PrunableModel(tiny_llama())
     with pytest.raises(InfeasibleBudgetError):
-        DLP().allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout, 0.6, 1.0))
+        DLPAllocator().allocate(
+            subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout, 0.6, 1.0)
+        )

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators._thresholds import kept_in_proportion
-from sparsity_search.allocators.er import ER
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.thresholds import kept_in_proportion
+from sparsity_search.allocators.er import ERAllocator
 from sparsity_search.errors import ConfigError
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 NOTHING = torch.empty(0, 0)
@@ -75,7 +75,7 @@ def test_is_what_fixing_the_densest_gives(shapes: list[tuple[int, int]], target:
 def test_model_is_pruned_by_its_shapes(target: float) -> None:
     subject = PrunableModel(tiny_llama(layers=2))
     bounds = Bounds.of(subject.layout)
-    found = ER().allocate(subject, NOTHING, Budget(target), bounds)
+    found = ERAllocator().allocate(subject, NOTHING, Budget(target), bounds)
     kept = (subject.layout.counts - np.array(found.removed))[:7]
     # q and o are (32, 32), k and v (16, 32), the others (64, 32); at 0.2 k and v are full
     sides = np.array([64, 48, 48, 64, 96, 96, 96])
@@ -88,7 +88,7 @@ def test_model_is_pruned_by_its_shapes(target: float) -> None:
 
 def test_units_of_one_shape_get_one_sparsity() -> None:
     subject = PrunableModel(tiny_llama(), exclude=r"mlp|[kv]_proj")
-    found = ER().allocate(subject, NOTHING, Budget(0.37), Bounds.of(subject.layout))
+    found = ERAllocator().allocate(subject, NOTHING, Budget(0.37), Bounds.of(subject.layout))
     np.testing.assert_allclose(found.removed, 0.37 * 1024, atol=1)
 
 
@@ -105,7 +105,7 @@ def test_bounds_are_solved_for_again() -> None:
 
 def test_matrices_of_experts() -> None:
     subject = PrunableModel(tiny_mixtral(layers=1))
-    found = ER().allocate(subject, NOTHING, Budget(0.6), Bounds.of(subject.layout))
+    found = ERAllocator().allocate(subject, NOTHING, Budget(0.6), Bounds.of(subject.layout))
     roles = found.grouped("role")
     kept = {role: (1 - roles[role]) * 32 for role in ("expert_gate_up", "expert_down")}
     # (32, 32) and (32, 16)
@@ -117,5 +117,5 @@ def test_matrices_of_experts() -> None:
 def test_structures_are_refused() -> None:
     subject = PrunableModel(tiny_llama(), units="heads")
     with pytest.raises(ConfigError, match="choose --units weights"):
-        ER().allocate(subject, NOTHING, Budget(0.5), Bounds.of(subject.layout))
-    assert not ER.needs_text
+        ERAllocator().allocate(subject, NOTHING, Budget(0.5), Bounds.of(subject.layout))
+    assert not ERAllocator.needs_text

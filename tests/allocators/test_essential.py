@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.essential as module
-from sparsity_search.allocators.essential import Essential, knee
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.essential import EssentialAllocator, knee
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.wanda import Wanda
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
-from sparsity_search.statistics import Statistic
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 LEVELS = (0.2, 0.5, 0.7)
@@ -35,11 +35,11 @@ def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.7, **settings: Any
 ) -> SparsityProfile:
     bounds = Bounds.of(subject.layout)
-    return Essential(**settings).allocate(subject, tokens, Budget(target), bounds)
+    return EssentialAllocator(**settings).allocate(subject, tokens, Budget(target), bounds)
 
 
 def curves(
-    subject: PrunableModel, tokens: Tensor, allocator: Essential
+    subject: PrunableModel, tokens: Tensor, allocator: EssentialAllocator
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {}
     gradient = allocator.pruner.needs_gradient  # type: ignore[union-attr]
@@ -77,7 +77,7 @@ def wanda_error(weight: Tensor, inputs: Tensor, count: int) -> float:
 
 def test_curve_is_the_relative_output_error(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
-    found = curves(subject, tokens, Essential(levels=(0.25, 0.5, 0.75)))
+    found = curves(subject, tokens, EssentialAllocator(levels=(0.25, 0.5, 0.75)))
     for name in ("model.layers.1.self_attn.q_proj", "model.layers.2.mlp.down_proj"):
         inputs, _ = linear_io(subject, tokens, name)
         weight = subject.views[name].read().double()
@@ -110,7 +110,7 @@ def test_curve_is_that_of_the_pruned_model(
         for parameter in [p for n, p in model.named_parameters() if n.endswith("bias")]:
             parameter.normal_(generator=torch.Generator().manual_seed(1))
     subject = PrunableModel(model, units=units)
-    allocator = Essential(pruner=name, levels=LEVELS)
+    allocator = EssentialAllocator(pruner=name, levels=LEVELS)
     unit = next(u for u in subject.layout if u.role in ("feed_forward", "down"))
     sparsities, errors = curves(subject, tokens, allocator)[unit.name]
     inputs, outputs = linear_io(subject, tokens, unit.name)
@@ -185,7 +185,7 @@ def test_knee_of_straight_and_convex_down_curves() -> None:
 
 def test_profile_is_that_of_the_knees(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
-    knees = np.array([knee(*c) for c in curves(subject, tokens, Essential()).values()])
+    knees = np.array([knee(*c) for c in curves(subject, tokens, EssentialAllocator()).values()])
     assert np.ptp(knees) > 0.05
     for target in (0.37, 0.7):
         found = allocated(subject, tokens, target)
@@ -206,7 +206,7 @@ def test_what_holds_little_is_pruned_more(tokens: Tensor) -> None:
 def test_pruner_matters(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
     wanda = allocated(subject, tokens, 0.5)
-    assert allocated(subject, tokens, 0.5, pruner=Wanda()) == wanda
+    assert allocated(subject, tokens, 0.5, pruner=WandaPruner()) == wanda
     assert allocated(subject, tokens, 0.5, pruner={"name": "wanda", "pattern": "row"}) == wanda
     assert allocated(subject, tokens, 0.5, pruner="magnitude") != wanda
 
@@ -214,7 +214,7 @@ def test_pruner_matters(tokens: Tensor) -> None:
 def test_levels_become_whole_numbers(tokens: Tensor) -> None:
     model = tiny_llama(layers=1, num_attention_heads=8, num_key_value_heads=4)
     subject = PrunableModel(model, units="width")
-    allocator = Essential(pruner="wanda_sp", levels=(0.1, 0.2, 0.3, 0.6, 0.9))
+    allocator = EssentialAllocator(pruner="wanda_sp", levels=(0.1, 0.2, 0.3, 0.6, 0.9))
     (attention, _), (feed_forward, _) = curves(subject, tokens, allocator).values()
     assert attention.tolist() == [0, 0.25, 0.5, 1]  # 4 groups: 0, 1, 1, 2 and 4
     assert (feed_forward * 64).tolist() == [0, 6, 13, 19, 38, 58, 64]
@@ -222,15 +222,15 @@ def test_levels_become_whole_numbers(tokens: Tensor) -> None:
 
 def test_groups_lose_whole_weights(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=1))
-    pruner = Wanda(pattern="*:4")
-    for sparsities, errors in curves(subject, tokens, Essential(pruner=pruner)).values():
+    pruner = WandaPruner(pattern="*:4")
+    for sparsities, errors in curves(subject, tokens, EssentialAllocator(pruner=pruner)).values():
         assert sparsities.tolist() == [0, 0.25, 0.5, 0.75, 1]
         assert (np.diff(errors) > 0).all()
 
 
 def test_one_structure_has_no_curve(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(num_key_value_heads=1), units="width")
-    found = curves(subject, tokens, Essential(pruner="wanda_sp"))
+    found = curves(subject, tokens, EssentialAllocator(pruner="wanda_sp"))
     sparsities, errors = found["model.layers.0.self_attn"]
     assert sparsities.tolist() == errors.tolist() == [0, 1]
     allocated(subject, tokens, 0.5, pruner="wanda_sp")
@@ -247,7 +247,7 @@ def test_a_unit_of_zeros_may_go_entirely(tokens: Tensor) -> None:
     name = "model.layers.1.mlp.gate_proj"
     model.get_submodule(name).weight.zero_()  # then nothing reaches down_proj either
     subject = PrunableModel(model)
-    found = curves(subject, tokens, Essential())
+    found = curves(subject, tokens, EssentialAllocator())
     for part in ("gate_proj", "down_proj"):
         sparsities, errors = found[f"model.layers.1.mlp.{part}"]
         assert not errors.any()
@@ -263,7 +263,7 @@ def test_equal_curves_give_the_uniform_profile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counting(Magnitude):
+class Counting(MagnitudePruner):
     """Notes the counts that it is asked for."""
 
     def prune(self, weight: Tensor, evidence: Any, counts: Any, *, seed: int) -> Any:
@@ -288,10 +288,12 @@ def test_settings() -> None:
     for levels in ((), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.4), (float("nan"),)):
         with pytest.raises(ConfigError, match="levels must rise strictly within 0 … 1"):
             ALLOCATORS.create("essential", levels=levels)
-    assert ALLOCATORS.create("essential", levels=[0.1, 0.5]) == Essential(levels=(0.1, 0.5))
+    assert ALLOCATORS.create("essential", levels=[0.1, 0.5]) == EssentialAllocator(
+        levels=(0.1, 0.5)
+    )
     made = ALLOCATORS.create("essential", pruner={"name": "wanda", "pattern": "layer"})
-    assert made.pruner == Wanda(pattern="layer")
-    assert hash(made) != hash(Essential())
+    assert made.pruner == WandaPruner(pattern="layer")
+    assert hash(made) != hash(EssentialAllocator())
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 import sparsity_search.allocators.flap as module
-from sparsity_search.allocators.flap import FLAP, cut
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.flap import FLAPAllocator, cut
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.statistics import Statistic
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 
@@ -34,7 +34,7 @@ def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.4, metric: str = "WIFV"
 ) -> SparsityProfile:
     bounds = Bounds.of(subject.layout)
-    return FLAP(metric=metric).allocate(subject, tokens, Budget(target), bounds)
+    return FLAPAllocator(metric=metric).allocate(subject, tokens, Budget(target), bounds)
 
 
 def consumer_inputs(subject: PrunableModel, tokens: Tensor) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ def test_equal_scores_go_in_forward_order() -> None:
 def test_bounds(units: str, low: float, high: float, tokens: Tensor) -> None:
     subject = subject_of(units)
     bounds = Bounds.of(subject.layout, low, high)
-    found = FLAP().allocate(subject, tokens, Budget(0.4), bounds)
+    found = FLAPAllocator().allocate(subject, tokens, Budget(0.4), bounds)
     assert (bounds.lower <= found.removed).all()
     assert (found.removed <= bounds.upper).all()
     missing = Budget(0.4).n_removed(subject.layout) - found.n_removed
@@ -225,7 +225,7 @@ def test_needs_structures_to_rank(units: str, tokens: Tensor) -> None:
 def test_errors(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="metric must be one of WIFV, IFV, WIFN"):
         ALLOCATORS.create("flap", metric="wifv")
-    assert FLAP.units == "width"
+    assert FLAPAllocator.units == "width"
     subject = subject_of()
     subject.views["model.layers.0.mlp"].module.weight[0, 0] = 1e30
     with pytest.raises(NumericalError, match="not finite"):
@@ -234,4 +234,4 @@ def test_errors(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "walk", never)
     bounds = Bounds.of(subject.layout, 0.0, 0.2)
     with pytest.raises(InfeasibleBudgetError):
-        FLAP().allocate(subject, tokens, Budget(0.5), bounds)
+        FLAPAllocator().allocate(subject, tokens, Budget(0.5), bounds)

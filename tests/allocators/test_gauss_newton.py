@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.gauss_newton as module
-from sparsity_search.allocators.gauss_newton import GaussNewton, level_tables
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.gauss_newton import GaussNewtonAllocator, level_tables
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
-from sparsity_search.evaluators.kl_divergence import KLDivergence
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.divergence import Divergence
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.recording import Recordings
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.pruners.wanda import Wanda
+from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.recording import Recordings
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.scores import tables
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
-from sparsity_search.scores import tables
-from sparsity_search.sensitivity.fisher import Fisher
+from sparsity_search.sensitivities.fisher import FisherSensitivity
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.testing.allocator import assert_meets
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
@@ -38,7 +38,7 @@ def pruned_divergence(
     subject: PrunableModel, tokens: Tensor, profile: SparsityProfile, rows: int, pruner: Pruner
 ) -> float:
     """Return what the evaluator says of a profile, pruned in one walk."""
-    proxy = KLDivergence().bind(subject.model, tokens[:rows])
+    proxy = KLDivergenceEvaluator().bind(subject.model, tokens[:rows])
     plan = SupernetPlan(pruner=pruner, tables=[(c,) for c in profile.removed], centre=profile)
     with build(subject, tokens, plan).resident() as switch:
         switch.to(profile)
@@ -63,7 +63,7 @@ def halve(subject: PrunableModel) -> None:
 
 def test_value_is_the_evaluators(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     text = tiny_tokens[:5]  # a smaller batch at the end
-    proxy = KLDivergence().bind(tiny_subject.model, text)
+    proxy = KLDivergenceEvaluator().bind(tiny_subject.model, text)
     divergence = Divergence(tiny_subject, text, 16, 0)
     assert divergence.value() == pytest.approx(0, abs=1e-6)
     halve(tiny_subject)
@@ -102,12 +102,14 @@ def test_second_order_is_fisher_information(
 ) -> None:
     counts = tables(tiny_subject.layout, (0.5,))
     text = tiny_tokens[:5]
-    fisher = Fisher(sequences=5, positions=7).measure(tiny_subject, text, Wanda(), counts, seed=4)
+    fisher = FisherSensitivity(sequences=5, positions=7).measure(
+        tiny_subject, text, WandaPruner(), counts, seed=4
+    )
     divergence = Divergence(tiny_subject, text, 7, 4)
     _, recordings = divergence.recorded()  # of the dense model: there is no first order
     centre = Budget(0.5).uniform(tiny_subject.layout)
     supernet = build(tiny_subject, text, SupernetPlan(
-        pruner=Wanda(), tables=counts, centre=centre, propagate="dense"
+        pruner=WandaPruner(), tables=counts, centre=centre, propagate="dense"
     ))  # fmt: skip
     with supernet.resident() as switch:
         for unit, (count,), (loss,) in zip(
@@ -130,7 +132,7 @@ def redundant() -> PrunableModel:
 def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
     subject, budget = redundant(), Budget(0.4)
     bounds = Bounds.of(subject.layout)
-    found = GaussNewton(**{**QUICK, "reach": 0.3, "steps": 3}).detailed(
+    found = GaussNewtonAllocator(**{**QUICK, "reach": 0.3, "steps": 3}).detailed(
         subject, tiny_tokens, budget, bounds
     )
     first, second, third = found.profile.grouped("block").values()
@@ -140,7 +142,7 @@ def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
     assert min(values) < 0.7 * values[0]
     uniform = budget.uniform(subject.layout, bounds)
     for profile, value in ((uniform, values[0]), (found.profile, min(values))):
-        real = pruned_divergence(subject, tiny_tokens, profile, 4, Wanda())
+        real = pruned_divergence(subject, tiny_tokens, profile, 4, WandaPruner())
         # what the walk propagates differs a little: the supernet's later blocks see uniform
         assert real == pytest.approx(value, rel=0.1 if profile is found.profile else 1e-3)
 
@@ -179,7 +181,7 @@ def test_a_step_that_does_not_help_halves_the_reach(
 ) -> None:
     faked(monkeypatch, [1.0, 1.0, 2.0, np.nan, 3.0, 4.0, 5.0, 6.0])
     budget, bounds = Budget(0.55), Bounds.of(tiny_subject.layout)
-    method = GaussNewton(**{**QUICK, "steps": 7, "reach": 0.4})
+    method = GaussNewtonAllocator(**{**QUICK, "steps": 7, "reach": 0.4})
     found = method.detailed(tiny_subject, tiny_tokens, budget, bounds)
     assert found.profile == budget.uniform(tiny_subject.layout, bounds)
     assert [int(reach.max()) for _, reach, _ in solved[:4]] == [8, 4, 2, 1]
@@ -199,7 +201,7 @@ def test_the_best_of_all_is_returned(
 ) -> None:
     faked(monkeypatch, [5.0, 4.0, 6.0, 3.0, 3.5])
     bounds = Bounds.of(tiny_subject.layout)
-    method = GaussNewton(**{**QUICK, "steps": 4, "reach": 0.2})
+    method = GaussNewtonAllocator(**{**QUICK, "steps": 4, "reach": 0.2})
     found = method.detailed(tiny_subject, tiny_tokens, Budget(0.55), bounds)
     starts, reaches, proposed = zip(*solved, strict=True)
     assert (starts[1] == proposed[0]).all()  # from the better one
@@ -217,12 +219,12 @@ def test_the_best_of_all_is_returned(
 def test_never_worse_than_uniform(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=2, seed=3))
     for target in (0.3, 0.8):
-        found = GaussNewton(**QUICK).detailed(
+        found = GaussNewtonAllocator(**QUICK).detailed(
             subject, tiny_tokens, Budget(target), Bounds.of(subject.layout)
         )
         values = told(found)
         uniform = Budget(target).uniform(subject.layout)
-        expected = pruned_divergence(subject, tiny_tokens, uniform, 4, Wanda())
+        expected = pruned_divergence(subject, tiny_tokens, uniform, 4, WandaPruner())
         assert values[0] == pytest.approx(expected, rel=1e-3)
         assert min(values) < values[0]
 
@@ -242,7 +244,7 @@ def test_other_pruners_and_units(
     units: str, pruner: Any, spacing: float, tiny_tokens: Tensor
 ) -> None:
     subject, budget = PrunableModel(tiny_llama(layers=4), units=units), Budget(0.6)
-    method = GaussNewton(**{**QUICK, "spacing": spacing, "pruner": pruner, "reach": 0.3})
+    method = GaussNewtonAllocator(**{**QUICK, "spacing": spacing, "pruner": pruner, "reach": 0.3})
     found = method.detailed(subject, tiny_tokens, budget, Bounds.of(subject.layout))
     assert_meets(found.profile, budget)
     if units == "weights":  # also where the grid is coarse, the start is uniform
@@ -258,7 +260,7 @@ def test_other_pruners_and_units(
 def test_patterns(pattern: str, target: float, legal: Any, tiny_tokens: Tensor) -> None:
     subject, budget = PrunableModel(tiny_llama()), Budget(target)
     pruner = {"name": "wanda", "pattern": pattern}
-    found = GaussNewton(**QUICK, pruner=pruner).allocate(
+    found = GaussNewtonAllocator(**QUICK, pruner=pruner).allocate(
         subject, tiny_tokens, budget, Bounds.of(subject.layout)
     )
     eighths = np.array(found.removed) * 8 / subject.layout.counts
@@ -272,7 +274,7 @@ def test_a_pattern_that_cannot_meet_the_budget(
     tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
     tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    method = GaussNewton(pruner={"name": "wanda", "pattern": "2:4"})
+    method = GaussNewtonAllocator(pruner={"name": "wanda", "pattern": "2:4"})
     with pytest.raises(InfeasibleBudgetError, match="out of reach"):
         method.allocate(tiny_subject, tiny_tokens, Budget(0.6), Bounds.of(tiny_subject.layout))
 
@@ -320,7 +322,7 @@ def test_only_what_all_steps_can_reach_is_pruned(
 ) -> None:
     plans = []
     monkeypatch.setattr(module, "build", lambda *given: plans.append(given[-1]) or build(*given))
-    tight, target = GaussNewton(**{**QUICK, "reach": 0.1}), Budget(0.5)
+    tight, target = GaussNewtonAllocator(**{**QUICK, "reach": 0.1}), Budget(0.5)
     subject = PrunableModel(tiny_llama(layers=2))
     found = tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))
     (plan,) = plans
@@ -360,7 +362,7 @@ def test_settings(given_: dict[str, Any], message: str) -> None:
 def test_refused(units: str, pruner: str, message: str, tiny_tokens: Tensor) -> None:
     model = tiny_mixtral() if "experts" in message else tiny_llama()
     subject = PrunableModel(model, units=units)
-    method = GaussNewton(**QUICK, pruner=PRUNERS.create(pruner))
+    method = GaussNewtonAllocator(**QUICK, pruner=PRUNERS.create(pruner))
     with pytest.raises(ConfigError, match=message):
         method.allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
 
@@ -369,12 +371,12 @@ def test_refused(units: str, pruner: str, message: str, tiny_tokens: Tensor) -> 
 def test_it_starts_from_another_profile(tiny_tokens: Tensor, start: Any) -> None:
     subject = PrunableModel(tiny_llama(layers=2, seed=3))
     budget, bounds = Budget(0.6), Bounds.of(subject.layout)
-    method = GaussNewton(start=start, **QUICK)
+    method = GaussNewtonAllocator(start=start, **QUICK)
     profile = method.start.allocate(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
     found = method.detailed(subject, tiny_tokens, budget, bounds)
-    expected = pruned_divergence(subject, tiny_tokens, profile, 4, Wanda())
+    expected = pruned_divergence(subject, tiny_tokens, profile, 4, WandaPruner())
     assert told(found)[0] == pytest.approx(expected, rel=1e-3)
-    assert told(found)[0] != pytest.approx(told(GaussNewton(**QUICK).detailed(
+    assert told(found)[0] != pytest.approx(told(GaussNewtonAllocator(**QUICK).detailed(
         subject, tiny_tokens, budget, bounds))[0], rel=1e-3)  # fmt: skip
     assert min(told(found)) <= told(found)[0]
 
@@ -384,8 +386,10 @@ def test_a_stage_goes_on_where_the_last_ended(tiny_tokens: Tensor, pruner: str) 
     subject = PrunableModel(tiny_llama(layers=2, seed=3))
     budget, bounds = Budget(0.6), Bounds.of(subject.layout)
     settings = {**QUICK, "pruner": pruner}
-    both = GaussNewton(stages=2, **settings).detailed(subject, tiny_tokens, budget, bounds)
-    nested = GaussNewton(start={"name": "gauss_newton", **settings}, **settings)
+    both = GaussNewtonAllocator(stages=2, **settings).detailed(
+        subject, tiny_tokens, budget, bounds
+    )
+    nested = GaussNewtonAllocator(start={"name": "gauss_newton", **settings}, **settings)
     second = nested.detailed(subject, tiny_tokens, budget, bounds)
     first = nested.start.detailed(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
     assert both.profile == second.profile
@@ -396,4 +400,4 @@ def test_a_stage_goes_on_where_the_last_ended(tiny_tokens: Tensor, pruner: str) 
 @pytest.mark.parametrize("start", [3, {"m": 4}, {"name": 3}])
 def test_starts_that_are_none(start: Any) -> None:
     with pytest.raises(ConfigError, match=r"allocator must be|allocator with settings needs"):
-        GaussNewton(start=start)
+        GaussNewtonAllocator(start=start)

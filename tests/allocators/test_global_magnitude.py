@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators._thresholds import softened, threshold_counts
-from sparsity_search.allocators.global_magnitude import GlobalMagnitude, magnitudes
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.thresholds import softened, threshold_counts
+from sparsity_search.allocators.global_magnitude import GlobalMagnitudeAllocator, magnitudes
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
@@ -46,7 +46,7 @@ def allocated(
     subject: PrunableModel, target: float, bounds: Bounds | None = None, **settings: float
 ) -> SparsityProfile:
     bounds = bounds or Bounds.of(subject.layout)
-    return GlobalMagnitude(**settings).allocate(subject, NOTHING, Budget(target), bounds)
+    return GlobalMagnitudeAllocator(**settings).allocate(subject, NOTHING, Budget(target), bounds)
 
 
 #: Many ties, zeros, the smallest and the largest numbers.
@@ -222,4 +222,4 @@ def test_existing_zeros_go_first() -> None:
 def test_settings(floor: float) -> None:
     with pytest.raises(ConfigError, match=r"floor must be in \[0, 1\)"):
         ALLOCATORS.create("global_magnitude", floor=floor)
-    assert not GlobalMagnitude.needs_text
+    assert not GlobalMagnitudeAllocator.needs_text

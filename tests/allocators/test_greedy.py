@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from sparsity_search.allocators.greedy import Greedy
-from sparsity_search.allocators.knapsack import Knapsack
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-
-from ..solve.problems import layout_of, random_scores
-from ..solve.toys import Toy
+from sparsity_search.allocators.greedy import GreedyAllocator
+from sparsity_search.allocators.knapsack import KnapsackAllocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from tests.helpers.solver_problems import layout_of, random_scores
+from tests.helpers.solver_toys import Toy
 
 
 @pytest.mark.parametrize("target", [0.2, 0.63, 0.9])
@@ -30,7 +29,7 @@ def test_takes_the_cheapest_weight_next(target: float) -> None:
         removed[i] += 1
         if removed[i] < layout.counts[i]:
             heapq.heappush(heap, (curves[i][removed[i] + 1] - curves[i][removed[i]], i))
-    found = Greedy(sensitivity=Toy()).solve(scores, Budget(target), Bounds.of(layout))
+    found = GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(target), Bounds.of(layout))
     assert found.removed == tuple(removed)
 
 
@@ -43,9 +42,9 @@ def test_equals_the_knapsack_on_convex_losses(
         solver(sensitivity=Toy(power=3.0)).allocate(
             tiny_subject, tiny_tokens, Budget(target), bounds
         )
-        for solver in (Greedy, Knapsack)
+        for solver in (GreedyAllocator, KnapsackAllocator)
     ]
-    scores = Greedy(sensitivity=Toy(power=3.0)).measure(tiny_subject, tiny_tokens)
+    scores = GreedyAllocator(sensitivity=Toy(power=3.0)).measure(tiny_subject, tiny_tokens)
     first, second = (scores.loss(profile) for profile in profiles)
     assert first == pytest.approx(second, rel=1e-5)  # rounding to whole weights differs
 
@@ -59,7 +58,7 @@ def test_does_not_see_beyond_a_ridge() -> None:
         "losses",
         (np.array([8.0, 8.0, 8.0, 8.0]), np.array([1.0, 4.0, 9.0, 16.0])),
     )
-    found = Greedy(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
-    best = Knapsack(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
+    found = GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
+    best = KnapsackAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
     assert best.removed == (100, 0)
     assert scores.loss(found) > scores.loss(best)

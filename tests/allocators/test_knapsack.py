@@ -7,28 +7,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators._scored import ScoredAllocator
-from sparsity_search.allocators.greedy import Greedy
-from sparsity_search.allocators.knapsack import Knapsack
-from sparsity_search.allocators.lagrangian import Lagrangian
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.allocators.greedy import GreedyAllocator
+from sparsity_search.allocators.knapsack import KnapsackAllocator
+from sparsity_search.allocators.lagrangian import LagrangianAllocator
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
-from sparsity_search.layout import Layout
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners.wanda import Wanda
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama
+from tests.helpers.solver_problems import layout_of, random_scores, scores_of
+from tests.helpers.solver_toys import Toy
 
-from ..solve.problems import layout_of, random_scores, scores_of
-from ..solve.toys import Toy
-
-SOLVERS = (Knapsack, Greedy, Lagrangian)
+SOLVERS = (KnapsackAllocator, GreedyAllocator, LagrangianAllocator)
 TARGETS = (0.1, 0.37, 0.7, 0.95)
 
 
 @pytest.fixture
-def toy() -> Knapsack:
-    return Knapsack(sensitivity=Toy())
+def toy() -> KnapsackAllocator:
+    return KnapsackAllocator(sensitivity=Toy())
 
 
 def everywhere(layout: Layout) -> Bounds:
@@ -97,7 +96,7 @@ def test_equal_curves_give_the_uniform_profile(
     assert found == Budget(0.37).uniform(layout)
 
 
-def test_one_unit(toy: Knapsack) -> None:
+def test_one_unit(toy: KnapsackAllocator) -> None:
     layout = layout_of([1000])
     found = toy.solve(random_scores(layout, 0), Budget(0.377), everywhere(layout))
     assert found.removed == (377,)
@@ -116,7 +115,7 @@ def test_tied_units_share_a_sparsity(solver: type[ScoredAllocator]) -> None:
     assert np.ptp(shares.mean(axis=1)) > 0.02
 
 
-def test_limits(toy: Knapsack) -> None:
+def test_limits(toy: KnapsackAllocator) -> None:
     layout = layout_of([400, 200, 1000, 600] * 2)
     scores = random_scores(layout, 1, convex=True)
     limited = dataclasses.replace(toy, limits={"q|v": [0.6, 0.65], "d": [0, 0.3]})
@@ -140,11 +139,11 @@ def test_limits_out_of_reach_are_refused_before_any_work(
             raise AssertionError("something was measured")
 
     bounds = everywhere(tiny_subject.layout)
-    knapsack = Knapsack(sensitivity=Never(), limits={"gate|up|down": [0.0, 0.1]})
+    knapsack = KnapsackAllocator(sensitivity=Never(), limits={"gate|up|down": [0.0, 0.1]})
     with pytest.raises(InfeasibleBudgetError, match=r"give 0 to 0\.39"):
         knapsack.allocate(tiny_subject, tiny_tokens, Budget(0.5), bounds)
     with pytest.raises(UnknownNameError, match="no role matches 'gat'"):
-        Knapsack(sensitivity=Never(), limits={"gat": (0.0, 0.1)}).allocate(
+        KnapsackAllocator(sensitivity=Never(), limits={"gat": (0.0, 0.1)}).allocate(
             tiny_subject, tiny_tokens, Budget(0.5), bounds
         )
 
@@ -160,7 +159,7 @@ def test_patterns(
     tiny_tokens: Tensor,
 ) -> None:
     layout = tiny_subject.layout
-    allocator = solver(sensitivity=Toy(), pruner=Wanda(pattern=pattern))
+    allocator = solver(sensitivity=Toy(), pruner=WandaPruner(pattern=pattern))
     found = allocator.allocate(tiny_subject, tiny_tokens, Budget(target), everywhere(layout))
     group = int(pattern[-1])
     kept = group - np.array(found.removed) * group / layout.counts
@@ -172,7 +171,7 @@ def test_patterns(
 
 
 def test_patterns_out_of_reach(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
-    knapsack = Knapsack(sensitivity=Toy(), pruner=Wanda(pattern="2:4"))
+    knapsack = KnapsackAllocator(sensitivity=Toy(), pruner=WandaPruner(pattern="2:4"))
     with pytest.raises(InfeasibleBudgetError, match=r"give 0 to 0\.5"):
         knapsack.check(tiny_subject.layout, Budget(0.6), everywhere(tiny_subject.layout))
 
@@ -194,12 +193,12 @@ def test_structures(
 def test_pairs(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     layout, budget = tiny_subject.layout, Budget(0.5)
     bounds = everywhere(layout)
-    plain = Knapsack(sensitivity=Toy(pairs=50.0), levels=(0.5, 1.0))
+    plain = KnapsackAllocator(sensitivity=Toy(pairs=50.0), levels=(0.5, 1.0))
     paired = dataclasses.replace(plain, use_pairs=True)
     first = plain.allocate(tiny_subject, tiny_tokens, budget, bounds)
-    assert first == Knapsack(sensitivity=Toy(), levels=(0.5, 1.0), use_pairs=True).allocate(
-        tiny_subject, tiny_tokens, budget, bounds
-    )
+    assert first == KnapsackAllocator(
+        sensitivity=Toy(), levels=(0.5, 1.0), use_pairs=True
+    ).allocate(tiny_subject, tiny_tokens, budget, bounds)
     second = paired.allocate(tiny_subject, tiny_tokens, budget, bounds)
     assert second != first
     assert second.n_removed == budget.n_removed(layout)
@@ -209,7 +208,7 @@ def test_pairs(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
 
 
 def test_tells_the_predicted_losses(
-    toy: Knapsack, tiny_subject: PrunableModel, tiny_tokens: Tensor
+    toy: KnapsackAllocator, tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
     layout, budget = tiny_subject.layout, Budget(0.37)
     found = toy.detailed(tiny_subject, tiny_tokens, budget, everywhere(layout))
@@ -221,8 +220,8 @@ def test_tells_the_predicted_losses(
     assert asked.solved(scores, budget, everywhere(layout)).notes[1] == "no pairs were measured"
 
 
-def test_a_stopped_solver_is_told(toy: Knapsack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsity_search.solve import integer
+def test_a_stopped_solver_is_told(toy: KnapsackAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsity_search.solvers import integer
 
     real = integer.milp
 
@@ -247,7 +246,7 @@ def test_arguments_of_the_sensitivity(tiny_subject: PrunableModel, tiny_tokens: 
             seen.update(tokens=tokens, pruner=pruner, tables=tables, seed=seed)
             return super().measure(subject, tokens, pruner, tables, seed=seed)
 
-    knapsack = Knapsack(sensitivity=Spy(), pruner="magnitude", levels=(0.25, 1.0), seed=7)
+    knapsack = KnapsackAllocator(sensitivity=Spy(), pruner="magnitude", levels=(0.25, 1.0), seed=7)
     bounds = everywhere(tiny_subject.layout)
     knapsack.allocate(tiny_subject, tiny_tokens, Budget(0.5), bounds)
     assert torch.equal(seen["tokens"], tiny_tokens)  # type: ignore[arg-type]
@@ -256,7 +255,7 @@ def test_arguments_of_the_sensitivity(tiny_subject: PrunableModel, tiny_tokens: 
     assert seen["tables"] == tuple((u.count // 4, u.count) for u in tiny_subject.layout)
 
 
-def test_a_pruner_of_other_units_is_refused(tiny_tokens: Tensor, toy: Knapsack) -> None:
+def test_a_pruner_of_other_units_is_refused(tiny_tokens: Tensor, toy: KnapsackAllocator) -> None:
     subject = PrunableModel(tiny_llama(), units="width")
     with pytest.raises(ConfigError, match="removes weights, not width: choose another"):
         toy.allocate(subject, tiny_tokens, Budget(0.5), everywhere(subject.layout))

@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsity_search.allocators.knapsack import Knapsack
-from sparsity_search.allocators.lagrangian import Lagrangian
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.solve.lagrangian import hull
-
-from ..solve.problems import layout_of, random_scores
-from ..solve.toys import Toy
+from sparsity_search.allocators.knapsack import KnapsackAllocator
+from sparsity_search.allocators.lagrangian import LagrangianAllocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.solvers.lagrangian import hull
+from tests.helpers.solver_problems import layout_of, random_scores
+from tests.helpers.solver_toys import Toy
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.8])
@@ -22,10 +21,10 @@ def test_equals_the_knapsack_on_convex_losses(
 ) -> None:
     bounds = Bounds.of(tiny_subject.layout, 0.05, 0.99)
     toy = Toy(power=3.0)
-    scores = Lagrangian(sensitivity=toy).measure(tiny_subject, tiny_tokens)
+    scores = LagrangianAllocator(sensitivity=toy).measure(tiny_subject, tiny_tokens)
     first, second = (
         scores.loss(solver(sensitivity=toy).solve(scores, Budget(target), bounds))
-        for solver in (Lagrangian, Knapsack)
+        for solver in (LagrangianAllocator, KnapsackAllocator)
     )
     assert first == pytest.approx(second, rel=1e-5)  # rounding to whole weights differs
 
@@ -34,7 +33,7 @@ def test_equals_the_knapsack_on_convex_losses(
 def test_curves_are_as_steep_everywhere(seed: int) -> None:
     layout = layout_of([4000, 2000, 10000, 6000])
     scores = random_scores(layout, seed, convex=True)
-    found = Lagrangian(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
+    found = LagrangianAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
     slopes = []
     for curve, count, unit in zip(scores.curves, found.removed, layout, strict=True):
         before, after = curve(np.array([count - 25, count + 25]))

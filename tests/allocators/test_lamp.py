@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.lamp import LAMP, lamp_scores
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.lamp import LAMPAllocator, lamp_scores
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
@@ -20,7 +20,7 @@ def allocated(
     subject: PrunableModel, target: float, bounds: Bounds | None = None
 ) -> SparsityProfile:
     bounds = bounds or Bounds.of(subject.layout)
-    return LAMP().allocate(subject, NOTHING, Budget(target), bounds)
+    return LAMPAllocator().allocate(subject, NOTHING, Budget(target), bounds)
 
 
 def reference(weight: list[float]) -> list[float]:
@@ -133,4 +133,4 @@ def test_weights_must_be_finite() -> None:
     next(iter(subject.views.values())).read()[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="not finite"):
         allocated(subject, 0.5)
-    assert not LAMP.needs_text
+    assert not LAMPAllocator.needs_text

@@ -10,21 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.mrp as module
-from sparsity_search.allocators.mrp import MRP, descend, redundancies
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.mrp import MRPAllocator, descend, redundancies
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.statistics import Statistic
 from sparsity_search.testing.models import tiny_llama
 
 
 def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.7, **settings: Any
 ) -> SparsityProfile:
-    return MRP(**settings).allocate(subject, tokens, Budget(target), Bounds.of(subject.layout))
+    return MRPAllocator(**settings).allocate(
+        subject, tokens, Budget(target), Bounds.of(subject.layout)
+    )
 
 
 def redundancy(units: list[np.ndarray], sparsity: float, m: float) -> float:

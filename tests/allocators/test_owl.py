@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 import sparsity_search.allocators.owl as module
-from sparsity_search.allocators.owl import OWL, outlier_ratio
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.owl import OWLAllocator, outlier_ratio
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama
 
@@ -29,7 +29,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tiny_tokens: Tensor) -> Given:
         left = iter(np.asarray(ratios))
         monkeypatch.setattr(module, "outlier_ratio", lambda *_: next(left))
         subject = PrunableModel(tiny_llama(layers=np.size(ratios)))
-        found = OWL(**settings).allocate(
+        found = OWLAllocator(**settings).allocate(
             subject, tiny_tokens, Budget(target), Bounds.of(subject.layout)
         )
         return by_block(found)
@@ -74,7 +74,7 @@ def test_equal_ratios_give_the_uniform_profile(
 ) -> None:
     monkeypatch.setattr(module, "outlier_ratio", lambda *_: ratio)
     bounds = Bounds.of(tiny_subject.layout)
-    found = OWL().allocate(tiny_subject, tiny_tokens, Budget(0.37), bounds)
+    found = OWLAllocator().allocate(tiny_subject, tiny_tokens, Budget(0.37), bounds)
     assert found == Budget(0.37).uniform(tiny_subject.layout)
 
 
@@ -82,7 +82,7 @@ def test_zero_spread_gives_the_uniform_profile(
     tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
     bounds = Bounds.of(tiny_subject.layout)
-    found = OWL(spread=0).allocate(tiny_subject, tiny_tokens, Budget(0.6), bounds)
+    found = OWLAllocator(spread=0).allocate(tiny_subject, tiny_tokens, Budget(0.6), bounds)
     assert found == Budget(0.6).uniform(tiny_subject.layout)
 
 
@@ -145,7 +145,7 @@ def test_is_the_formula_of_wanda_scores(units: str, tiny_tokens: Tensor) -> None
     ratios = [outliers(scores, 3) for scores in block_scores(subject, tiny_tokens)]
     assert 0.001 < min(ratios) < max(ratios) < 0.2
     expected = wanted(subject, [ratios[unit.block] for unit in subject.layout], 0.6, 0.1)
-    found = OWL(m=3, spread=0.1).allocate(
+    found = OWLAllocator(m=3, spread=0.1).allocate(
         subject, tiny_tokens, Budget(0.6), Bounds.of(subject.layout)
     )
     assert_near(found, expected)
@@ -157,9 +157,13 @@ def test_one_ratio_a_linear(units: str, tiny_tokens: Tensor) -> None:
     scores = wanda_scores(subject, tiny_tokens)
     expected = wanted(subject, [outliers(scores[u.name], 2) for u in subject.layout], 0.4, 0.1)
     bounds = Bounds.of(subject.layout)
-    found = OWL(m=2, spread=0.1, per="linear").allocate(subject, tiny_tokens, Budget(0.4), bounds)
+    found = OWLAllocator(m=2, spread=0.1, per="linear").allocate(
+        subject, tiny_tokens, Budget(0.4), bounds
+    )
     assert_near(found, expected)
-    assert found != OWL(m=2, spread=0.1).allocate(subject, tiny_tokens, Budget(0.4), bounds)
+    assert found != OWLAllocator(m=2, spread=0.1).allocate(
+        subject, tiny_tokens, Budget(0.4), bounds
+    )
 
 
 def wanted(subject: PrunableModel, ratios: ArrayLike, target: float, spread: float) -> np.ndarray:
@@ -191,14 +195,16 @@ def assert_near(found: SparsityProfile, expected: np.ndarray) -> None:
 def test_other_units(units: str, tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(), units=units)
     with pytest.raises(ConfigError, match=f"choose --units weights, width or heads, not {units}"):
-        OWL().allocate(subject, tiny_tokens, Budget(0.4), Bounds.of(subject.layout))
+        OWLAllocator().allocate(subject, tiny_tokens, Budget(0.4), Bounds.of(subject.layout))
 
 
 def test_not_finite_scores(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     name = "model.layers.2.mlp.down_proj"  # nothing reads its output
     tiny_subject.views[name].module.weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match=f"{name}: scores are not finite"):
-        OWL().allocate(tiny_subject, tiny_tokens, Budget(0.4), Bounds.of(tiny_subject.layout))
+        OWLAllocator().allocate(
+            tiny_subject, tiny_tokens, Budget(0.4), Bounds.of(tiny_subject.layout)
+        )
 
 
 def test_outliers_in_the_model_are_found(tiny_tokens: Tensor) -> None:
@@ -206,7 +212,7 @@ def test_outliers_in_the_model_are_found(tiny_tokens: Tensor) -> None:
     layer = model.model.layers[2].mlp.down_proj.weight
     layer[:, :6] *= 30
     subject = PrunableModel(model)
-    found = OWL().allocate(subject, tiny_tokens, Budget(0.7), Bounds.of(subject.layout))
+    found = OWLAllocator().allocate(subject, tiny_tokens, Budget(0.7), Bounds.of(subject.layout))
     assert np.argmin(by_block(found)) == 2
 
 

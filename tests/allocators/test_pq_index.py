@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.pq_index import PQIndex, kept_fraction, pq_index
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.pq_index import PQIndexAllocator, kept_fraction, pq_index
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama
 
@@ -24,7 +24,7 @@ def allocated(
     subject: PrunableModel, target: float, bounds: Bounds | None = None, **settings: Any
 ) -> SparsityProfile:
     bounds = bounds or Bounds.of(subject.layout)
-    return PQIndex(**settings).allocate(subject, NOTHING, Budget(target), bounds)
+    return PQIndexAllocator(**settings).allocate(subject, NOTHING, Budget(target), bounds)
 
 
 def test_one_hot_limit() -> None:
@@ -167,7 +167,7 @@ def test_structures_are_refused() -> None:
 def test_weights_must_be_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
         pq_index(torch.tensor([1.0, float("inf")]), 0.5, 1.0)
-    assert not PQIndex.needs_text
+    assert not PQIndexAllocator.needs_text
 
 
 @pytest.mark.parametrize(

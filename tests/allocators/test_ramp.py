@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 import sparsity_search.allocators.ramp as module
-from sparsity_search.allocators.ramp import Ramp, Trials
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.ramp import RampAllocator, Trials
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.pruners.base import Pruner, as_pruner
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.registry import ALLOCATORS
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
+from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.allocators.test_owl import ROUNDING
@@ -25,7 +25,9 @@ from tests.allocators.test_owl import ROUNDING
 def allocated(
     subject: PrunableModel, tokens: Tensor, target: float = 0.6, **settings: Any
 ) -> SparsityProfile:
-    return Ramp(**settings).allocate(subject, tokens, Budget(target), Bounds.of(subject.layout))
+    return RampAllocator(**settings).allocate(
+        subject, tokens, Budget(target), Bounds.of(subject.layout)
+    )
 
 
 class Stub:
@@ -165,7 +167,7 @@ WANDA = {"weights": "wanda", "width": "wanda_sp", "heads": "wanda_sp"}
 
 @pytest.mark.parametrize("name", ["magnitude", "sparsegpt", "gblm"])
 def test_misalignment(name: str, tokens: Tensor) -> None:
-    subject, pruner = PrunableModel(tiny_llama(layers=2)), as_pruner(name)
+    subject, pruner = PrunableModel(tiny_llama(layers=2)), PRUNERS.create(name)
     profile = allocated(subject, tokens, 0.6, slope=0.2)
     trials = Trials(subject, tokens, pruner)
     pruned = pruned_shares(subject, tokens, profile, pruner)
@@ -177,9 +179,9 @@ def test_misalignment(name: str, tokens: Tensor) -> None:
 
 
 def test_against_decides(tokens: Tensor) -> None:
-    subject, pruner = PrunableModel(tiny_llama()), as_pruner("wanda")
+    subject, pruner = PrunableModel(tiny_llama()), PRUNERS.create("wanda")
     bounds = Bounds.of(subject.layout)
-    plugin = Ramp(spreads=SPREADS[:2], against="block")
+    plugin = RampAllocator(spreads=SPREADS[:2], against="block")
     told = plugin.detailed(subject, tokens, Budget(0.6), bounds).notes
     for spread, note in zip(SPREADS, told, strict=False):
         profile = allocated(subject, tokens, 0.6, slope=spread)
@@ -190,7 +192,7 @@ def test_against_decides(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("units", ["weights", "width", "heads"])
 def test_the_least_misalignment_wins(units: str, tokens: Tensor) -> None:
-    pruner = as_pruner(WANDA[units])
+    pruner = PRUNERS.create(WANDA[units])
     for seed in range(2):
         subject = PrunableModel(tiny_llama(seed=seed, layers=3), units=units)
         tried = [
@@ -216,16 +218,16 @@ def test_only_some_sequences_are_read(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
 
     def notes(tokens: Tensor, sequences: int) -> tuple[str, ...]:
-        plugin = Ramp(sequences=sequences, spreads=SPREADS[:2])
+        plugin = RampAllocator(sequences=sequences, spreads=SPREADS[:2])
         return plugin.detailed(subject, tokens, Budget(0.5), Bounds.of(subject.layout)).notes
 
     assert notes(tokens, 3) == notes(tokens[:3], 8) == notes(tokens[:3], 3) != notes(tokens, 9)
 
 
 def test_what_was_tried_is_told(tokens: Tensor) -> None:
-    subject, pruner = PrunableModel(tiny_llama()), as_pruner("wanda")
+    subject, pruner = PrunableModel(tiny_llama()), PRUNERS.create("wanda")
     bounds = Bounds.of(subject.layout)
-    found = Ramp(spreads=SPREADS).detailed(subject, tokens, Budget(0.6), bounds)
+    found = RampAllocator(spreads=SPREADS).detailed(subject, tokens, Budget(0.6), bounds)
     assert [note.split(":")[0] for note in found.notes] == [f"spread {s:g}" for s in SPREADS]
     told = [float(note.split()[-1]) for note in found.notes]
     tried = [allocated(subject, tokens, 0.6, slope=spread) for spread in SPREADS]
@@ -239,7 +241,7 @@ def test_equal_candidates_are_tried_once(tokens: Tensor, monkeypatch: pytest.Mon
     subject, tried = PrunableModel(tiny_llama()), []
     monkeypatch.setattr(Trials, "misalignment", lambda _, p, __: tried.append(p) or len(tried))
     bounds = Bounds.of(subject.layout, 0.45, 0.55)  # both clip to the same
-    plugin = Ramp(spreads=(0.02, 0.1, 0.2, 0.02))
+    plugin = RampAllocator(spreads=(0.02, 0.1, 0.2, 0.02))
     found = plugin.detailed(subject, tokens, Budget(0.5), bounds)
     assert len(tried) == len(set(tried)) == 2
     assert found.notes == ("spread 0.02: misalignment 1", "spread 0.1: misalignment 2")
@@ -265,7 +267,7 @@ def test_inputs_that_are_all_zero(tokens: Tensor) -> None:
     model = tiny_llama(layers=2)
     model.model.layers[1].mlp.up_proj.weight.zero_()
     subject = PrunableModel(model)
-    found = Ramp(spreads=(0.02, 0.1)).detailed(
+    found = RampAllocator(spreads=(0.02, 0.1)).detailed(
         subject, tokens, Budget(0.6), Bounds.of(subject.layout)
     )
     assert all(np.isfinite(float(note.split()[-1])) for note in found.notes)
@@ -284,17 +286,17 @@ def test_mixture_of_experts(units: str, pruner: str, tokens: Tensor) -> None:
 
 
 def test_defaults() -> None:
-    plugin = Ramp()
-    assert (plugin.slope, plugin.sequences, plugin.pruner) == (None, 8, as_pruner("wanda"))
+    plugin = RampAllocator()
+    assert (plugin.slope, plugin.sequences, plugin.pruner) == (None, 8, PRUNERS.create("wanda"))
     assert len(plugin.spreads) == 14
     assert plugin.spreads[0] == 0.01
     assert plugin.spreads[-1] == 0.25
 
 
 def test_pruner_by_name_and_settings() -> None:
-    found = Ramp(pruner={"name": "sparsegpt", "damping": 0.1}, spreads=[0.1])  # type: ignore[arg-type]
-    assert found.pruner == as_pruner({"name": "sparsegpt", "damping": 0.1})
-    assert hash(found) == hash(Ramp(pruner=found.pruner, spreads=(0.1,)))
+    found = ALLOCATORS.create("ramp", pruner={"name": "sparsegpt", "damping": 0.1}, spreads=[0.1])
+    assert found.pruner == PRUNERS.create("sparsegpt", damping=0.1)
+    assert hash(found) == hash(RampAllocator(pruner=found.pruner, spreads=(0.1,)))
     with pytest.raises(UnknownNameError, match="did you mean 'wanda'"):
         ALLOCATORS.create("ramp", pruner="wnada")
 
@@ -329,4 +331,4 @@ def test_pruner_of_other_units(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) 
         allocated(subject, tokens)
     bounds = Bounds.of(subject.layout, 0.0, 0.2)
     with pytest.raises(InfeasibleBudgetError):
-        Ramp(pruner="wanda_sp").allocate(subject, tokens, Budget(0.5), bounds)
+        RampAllocator(pruner="wanda_sp").allocate(subject, tokens, Budget(0.5), bounds)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from sparsity_search.allocators._depth import emptied
-from sparsity_search.allocators.block_perplexity import BlockPerplexity
-from sparsity_search.allocators.sleb import SLEB
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.bases.depth import emptied
+from sparsity_search.allocators.block_perplexity import BlockPerplexityAllocator
+from sparsity_search.allocators.sleb import SLEBAllocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.testing.evaluator import text_of
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import loss_of, removed_by, shorter
+from tests.helpers.depth_models import loss_of, removed_by, shorter
 
 
 def greedy(
@@ -41,16 +41,16 @@ def text(subject: PrunableModel) -> Tensor:
 def test_is_exhaustive_greedy_search(subject: PrunableModel, text: Tensor) -> None:
     order = greedy(subject, text, range(6), 4)
     for n in (1, 2, 4):
-        assert removed_by(SLEB(barrier=0), subject, text, n) == sorted(order[:n])
+        assert removed_by(SLEBAllocator(barrier=0), subject, text, n) == sorted(order[:n])
 
 
 def test_sees_what_went_before() -> None:
     """In this model the losses of the dense model alone lead elsewhere."""
     subject = PrunableModel(tiny_llama(layers=5, seed=7), units="blocks")
     text = text_of(subject.model, 4, 12)
-    found = removed_by(SLEB(barrier=0), subject, text, 2)
+    found = removed_by(SLEBAllocator(barrier=0), subject, text, 2)
     assert found == sorted(greedy(subject, text, range(5), 2))
-    assert found != removed_by(BlockPerplexity(), subject, text, 2)
+    assert found != removed_by(BlockPerplexityAllocator(), subject, text, 2)
 
 
 def test_sublayers(tiny_tokens: Tensor) -> None:
@@ -65,7 +65,9 @@ def test_sublayers(tiny_tokens: Tensor) -> None:
                 losses[i] = loss_of(subject.model, tiny_tokens)
         gone.append(min(rest, key=lambda i: losses[i]))
         left -= int(layout.costs[gone[-1]])
-    profile = SLEB(barrier=0).allocate(subject, tiny_tokens, Budget(0.6), Bounds.of(layout))
+    profile = SLEBAllocator(barrier=0).allocate(
+        subject, tiny_tokens, Budget(0.6), Bounds.of(layout)
+    )
     assert np.flatnonzero(profile.removed).tolist() == sorted(gone)
 
 
@@ -74,10 +76,12 @@ def test_barrier(subject: PrunableModel, text: Tensor, barrier: int) -> None:
     inner = range(barrier, 6 - barrier)
     order = greedy(subject, text, inner, len(inner))
     for n in range(1, len(inner) + 1):
-        assert removed_by(SLEB(barrier=barrier), subject, text, n) == sorted(order[:n])
+        assert removed_by(SLEBAllocator(barrier=barrier), subject, text, n) == sorted(order[:n])
     more = greedy(subject, text, range(6), len(inner) + 1, order)
-    assert removed_by(SLEB(barrier=barrier), subject, text, len(inner) + 1) == sorted(more)
-    assert SLEB() == SLEB(barrier=1)
+    assert removed_by(SLEBAllocator(barrier=barrier), subject, text, len(inner) + 1) == sorted(
+        more
+    )
+    assert SLEBAllocator() == SLEBAllocator(barrier=1)
 
 
 def test_what_must_go_is_gone_from_the_first_step() -> None:
@@ -91,9 +95,9 @@ def test_what_must_go_is_gone_from_the_first_step() -> None:
         bounds = Bounds(lower=lower, upper=np.ones(5, dtype=np.int64))
         expected = sorted(greedy(subject, text, range(5), 2, [forced]))
         assert expected != sorted([forced, *dense])
-        assert removed_by(SLEB(barrier=0), subject, text, 2, bounds) == expected
+        assert removed_by(SLEBAllocator(barrier=0), subject, text, 2, bounds) == expected
 
 
 def test_sequences(subject: PrunableModel, text: Tensor) -> None:
     order = greedy(subject, text[:1], range(6), 3)
-    assert removed_by(SLEB(barrier=0, sequences=1), subject, text, 3) == sorted(order)
+    assert removed_by(SLEBAllocator(barrier=0, sequences=1), subject, text, 3) == sorted(order)

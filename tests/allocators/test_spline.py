@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.spline import Spline, over_depth
-from sparsity_search.budget import Bounds, Budget
+from sparsity_search.allocators.spline import SplineAllocator, over_depth
 from sparsity_search.errors import ConfigError, UnknownNameError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
@@ -21,7 +21,7 @@ KNOTS = st.lists(st.floats(-1, 1), min_size=2, max_size=7).map(tuple)
 def allocated(
     subject: PrunableModel = SUBJECT, target: float = 0.5, **given: object
 ) -> SparsityProfile:
-    allocator = Spline(**given)  # type: ignore[arg-type]
+    allocator = SplineAllocator(**given)  # type: ignore[arg-type]
     return allocator.allocate(subject, NOTHING, Budget(target), Bounds.of(subject.layout))
 
 
@@ -131,11 +131,11 @@ def test_offsets_are_added() -> None:
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Spline(**settings)  # type: ignore[arg-type]
+        SplineAllocator(**settings)  # type: ignore[arg-type]
 
 
 def test_unknown_role() -> None:
     with pytest.raises(UnknownNameError, match="offsets: no unit"):
         allocated(offsets={"attention": 0.1})
-    assert not Spline.needs_text
-    assert hash(Spline(knots=[0, 1])) == hash(Spline(knots=(0.0, 1.0)))  # type: ignore[arg-type]
+    assert not SplineAllocator.needs_text
+    assert hash(SplineAllocator(knots=[0, 1])) == hash(SplineAllocator(knots=(0.0, 1.0)))  # type: ignore[arg-type]

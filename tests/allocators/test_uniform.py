@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsity_search.allocators.uniform import Uniform
-from sparsity_search.budget import Bounds, Budget
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.allocators.uniform import UniformAllocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
 
 
 def test_is_the_target_everywhere(tiny_subject: PrunableModel) -> None:
     layout, nothing = tiny_subject.layout, torch.empty(0, 0)
-    found = Uniform().allocate(tiny_subject, nothing, Budget(0.37), Bounds.of(layout))
+    found = UniformAllocator().allocate(tiny_subject, nothing, Budget(0.37), Bounds.of(layout))
     np.testing.assert_allclose(found.sparsities, 0.37, atol=1 / 512)
-    assert not Uniform.needs_text
+    assert not UniformAllocator.needs_text

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.budget import Budget
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.profiles.budget import Budget
 
 from .conftest import SMALL, Outcome
 

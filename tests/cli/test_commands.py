@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.models.saving import save_checkpoint
+from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
-from sparsity_search.spaces import space_names
+from sparsity_search.spaces.files import space_names
 from sparsity_search.testing.models import save_tiny_model, tiny_tokenizer
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 from .conftest import SMALL, Outcome
 
@@ -130,7 +130,7 @@ def test_a_plugin_from_outside_is_found_by_its_path(
 ) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
-        "from sparsity_search.searchers.base import Searcher\n"
+        "from sparsity_search.interfaces.searcher import Searcher\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Nothing(Searcher):\n"
         "    def ask(self, space, history, n, rng):\n"

@@ -13,13 +13,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sparsity_search.budget import Budget
 from sparsity_search.cli.convert import convert
 from sparsity_search.errors import SparsitySearchError
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.testing.models import save_tiny_model
 
 Run = Callable[..., str]

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from sparsity_search.report import RunRecord
-from sparsity_search.searchers._models import ModelSettings
-from sparsity_search.store import journal
+from sparsity_search.searchers.bases.models import ModelSettings
+from sparsity_search.trials.store import journal
 from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome

@@ -11,8 +11,7 @@ import typer
 
 from sparsity_search.cli.predictor import predictor
 from sparsity_search.errors import ConfigError
-
-from .runs import searched_run
+from tests.helpers.searched_runs import searched_run
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.saving import save_checkpoint
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.testing.models import tiny_mixtral, tiny_tokenizer
 
 from .conftest import SMALL, Outcome

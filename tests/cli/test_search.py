@@ -16,15 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config import load_config
-from sparsity_search.layout import Layout
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import calibration, open_session
 
 from .conftest import SMALL, Outcome
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sparsity_search.budget import Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.scores import tables
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.scores import tables
+from sparsity_search.runs.scores import load_scores
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.workflow.scores_file import load_scores
 
 from .conftest import SMALL, Outcome
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sparsity_search.report import RunRecord
-from sparsity_search.searchers._models import ModelSettings
+from sparsity_search.runs.directory import read_json
+from sparsity_search.searchers.bases.models import ModelSettings
 from sparsity_search.workflow.predictor import learn
-from sparsity_search.workflow.rundir import read_json
 
 from .conftest import SMALL, Outcome
 

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from sparsity_search.cli.terminal import TerminalMonitor
-from sparsity_search.history import Fidelity, Measurement, Score
+from sparsity_search.trials.history import Fidelity, Measurement, Score
 
 
 def told(

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.history import Score
-from sparsity_search.objective import SupernetObjective
 from sparsity_search.report import RunRecord
+from sparsity_search.supernet.objective import SupernetObjective
+from sparsity_search.trials.history import Score
 
 from .conftest import SMALL, Outcome
 

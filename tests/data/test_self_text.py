@@ -17,7 +17,7 @@ from transformers import (
 from sparsity_search.data import self_text
 from sparsity_search.data.self_text import cached_sample, sample_text
 from sparsity_search.errors import DataError
-from sparsity_search.models.loading import LoadedModel
+from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
 
 
@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(
 
 @pytest.mark.real_model
 def test_smollm2_writes_text() -> None:
-    from sparsity_search.models.loading import load_model
+    from sparsity_search.models.io.loading import load_model
 
     loaded = load_model("smollm2")
     text = loaded.tokenizer.decode(sample(loaded, n=8, length=64)[:, 1:].flatten())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sparsity_search.data import sequences
 from sparsity_search.data.sequences import Request, digest, draw
 from sparsity_search.errors import DataError
-from sparsity_search.models.loading import LoadedModel
+from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_loaded, tiny_text
 
 

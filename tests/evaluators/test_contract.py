@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.evaluators.base import Evaluator
+from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import EvaluatorContract, OwnDataContract, TextContract
 from sparsity_search.testing.models import tiny_llama
-
-from .questions import easy, write
+from tests.helpers.questions import easy, write
 
 
 @cache

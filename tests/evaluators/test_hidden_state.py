@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError
-from sparsity_search.evaluators.hidden_state import HiddenState
-from sparsity_search.evaluators.kl_divergence import KLDivergence
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.evaluators.hidden_state import HiddenStateEvaluator
+from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import random_tokens, scaled
 from sparsity_search.testing.models import tiny_llama
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 TOKENS = random_tokens(6, 24)
 
@@ -58,7 +58,7 @@ def weaker(family: str) -> nn.Module:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_error_of_one_block(family: str, block: int, relative: bool) -> None:
     dense, model = FAMILIES[family](), weaker(family)
-    settings = HiddenState(layers=(block,), kl_weight=0, relative=relative)
+    settings = HiddenStateEvaluator(layers=(block,), kl_weight=0, relative=relative)
     score = settings.bind(dense, TOKENS).score(model, range(6))
     expected = errors(dense, model, block, relative=relative)
     assert score.parts == pytest.approx(expected, rel=1e-4)
@@ -69,9 +69,11 @@ def test_blocks_and_divergence_add_up() -> None:
     dense, model = tiny_llama(layers=4), tiny_llama(layers=4)
     for view in PrunableModel(model).views.values():
         view.write(view.read() * 0.7)
-    settings = HiddenState(layers=("first", "middle", -1), weight=(1, 2.0, 0.5), kl_weight=3)
+    settings = HiddenStateEvaluator(
+        layers=("first", "middle", -1), weight=(1, 2.0, 0.5), kl_weight=3
+    )
     parts = settings.bind(dense, TOKENS).score(model, [4, 1]).parts
-    divergences = KLDivergence().bind(dense, TOKENS).score(model, [4, 1]).parts
+    divergences = KLDivergenceEvaluator().bind(dense, TOKENS).score(model, [4, 1]).parts
     first, middle, last = (errors(dense, model, block, relative=True) for block in (0, 2, 3))
     expected = [
         first[row] + 2 * middle[row] + 0.5 * last[row] + 3 * divergence
@@ -83,15 +85,15 @@ def test_blocks_and_divergence_add_up() -> None:
 def test_a_block_counts_once() -> None:
     dense, model = tiny_llama(layers=1), tiny_llama(layers=1)
     PrunableModel(model).blocks[0].mlp.up_proj.weight.zero_()
-    thrice = HiddenState().bind(dense, TOKENS).score(model, range(6))
-    once = HiddenState(layers=(0,)).bind(dense, TOKENS).score(model, range(6))
+    thrice = HiddenStateEvaluator().bind(dense, TOKENS).score(model, range(6))
+    once = HiddenStateEvaluator(layers=(0,)).bind(dense, TOKENS).score(model, range(6))
     assert thrice == once
     assert once.value > 0
 
 
 def test_of_the_dense_model_is_zero() -> None:
     dense = tiny_llama()
-    score = HiddenState().bind(dense, TOKENS).score(dense, range(6))
+    score = HiddenStateEvaluator().bind(dense, TOKENS).score(dense, range(6))
     assert score.parts == pytest.approx([0.0] * 6, abs=1e-6)
 
 
@@ -100,7 +102,7 @@ def test_of_the_dense_model_is_zero() -> None:
 )
 def test_the_rest_of_the_model_does_not_run(layers: tuple[Any, ...], ran: list[int]) -> None:
     dense = tiny_llama()
-    proxy = HiddenState(layers=layers, kl_weight=0).bind(dense, TOKENS)
+    proxy = HiddenStateEvaluator(layers=layers, kl_weight=0).bind(dense, TOKENS)
     calls: list[Any] = []
     for index, block in enumerate(dense.model.layers):
         block.register_forward_hook(lambda *_, index=index: calls.append(index))
@@ -114,7 +116,7 @@ def test_the_rest_of_the_model_does_not_run(layers: tuple[Any, ...], ran: list[i
 
 def test_no_hook_stays_when_a_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = tiny_llama()
-    proxy = HiddenState().bind(dense, TOKENS)
+    proxy = HiddenStateEvaluator().bind(dense, TOKENS)
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
@@ -127,14 +129,14 @@ def test_no_hook_stays_when_a_block_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_states_stay_in_the_dtype_of_the_model() -> None:
     dense = tiny_llama(dtype=torch.bfloat16)
-    kept = HiddenState(layers=(0, 2)).bind(dense, TOKENS)._dense.states  # type: ignore[attr-defined]
+    kept = HiddenStateEvaluator(layers=(0, 2)).bind(dense, TOKENS)._dense.states  # type: ignore[attr-defined]
     assert list(kept) == [0, 2]
     assert {states.dtype for states in kept.values()} == {torch.bfloat16}
     assert {tuple(states.shape) for states in kept.values()} == {(6, 24, 32)}
 
 
 def test_another_number_of_blocks() -> None:
-    proxy = HiddenState().bind(tiny_llama(), TOKENS)
+    proxy = HiddenStateEvaluator().bind(tiny_llama(), TOKENS)
     with pytest.raises(ModelError, match="the model has 2, the dense one 3"):
         proxy.score(tiny_llama(layers=2), [0])
 
@@ -142,7 +144,7 @@ def test_another_number_of_blocks() -> None:
 @pytest.mark.parametrize("block", [3, -4])
 def test_a_block_that_is_not_there(block: int) -> None:
     with pytest.raises(ConfigError, match=f"layers has block {block}, but the model has 3"):
-        HiddenState(layers=(block,)).bind(tiny_llama(), TOKENS)
+        HiddenStateEvaluator(layers=(block,)).bind(tiny_llama(), TOKENS)
 
 
 def test_relative_error_does_not_depend_on_scale() -> None:
@@ -154,7 +156,9 @@ def test_relative_error_does_not_depend_on_scale() -> None:
             for layer in m.model.layers:
                 layer.self_attn.o_proj.weight *= factor
                 layer.mlp.down_proj.weight *= factor
-        scores.append(HiddenState(kl_weight=0).bind(dense, TOKENS).score(model, range(6)).value)
+        scores.append(
+            HiddenStateEvaluator(kl_weight=0).bind(dense, TOKENS).score(model, range(6)).value
+        )
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 

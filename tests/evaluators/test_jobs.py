@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from sparsity_search.cli.main import main
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.errors import DataError, RunMismatchError
-from sparsity_search.evaluators.tasks import Tasks, _TasksProxy
+from sparsity_search.evaluators.tasks import TasksEvaluator, _TasksProxy
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_text, tiny_tokenizer
 from sparsity_search.workflow.evaluate import evaluate
 from sparsity_search.workflow.search import search
-
-from .questions import questions, write
+from tests.helpers.questions import questions, write
 
 NOWHERE = Request("evaluation", "file:/nowhere.txt", 3, 16)
 
@@ -57,7 +56,7 @@ def config(model: Path, quiz: str, **more: Any) -> Any:
 
 def test_evaluate_reads_no_text(model: Path, quiz: str) -> None:
     found = evaluate(config(model, quiz), NOWHERE)
-    proxy = Tasks(files=(quiz,), examples=2).bind(tiny_llama(), None, tiny_tokenizer())  # type: ignore[arg-type]
+    proxy = TasksEvaluator(files=(quiz,), examples=2).bind(tiny_llama(), None, tiny_tokenizer())  # type: ignore[arg-type]
     assert found.score == proxy.score(tiny_llama(), range(3))
     whole = evaluate(config(model, quiz), Request("evaluation", "file:/nowhere.txt", 0, 16))
     assert len(whole.score.parts) == 10
@@ -105,7 +104,7 @@ def test_search_compares_on_unseen_questions(
     assert set(seen[-3:]) == {(4, 5, 6)}  # dense, uniform, searched
     assert all(len(rows) == 2 and max(rows) < 4 for rows in seen[:-3])
     run = json.loads((out / "run.json").read_text())
-    digest = Tasks(files=(quiz,), examples=2).own_data().digest
+    digest = TasksEvaluator(files=(quiz,), examples=2).own_data().digest
     assert run["fingerprint"]["evaluator.data"] == digest
     assert set(run["text"]) == {"calibration", "final"}
     write(Path(quiz), questions(21, seed=1))

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evaluators.kl_divergence import KLDivergence
-from sparsity_search.models import head
+from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
+from sparsity_search.models.running import head
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import random_tokens, scaled
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 TOKENS = random_tokens(6, 24)
 
@@ -32,7 +32,7 @@ def test_is_the_divergence_of_full_softmaxes(
     monkeypatch.setattr(head, "TILE", tile)
     dense, model = tiny_llama(), scaled(factor)
     expected = directly(dense, model, TOKENS)
-    score = KLDivergence(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
+    score = KLDivergenceEvaluator(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
     assert score.parts == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert score.value == pytest.approx(sum(expected) / 6, rel=1e-4, abs=1e-6)
 
@@ -42,7 +42,7 @@ def test_positions_are_a_fair_sample(positions: int) -> None:
     dense, model = tiny_llama(), scaled(0.0)
     tokens = random_tokens(200, 24)
     expected = torch.tensor(directly(dense, model, tokens))
-    proxy = KLDivergence(positions=positions, chunk=5).bind(dense, tokens)
+    proxy = KLDivergenceEvaluator(positions=positions, chunk=5).bind(dense, tokens)
     found = torch.tensor(proxy.score(model, range(200)).parts)
     deviation = (found - expected).std()
     if positions >= 24:
@@ -55,7 +55,7 @@ def test_positions_are_a_fair_sample(positions: int) -> None:
 
 def test_the_head_runs_on_the_positions_that_count() -> None:
     dense, seen = tiny_llama(), []
-    proxy = KLDivergence(positions=5).bind(dense, TOKENS)
+    proxy = KLDivergenceEvaluator(positions=5).bind(dense, TOKENS)
     dense.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1]))
     proxy.score(dense, [0, 1])
     assert [tuple(shape) for shape in seen] == [(5,)] * 4
@@ -66,13 +66,13 @@ def test_capped_logits() -> None:
     model.model.layers[1].mlp.up_proj.weight.zero_()
     expected = directly(dense, model, TOKENS)
     assert expected[0] > 1e-4
-    parts = KLDivergence().bind(dense, TOKENS).score(model, range(6)).parts
+    parts = KLDivergenceEvaluator().bind(dense, TOKENS).score(model, range(6)).parts
     assert parts == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_of_the_dense_model_is_zero() -> None:
     dense = tiny_llama()
-    score = KLDivergence().bind(dense, TOKENS).score(dense, range(6))
+    score = KLDivergenceEvaluator().bind(dense, TOKENS).score(dense, range(6))
     assert score.parts == pytest.approx([0.0] * 6, abs=1e-6)
 
 
@@ -80,7 +80,7 @@ def test_teacher_and_student_are_not_swapped() -> None:
     dense, model = tiny_llama(), scaled(0.0)
     forward, backward = directly(dense, model, TOKENS), directly(model, dense, TOKENS)
     assert abs(forward[0] - backward[0]) > 0.02
-    found = KLDivergence().bind(dense, TOKENS).score(model, range(6))
+    found = KLDivergenceEvaluator().bind(dense, TOKENS).score(model, range(6))
     assert found.parts == pytest.approx(forward, rel=1e-4)
 
 
@@ -95,8 +95,8 @@ def test_the_cache_changes_nothing(
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
     dense, model = tiny_llama(), scaled(0.5)
-    expected = KLDivergence(chunk=8).bind(dense, TOKENS).score(model, range(6))
-    proxy = KLDivergence(chunk=8, cache_mib=0).bind(dense, TOKENS)
+    expected = KLDivergenceEvaluator(chunk=8).bind(dense, TOKENS).score(model, range(6))
+    proxy = KLDivergenceEvaluator(chunk=8, cache_mib=0).bind(dense, TOKENS)
     monkeypatch.setattr(proxy._divergence, "_free", n_cached * CHUNK_BYTES)
     for _ in range(3):
         assert proxy.score(model, range(6)) == expected
@@ -105,7 +105,7 @@ def test_the_cache_changes_nothing(
 
 def test_the_teacher_is_cached_once() -> None:
     dense, calls = tiny_llama(), []
-    proxy = KLDivergence(chunk=8).bind(dense, TOKENS)
+    proxy = KLDivergenceEvaluator(chunk=8).bind(dense, TOKENS)
     dense.lm_head.register_forward_hook(lambda *_: calls.append(1))
     proxy.score(dense, [0, 1])
     assert len(calls) == 2 * 2 * 3  # teacher and student, two rows of three chunks

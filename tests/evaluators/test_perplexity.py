@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evaluators.perplexity import Perplexity
+from sparsity_search.evaluators.perplexity import PerplexityEvaluator
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import random_tokens, scaled
 from sparsity_search.testing.models import tiny_llama
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 TOKENS = random_tokens(6, 24)
 
@@ -29,14 +29,14 @@ def naively(model: nn.Module, tokens: Tensor) -> list[float]:
 def test_is_the_naive_one(family: str, chunk: int) -> None:
     model = FAMILIES[family]()
     expected = naively(model, TOKENS)
-    score = Perplexity(chunk=chunk).bind(model, TOKENS).score(model, range(6))
+    score = PerplexityEvaluator(chunk=chunk).bind(model, TOKENS).score(model, range(6))
     assert score.parts == pytest.approx(expected, rel=1e-5)
     assert score.value == pytest.approx(math.exp(sum(expected) / 6), rel=1e-5)
 
 
 def test_is_of_the_model_scored_not_of_the_bound_one() -> None:
     model = scaled(0.5)
-    score = Perplexity().bind(tiny_llama(), TOKENS).score(model, [3])
+    score = PerplexityEvaluator().bind(tiny_llama(), TOKENS).score(model, [3])
     assert score.parts == pytest.approx(naively(model, TOKENS)[3:4], rel=1e-5)
 
 
@@ -44,13 +44,13 @@ def test_is_the_loss_of_transformers() -> None:
     model = tiny_llama()
     with torch.inference_mode():
         loss = float(model(input_ids=TOKENS, labels=TOKENS).loss)
-    score = Perplexity().bind(model, TOKENS).score(model, range(6))
+    score = PerplexityEvaluator().bind(model, TOKENS).score(model, range(6))
     assert math.log(score.value) == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_huge_loss_is_infinite_not_an_error() -> None:
     model = tiny_llama()
-    proxy = Perplexity().bind(model, TOKENS)
+    proxy = PerplexityEvaluator().bind(model, TOKENS)
     model.lm_head.weight *= 1e4
     score = proxy.score(model, range(6))
     assert score.value == math.inf

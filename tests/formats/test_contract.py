@@ -7,12 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, ProfileError, SparsitySearchError
-from sparsity_search.formats.base import Document, Format
-from sparsity_search.layout import Layout
-from sparsity_search.profile import SparsityProfile, from_counts
+from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import FORMATS
-
-from .problems import LAYOUT, PROFILE, profiles
+from tests.helpers.documents import LAYOUT, PROFILE, profiles
 
 NAMES = FORMATS.names()
 #: Settings with which a format loses nothing.

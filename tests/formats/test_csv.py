@@ -6,30 +6,29 @@ import io
 import pytest
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.formats.base import Document
-from sparsity_search.formats.csv import Csv
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import from_counts
-
-from .problems import PROFILE
+from sparsity_search.formats.csv import CsvFormat
+from sparsity_search.interfaces.format import Document
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import from_counts
+from tests.helpers.documents import PROFILE
 
 BY_HAND = "name,block,role,removed,of\nb.0.q,0,q,3,10\nb.1.q,1,q,0,10\n"
 
 
 def test_by_hand() -> None:
-    profile = Csv().read(BY_HAND).profile
+    profile = CsvFormat().read(BY_HAND).profile
     assert profile.removed == (3, 0)
     assert profile.layout[1] == Unit(name="b.1.q", block=1, role="q", count=10)
 
 
 def test_columns_in_any_order_from_a_spreadsheet() -> None:
     text = "\ufeffrole,of,removed,note,name,block,sparsity\r\nq,3,1,x,b.q,5,0.3333\r\n"
-    profile = Csv().read(text).profile
+    profile = CsvFormat().read(text).profile
     assert profile == from_counts(Layout([Unit(name="b.q", block=5, role="q", count=3)]), [1])
 
 
 def test_written() -> None:
-    lines = Csv().write(Document(PROFILE)).splitlines()
+    lines = CsvFormat().write(Document(PROFILE)).splitlines()
     assert lines[0] == "name,block,role,removed,of,weights_each,sparsity"
     assert lines[1] == "model.layers.0.self_attn.q_proj,0,q,5,10,1,0.5"
     assert lines[6] == "model.layers.1.mlp.up_proj,1,up,6,30,1,0.2"
@@ -37,9 +36,9 @@ def test_written() -> None:
 
 def test_names_may_need_quotes() -> None:
     profile = from_counts(Layout([Unit(name='a,"b"\nc', block=0, role="q", count=2)]), [1])
-    text = Csv().write(Document(profile))
+    text = CsvFormat().write(Document(profile))
     assert next(iter(csv.DictReader(io.StringIO(text))))["name"] == 'a,"b"\nc'
-    assert Csv().read(text).profile == profile
+    assert CsvFormat().read(text).profile == profile
 
 
 @pytest.mark.parametrize(
@@ -64,4 +63,4 @@ def test_names_may_need_quotes() -> None:
 )
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Csv().read(text)
+        CsvFormat().read(text)

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ProfileError
-from sparsity_search.formats.base import Document
-from sparsity_search.formats.evopress import Evopress
-from sparsity_search.profile import SparsityProfile, from_counts
-
-from .problems import LAYOUT, PROFILE, family, profiles
+from sparsity_search.formats.evopress import EvopressFormat
+from sparsity_search.interfaces.format import Document
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from tests.helpers.documents import LAYOUT, PROFILE, family, profiles
 
 BY_HAND = """model.layers.0.self_attn.q_proj: -1
 model.layers.0.self_attn.k_proj: 0
@@ -28,7 +27,7 @@ model.layers.1.mlp.up_proj: -2
 
 def test_by_hand() -> None:
     # half of 10, 4, 30 each, and levels of 2 weights whatever the size
-    profile = Evopress(sparsity=0.5, step=2).read(BY_HAND, LAYOUT).profile
+    profile = EvopressFormat(sparsity=0.5, step=2).read(BY_HAND, LAYOUT).profile
     assert profile.removed == (3, 2, 19, 7, 2, 11)
 
 
@@ -36,13 +35,13 @@ def test_the_sizes_of_a_llama_block() -> None:
     # spec: 70 %, steps of a million: 4096 x 4096 at level 5 is 99.8 %, at -8 it is 22 %
     layout = family({"q": 4096 * 4096, "up": 4096 * 14336}, 1)
     text = "model.layers.0.self_attn.q_proj: 5\nmodel.layers.0.mlp.up_proj: -8\n"
-    profile = Evopress(sparsity=0.7, step=1_000_000).read(text, layout).profile
+    profile = EvopressFormat(sparsity=0.7, step=1_000_000).read(text, layout).profile
     np.testing.assert_allclose(profile.sparsities, [0.998, 0.7 - 0.1362], atol=1e-4)
 
 
 def test_written() -> None:
     # 43 of 88 is 0.488636; wanted 0.11, -0.95, 6.34, 3.11, 0.05, -8.66 weights; steps of 3
-    lines = Evopress(step=3, sparsity=43 / 88).write(Document(PROFILE)).splitlines()
+    lines = EvopressFormat(step=3, sparsity=43 / 88).write(Document(PROFILE)).splitlines()
     assert lines[0] == "model.layers.0.self_attn.q_proj: 0"
     assert [int(line.split(": ")[1]) for line in lines] == [0, 0, 2, 1, 0, -3]
 
@@ -57,7 +56,9 @@ def test_written_levels_are_legal(profile: SparsityProfile, step: int, most: int
     if not 0 < profile.sparsity < 1:
         return
     levels = levels_of(
-        Evopress(step=step, sparsity=profile.sparsity, max_level=most).write(Document(profile))
+        EvopressFormat(step=step, sparsity=profile.sparsity, max_level=most).write(
+            Document(profile)
+        )
     )
     assert levels.sum() == 0
     assert np.abs(levels).max() <= most
@@ -71,7 +72,7 @@ def test_written_levels_are_the_nearest() -> None:
         profile = from_counts(LAYOUT, removed)
         wanted = (np.array(removed) - profile.sparsity * LAYOUT.counts) / 4
         found = levels_of(
-            Evopress(step=4, sparsity=profile.sparsity, max_level=3).write(Document(profile))
+            EvopressFormat(step=4, sparsity=profile.sparsity, max_level=3).write(Document(profile))
         )
         lows = -np.minimum(profile.sparsity * LAYOUT.counts // 4, 3).astype(int)
         highs = np.minimum((1 - profile.sparsity) * LAYOUT.counts // 4, 3).astype(int)
@@ -84,14 +85,14 @@ def test_written_levels_are_the_nearest() -> None:
 @given(levels=st.lists(st.integers(-2, 2), min_size=6, max_size=6))
 def test_levels_come_back(levels: list[int]) -> None:
     layout = family({"q": 1000, "up": 3000}, 3)
-    format_ = Evopress(sparsity=0.7, step=100)
+    format_ = EvopressFormat(sparsity=0.7, step=100)
     text = "".join(f"{u.name}: {n}\n" for u, n in zip(layout, levels, strict=True))
     assert format_.write(format_.read(text, layout)) == text
 
 
 def test_a_uniform_profile_is_all_zeros() -> None:
     profile = Budget(0.7).uniform(LAYOUT)
-    assert not levels_of(Evopress(step=3, sparsity=0.7).write(Document(profile))).any()
+    assert not levels_of(EvopressFormat(step=3, sparsity=0.7).write(Document(profile))).any()
 
 
 @pytest.mark.parametrize(
@@ -109,22 +110,22 @@ def test_a_uniform_profile_is_all_zeros() -> None:
 )
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Evopress(sparsity=0.5, step=2).read(text, LAYOUT)
+        EvopressFormat(sparsity=0.5, step=2).read(text, LAYOUT)
 
 
 @pytest.mark.parametrize(("known", "missing"), [("step", "sparsity"), ("sparsity", "step")])
 def test_levels_alone_say_nothing(known: str, missing: str) -> None:
     given_: dict[str, Any] = {"step": {"step": 2}, "sparsity": {"sparsity": 0.5}}[known]
     with pytest.raises(ConfigError, match=rf"--set evopress\.{missing}="):
-        Evopress(**given_).read(BY_HAND, LAYOUT)
+        EvopressFormat(**given_).read(BY_HAND, LAYOUT)
     with pytest.raises(ConfigError, match=rf"--set evopress\.{missing}="):
-        Evopress(**given_).write(Document(PROFILE))
+        EvopressFormat(**given_).write(Document(PROFILE))
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.9 + 1e-13])  # (1 - 0.9) * 1000 is below 100
 def test_levels_that_end_at_zero_and_one(sparsity: float) -> None:
     profile = from_counts(family({"q": 1000}, 10), [1000] * 9 + [0])
-    format_ = Evopress(sparsity=sparsity, step=100, max_level=9)
+    format_ = EvopressFormat(sparsity=sparsity, step=100, max_level=9)
     text = format_.write(Document(profile))
     assert levels_of(text).tolist() == [1] * 9 + [-9]
     assert format_.read(text, profile.layout).profile == profile
@@ -133,12 +134,12 @@ def test_levels_that_end_at_zero_and_one(sparsity: float) -> None:
 def test_structures_are_refused() -> None:
     profile = Budget(0.5).uniform(family({"q": 10}, 2, cost=4))
     with pytest.raises(ProfileError, match="removes structures"):
-        Evopress(step=1, sparsity=0.5).write(Document(profile))
+        EvopressFormat(step=1, sparsity=0.5).write(Document(profile))
 
 
 def test_a_base_that_is_too_far_is_refused() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"evopress\.sparsity"):
-        Evopress(step=1, sparsity=0.05, max_level=1).write(Document(PROFILE))
+        EvopressFormat(step=1, sparsity=0.05, max_level=1).write(Document(PROFILE))
 
 
 @pytest.mark.parametrize(
@@ -146,4 +147,4 @@ def test_a_base_that_is_too_far_is_refused() -> None:
 )
 def test_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Evopress(**wrong)
+        EvopressFormat(**wrong)

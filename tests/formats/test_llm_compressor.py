@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.formats.base import Document
-from sparsity_search.formats.llm_compressor import LlmCompressor
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import from_counts
-
-from .problems import LAYOUT, family
+from sparsity_search.formats.llm_compressor import LlmCompressorFormat
+from sparsity_search.interfaces.format import Document
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import from_counts
+from tests.helpers.documents import LAYOUT, family
 
 SMALL = Layout([Unit(name=f"m.{i}.q", block=i, role="q", count=4) for i in range(3)])
 WRITTEN = """pruning_stage:
@@ -41,12 +40,12 @@ prune:
 
 
 def test_written() -> None:
-    assert LlmCompressor().write(Document(from_counts(SMALL, [1, 3, 1]))) == WRITTEN
-    assert LlmCompressor().read(WRITTEN, SMALL).profile.removed == (1, 3, 1)
+    assert LlmCompressorFormat().write(Document(from_counts(SMALL, [1, 3, 1]))) == WRITTEN
+    assert LlmCompressorFormat().read(WRITTEN, SMALL).profile.removed == (1, 3, 1)
 
 
 def test_written_values_stay_texts() -> None:
-    text = LlmCompressor(modifier="WandaPruningModifier", mask_structure="2:4").write(
+    text = LlmCompressorFormat(modifier="WandaPruningModifier", mask_structure="2:4").write(
         Document(Budget(0.5).uniform(LAYOUT))
     )
     (group,) = yaml.safe_load(text)["pruning_stage"].values()
@@ -55,7 +54,7 @@ def test_written_values_stay_texts() -> None:
 
 
 def test_by_hand() -> None:
-    assert LlmCompressor().read(BY_HAND, LAYOUT).profile.removed == (5, 2, 15, 8, 3, 24)
+    assert LlmCompressorFormat().read(BY_HAND, LAYOUT).profile.removed == (5, 2, 15, 8, 3, 24)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +75,13 @@ def test_by_hand() -> None:
 )
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        LlmCompressor().read(text, LAYOUT)
+        LlmCompressorFormat().read(text, LAYOUT)
 
 
 def test_structures_are_refused() -> None:
     profile = Budget(0.5).uniform(family({"q": 10}, 2, cost=4))
     with pytest.raises(ProfileError, match="removes structures"):
-        LlmCompressor().write(Document(profile))
+        LlmCompressorFormat().write(Document(profile))
 
 
 @pytest.mark.parametrize(
@@ -90,4 +89,4 @@ def test_structures_are_refused() -> None:
 )
 def test_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        LlmCompressor(**settings)
+        LlmCompressorFormat(**settings)

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.formats.base import Document
-from sparsity_search.formats.owl import Owl
-from sparsity_search.layout import Layout, Unit
-
-from .problems import LAYOUT, PROFILE
+from sparsity_search.formats.owl import OwlFormat
+from sparsity_search.interfaces.format import Document
+from sparsity_search.profiles.layout import Layout, Unit
+from tests.helpers.documents import LAYOUT, PROFILE
 
 BLOCKS = (5, 2, 15, 8, 3, 24)  # 0.5 and 0.8; 4 weights have 3.2, 10 have 8, 30 have 24
 FORMS = {
@@ -23,40 +22,40 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_by_hand(form: str) -> None:
-    assert Owl().read(FORMS[form], LAYOUT).profile.removed == BLOCKS
+    assert OwlFormat().read(FORMS[form], LAYOUT).profile.removed == BLOCKS
 
 
 def test_by_layer_name() -> None:
     ratios = dict(zip([unit.name for unit in LAYOUT], [0.1, 0.25, 0.3, 0, 1, 0.9], strict=True))
-    assert Owl().read(json.dumps(ratios), LAYOUT).profile.removed == (1, 1, 9, 0, 4, 27)
+    assert OwlFormat().read(json.dumps(ratios), LAYOUT).profile.removed == (1, 1, 9, 0, 4, 27)
 
 
 def test_the_total_is_what_the_ratios_mean() -> None:
     units = [Unit(name=f"a.{i}", block=7, role="q", count=3) for i in range(100)]
-    removed = Owl().read("7: 0.5", Layout(units)).profile.removed
+    removed = OwlFormat().read("7: 0.5", Layout(units)).profile.removed
     assert sum(removed) == 150
     assert set(removed) == {1, 2}
 
 
 def test_a_unit_of_that_name_goes_before_a_block() -> None:
     layout = Layout([Unit(name=str(i), block=0, role="q", count=10) for i in range(2)])
-    assert Owl().read("{0: 0.1, 1: 0.9}", layout).profile.removed == (1, 9)
+    assert OwlFormat().read("{0: 0.1, 1: 0.9}", layout).profile.removed == (1, 9)
 
 
 def test_what_is_zero_already_counts() -> None:
     units = [Unit(name=f"a.{i}", block=i, role="q", count=10, zeros=4 * i) for i in range(2)]
-    assert Owl().read("[0.1, 0.1]", Layout(units)).profile.removed == (0, 4)
-    assert Owl().read("[0.5, 0.1]", Layout(units)).profile.removed == (2, 4)
+    assert OwlFormat().read("[0.1, 0.1]", Layout(units)).profile.removed == (0, 4)
+    assert OwlFormat().read("[0.5, 0.1]", Layout(units)).profile.removed == (2, 4)
 
 
 def test_tiny_ratios_in_json() -> None:
     layout = Layout([Unit(name="a", block=0, role="q", count=10**6)])
-    assert Owl().read('{"a": 1e-05}', layout).profile.removed == (10,)
+    assert OwlFormat().read('{"a": 1e-05}', layout).profile.removed == (10,)
 
 
 def test_written() -> None:
-    assert json.loads(Owl().write(Document(PROFILE)))["model.layers.1.mlp.up_proj"] == 0.2
-    ratios = json.loads(Owl(by="block").write(Document(PROFILE)))
+    assert json.loads(OwlFormat().write(Document(PROFILE)))["model.layers.1.mlp.up_proj"] == 0.2
+    ratios = json.loads(OwlFormat(by="block").write(Document(PROFILE)))
     assert ratios == {"0": 27 / 44, "1": 16 / 44}
 
 
@@ -85,9 +84,9 @@ def test_written() -> None:
 )
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Owl().read(text, LAYOUT)
+        OwlFormat().read(text, LAYOUT)
 
 
 def test_settings() -> None:
     with pytest.raises(ConfigError, match="by must be"):
-        Owl(by="layer")  # type: ignore[arg-type]
+        OwlFormat(by="layer")  # type: ignore[arg-type]

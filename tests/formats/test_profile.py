@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.formats.base import Document
-from sparsity_search.formats.profile import Profile
-from sparsity_search.layout import Unit
-
-from .problems import PROFILE
+from sparsity_search.formats.profile import ProfileFormat
+from sparsity_search.interfaces.format import Document
+from sparsity_search.profiles.layout import Unit
+from tests.helpers.documents import PROFILE
 
 BY_HAND = """{"format": 1, "units": {
   "b.0.up": {"block": 0, "role": "up", "removed": 2, "of": 5, "weights_each": 3},
@@ -19,7 +18,7 @@ BY_HAND = """{"format": 1, "units": {
 
 
 def test_by_hand() -> None:
-    document = Profile().read(BY_HAND)
+    document = ProfileFormat().read(BY_HAND)
     assert document.profile.removed == (2, 0)
     up, q = document.profile.layout
     assert up == Unit(name="b.0.up", block=0, role="up", count=5, cost=3)
@@ -29,8 +28,8 @@ def test_by_hand() -> None:
 
 def test_facts_go_along() -> None:
     facts = {"removes": "weights", "model": {"name": "m", "revision": None}}
-    text = Profile().write(Document(PROFILE, facts))
-    assert Profile().read(text).facts == facts
+    text = ProfileFormat().write(Document(PROFILE, facts))
+    assert ProfileFormat().read(text).facts == facts
     assert json.loads(text)["removed"] == 43
 
 
@@ -60,4 +59,4 @@ def spoiled(key: str, value: Any) -> str:
 )
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Profile().read(text)
+        ProfileFormat().read(text)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsity_search.measures.base import Measure
+from sparsity_search.interfaces.measure import Measure
 from sparsity_search.registry import MEASURES
 from sparsity_search.testing.measure import MeasureContract
 

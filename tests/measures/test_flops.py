@@ -5,11 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.materialise import Shape, materialise
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.materialise import Shape, materialise
 from sparsity_search.registry import MEASURES
 from sparsity_search.testing.models import tiny_llama
-from tests.families import ALL_FAMILIES
+from tests.helpers.families import ALL_FAMILIES
 
 TOKENS = 16
 

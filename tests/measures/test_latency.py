@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.measures import latency
-from sparsity_search.models.prunable import PrunableModel
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import MEASURES
 from sparsity_search.testing.models import tiny_llama
 

@@ -18,30 +18,30 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.budget import Budget
-from sparsity_search.config import load_config
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ModelError
-from sparsity_search.evaluators.base import Evaluator, Proxy
-from sparsity_search.history import Measurement, Score
-from sparsity_search.models import runner as runner_module
-from sparsity_search.models.experts import ExpertMatrix
-from sparsity_search.models.head import last_hidden
-from sparsity_search.models.loading import weights_digest
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.runner import BlockRunner, at_once
-from sparsity_search.models.saving import save_checkpoint
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy
+from sparsity_search.models.anatomy.experts import ExpertMatrix
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.models.running import runner as runner_module
+from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.runner import BlockRunner, at_once
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.spaces import bounds_of
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.spaces.files import bounds_of
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_text, tiny_tokenizer
+from sparsity_search.trials.history import Measurement, Score
 from sparsity_search.workflow import search as workflow
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.session import Session, open_session
-from tests.families import ALL_FAMILIES, MIXTURES
+from tests.helpers.families import ALL_FAMILIES, MIXTURES
 
 #: The smallest search that has a supernet, a round, and a final comparison.
 SMALLEST = {

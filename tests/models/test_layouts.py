@@ -11,23 +11,23 @@ import transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, ModelError
-from sparsity_search.models.banks import bank_of
-from sparsity_search.models.experts import ExpertMatrix, mixtures
-from sparsity_search.models.gradients import weight_gradients
-from sparsity_search.models.materialise import saveable
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.sparsegpt import SparseGPT
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.models.anatomy.banks import bank_of
+from sparsity_search.models.anatomy.experts import ExpertMatrix, mixtures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner
+from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_mixtral
-from tests.models.expert_formulas import EXPERTS, HIDDEN, INNER, TOP_K
-from tests.models.layouts import LAYOUTS, Family, layout
-from tests.models.mixtures import logits, visit_of
+from tests.helpers.expert_formulas import EXPERTS, HIDDEN, INNER, TOP_K
+from tests.helpers.layouts import LAYOUTS, Family, layout
+from tests.helpers.mixtures import logits, visit_of
 
 BANKS = [name for name in LAYOUTS if name != "listed"]
 
@@ -133,7 +133,7 @@ def test_experts_without_tokens_see_what_others_get(family: Family, tokens: Tens
     where = f"{family.mixture}.{family.experts}"
     assert f"{where}: no token is routed to expert 1: calibrated with all tokens" in visit.notes
     profile = Budget(0.5).uniform(subject.layout)
-    notes = prune_sequentially(subject, profile, SparseGPT(block_size=16), tokens)
+    notes = prune_sequentially(subject, profile, SparseGPTPruner(block_size=16), tokens)
     subject.verify(profile)
     assert any("no token is routed to expert 1" in note for note in notes)
     assert not any(m._forward_hooks for m in model.modules())
@@ -149,7 +149,9 @@ def test_experts_with_few_tokens_are_told(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    "pruner", [Magnitude(), Wanda(), SparseGPT(block_size=16)], ids=lambda p: type(p).__name__
+    "pruner",
+    [MagnitudePruner(), WandaPruner(), SparseGPTPruner(block_size=16)],
+    ids=lambda p: type(p).__name__,
 )
 def test_pruned_saved_and_loaded(
     family: Family, pruner: Any, tokens: Tensor, tmp_path: Path

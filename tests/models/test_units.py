@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sparsity_search.errors import ModelError, UnknownNameError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.views import StructuredView
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.registry import UNITS
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
-from tests.families import ALL_FAMILIES, FAMILIES
+from tests.helpers.families import ALL_FAMILIES, FAMILIES
 
 STRUCTURED = [name for name in UNITS.names() if name not in ("weights", "experts")]
 #: (count, weights each) of attention and feed-forward in `tiny_llama`: hidden 32, 4 heads of 8 in

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.pruners._order import removal_order, sort_keys, tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.admm import Admm, _smallest_of_rows, scheduled
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.pruners.admm import AdmmPruner, _smallest_of_rows, scheduled
+from sparsity_search.pruners.bases.order import removal_order, sort_keys, tie_breaks
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 24, 48
@@ -70,7 +70,7 @@ def lowest(score: Tensor, pattern: str, number: int, total: int) -> Tensor:
     return removed.view(score.shape)
 
 
-def naive(weight: Tensor, inputs: Tensor, count: int, settings: Admm) -> Tensor:
+def naive(weight: Tensor, inputs: Tensor, count: int, settings: AdmmPruner) -> Tensor:
     """The paper's iteration in float64, with its duals and its right-hand side."""
     gram = inputs.double().T @ inputs.double()
     norms = gram.diagonal().sqrt()
@@ -95,14 +95,14 @@ def naive(weight: Tensor, inputs: Tensor, count: int, settings: Admm) -> Tensor:
 @pytest.mark.parametrize(
     "settings",
     [
-        Admm(),
-        Admm(rho=3.0, damping=0.01, iterations=7, schedule=4),
-        Admm(pattern="row"),
-        Admm(pattern="*:4"),
-        Admm(pattern="*:8", schedule=20),
+        AdmmPruner(),
+        AdmmPruner(rho=3.0, damping=0.01, iterations=7, schedule=4),
+        AdmmPruner(pattern="row"),
+        AdmmPruner(pattern="*:4"),
+        AdmmPruner(pattern="*:8", schedule=20),
     ],
 )
-def test_equals_the_naive_method(settings: Admm, share: float) -> None:
+def test_equals_the_naive_method(settings: AdmmPruner, share: float) -> None:
     weight, inputs = problem()
     count = int(share * SIZE)
     ours, oracle = (method(weight, inputs, count, settings) for method in (prune, naive))
@@ -115,7 +115,7 @@ def test_zeros_are_removed_from_the_first_step_on(pattern: str) -> None:
     weight, inputs = problem()
     weight[gaussian(ROWS, COLUMNS, seed=5) > 0.5] = 0
     weight[3, :40] = 0
-    settings, existing = Admm(pattern=pattern), int((weight == 0).sum())
+    settings, existing = AdmmPruner(pattern=pattern), int((weight == 0).sum())
     for count in (existing + 1, 800):
         ours, oracle = (method(weight, inputs, count, settings) for method in (prune, naive))
         assert torch.equal(ours == 0, oracle == 0)
@@ -127,7 +127,7 @@ def test_groups_keep_as_many_as_the_pattern_says(pattern: str) -> None:
     weight, inputs = problem()
     keep, group = map(int, pattern.split(":"))
     count = SIZE * (group - keep) // group
-    settings = Admm(pattern=pattern)
+    settings = AdmmPruner(pattern=pattern)
     ours = prune(weight, inputs, count, settings)
     assert ((ours.view(-1, group) != 0).sum(1) == keep).all()
     assert torch.equal(ours == 0, naive(weight, inputs, count, settings) == 0)
@@ -152,11 +152,11 @@ def test_schedules_rise_to_the_count(count: int, steps: int) -> None:
 def test_a_fixed_mask_converges_to_least_squares(share: float, seed: int) -> None:
     weight, inputs = problem(seed)
     hessian, count = hessian_of(inputs), int(share * SIZE)
-    removed = prune(weight, inputs, count, Wanda()) == 0
+    removed = prune(weight, inputs, count, WandaPruner()) == 0
     best = layer_error(ls_oracle(weight, hessian, ~removed), weight, hessian)
     gaps = []
     for iterations in (1, 5, 20, 100):
-        settings = Admm(mask=Wanda(), iterations=iterations, schedule=1)
+        settings = AdmmPruner(mask=WandaPruner(), iterations=iterations, schedule=1)
         ours = prune(weight, inputs, count, settings)
         assert torch.equal(ours == 0, removed)
         gaps.append(layer_error(ours, weight, hessian) / best - 1)
@@ -177,12 +177,12 @@ def test_a_schedule_of_one_step_takes_wanda_s_mask(pattern: str, dtype: torch.dt
     known = evidence(inputs, Statistic.HESSIAN)
     step = SIZE // 4
     counts = [0, 2 * step] if pattern == "2:4" else range(0, SIZE, step)
-    settings = Admm(pattern=pattern, schedule=1)
+    settings = AdmmPruner(pattern=pattern, schedule=1)
     ours = settings.prune(weight, known, counts, seed=3)
-    given_mask = replace(settings, mask=Wanda(pattern=pattern)).prune(
+    given_mask = replace(settings, mask=WandaPruner(pattern=pattern)).prune(
         weight, known, counts, seed=3
     )
-    wanda = Wanda(pattern=pattern).prune(weight, known, counts, seed=3)
+    wanda = WandaPruner(pattern=pattern).prune(weight, known, counts, seed=3)
     for count in counts:
         assert torch.equal(ours.at(weight, count) == 0, wanda.at(weight, count) == 0)
         assert torch.equal(ours.at(weight, count), given_mask.at(weight, count))
@@ -210,7 +210,12 @@ def test_rows_lose_what_the_removal_order_says(
 def test_order_of_methods(seed: int, share: float) -> None:
     weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
     hessian, count = hessian_of(inputs), int(share * weight.numel())
-    ladder = [Admm(), Admm(schedule=1), Wanda(pattern="layer"), Magnitude()]
+    ladder = [
+        AdmmPruner(),
+        AdmmPruner(schedule=1),
+        WandaPruner(pattern="layer"),
+        MagnitudePruner(),
+    ]
     errors = [layer_error(prune(weight, inputs, count, p), weight, hessian) for p in ladder]
     assert errors == sorted(errors)
 
@@ -219,14 +224,14 @@ def test_units_of_the_inputs_do_not_matter() -> None:
     # Damping is relative to each input: measuring one in other units changes nothing.
     weight, inputs = problem()
     units = 2.0 ** torch.arange(COLUMNS).remainder(9)
-    ours = prune(weight, inputs, 600, Admm())
-    assert_close(prune(weight / units, inputs * units, 600, Admm()) * units, ours)
+    ours = prune(weight, inputs, 600, AdmmPruner())
+    assert_close(prune(weight / units, inputs * units, 600, AdmmPruner()) * units, ours)
 
 
 def test_diagonal_hessian_changes_nothing() -> None:
     weight = gaussian(ROWS, COLUMNS)
     inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
-    for pruner in (Admm(schedule=1), Admm(mask=Magnitude())):
+    for pruner in (AdmmPruner(schedule=1), AdmmPruner(mask=MagnitudePruner())):
         pruned = prune(weight, inputs, 500, pruner)
         kept = pruned != 0
         assert torch.equal(pruned[kept], weight[kept])
@@ -237,24 +242,24 @@ def test_dead_inputs_go_first_and_pay_for_nothing() -> None:
     inputs[:, [5, 20, 21]] = 0
     dead = torch.zeros(COLUMNS, dtype=torch.bool).index_fill(0, torch.tensor([5, 20, 21]), True)
     for count in (10, 3 * ROWS, 3 * ROWS + 1, 500):
-        pruned = prune(weight, inputs, count, Admm(schedule=1))
+        pruned = prune(weight, inputs, count, AdmmPruner(schedule=1))
         assert int((pruned[:, dead] == 0).sum()) == min(count, 3 * ROWS)
         kept = pruned[:, dead] != 0
         assert torch.equal(pruned[:, dead][kept], weight[:, dead][kept])
         if count <= 3 * ROWS:
             assert torch.equal(pruned[:, ~dead], weight[:, ~dead])
-    pruned = prune(weight, inputs, 500, Admm())
+    pruned = prune(weight, inputs, 500, AdmmPruner())
     assert (pruned[:, dead] == 0).all()
 
 
 def test_one_inverse_serves_all_siblings_and_counts() -> None:
     known = evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
-        Admm(mask=Wanda() if seed else None).prune(
+        AdmmPruner(mask=WandaPruner() if seed else None).prune(
             gaussian(8, COLUMNS, seed=seed), known, [10, 50], seed=0
         )
     assert len(known.inputs._derived) == 2  # and the factor
-    for other in (Admm(rho=2.0), Admm(damping=0.2)):
+    for other in (AdmmPruner(rho=2.0), AdmmPruner(damping=0.2)):
         variants = other.prune(gaussian(8, COLUMNS), known, [100], seed=0)
         alone = prune(gaussian(8, COLUMNS), problem()[1], 100, other)
         assert torch.equal(variants.at(gaussian(8, COLUMNS), 100), alone)
@@ -263,42 +268,44 @@ def test_one_inverse_serves_all_siblings_and_counts() -> None:
 def test_counts_together_are_counts_alone() -> None:
     weight, inputs = problem()
     known = evidence(inputs, Statistic.HESSIAN)
-    together = Admm().prune(weight, known, [100, 600, 1100], seed=0)
+    together = AdmmPruner().prune(weight, known, [100, 600, 1100], seed=0)
     for count in together.counts:
-        alone = Admm().prune(weight, known, [count], seed=0)
+        alone = AdmmPruner().prune(weight, known, [count], seed=0)
         assert torch.equal(together.at(weight, count), alone.at(weight, count))
 
 
 def test_raised_damping_is_used_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
-    monkeypatch.setattr("sparsity_search.statistics._SMALLEST_RAISE", 0.5)
+    monkeypatch.setattr("sparsity_search.evidence.statistics._SMALLEST_RAISE", 0.5)
     known = evidence(inputs[:5], Statistic.HESSIAN)
-    variants = Admm(damping=0.0).prune(weight, known, [500], seed=0)
+    variants = AdmmPruner(damping=0.0).prune(weight, known, [500], seed=0)
     assert variants.notes == ("damping raised from 0 to 0.5",)
-    expected = prune(weight, inputs[:5], 500, Admm(damping=0.5))
+    expected = prune(weight, inputs[:5], 500, AdmmPruner(damping=0.5))
     assert_close(variants.at(weight, 500), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_factor_the_diagonal_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
-    monkeypatch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
-    variants = Admm(schedule=1).prune(weight, evidence(inputs, Statistic.HESSIAN), [500], seed=0)
+    monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
+    variants = AdmmPruner(schedule=1).prune(
+        weight, evidence(inputs, Statistic.HESSIAN), [500], seed=0
+    )
     assert variants.notes == ("the Hessian cannot be factorised: its diagonal was used",)
-    expected = prune(weight, inputs, 500, Wanda(pattern="layer"))
+    expected = prune(weight, inputs, 500, WandaPruner(pattern="layer"))
     assert torch.equal(variants.at(weight, 500), expected)
 
 
-@pytest.mark.parametrize("mask", ["wanda", {"name": "wanda"}, Wanda()])
+@pytest.mark.parametrize("mask", ["wanda", {"name": "wanda"}, WandaPruner()])
 def test_a_mask_by_name_settings_or_pruner(mask: Pruner) -> None:
-    pruner = Admm(mask=mask)
-    assert pruner == Admm(mask=Wanda()) != Admm()
-    assert hash(pruner) == hash(Admm(mask=Wanda()))
+    pruner = AdmmPruner(mask=mask)
+    assert pruner == AdmmPruner(mask=WandaPruner()) != AdmmPruner()
+    assert hash(pruner) == hash(AdmmPruner(mask=WandaPruner()))
     assert pruner.requires is Statistic.HESSIAN
     assert not pruner.needs_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByGradient(Wanda):
+class ByGradient(WandaPruner):
     """A mask source that cannot do without the gradient."""
 
     @property
@@ -307,8 +314,8 @@ class ByGradient(Wanda):
 
 
 def test_asks_for_the_gradient_if_the_mask_does() -> None:
-    assert Admm(mask=ByGradient()).needs_gradient
-    assert not Admm().needs_gradient
+    assert AdmmPruner(mask=ByGradient()).needs_gradient
+    assert not AdmmPruner().needs_gradient
 
 
 @pytest.mark.parametrize(
@@ -326,4 +333,4 @@ def test_asks_for_the_gradient_if_the_mask_does() -> None:
 )
 def test_illegal_settings(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        Admm(**settings)  # type: ignore[arg-type]
+        AdmmPruner(**settings)  # type: ignore[arg-type]

@@ -9,18 +9,25 @@ from torch.testing import assert_close
 
 import sparsity_search.pruners.alps as module
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._order import tie_breaks
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.alps import ALPS, Spectrum, next_rho, refit, smallest, spectrum_of
-from sparsity_search.pruners.sparsegpt import SparseGPT
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.pruners.alps import (
+    ALPSPruner,
+    Spectrum,
+    next_rho,
+    refit,
+    smallest,
+    spectrum_of,
+)
+from sparsity_search.pruners.bases.order import tie_breaks
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner
+from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
-from tests.pruners.oracles import DAMPING, hessian_of, layer_error, ls_oracle
+from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
 ROWS, COLUMNS = 24, 48
 SIZE = ROWS * COLUMNS
-PRUNER = ALPS()
+PRUNER = ALPSPruner()
 
 
 def largest(weight: Tensor, count: int, group: int) -> Tensor:
@@ -71,7 +78,7 @@ def naive(
     return largest(w, count, group), t
 
 
-def prune(weight: Tensor, inputs: Tensor, count: int, pruner: ALPS = PRUNER) -> Tensor:
+def prune(weight: Tensor, inputs: Tensor, count: int, pruner: ALPSPruner = PRUNER) -> Tensor:
     variants = pruner.prune(weight, evidence(inputs, Statistic.HESSIAN), [count], seed=0)
     return variants.at(weight, count)
 
@@ -81,7 +88,7 @@ def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def admm(
-    weight: Tensor, inputs: Tensor, count: int, pruner: ALPS = PRUNER
+    weight: Tensor, inputs: Tensor, count: int, pruner: ALPSPruner = PRUNER
 ) -> tuple[module.Support, Spectrum]:
     spectrum = spectrum_of(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
     ties = tie_breaks(weight.shape, 0, weight.device)
@@ -96,7 +103,7 @@ def admm(
 )
 def test_equals_the_naive_method(pattern: str, count: int, rho: float) -> None:
     weight, inputs = problem()
-    hessian, pruner = hessian_of(inputs), ALPS(pattern=pattern, rho=rho, pcg_iterations=150)
+    hessian, pruner = hessian_of(inputs), ALPSPruner(pattern=pattern, rho=rho, pcg_iterations=150)
     keep, iterations = naive(weight, hessian, count, Pattern.parse(pattern).group, rho)
     ours = prune(weight, inputs, count, pruner)
     assert torch.equal(ours != 0, keep)
@@ -108,7 +115,7 @@ def test_equals_the_naive_method(pattern: str, count: int, rho: float) -> None:
 def test_iterations_and_checks(most: int, every: int) -> None:
     weight, inputs = problem()
     keep, iterations = naive(weight, hessian_of(inputs), 600, 0, 0.1, most, every)
-    pruner = ALPS(iterations=most, check_every=every)
+    pruner = ALPSPruner(iterations=most, check_every=every)
     assert admm(weight, inputs, 600, pruner)[0].iterations == iterations
     assert torch.equal(prune(weight, inputs, 600, pruner) != 0, keep)
 
@@ -128,10 +135,10 @@ def test_better_than_sparsegpt(pattern: str, share: float, seed: int) -> None:
     weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
     statistics, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     count = round(share * weight.numel())
-    other = SparseGPT(block_size=16, pattern=pattern.replace("layer", "block"))
+    other = SparseGPTPruner(block_size=16, pattern=pattern.replace("layer", "block"))
     pruned = [
         pruner.prune(weight, statistics, [count], seed=0).at(weight, count)
-        for pruner in (ALPS(pattern=pattern), other)
+        for pruner in (ALPSPruner(pattern=pattern), other)
     ]
     ours, theirs = (layer_error(p - weight, hessian) for p in pruned)
     # The optima on the two supports: the support itself is better, not only the weights on it.
@@ -246,7 +253,7 @@ def test_one_decomposition_serves_siblings_and_counts(monkeypatch: pytest.Monkey
     for seed in range(3):
         PRUNER.prune(gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
     assert calls == [torch.float64]
-    ALPS(damping=0.1).prune(gaussian(8, COLUMNS), statistics, [10], seed=0)
+    ALPSPruner(damping=0.1).prune(gaussian(8, COLUMNS), statistics, [10], seed=0)
     assert len(calls) == 2
 
 
@@ -260,7 +267,7 @@ def test_diagonal_hessian(pattern: str, count: int, spread: float) -> None:
     weight = gaussian(ROWS, COLUMNS)
     inputs = torch.diag((spread * gaussian(COLUMNS, seed=4)).exp())
     hessian = hessian_of(inputs)
-    pruned = prune(weight, inputs, count, ALPS(pattern=pattern))
+    pruned = prune(weight, inputs, count, ALPSPruner(pattern=pattern))
     kept = pruned != 0
     assert_close(pruned[kept], weight[kept], rtol=1e-6, atol=0)
     best = largest(weight * hessian.diagonal().sqrt(), count, Pattern.parse(pattern).group)
@@ -315,7 +322,7 @@ def test_zeros_go_first_in_their_group() -> None:
     weight, inputs = problem()
     weight[:, 8] = 0
     weight[2, 12:16] = 0
-    pruned = prune(weight, inputs, SIZE // 2, ALPS(pattern="2:4"))
+    pruned = prune(weight, inputs, SIZE // 2, ALPSPruner(pattern="2:4"))
     assert (pruned[:, 8] == 0).all()
     assert ((pruned.view(-1, 4) == 0).sum(1) == 2).all()
 
@@ -343,9 +350,9 @@ def test_ties_alone_see_the_seed() -> None:
 def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, statistics = gaussian(ROWS, COLUMNS), evidence(problem()[1][:5], Statistic.HESSIAN)
     assert PRUNER.prune(weight, statistics, [9], seed=0).notes == ()
-    (note,) = ALPS(damping=0.0).prune(weight, statistics, [9], seed=0).notes
+    (note,) = ALPSPruner(damping=0.0).prune(weight, statistics, [9], seed=0).notes
     assert note.startswith("damping raised from 0 to ")
-    monkeypatch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
+    monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
     statistics = evidence(problem()[1], Statistic.HESSIAN)
     fallback = PRUNER.prune(weight, statistics, [500], seed=0)
     assert fallback.notes == ("the Hessian cannot be factorised: its diagonal was used",)
@@ -376,4 +383,4 @@ def test_statistics_without_tokens() -> None:
 )
 def test_illegal_settings(illegal: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(illegal))):
-        ALPS(**illegal)  # type: ignore[arg-type]
+        ALPSPruner(**illegal)  # type: ignore[arg-type]

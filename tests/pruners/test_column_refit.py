@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._columns import ColumnFit
-from sparsity_search.pruners._structures import StructuredPruner, shape_of
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.pruners.column_refit import ColumnRefit
-from sparsity_search.pruners.structured_obs import StructuredOBS
-from sparsity_search.pruners.wanda_sp import WandaSP
-from sparsity_search.statistics import Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.variants import RankedVariants, StructuredVariants, Variants
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.pruners.bases.columns import ColumnFit
+from sparsity_search.pruners.bases.structured import StructuredPruner, shape_of
+from sparsity_search.pruners.column_refit import ColumnRefitPruner
+from sparsity_search.pruners.structured_obs import StructuredOBSPruner
+from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
-from sparsity_search.variants import RankedVariants, StructuredVariants, Variants
 
 SHAPE = Structures(count=8, inner=3, width=7)
 DAMPING = 0.02
@@ -96,7 +96,7 @@ def error(weight: Tensor, made: Tensor, hessian: Tensor) -> float:
 )
 def test_refits_the_sets_of_any_pruner_of_structures(mask: Any) -> None:
     weight, evidence, hessian = problem()
-    pruner = ColumnRefit(mask=mask, damping=DAMPING)
+    pruner = ColumnRefitPruner(mask=mask, damping=DAMPING)
     assert isinstance(pruner.mask, Pruner)
     counts = range(SHAPE.count + 1)
     found = pruner.prune(weight, evidence, counts, seed=0)
@@ -116,23 +116,23 @@ def test_refits_the_sets_of_any_pruner_of_structures(mask: Any) -> None:
 def test_is_better_than_the_mask_alone(seed: int) -> None:
     weight, evidence, hessian = problem(seed)
     counts = range(1, SHAPE.count)
-    found = ColumnRefit(damping=DAMPING).prune(weight, evidence, counts, seed=0)
-    masked = WandaSP().prune(weight, evidence, counts, seed=0)
+    found = ColumnRefitPruner(damping=DAMPING).prune(weight, evidence, counts, seed=0)
+    masked = WandaSPPruner().prune(weight, evidence, counts, seed=0)
     errors = [[error(weight, v.at(weight, n), hessian) for n in counts] for v in (found, masked)]
     assert all(ours < theirs for ours, theirs in zip(*errors, strict=True))
     assert errors[0] == sorted(errors[0])
-    curve = ColumnRefit(damping=DAMPING).error_curve(weight, evidence)
+    curve = ColumnRefitPruner(damping=DAMPING).error_curve(weight, evidence)
     assert_close(curve[1:-1].tolist(), errors[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mask", "factors"), [(WandaSP(), 1), (Hopping(), 5)])
+@pytest.mark.parametrize(("mask", "factors"), [(WandaSPPruner(), 1), (Hopping(), 5)])
 def test_nested_levels_share_one_factor(
     mask: Pruner, factors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, of = [], ColumnFit.of
     monkeypatch.setattr(ColumnFit, "of", lambda *a: made.append(1) or of(*a))
     weight, evidence, _ = problem()
-    ColumnRefit(mask=mask).prune(weight, evidence, range(6), seed=0)
+    ColumnRefitPruner(mask=mask).prune(weight, evidence, range(6), seed=0)
     assert len(made) == factors
 
 
@@ -141,11 +141,11 @@ def test_curve_of_the_greedy_order_is_that_of_structured_obs() -> None:
     SHAPE.bodies(weight)[:, 4] = 0
     curves = [
         p.error_curve(weight, evidence)
-        for p in (ColumnRefit(mask="structured_obs"), StructuredOBS())
+        for p in (ColumnRefitPruner(mask="structured_obs"), StructuredOBSPruner())
     ]
     assert_close(*curves, rtol=1e-10, atol=0)
     assert curves[0].tolist()[:2] == [0, 0]
-    assert float(ColumnRefit().error_curve(weight, evidence)[-1]) == pytest.approx(
+    assert float(ColumnRefitPruner().error_curve(weight, evidence)[-1]) == pytest.approx(
         float(curves[0][-1])
     )
 
@@ -153,8 +153,8 @@ def test_curve_of_the_greedy_order_is_that_of_structured_obs() -> None:
 def test_curve_of_a_source_with_its_own_prune() -> None:
     weight, evidence, hessian = problem()
     with pytest.raises(ConfigError, match="not nested"):
-        ColumnRefit(mask=Hopping()).error_curve(weight, evidence)
-    pruner = ColumnRefit(mask=Hopping(step=0), damping=DAMPING)
+        ColumnRefitPruner(mask=Hopping()).error_curve(weight, evidence)
+    pruner = ColumnRefitPruner(mask=Hopping(step=0), damping=DAMPING)
     curve = pruner.error_curve(weight, evidence)
     for count in range(SHAPE.count + 1):
         removed = torch.arange(SHAPE.count) < count
@@ -165,7 +165,7 @@ def test_curve_of_a_source_with_its_own_prune() -> None:
 def test_empty_structures_leave_the_weight_as_it_is() -> None:
     weight, evidence, _ = problem()
     SHAPE.bodies(weight)[:, [0, 6]] = 0
-    found = ColumnRefit(damping=DAMPING).prune(weight, evidence, [0, 1, 2, 3], seed=0)
+    found = ColumnRefitPruner(damping=DAMPING).prune(weight, evidence, [0, 1, 2, 3], seed=0)
     for count in (0, 1, 2):
         assert torch.equal(found.at(weight, count), weight)
     assert int(SHAPE.empty(found.at(weight, 3)).sum()) == 3
@@ -174,7 +174,7 @@ def test_empty_structures_leave_the_weight_as_it_is() -> None:
 def test_the_curve_is_that_of_the_variants_whatever_the_order() -> None:
     weight, evidence, hessian = problem()
     SHAPE.bodies(weight)[:, [0, 3]] = 0
-    pruner, counts = ColumnRefit(mask=Backwards(), damping=DAMPING), range(SHAPE.count + 1)
+    pruner, counts = ColumnRefitPruner(mask=Backwards(), damping=DAMPING), range(SHAPE.count + 1)
     found, curve = (
         pruner.prune(weight, evidence, counts, seed=0),
         pruner.error_curve(weight, evidence),
@@ -185,12 +185,12 @@ def test_the_curve_is_that_of_the_variants_whatever_the_order() -> None:
 
 def test_notes_and_needs_are_those_of_both() -> None:
     weight, evidence, _ = problem()
-    pruner = ColumnRefit(mask=Hopping())
+    pruner = ColumnRefitPruner(mask=Hopping())
     assert pruner.needs_gradient
-    assert not ColumnRefit().needs_gradient
+    assert not ColumnRefitPruner().needs_gradient
     assert pruner.requires is Statistic.HESSIAN
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
+        patch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
         notes = pruner.prune(weight, evidence, [3], seed=0).notes
     assert notes == ("hop", "the Hessian cannot be factorised: its diagonal was used")
 
@@ -202,7 +202,7 @@ def test_updated_weights_must_fit_the_storage() -> None:
     evidence = Evidence(inputs=gathered(inputs, Statistic.HESSIAN), structures=SHAPE)
     weight = torch.full((4, SHAPE.count * SHAPE.width + 1), 6e4, dtype=torch.float16)
     with pytest.raises(NumericalError, match="range of"):
-        ColumnRefit().prune(weight, evidence, [6], seed=0)
+        ColumnRefitPruner().prune(weight, evidence, [6], seed=0)
 
 
 @pytest.mark.parametrize("mask", ["wanda", "drop", "magnitude"])
@@ -210,14 +210,14 @@ def test_a_pruner_of_other_things_is_refused(mask: str) -> None:
     with pytest.raises(
         ConfigError, match=f"(?i)mask must be a pruner of width or heads.*not {mask}"
     ):
-        ColumnRefit(mask=mask)
+        ColumnRefitPruner(mask=mask)
 
 
 def test_illegal_settings() -> None:
     with pytest.raises(ConfigError, match="damping"):
-        ColumnRefit(damping=-1.0)
+        ColumnRefitPruner(damping=-1.0)
     with pytest.raises(ConfigError, match="needs a name"):
-        ColumnRefit(mask={"damping": 0.1})  # type: ignore[arg-type]
+        ColumnRefitPruner(mask={"damping": 0.1})  # type: ignore[arg-type]
     weight, evidence, _ = problem()
     with pytest.raises(ConfigError, match="must remove structures"):
-        ColumnRefit(mask=Liar()).prune(weight, evidence, [1], seed=0)
+        ColumnRefitPruner(mask=Liar()).prune(weight, evidence, [1], seed=0)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from sparsity_search.pruners.base import Pruner
+from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import PrunerContract
 from sparsity_search.testing.structured import StructuredPrunerContract
-from tests.names import OF_STRUCTURES, OF_WEIGHTS
+from tests.helpers.names import OF_STRUCTURES, OF_WEIGHTS
 
 
 class TestPruners(PrunerContract):

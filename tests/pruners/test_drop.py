@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners.drop import Drop
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.drop import DropPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
-from tests.allocators.depth import shorter
+from tests.helpers.depth_models import shorter
 
 
 def biased(layers: int = 4) -> torch.nn.Module:
@@ -26,7 +26,7 @@ def biased(layers: int = 4) -> torch.nn.Module:
 def drop(model: torch.nn.Module, tokens: Tensor, removed: list[int], units: str) -> None:
     subject = PrunableModel(model, units=units)
     profile = from_counts(subject.layout, removed)
-    assert prune_sequentially(subject, profile, Drop(), tokens) == []
+    assert prune_sequentially(subject, profile, DropPruner(), tokens) == []
 
 
 @pytest.mark.parametrize("units", ["blocks", "sublayers"])

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.fluctuation import input_scores
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners.flap import FLAP
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.fluctuation import input_scores
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.flap import FLAPPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.statistics import Statistic
-from sparsity_search.structures import Structures
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
@@ -33,13 +33,13 @@ def order(weight: Tensor, evidence: Evidence, **settings: Any) -> list[int]:
     """Return the structures by the count at which they go."""
     shape = evidence.structures
     assert shape is not None
-    variants = FLAP(**settings).prune(weight, evidence, range(shape.count + 1), seed=0)
+    variants = FLAPPruner(**settings).prune(weight, evidence, range(shape.count + 1), seed=0)
     return variants.removed.sum(0).argsort(descending=True).tolist()
 
 
 def error(count: int, **settings: Any) -> Tensor:
     """Return the change of the consumer's output, ``(tokens, hidden)`` float64."""
-    made = FLAP(**settings).prune(WEIGHT, known(), [count], seed=0).at(WEIGHT, count)
+    made = FLAPPruner(**settings).prune(WEIGHT, known(), [count], seed=0).at(WEIGHT, count)
     change = made.double() - WEIGHT.double()
     return INPUTS.double() @ SHAPE.consumer(change).T + SHAPE.bias(change).T
 
@@ -58,7 +58,7 @@ def test_bias_by_hand() -> None:
     weight = torch.tensor([[5.0, 9.0, -1.0, 9.0, 2.0, 9.0, 0.5]])
     inputs = torch.tensor([[1.0, 0.0, 10.0], [3.0, 8.0, 10.0]])
     evidence = known(inputs, Structures(count=3, inner=1, width=2))
-    variants = FLAP().prune(weight, evidence, [1, 2, 3], seed=0)
+    variants = FLAPPruner().prune(weight, evidence, [1, 2, 3], seed=0)
     assert variants.at(weight, 1).tolist() == [[5, 9, -1, 9, 0, 0, 20.5]]
     assert variants.at(weight, 2).tolist() == [[5, 9, 0, 0, 0, 0, 16.5]]
     assert variants.at(weight, 3).tolist() == [[0, 0, 0, 0, 0, 0, 26.5]]
@@ -98,15 +98,15 @@ def test_no_mean_error_is_left(metric: str, count: int) -> None:
 
 def test_bias_is_the_best_constant() -> None:
     best = torch.linalg.lstsq(torch.ones(60, 1).double(), -error(3, bias=False)).solution
-    made = FLAP().prune(WEIGHT, known(), [3], seed=0).at(WEIGHT, 3)
+    made = FLAPPruner().prune(WEIGHT, known(), [3], seed=0).at(WEIGHT, 3)
     added = (SHAPE.bias(made) - SHAPE.bias(WEIGHT)).T.double()
     torch.testing.assert_close(added, best, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_bias_makes_up() -> None:
-    variants = FLAP().prune(WEIGHT, known(), [2], seed=0)
+    variants = FLAPPruner().prune(WEIGHT, known(), [2], seed=0)
     assert variants.consumers is None
-    assert FLAP(bias=False).prune(WEIGHT, known(), [2], seed=0).biases is None
+    assert FLAPPruner(bias=False).prune(WEIGHT, known(), [2], seed=0).biases is None
 
 
 def test_constant_inputs_cost_nothing() -> None:
@@ -114,7 +114,7 @@ def test_constant_inputs_cost_nothing() -> None:
     inputs[:, 6:12] = 5.0  # structures 2 and 3
     evidence = known(inputs)
     assert set(order(WEIGHT, evidence)[:2]) == {2, 3}
-    made = FLAP().prune(WEIGHT, evidence, [2], seed=0).at(WEIGHT, 2)
+    made = FLAPPruner().prune(WEIGHT, evidence, [2], seed=0).at(WEIGHT, 2)
     change = made - WEIGHT
     assert (inputs @ SHAPE.consumer(change).T + SHAPE.bias(change).T).abs().max() < 1e-4
 
@@ -148,7 +148,7 @@ def test_mean_output_of_a_model(kind: str, part: str) -> None:
     counts = [unit.count // 2 if unit.name == name else 0 for unit in subject.layout]
     profile = from_counts(subject.layout, counts)
     means = []
-    for pruner in (None, FLAP(), FLAP(bias=False)):
+    for pruner in (None, FLAPPruner(), FLAPPruner(bias=False)):
         with subject.preserved():
             if pruner:
                 prune_sequentially(subject, profile, pruner, tokens)
@@ -163,16 +163,16 @@ def test_bias_out_of_range() -> None:
     weight = WEIGHT.half()
     evidence = known(INPUTS + 1e6)
     with pytest.raises(NumericalError, match="leave the range of"):
-        FLAP().prune(weight, evidence, [3], seed=0)
-    FLAP(bias=False).prune(weight, evidence, [3], seed=0)
+        FLAPPruner().prune(weight, evidence, [3], seed=0)
+    FLAPPruner(bias=False).prune(weight, evidence, [3], seed=0)
 
 
 def test_huge_scores() -> None:
     with pytest.raises(NumericalError, match="not finite"):
-        FLAP().prune(WEIGHT * 1e20, known(), [3], seed=0)
+        FLAPPruner().prune(WEIGHT * 1e20, known(), [3], seed=0)
 
 
 def test_settings() -> None:
-    assert PRUNERS.create("flap") == FLAP(metric="WIFV", bias=True)
+    assert PRUNERS.create("flap") == FLAPPruner(metric="WIFV", bias=True)
     with pytest.raises(ConfigError, match="metric must be one of WIFV, IFV, WIFN, not 'wanda'"):
         PRUNERS.create("flap", metric="wanda")

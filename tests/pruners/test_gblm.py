@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence, WeightGradient
-from sparsity_search.pruners.gblm import GBLM
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.evidence import Evidence, WeightGradient
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.gblm import GBLMPruner
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian, gradient_of
 
 ROWS, COLUMNS = 6, 20
@@ -33,7 +33,7 @@ def published(weight: Tensor, inputs: Tensor, gradients: Tensor, scale: float) -
 def test_is_the_published_score_on_the_published_text(scale: float) -> None:
     weight = gaussian(4, 5)
     inputs, gradients = gaussian(128, 2048, 5, seed=1), 0.1 * gaussian(128, 4, 5, seed=2)
-    score = GBLM(scale=scale).score(weight, known(inputs, gradients))
+    score = GBLMPruner(scale=scale).score(weight, known(inputs, gradients))
     expected = published(weight, inputs, gradients, scale) / 2048**0.5
     torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=0)
 
@@ -41,40 +41,40 @@ def test_is_the_published_score_on_the_published_text(scale: float) -> None:
 def test_by_hand() -> None:
     weight = torch.tensor([[1.0, -2.0]])
     gradients = torch.tensor([[[0.04, 0.0]], [[-0.04, 0.0]]])  # the mean is zero
-    score = GBLM().score(weight, known(torch.tensor([[[2.0, 3.0]]]), gradients))
+    score = GBLMPruner().score(weight, known(torch.tensor([[[2.0, 3.0]]]), gradients))
     assert score[0].tolist() == pytest.approx([3, 6])
 
 
 def test_amount_of_text_does_not_matter() -> None:
     inputs, gradients = gaussian(4, 8, COLUMNS), gaussian(4, ROWS, COLUMNS, seed=1)
-    score = GBLM().score(WEIGHT, known(inputs, gradients))
+    score = GBLMPruner().score(WEIGHT, known(inputs, gradients))
     for same in (
         known(inputs.repeat(3, 1, 1), gradients.repeat(3, 1, 1)),
         known(inputs.repeat(1, 3, 1), gradients),
     ):
-        torch.testing.assert_close(GBLM().score(WEIGHT, same), score)
+        torch.testing.assert_close(GBLMPruner().score(WEIGHT, same), score)
 
 
 def test_is_wanda_without_gradient() -> None:
     full = evidence(INPUTS, Statistic.NORM, gradient_of(ROWS, INPUTS))
-    wanda = Wanda().prune(WEIGHT, full, COUNTS, seed=0).codes
-    assert torch.equal(GBLM(scale=0.0).prune(WEIGHT, full, COUNTS, seed=0).codes, wanda)
-    assert not torch.equal(GBLM().prune(WEIGHT, full, COUNTS, seed=0).codes, wanda)
+    wanda = WandaPruner().prune(WEIGHT, full, COUNTS, seed=0).codes
+    assert torch.equal(GBLMPruner(scale=0.0).prune(WEIGHT, full, COUNTS, seed=0).codes, wanda)
+    assert not torch.equal(GBLMPruner().prune(WEIGHT, full, COUNTS, seed=0).codes, wanda)
 
 
 def test_gradients_alone_where_inputs_are_dead() -> None:
     gradients = gaussian(3, ROWS, COLUMNS, seed=1)
     dead = known(torch.zeros(3, 4, COLUMNS), gradients)
-    found = GBLM().prune(WEIGHT, dead, [10 * ROWS], seed=0).at(WEIGHT, 10 * ROWS) == 0
+    found = GBLMPruner().prune(WEIGHT, dead, [10 * ROWS], seed=0).at(WEIGHT, 10 * ROWS) == 0
     score = WEIGHT.abs() * gradients.norm(dim=0)
     expected = torch.zeros_like(found).scatter(1, score.argsort(dim=1)[:, :10], True)
     assert torch.equal(found, expected)
 
 
 def test_needs_the_gradient() -> None:
-    assert GBLM().needs_gradient
+    assert GBLMPruner().needs_gradient
     with pytest.raises(ConfigError, match="gradient"):
-        GBLM().prune(WEIGHT, evidence(INPUTS, Statistic.NORM), [3], seed=0)
+        GBLMPruner().prune(WEIGHT, evidence(INPUTS, Statistic.NORM), [3], seed=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -82,10 +82,10 @@ def test_bad_gradients(bad: float) -> None:
     gradients = gaussian(3, ROWS, COLUMNS)
     gradients[1, 2, 3] = bad
     with pytest.raises(NumericalError, match="gradient"):
-        GBLM().prune(WEIGHT, known(INPUTS[None], gradients), [3], seed=0)
+        GBLMPruner().prune(WEIGHT, known(INPUTS[None], gradients), [3], seed=0)
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_illegal_scale(scale: float) -> None:
     with pytest.raises(ConfigError, match="scale"):
-        GBLM(scale=scale)
+        GBLMPruner(scale=scale)

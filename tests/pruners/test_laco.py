@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.merge import merge_removed
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners.drop import Drop
-from sparsity_search.pruners.laco import LaCo
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.merge import merge_removed
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.drop import DropPruner
+from sparsity_search.pruners.laco import LaCoPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.supernet.build import SupernetPlan
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
@@ -22,10 +22,10 @@ def test_merges_then_drops(units: str, tiny_tokens: Tensor) -> None:
     subject = PrunableModel(found, units=units)
     removed = [int(unit.block in (1, 2)) for unit in subject.layout]
     profile = from_counts(subject.layout, removed)
-    prune_sequentially(subject, profile, LaCo(), tiny_tokens)
+    prune_sequentially(subject, profile, LaCoPruner(), tiny_tokens)
     other = PrunableModel(expected, units=units)
     merge_removed(other, profile)
-    prune_sequentially(other, profile, Drop(), tiny_tokens)
+    prune_sequentially(other, profile, DropPruner(), tiny_tokens)
     wanted, dense = weights_of(expected), weights_of(tiny_llama(layers=5))
     assert all(torch.equal(w, wanted[name]) for name, w in weights_of(found).items())
     name = "model.layers.0.mlp.up_proj.weight"
@@ -35,4 +35,4 @@ def test_merges_then_drops(units: str, tiny_tokens: Tensor) -> None:
 def test_a_supernet_cannot_hold_it() -> None:
     subject = PrunableModel(tiny_llama(), units="blocks")
     with pytest.raises(ConfigError, match="search with drop"):
-        SupernetPlan(pruner=LaCo(), tables=[(0, 1)] * 3, centre=subject.zeros())
+        SupernetPlan(pruner=LaCoPruner(), tables=[(0, 1)] * 3, centre=subject.zeros())

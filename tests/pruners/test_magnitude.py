@@ -8,16 +8,16 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.pruners._order import removal_order, sort_keys
-from sparsity_search.pruners._patterns import Pattern
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.bases.order import removal_order, sort_keys
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import evidence, gaussian
 
 
 def prune(weight: Tensor, count: int, seed: int = 0, scope: str = "layer") -> Tensor:
     inputs = evidence(weight, Statistic.NONE)
-    variants = Magnitude(pattern=scope).prune(weight, inputs, [count], seed=seed)
+    variants = MagnitudePruner(pattern=scope).prune(weight, inputs, [count], seed=seed)
     return variants.at(weight, count)
 
 
@@ -79,7 +79,7 @@ def test_row_scope_is_fair(count: int) -> None:
 def test_masks_are_nested(scope: str) -> None:
     weight = gaussian(6, 10).round()
     inputs = evidence(weight, Statistic.NONE)
-    variants = Magnitude(pattern=scope).prune(weight, inputs, range(61), seed=0)
+    variants = MagnitudePruner(pattern=scope).prune(weight, inputs, range(61), seed=0)
     for count in range(60):
         less, more = variants.at(weight, count), variants.at(weight, count + 1)
         assert ((more == 0) | (less != 0)).all()
@@ -98,12 +98,12 @@ def test_seed_decides_between_equal_weights() -> None:
 @pytest.mark.parametrize("pattern", ["column", "5:4", "2:0", "a:4", "2:4:8", "-1:4", ""])
 def test_unknown_pattern(pattern: str) -> None:
     with pytest.raises(ConfigError, match="pattern must be layer, row, block, N:M"):
-        Magnitude(pattern=pattern)
+        MagnitudePruner(pattern=pattern)
 
 
 def test_groups_keep_their_largest() -> None:
     weight = torch.tensor([[1.0, -9, 3, 2, 0.75, 0.5, -0.25, 7]])
-    variants = Magnitude(pattern="*:4").prune(
+    variants = MagnitudePruner(pattern="*:4").prune(
         weight, evidence(weight, Statistic.NONE), [2, 4], seed=0
     )
     assert variants.at(weight, 2).tolist() == [[0, -9, 3, 2, 0.75, 0.5, 0, 7]]

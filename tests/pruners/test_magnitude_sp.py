@@ -3,20 +3,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners.magnitude_sp import MagnitudeSP
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.magnitude_sp import MagnitudeSPPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import gaussian
 
 
 def order(weight: Tensor, shape: Structures) -> list[int]:
     evidence = Evidence(inputs=InputStatistics(0, Statistic.NONE), structures=shape)
-    variants = MagnitudeSP().prune(weight, evidence, range(shape.count + 1), seed=0)
+    variants = MagnitudeSPPruner().prune(weight, evidence, range(shape.count + 1), seed=0)
     return variants.removed.sum(0).argsort(descending=True).tolist()
 
 
@@ -50,5 +50,5 @@ def test_reads_no_text(tiny_tokens: Tensor) -> None:
     for block in subject.blocks:
         block.register_forward_pre_hook(runs)
     profile = from_counts(subject.layout, [unit.count // 2 for unit in subject.layout])
-    prune_sequentially(subject, profile, MagnitudeSP(), tiny_tokens)
+    prune_sequentially(subject, profile, MagnitudeSPPruner(), tiny_tokens)
     assert subject.zeros() == profile

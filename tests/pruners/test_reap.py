@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, ModelError, NumericalError
-from sparsity_search.evidence import Evidence, Routing
-from sparsity_search.models.materialise import saveable
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.reap import REAP
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence, Routing
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.reap import REAPPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.testing.evaluator import random_tokens, weights_of
 from sparsity_search.testing.models import tiny_mixtral
@@ -62,7 +62,7 @@ def saliency(subject: PrunableModel, tokens: Tensor, block: int) -> list[float]:
 
 
 def test_lowest_go_first() -> None:
-    variants = REAP().prune(WEIGHT, known([0.3, 0.0, 2.0, 0.1, 5.0, 0.2]), range(7), seed=0)
+    variants = REAPPruner().prune(WEIGHT, known([0.3, 0.0, 2.0, 0.1, 5.0, 0.2]), range(7), seed=0)
     order = [1, 3, 5, 0, 2, 4]
     for count in range(7):
         gone = SHAPE.empty(variants.at(WEIGHT, count)).nonzero().flatten().tolist()
@@ -71,7 +71,7 @@ def test_lowest_go_first() -> None:
 
 def test_ties_by_seed() -> None:
     evidence = known([1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
-    found = {tuple(REAP().order(WEIGHT, evidence, seed).tolist()[:4]) for seed in range(8)}
+    found = {tuple(REAPPruner().order(WEIGHT, evidence, seed).tolist()[:4]) for seed in range(8)}
     assert len(found) > 1
     assert {tuple(sorted(first)) for first in found} == {(1, 2, 3, 4)}
 
@@ -79,13 +79,13 @@ def test_ties_by_seed() -> None:
 def test_needs_routing() -> None:
     evidence = Evidence(inputs=InputStatistics(12, Statistic.NONE), structures=SHAPE)
     with pytest.raises(ConfigError, match="--units experts"):
-        REAP().prune(WEIGHT, evidence, [1], seed=0)
+        REAPPruner().prune(WEIGHT, evidence, [1], seed=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_not_finite(bad: float) -> None:
     with pytest.raises(NumericalError):
-        REAP().prune(WEIGHT, known([1.0, 2.0, bad, 3.0, 4.0, 5.0]), [1], seed=0)
+        REAPPruner().prune(WEIGHT, known([1.0, 2.0, bad, 3.0, 4.0, 5.0]), [1], seed=0)
 
 
 @pytest.mark.parametrize("target", [0.25, 0.5])
@@ -95,7 +95,7 @@ def test_each_block_sees_the_pruned_one(tokens: Tensor, target: float, tmp_path:
     profile = Budget(target).uniform(subject.layout)
     count = round(target * 8)
     assert profile.removed == (count, count)
-    prune_sequentially(subject, profile, REAP(), tokens)
+    prune_sequentially(subject, profile, REAPPruner(), tokens)
     for block in range(2):
         scores = saliency(other, tokens, block)
         view = list(other.views.values())[block]
@@ -116,18 +116,18 @@ def test_each_block_sees_the_pruned_one(tokens: Tensor, target: float, tmp_path:
 def test_the_rest_can_be_pruned_inside(tokens: Tensor) -> None:
     """Dropping, then single weights of the experts that are left, as STUN does it."""
     subject = PrunableModel(tiny_mixtral(), units="experts")
-    prune_sequentially(subject, Budget(0.5).uniform(subject.layout), REAP(), tokens)
+    prune_sequentially(subject, Budget(0.5).uniform(subject.layout), REAPPruner(), tokens)
     inside = PrunableModel(saveable(subject))
     assert len(inside.layout) == 2 * (4 + 2 * 4)
     profile = Budget(0.5).uniform(inside.layout)
-    prune_sequentially(inside, profile, Magnitude(), tokens)
+    prune_sequentially(inside, profile, MagnitudePruner(), tokens)
     inside.verify(profile)
 
 
 def test_too_few_experts_left(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_mixtral(), units="experts")
     with pytest.raises(ModelError, match="1 of 8 experts would stay"):
-        prune_sequentially(subject, from_counts(subject.layout, [7, 7]), REAP(), tokens)
+        prune_sequentially(subject, from_counts(subject.layout, [7, 7]), REAPPruner(), tokens)
 
 
 def test_supernet(tokens: Tensor) -> None:
@@ -136,10 +136,10 @@ def test_supernet(tokens: Tensor) -> None:
     before = weights_of(subject.model)
     centre = from_counts(subject.layout, [2, 2])
     net = build(
-        subject, tokens, SupernetPlan(pruner=REAP(), tables=[(0, 2, 4)] * 2, centre=centre)
+        subject, tokens, SupernetPlan(pruner=REAPPruner(), tables=[(0, 2, 4)] * 2, centre=centre)
     )
     pruned = PrunableModel(tiny_mixtral(), units="experts")
-    prune_sequentially(pruned, centre, REAP(), tokens)
+    prune_sequentially(pruned, centre, REAPPruner(), tokens)
     with net.resident() as switch:
         for counts in ([4, 0], [0, 4], [2, 2]):
             switch.to(from_counts(subject.layout, counts))
@@ -151,7 +151,7 @@ def test_supernet(tokens: Tensor) -> None:
 
 def test_routing_is_gathered_for_experts_alone(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_mixtral(), units="experts")
-    for visit in walk(subject, tokens, REAP().requires, rewritten=False):
+    for visit in walk(subject, tokens, REAPPruner().requires, rewritten=False):
         (known,) = visit.evidence.values()
         assert known.routing is not None
         assert int(known.routing.tokens.sum()) == 2 * tokens.numel()

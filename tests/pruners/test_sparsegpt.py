@@ -9,17 +9,17 @@ from torch.testing import assert_close
 
 import sparsity_search.pruners.sparsegpt as module
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners._quotas import block_quotas
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.sparsegpt import SparseGPT, Swept, sweep
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.pruners.bases.quotas import block_quotas
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner, Swept, sweep
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
-from tests.pruners.oracles import DAMPING, hessian_of, layer_error, ls_oracle
+from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
 ROWS, COLUMNS = 24, 48
-PRUNER = SparseGPT(block_size=16, damping=DAMPING)
+PRUNER = SparseGPTPruner(block_size=16, damping=DAMPING)
 
 
 def naive(weight: Tensor, hessian: Tensor, count: int, block: int) -> Tensor:
@@ -42,7 +42,7 @@ def naive(weight: Tensor, hessian: Tensor, count: int, block: int) -> Tensor:
     return weight
 
 
-def prune(weight: Tensor, inputs: Tensor, count: int, pruner: SparseGPT = PRUNER) -> Tensor:
+def prune(weight: Tensor, inputs: Tensor, count: int, pruner: SparseGPTPruner = PRUNER) -> Tensor:
     variants = pruner.prune(weight, evidence(inputs, Statistic.HESSIAN), [count], seed=0)
     return variants.at(weight, count)
 
@@ -61,7 +61,7 @@ def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_equals_the_naive_method(share: float, block: int) -> None:
     weight, inputs = problem()
     count = int(share * weight.numel())
-    ours = prune(weight, inputs, count, SparseGPT(block_size=block))
+    ours = prune(weight, inputs, count, SparseGPTPruner(block_size=block))
     oracle = naive(weight, hessian_of(inputs), count, block)
     assert torch.equal(ours == 0, oracle == 0)
     assert_close(ours, oracle.float(), rtol=1e-4, atol=1e-4)
@@ -94,14 +94,14 @@ def test_order_of_methods(seed: int, share: float) -> None:
     statistics, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     count = int(share * weight.numel())
 
-    def pruned(pruner: SparseGPT | Wanda | Magnitude) -> Tensor:
+    def pruned(pruner: SparseGPTPruner | WandaPruner | MagnitudePruner) -> Tensor:
         return pruner.prune(weight, statistics, [count], seed=0).at(weight, count)
 
-    by_wanda = pruned(Wanda())
+    by_wanda = pruned(WandaPruner())
     ladder = [
         pruned(PRUNER),
         by_wanda,
-        pruned(Magnitude()),
+        pruned(MagnitudePruner()),
     ]
     errors = [layer_error(w - weight, hessian) for w in ladder]
     assert errors == sorted(errors)
@@ -126,9 +126,9 @@ def test_isotropic_inputs_give_magnitude_by_blocks() -> None:
 def test_diagonal_hessian_gives_wanda_over_the_layer() -> None:
     weight = gaussian(ROWS, COLUMNS)
     inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
-    pruned = prune(weight, inputs, 500, SparseGPT(block_size=COLUMNS, damping=0.0))
+    pruned = prune(weight, inputs, 500, SparseGPTPruner(block_size=COLUMNS, damping=0.0))
     statistics = evidence(inputs, Statistic.NORM)
-    wanda = Wanda(pattern="layer").prune(weight, statistics, [500], seed=0).at(weight, 500)
+    wanda = WandaPruner(pattern="layer").prune(weight, statistics, [500], seed=0).at(weight, 500)
     assert torch.equal(pruned, wanda)
 
 
@@ -198,9 +198,9 @@ def test_overflow_is_an_error() -> None:
 def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, statistics = gaussian(ROWS, COLUMNS), evidence(problem()[1][:5], Statistic.HESSIAN)
     assert PRUNER.prune(weight, statistics, [9], seed=0).notes == ()
-    (note,) = SparseGPT(damping=0.0).prune(weight, statistics, [9], seed=0).notes
+    (note,) = SparseGPTPruner(damping=0.0).prune(weight, statistics, [9], seed=0).notes
     assert note.startswith("damping raised from 0 to ")
-    monkeypatch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
+    monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
     statistics = evidence(problem()[1], Statistic.HESSIAN)
     fallback = PRUNER.prune(weight, statistics, [500], seed=0)
     assert fallback.notes == ("the Hessian cannot be factorised: its diagonal was used",)
@@ -218,7 +218,7 @@ def test_statistics_without_tokens() -> None:
 @pytest.mark.parametrize("settings", [{"block_size": 0}, {"damping": -0.1}, {"damping": 2.0}])
 def test_illegal_settings(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        SparseGPT(**settings)  # type: ignore[arg-type]
+        SparseGPTPruner(**settings)  # type: ignore[arg-type]
 
 
 @given(
@@ -258,17 +258,17 @@ def naive_groups(weight: Tensor, hessian: Tensor, keep: int, group: int) -> Tens
 def test_groups_equal_the_naive_method(keep: int, group: int) -> None:
     weight, inputs = problem()
     count = weight.numel() * (group - keep) // group
-    ours = prune(weight, inputs, count, SparseGPT(pattern=f"{keep}:{group}"))
+    ours = prune(weight, inputs, count, SparseGPTPruner(pattern=f"{keep}:{group}"))
     oracle = naive_groups(weight, hessian_of(inputs), keep, group)
     assert torch.equal(ours == 0, oracle == 0)
     assert_close(ours, oracle.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mask", ["wanda", {"name": "magnitude", "pattern": "row"}, Wanda()])
-def test_the_sweep_of_a_given_mask(mask: Wanda | str | dict[str, str]) -> None:
+@pytest.mark.parametrize("mask", ["wanda", {"name": "magnitude", "pattern": "row"}, WandaPruner()])
+def test_the_sweep_of_a_given_mask(mask: WandaPruner | str | dict[str, str]) -> None:
     weight, inputs = problem()
-    pruner = SparseGPT(mask=mask)  # type: ignore[arg-type]
-    assert isinstance(pruner.mask, (Wanda, Magnitude))
+    pruner = SparseGPTPruner(mask=mask)  # type: ignore[arg-type]
+    assert isinstance(pruner.mask, (WandaPruner, MagnitudePruner))
     statistics = evidence(inputs, Statistic.HESSIAN)
     table = [100, 600, 900]
     variants = pruner.prune(weight, statistics, table, seed=0)
@@ -282,6 +282,6 @@ def test_the_sweep_of_a_given_mask(mask: Wanda | str | dict[str, str]) -> None:
 
 def test_illegal_pattern_and_mask() -> None:
     with pytest.raises(ConfigError, match="block or N:M"):
-        SparseGPT(pattern="row")
+        SparseGPTPruner(pattern="row")
     with pytest.raises(ConfigError, match="needs a name"):
-        SparseGPT(mask={"pattern": "row"})  # type: ignore[arg-type]
+        SparseGPTPruner(mask={"pattern": "row"})  # type: ignore[arg-type]

@@ -6,22 +6,22 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.pruners._columns import Greedy, eliminate
-from sparsity_search.pruners.structured_obs import StructuredOBS
-from sparsity_search.pruners.wanda_sp import WandaSP
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.statistics import Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.variants import StructuredVariants
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruners.bases.columns import Greedy, eliminate
+from sparsity_search.pruners.structured_obs import StructuredOBSPruner
+from sparsity_search.pruners.wanda_sp import WandaSPPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
-from sparsity_search.variants import StructuredVariants
 
 HIDDEN, DAMPING = 8, 0.01
 SHAPES = [Structures(count=12, inner=1, width=3), Structures(count=6, inner=4, width=10)]
-PRUNER = StructuredOBS(damping=DAMPING)
+PRUNER = StructuredOBSPruner(damping=DAMPING)
 
 
 def unit(shape: Structures, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def damped(inputs: Tensor) -> Tensor:
 
 
 def pruned(
-    shape: Structures, weight: Tensor, inputs: Tensor, pruner: StructuredOBS = PRUNER
+    shape: Structures, weight: Tensor, inputs: Tensor, pruner: StructuredOBSPruner = PRUNER
 ) -> StructuredVariants:
     counts = range(shape.count + 1)
     return pruner.prune(weight, known(shape, inputs), counts, seed=0)
@@ -62,7 +62,7 @@ def error(change: Tensor, hessian: Tensor) -> float:
 @pytest.mark.parametrize("settings", [{}, {"per_step": 3}, {"linear_term": True}])
 def test_consumers_are_least_squares(shape: Structures, settings: dict[str, int]) -> None:
     weight, inputs = unit(shape)
-    pruner = StructuredOBS(**settings)  # type: ignore[arg-type]
+    pruner = StructuredOBSPruner(**settings)  # type: ignore[arg-type]
     variants, hessian = pruned(shape, weight, inputs, pruner), damped(inputs)
     curve = pruner.error_curve(weight, known(shape, inputs))
     assert curve.dtype == torch.float64
@@ -96,7 +96,7 @@ def test_beats_scores_that_see_no_correlation(seed: int) -> None:
     weight, inputs = unit(shape, seed)
     hessian, counts = damped(inputs), [12, 24, 36]
     ours = PRUNER.prune(weight, known(shape, inputs), counts, seed=0)
-    scored = WandaSP().prune(weight, known(shape, inputs), counts, seed=0)
+    scored = WandaSPPruner().prune(weight, known(shape, inputs), counts, seed=0)
     for count in counts:
         consumer = shape.consumer(weight)
         errors = [
@@ -114,7 +114,7 @@ def test_dead_structures_go_first_and_cost_nothing(linear_term: bool) -> None:
     weight, inputs = unit(shape)
     inputs[:, 4:8] = 0  # all of structure 1
     inputs[:, 9] = 0  # some of structure 2
-    pruner = StructuredOBS(linear_term=linear_term)
+    pruner = StructuredOBSPruner(linear_term=linear_term)
     variants = pruned(shape, weight, inputs, pruner)
     assert variants.removed[1].nonzero().tolist() == [[1]]
     curve = pruner.error_curve(weight, known(shape, inputs))
@@ -161,9 +161,11 @@ def test_fewer_per_step_is_better() -> None:
     shape = Structures(count=48, inner=1, width=3)
     weight, inputs = unit(shape)
     evidence = known(shape, inputs)
-    orders = [StructuredOBS(per_step=k).order(weight, evidence, 0).tolist() for k in (1, 12, 48)]
+    orders = [
+        StructuredOBSPruner(per_step=k).order(weight, evidence, 0).tolist() for k in (1, 12, 48)
+    ]
     assert len({tuple(order) for order in orders}) == 3
-    curves = [StructuredOBS(per_step=k).error_curve(weight, evidence) for k in (1, 48)]
+    curves = [StructuredOBSPruner(per_step=k).error_curve(weight, evidence) for k in (1, 48)]
     assert float(curves[0].sum()) < float(curves[1].sum())
 
 
@@ -172,7 +174,7 @@ def test_the_linear_term_is_that_of_the_greedy_order() -> None:
     weight, inputs = unit(shape)
     evidence, hessian = known(shape, inputs), damped(inputs)
     for on in (False, True):
-        order = StructuredOBS(linear_term=on).order(weight, evidence, 0)
+        order = StructuredOBSPruner(linear_term=on).order(weight, evidence, 0)
         how = Greedy(linear_term=on)
         expected = eliminate(shape.consumer(weight), hessian, shape.count, how).order
         assert torch.equal(order, expected)
@@ -190,7 +192,7 @@ def test_damping_is_told() -> None:
     evidence = known(shape, inputs)
     evidence.inputs._derived.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsity_search.statistics._inverse_cholesky", lambda *_: None)
+        patch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
         variants = PRUNER.prune(weight, evidence, [5], seed=0)
     assert variants.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     made, kept = variants.at(weight, 5), ~variants.removed[0]
@@ -202,7 +204,7 @@ def test_the_least_damping_copes_with_singular_inputs() -> None:
     weight, inputs = unit(shape)
     inputs = inputs[:10].repeat(4, 1)
     inputs[:, 1::2] = inputs[:, ::2]
-    pruner = StructuredOBS(damping=1e-6)
+    pruner = StructuredOBSPruner(damping=1e-6)
     variants = pruned(shape, weight, inputs, pruner)
     assert [int(shape.empty(variants.at(weight, n)).sum()) for n in (0, 40, 80)] == [0, 40, 80]
     # a copy costs next to nothing, and ten inputs can say all that ten tokens ask
@@ -213,7 +215,7 @@ def test_the_least_damping_copes_with_singular_inputs() -> None:
 @pytest.mark.parametrize("settings", [{"per_step": 0}, {"damping": 0.0}, {"damping": 1.5}])
 def test_illegal_settings(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        StructuredOBS(**settings)  # type: ignore[arg-type]
+        StructuredOBSPruner(**settings)  # type: ignore[arg-type]
 
 
 def test_errors_of_the_curve() -> None:
@@ -234,7 +236,7 @@ def test_on_a_model(units: str) -> None:
     profile = from_counts(subject.layout, [unit.count // 2 for unit in subject.layout])
     dense = model(tokens).logits
     change = []
-    for pruner in (PRUNER, WandaSP()):
+    for pruner in (PRUNER, WandaSPPruner()):
         with subject.preserved():
             prune_sequentially(subject, profile, pruner, tokens)
             change.append(float((model(tokens).logits - dense).square().mean()))

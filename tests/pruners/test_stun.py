@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence import Evidence, Routing
-from sparsity_search.models.materialise import saveable
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners.stun import STUN
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence, Routing
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruners.stun import STUNPruner
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_mixtral
 from sparsity_search.testing.pruner import gaussian
@@ -46,12 +46,12 @@ def known(counts: Tensor) -> Evidence:
     )
 
 
-def pruned(weight: Tensor, counts: Tensor, pruner: STUN, *, seed: int = 0) -> list[Tensor]:
+def pruned(weight: Tensor, counts: Tensor, pruner: STUNPruner, *, seed: int = 0) -> list[Tensor]:
     variants = pruner.prune(weight, known(counts), range(N + 1), seed=seed)
     return [variants.at(weight, count) for count in range(N + 1)]
 
 
-def apart(weight: Tensor, counts: Tensor, pruner: STUN) -> dict[tuple[int, int], float]:
+def apart(weight: Tensor, counts: Tensor, pruner: STUNPruner) -> dict[tuple[int, int], float]:
     """Distances, pair by pair."""
     rows = SHAPE.bodies(weight)[:, :, -1].T.double()
     pairs = list(itertools.combinations(range(N), 2))
@@ -95,9 +95,13 @@ def check(weight: Tensor, made: Tensor, clusters: Clusters, *, average: bool) ->
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "pruner",
-    [STUN(), STUN(mix_weight=0.2, merge_max_clusters=0), STUN(coactivation=False, mix_weight=3.0)],
+    [
+        STUNPruner(),
+        STUNPruner(mix_weight=0.2, merge_max_clusters=0),
+        STUNPruner(coactivation=False, mix_weight=3.0),
+    ],
 )
-def test_equals_brute_force(seed: int, pruner: STUN) -> None:
+def test_equals_brute_force(seed: int, pruner: STUNPruner) -> None:
     weight, counts = unit(seed), together(seed)
     cuts = brute_force(apart(weight, counts, pruner))
     made = pruned(weight, counts, pruner)
@@ -111,28 +115,31 @@ def test_coactivation_matters() -> None:
     weight, counts = unit(), torch.zeros(N, N, dtype=torch.int64)
     SHAPE.bodies(weight)[0, 2, -1] = 5.0  # far from the others
     counts[2, 5] = counts[5, 2] = 1000
-    made = pruned(weight, counts, STUN())[1]
+    made = pruned(weight, counts, STUNPruner())[1]
     assert SHAPE.empty(made)[[2, 5]].sum() == 1
-    without = pruned(weight, counts, STUN(coactivation=False))[1]
+    without = pruned(weight, counts, STUNPruner(coactivation=False))[1]
     assert SHAPE.empty(without)[[2, 5]].sum() == 0
 
 
 def test_no_coactivation_at_all() -> None:
     """One expert a token: the router's rows decide alone."""
     weight, counts = unit(), torch.zeros(N, N, dtype=torch.int64)
-    one, other = pruned(weight, counts, STUN()), pruned(weight, counts, STUN(coactivation=False))
+    one, other = (
+        pruned(weight, counts, STUNPruner()),
+        pruned(weight, counts, STUNPruner(coactivation=False)),
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_empty_experts_go_first() -> None:
     weight, counts = unit(), together()
     SHAPE.bodies(weight)[:, [1, 4]] = 0
-    made = pruned(weight, counts, STUN())
+    made = pruned(weight, counts, STUNPruner())
     assert all(torch.equal(made[count], weight) for count in range(3))
     live = [0, 2, 3, 5, 6]
     distance = {
         pair: value + (0 if set(pair) <= set(live) else 1e9)
-        for pair, value in apart(weight, counts, STUN()).items()
+        for pair, value in apart(weight, counts, STUNPruner()).items()
     }
     mean = counts[live][:, live].sum() / 20  # the mean is that of the live ones
     for i, j in itertools.combinations(live, 2):
@@ -146,7 +153,7 @@ def test_empty_experts_go_first() -> None:
 def test_averages_only_where_few_clusters_are_left() -> None:
     weight, counts = unit(), together()
     for most in (0, 1, 3, N):
-        made = pruned(weight, counts, STUN(merge_max_clusters=most))
+        made = pruned(weight, counts, STUNPruner(merge_max_clusters=most))
         columns = {tuple(body.flatten().tolist()) for body in SHAPE.bodies(weight).unbind(1)}
         for count in range(1, N):
             bodies = SHAPE.bodies(made[count])[:, ~SHAPE.empty(made[count])].unbind(1)
@@ -159,7 +166,7 @@ def test_experts_that_cancel_are_not_averaged() -> None:
     bodies = SHAPE.bodies(weight)
     bodies[:, 0] = gaussian(HIDDEN, SHAPE.width)
     bodies[:, 1] = -bodies[:, 0]
-    made = pruned(weight, together() * 0, STUN())
+    made = pruned(weight, together() * 0, STUNPruner())
     assert int((~SHAPE.empty(made[N - 1])).sum()) == 1
 
 
@@ -172,7 +179,7 @@ def test_copies_become_one() -> None:
     tokens = random_tokens(4, 12)
     before = model(input_ids=tokens).logits
     subject = PrunableModel(model, units="experts")
-    prune_sequentially(subject, Budget(0.5).uniform(subject.layout), STUN(), tokens)
+    prune_sequentially(subject, Budget(0.5).uniform(subject.layout), STUNPruner(), tokens)
     assert [len(layer.mlp.gate.weight) for layer in model.model.layers] == [4, 4]
     assert_close(model(input_ids=tokens).logits, before, rtol=1e-5, atol=1e-5)
 
@@ -182,7 +189,7 @@ def test_seed_decides_between_equal_distances() -> None:
     SHAPE.bodies(weight)[:, :, -1] = 1.0
     counts = torch.ones(N, N, dtype=torch.int64) - torch.eye(N, dtype=torch.int64)
     found = {
-        tuple(SHAPE.empty(pruned(weight, counts, STUN(), seed=seed)[2]).tolist())
+        tuple(SHAPE.empty(pruned(weight, counts, STUNPruner(), seed=seed)[2]).tolist())
         for seed in range(8)
     }
     assert len(found) > 1
@@ -199,7 +206,7 @@ def test_seed_decides_between_equal_distances() -> None:
 )
 def test_bad_settings(settings: dict[str, float], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        STUN(**settings)  # type: ignore[arg-type]
+        STUNPruner(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", [0.25, 0.5, 0.75])
@@ -207,7 +214,7 @@ def test_models(target: float, tmp_path: Path) -> None:
     tokens = random_tokens(9, 12)
     subject = PrunableModel(tiny_mixtral(), units="experts")
     profile = Budget(target).uniform(subject.layout)
-    prune_sequentially(subject, profile, STUN(), tokens)
+    prune_sequentially(subject, profile, STUNPruner(), tokens)
     subject.verify(profile)
     saveable(subject).save_pretrained(tmp_path / "m")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()

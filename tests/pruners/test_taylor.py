@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence import Evidence, WeightGradient
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.views import StructuredView
-from sparsity_search.models.walk import walk
-from sparsity_search.pruners.taylor import Taylor
+from sparsity_search.evidence.evidence import Evidence, WeightGradient
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import StructuredView
+from sparsity_search.models.running.walk import walk
+from sparsity_search.pruners.taylor import TaylorPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.statistics import InputStatistics, Statistic
-from sparsity_search.structures import Structures
 from sparsity_search.testing.evaluator import random_tokens
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import gaussian
@@ -31,7 +31,7 @@ def known(gradients: Tensor, shape: Structures = SHAPE) -> Evidence:
 def order(weight: Tensor, evidence: Evidence, form: str = "first") -> list[int]:
     shape = evidence.structures
     assert shape is not None
-    variants = Taylor(form=form).prune(weight, evidence, range(shape.count + 1), seed=0)
+    variants = TaylorPruner(form=form).prune(weight, evidence, range(shape.count + 1), seed=0)
     assert variants.consumers is None
     assert variants.biases is None
     return variants.removed.sum(0).argsort(descending=True).tolist()
@@ -135,14 +135,14 @@ def test_vectors_are_derivatives_of_their_factors(kind: str, part: str) -> None:
 
 
 def test_refusals() -> None:
-    assert PRUNERS.create("taylor") == Taylor(form="first")
+    assert PRUNERS.create("taylor") == TaylorPruner(form="first")
     with pytest.raises(ConfigError, match=r"form must be one of first, .*, not 'third'"):
         PRUNERS.create("taylor", form="third")
     without = Evidence(inputs=InputStatistics(0, Statistic.NONE), structures=SHAPE)
     with pytest.raises(ConfigError, match="gradient"):
-        Taylor().prune(WEIGHT, without, [1], seed=0)
+        TaylorPruner().prune(WEIGHT, without, [1], seed=0)
     for bad in (float("nan"), float("inf")):
         gradients = GRADIENTS.clone()
         gradients[1, 2, 3] = bad
         with pytest.raises(NumericalError, match="gradient"):
-            Taylor().prune(WEIGHT, known(gradients), [1], seed=0)
+            TaylorPruner().prune(WEIGHT, known(gradients), [1], seed=0)

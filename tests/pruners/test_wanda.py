@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 6, 20
@@ -15,14 +15,14 @@ WEIGHT, INPUTS = gaussian(ROWS, COLUMNS), correlated_inputs(50, COLUMNS)
 COUNTS = range(0, ROWS * COLUMNS + 1, 7)
 
 
-def codes(inputs: Evidence, pruner: Wanda | Magnitude | None = None) -> Tensor:
-    return (pruner or Wanda()).prune(WEIGHT, inputs, COUNTS, seed=0).codes
+def codes(inputs: Evidence, pruner: WandaPruner | MagnitudePruner | None = None) -> Tensor:
+    return (pruner or WandaPruner()).prune(WEIGHT, inputs, COUNTS, seed=0).codes
 
 
 def test_by_hand() -> None:
     weight = torch.tensor([[1.0, -3.0, 2.0], [0.1, -0.2, 9.0]])
     inputs = evidence(torch.tensor([[9.0, 1.0, 2.0]]), Statistic.NORM)  # scores 9 3 4, .9 .2 18
-    variants = Wanda().prune(weight, inputs, [1, 2, 3, 4], seed=0)
+    variants = WandaPruner().prune(weight, inputs, [1, 2, 3, 4], seed=0)
     assert variants.at(weight, 1).tolist() == [[1, -3, 2], [pytest.approx(0.1), 0, 9]]
     assert variants.at(weight, 2).tolist() == [[1, 0, 2], [pytest.approx(0.1), 0, 9]]
     assert variants.at(weight, 3).tolist() == [[1, 0, 2], [0, 0, 9]]
@@ -31,7 +31,9 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("per_row", [1, 10, 19])
 def test_rows_lose_their_least(per_row: int) -> None:
-    variants = Wanda().prune(WEIGHT, evidence(INPUTS, Statistic.NORM), [per_row * ROWS], seed=0)
+    variants = WandaPruner().prune(
+        WEIGHT, evidence(INPUTS, Statistic.NORM), [per_row * ROWS], seed=0
+    )
     removed = variants.at(WEIGHT, per_row * ROWS) == 0
     score = WEIGHT.abs() * INPUTS.norm(dim=0)
     expected = torch.zeros_like(removed).scatter(1, score.argsort(dim=1)[:, :per_row], True)
@@ -42,11 +44,12 @@ def test_rows_lose_their_least(per_row: int) -> None:
 def test_is_magnitude_for_equal_norms(pattern: str) -> None:
     ones = evidence(torch.ones(4, COLUMNS), Statistic.NORM)
     assert torch.equal(
-        codes(ones, Wanda(pattern=pattern)), codes(ones, Magnitude(pattern=pattern))
+        codes(ones, WandaPruner(pattern=pattern)), codes(ones, MagnitudePruner(pattern=pattern))
     )
     uneven = evidence(INPUTS, Statistic.NORM)
     assert not torch.equal(
-        codes(uneven, Wanda(pattern=pattern)), codes(uneven, Magnitude(pattern=pattern))
+        codes(uneven, WandaPruner(pattern=pattern)),
+        codes(uneven, MagnitudePruner(pattern=pattern)),
     )
 
 
@@ -65,5 +68,5 @@ def test_only_norms_matter() -> None:
 def test_dead_inputs_go_first() -> None:
     inputs = INPUTS.clone()
     inputs[:, [3, 11]] = 0
-    variants = Wanda().prune(WEIGHT, evidence(inputs, Statistic.NORM), [2 * ROWS], seed=0)
+    variants = WandaPruner().prune(WEIGHT, evidence(inputs, Statistic.NORM), [2 * ROWS], seed=0)
     assert (variants.at(WEIGHT, 2 * ROWS) == 0).any(0).nonzero().flatten().tolist() == [3, 11]

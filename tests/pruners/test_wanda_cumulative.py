@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.pruners.wanda_cumulative import WandaCumulative
-from sparsity_search.statistics import Statistic
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.pruners.wanda_cumulative import WandaCumulativePruner
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 16, 40
@@ -18,7 +18,7 @@ COUNTS = range(0, SIZE + 1, 7)
 
 def removed(weight: Tensor, count: int, inputs: Tensor = INPUTS, seed: int = 0) -> Tensor:
     known = evidence(inputs, Statistic.NORM)
-    return WandaCumulative().prune(weight, known, [count], seed=seed).at(weight, count) == 0
+    return WandaCumulativePruner().prune(weight, known, [count], seed=seed).at(weight, count) == 0
 
 
 def by_alpha(weight: Tensor, inputs: Tensor, alpha: float) -> Tensor:
@@ -54,7 +54,7 @@ def test_by_hand() -> None:
     weight = torch.tensor([[1.0, -2.0, 1.0, 4.0], [10.0, 3.0, 2.0, 5.0]])
     inputs = torch.tensor([[1.0, 1.0, 2.0, 1.0]])  # scores 1 2 2 4 and 10 3 4 5
     # Shares 1/9, 3/9 and 5/9 (the seed decides which), 1; and 1, 3/22, 7/22, 12/22.
-    variants = WandaCumulative().prune(
+    variants = WandaCumulativePruner().prune(
         weight, evidence(inputs, Statistic.NORM), range(1, 8), seed=0
     )
     order = [
@@ -81,11 +81,11 @@ def test_size_of_rows_does_not_matter() -> None:
     scales = torch.tensor([2.0**k for k in range(-8, 8)])[:, None]
     known = evidence(INPUTS, Statistic.NORM)
     counts = range(0, SIZE - ROWS + 1, 7)  # after that the rows' largest are left
-    codes = WandaCumulative().prune(WEIGHT, known, counts, seed=0).codes
+    codes = WandaCumulativePruner().prune(WEIGHT, known, counts, seed=0).codes
     assert torch.equal(
-        WandaCumulative().prune(WEIGHT * scales, known, counts, seed=0).codes, codes
+        WandaCumulativePruner().prune(WEIGHT * scales, known, counts, seed=0).codes, codes
     )
-    layer = [Wanda(pattern="layer").prune(w, known, counts, seed=0).codes
+    layer = [WandaPruner(pattern="layer").prune(w, known, counts, seed=0).codes
              for w in (WEIGHT, WEIGHT * scales)]  # fmt: skip
     assert not torch.equal(*layer)
 
@@ -131,8 +131,8 @@ def test_zeros_go_first_then_dead_inputs() -> None:
 
 def test_groups_are_wandas() -> None:
     known, counts = evidence(INPUTS, Statistic.NORM), range(0, SIZE + 1, SIZE // 4)
-    found = WandaCumulative(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
-    wanda = Wanda(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
+    found = WandaCumulativePruner(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
+    wanda = WandaPruner(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
     assert found.kind == "grouped"
     assert torch.equal(found.codes, wanda.codes)
 
@@ -140,7 +140,7 @@ def test_groups_are_wandas() -> None:
 @pytest.mark.parametrize("pattern", ["layer", "block", "column"])
 def test_illegal_pattern(pattern: str) -> None:
     with pytest.raises(ConfigError, match="pattern must be"):
-        WandaCumulative(pattern=pattern)
+        WandaCumulativePruner(pattern=pattern)
 
 
 def test_overflow_is_an_error() -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsity_search.evidence import Evidence
-from sparsity_search.pruners.wanda_sp import WandaSP
-from sparsity_search.statistics import Statistic
-from sparsity_search.structures import Structures
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
 
 SHAPE = Structures(count=6, inner=3, width=7)
@@ -15,7 +15,7 @@ WEIGHT, INPUTS = gaussian(5, 6 * 7 + 1), correlated_inputs(60, 18)
 
 def order(weight: Tensor, inputs: Tensor, shape: Structures = SHAPE) -> list[int]:
     evidence = Evidence(inputs=gathered(inputs, Statistic.NORM), structures=shape)
-    variants = WandaSP().prune(weight, evidence, range(shape.count + 1), seed=0)
+    variants = WandaSPPruner().prune(weight, evidence, range(shape.count + 1), seed=0)
     assert variants.consumers is None
     assert variants.biases is None
     return variants.removed.sum(0).argsort(descending=True).tolist()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.report.record import RunRecord
+from sparsity_search.runs.record import RunRecord
 from sparsity_search.testing.runs import make_run
 
 

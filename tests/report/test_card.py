@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import from_counts
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import from_counts
 from sparsity_search.report.card import model_card
 
 LAYOUT = Layout(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsity_search.artefacts import write_json
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.report.comparison import (
     HEADER,
@@ -28,6 +27,7 @@ from sparsity_search.report.comparison_page import draw, render, write_compariso
 from sparsity_search.report.plots import LINES, Point, _named_style, perplexity_plot
 from sparsity_search.report.table import NONE
 from sparsity_search.testing.runs import run_layout, run_profiles
+from sparsity_search.utils.files import write_json
 from tests.report.test_html import Page
 
 #: Perplexity by sparsity, allocator, and seed.

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.profile import from_counts, zeros_of
+from sparsity_search.profiles.profile import from_counts, zeros_of
 from sparsity_search.report import table, write_report
 from sparsity_search.report.html import render
-from sparsity_search.report.record import RunRecord
+from sparsity_search.runs.record import RunRecord
 from sparsity_search.testing.runs import make_run
-from tests.report.test_record import contents, edit
+from tests.runs.test_record import contents, edit
 
 
 class Page(HTMLParser):

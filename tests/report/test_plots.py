@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from sparsity_search.layout import Layout, Unit
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.plots import comparison_plot, png, profile_plot, score_plot
-from sparsity_search.report.record import Curve, RunRecord
+from sparsity_search.runs.record import Curve, RunRecord
 from sparsity_search.testing.runs import TARGET
 
 CURVE = Curve((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))

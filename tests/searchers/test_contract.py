@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.registry import SEARCHERS
-from sparsity_search.searchers.base import Searcher
 from sparsity_search.testing.searcher import SearcherContract
 
 

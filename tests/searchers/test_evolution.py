@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History
-from sparsity_search.rng import generator
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.searchers.random import Random
-from sparsity_search.study import Limits, Study
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.searchers.random import RandomSearcher
+from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import (
     TOY_LADDER,
     MemoryStore,
@@ -17,6 +15,8 @@ from sparsity_search.testing.problems import (
     toy_space,
     uneven_spaces,
 )
+from sparsity_search.trials.history import History
+from sparsity_search.utils.random import generator
 
 SPACES = uneven_spaces()
 
@@ -40,7 +40,7 @@ def test_beats_random_where_steps_differ(name: str) -> None:
     start, (_, best) = problem.exact(problem.space.base), problem.optimum()
     evolution, random = (
         np.mean([found(searcher, problem, seed) for seed in range(2)])
-        for searcher in (Evolution(), Random())
+        for searcher in (EvolutionSearcher(), RandomSearcher())
     )
     assert best <= evolution + 1e-9
     assert evolution < random < start
@@ -50,7 +50,7 @@ def test_beats_random_where_steps_differ(name: str) -> None:
 @pytest.mark.parametrize("name", ["2:4", "*:8", "width", "sublayers"])
 def test_within_roles_where_steps_differ(name: str) -> None:
     problem = SeparableProblem(SPACES[name])
-    score = found(Evolution(within="role"), problem, 0)
+    score = found(EvolutionSearcher(within="role"), problem, 0)
     assert score < problem.exact(problem.space.base)
 
 
@@ -59,7 +59,7 @@ def test_a_round_changes_genes_next_to_each_other(window: float, width: int) -> 
     space = toy_space(*[100] * 24)
     history, starts = History(), set()
     history.close_round([space.uniform])
-    searcher = Evolution(window=window)
+    searcher = EvolutionSearcher(window=window)
     for seed in range(60):
         changed = np.nonzero(np.array(searcher.ask(space, history, 40, generator(seed))))[1]
         assert changed.max() - changed.min() < width
@@ -71,4 +71,4 @@ def test_a_round_changes_genes_next_to_each_other(window: float, width: int) -> 
 @pytest.mark.parametrize("window", [0.0, -0.1, 1.1])
 def test_windows_that_are_none(window: float) -> None:
     with pytest.raises(ConfigError, match=r"window must lie in \(0, 1\]"):
-        Evolution(window=window)
+        EvolutionSearcher(window=window)

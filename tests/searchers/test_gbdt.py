@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import History
-from sparsity_search.ladder import Ladder, Rung
-from sparsity_search.rng import generator
-from sparsity_search.searchers.gbdt import Gbdt, _measured
-from sparsity_search.study import Limits, Study
+from sparsity_search.searchers.gbdt import GbdtSearcher, _measured
+from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import MemoryStore, SeparableProblem, toy_space
+from sparsity_search.trials.history import History
+from sparsity_search.trials.ladder import Ladder, Rung
+from sparsity_search.utils.random import generator
 
 SPACE = toy_space(*(100,) * 16, reach=4)
-SMALL = Gbdt(pairs=40, tied=2, finalists=10, samples=300, trees=20, spread=2.0)
+SMALL = GbdtSearcher(pairs=40, tied=2, finalists=10, samples=300, trees=20, spread=2.0)
 LADDER = Ladder(candidates=8, rungs=(Rung(64, 2), Rung(256, 1)))
 
 
-def run(searcher: Gbdt = SMALL, noise: float = 0.0) -> History:
+def run(searcher: GbdtSearcher = SMALL, noise: float = 0.0) -> History:
     return Study(
         space=SPACE,
         searcher=searcher,
@@ -46,7 +46,7 @@ def test_phases(history: History) -> None:
 
 
 def test_only_so_many_pairs() -> None:
-    found = run(Gbdt(pairs=12, finalists=3, samples=20, trees=2))
+    found = run(GbdtSearcher(pairs=12, finalists=3, samples=20, trees=2))
     assert [len(new(found, r)) for r in range(1, 5)] == [8, 4, 3, 0]
 
 
@@ -84,7 +84,7 @@ def test_two_rounds_of_finalists_are_one_ranking(history: History) -> None:
 
 def test_ranges_are_the_papers() -> None:
     """Rates of 0.1 to 0.5 about 0.3 become 0.1 to 0.3 and 0.2 to 0.7."""
-    searcher = Gbdt(important_share=0.2, unimportant_share=0.4)
+    searcher = GbdtSearcher(important_share=0.2, unimportant_share=0.4)
     low, high = searcher.ranges(np.array([0.1, 5.0, 0.0, 3.0, 1.0]))
     rates = 0.3 + 0.2 * np.stack([low, high], axis=1)
     expected = [(0.2, 0.7), (0.1, 0.3), (0.2, 0.7), (0.1, 0.5), (0.1, 0.5)]
@@ -92,7 +92,7 @@ def test_ranges_are_the_papers() -> None:
 
 
 def test_no_gene_is_special_where_shares_are_zero() -> None:
-    low, high = Gbdt(important_share=0.0, unimportant_share=0.0).ranges(np.arange(3.0))
+    low, high = GbdtSearcher(important_share=0.0, unimportant_share=0.0).ranges(np.arange(3.0))
     assert (low.tolist(), high.tolist()) == ([-1.0] * 3, [1.0] * 3)
 
 
@@ -136,4 +136,4 @@ def test_failures_leave_nothing_to_fit() -> None:
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
-        Gbdt(**bad)
+        GbdtSearcher(**bad)

@@ -12,17 +12,17 @@ import optuna
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import Fidelity, History, Measurement, Score
-from sparsity_search.parametric import Parameter, ParametricSpace, stepped
-from sparsity_search.rng import generator
-from sparsity_search.searchers.optuna import Optuna, one_fidelity
-from sparsity_search.space import Candidate
+from sparsity_search.searchers.optuna import OptunaSearcher, one_fidelity
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.parametric import Parameter, ParametricSpace, stepped
 from sparsity_search.testing.problems import (
     SeparableProblem,
     toy_history,
     toy_parametric,
     toy_space,
 )
+from sparsity_search.trials.history import Fidelity, History, Measurement, Score
+from sparsity_search.utils.random import generator
 
 SPACE = toy_parametric(stepped("tilt", -1.0, 1.0, 0.0625), stepped("knots.0", -1.0, 1.0, 0.0625))
 
@@ -50,7 +50,7 @@ def bowl(space: ParametricSpace, best: Candidate, n: int = 24) -> dict[Candidate
 
 
 def asked(sampler: str, history: History, n: int = 6, seed: int = 0) -> Sequence[Candidate]:
-    return Optuna(sampler=sampler).ask(SPACE, history, n, generator(seed, "ask"))
+    return OptunaSearcher(sampler=sampler).ask(SPACE, history, n, generator(seed, "ask"))
 
 
 def nearer(found: Sequence[Candidate], best: Candidate) -> float:
@@ -101,7 +101,7 @@ def test_random_until_startup() -> None:
     rng = generator(0, "ask")
     rng.integers(2**31)
     assert asked("tpe", few) == [SPACE.sample(rng) for _ in range(6)]
-    assert Optuna(startup=9).ask(SPACE, few, 6, generator(0, "ask")) != asked("tpe", few)
+    assert OptunaSearcher(startup=9).ask(SPACE, few, 6, generator(0, "ask")) != asked("tpe", few)
     assert asked("tpe", many) != asked("tpe", few)
 
 
@@ -144,7 +144,7 @@ def test_more_than_genes_are_enough() -> None:
     rng = generator(0, "x")
     low = {space.sample(rng): float(i) for i in range(30)}
     high = measured({c: -v for c, v in list(low.items())[:16]}, tokens=4096)
-    searcher, rng = Optuna(), generator(0, "ask")
+    searcher, rng = OptunaSearcher(), generator(0, "ask")
     found = searcher.ask(space, History(measured(low) + high), 3, rng)
     assert found == searcher.ask(space, History(measured(low)), 3, generator(0, "ask"))
 
@@ -162,14 +162,14 @@ def test_unordered_values_are_categories() -> None:
         Parameter("shape", tuple("abcdefghi")), Parameter("knots.0", tuple(range(9)))
     )
     history = History(measured({c: float(c[0] not in (0, 8)) for c in bowl(space, (0, 0), 60)}))
-    found = np.array(Optuna().ask(space, history, 6, generator(0, "ask")))
+    found = np.array(OptunaSearcher().ask(space, history, 6, generator(0, "ask")))
     # a category can be good at both ends; the numbers between are not
     assert np.isin(found[:, 0], (0, 8)).mean() > 0.5
 
 
 def test_small_grids_are_completed() -> None:
     space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.125))  # 17
-    history = toy_history(Optuna(), SeparableProblem(space), rounds=12)
+    history = toy_history(OptunaSearcher(), SeparableProblem(space), rounds=12)
     assert len(history.seen) == 17
 
 
@@ -205,8 +205,8 @@ def test_needs_no_torch() -> None:
 
 def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match="sampler 'tpee': did you mean 'tpe'"):
-        Optuna(sampler="tpee")
+        OptunaSearcher(sampler="tpee")
     with pytest.raises(ConfigError, match="'cmaes'"):
-        Optuna(sampler="cmaes")
+        OptunaSearcher(sampler="cmaes")
     with pytest.raises(ConfigError, match="startup must be at least 2"):
-        Optuna(startup=1)
+        OptunaSearcher(startup=1)

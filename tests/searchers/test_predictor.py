@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.history import Fidelity, History, Measurement, Score
-from sparsity_search.rng import generator
-from sparsity_search.searchers._training import pairs_of, rank_correlations
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.searchers.predictor import Predictor
-from sparsity_search.study import Limits, Objective, Study
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.searchers.bases.training import pairs_of, rank_correlations
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.searchers.predictor import PredictorSearcher
+from sparsity_search.study.study import Limits, Objective, Study
 from sparsity_search.testing.problems import TOY_LADDER, MemoryStore, toy_space
-
-from .pairwise import PairwiseProblem, noise_only
+from sparsity_search.trials.history import Fidelity, History, Measurement, Score
+from sparsity_search.utils.random import generator
+from tests.helpers.pairwise import PairwiseProblem, noise_only
 
 SPACE = toy_space(*(100,) * 12, step=5, reach=4)
 #: Never learns.
-PLAIN = Predictor(startup=10**9)
-SMALL = Predictor(pool=8)
+PLAIN = PredictorSearcher(startup=10**9)
+SMALL = PredictorSearcher(pool=8)
 
 
 def run(searcher: Searcher, objective: Objective, rounds: int) -> History:
@@ -44,13 +43,15 @@ def history() -> History:
 def test_plain_until_startup(history: History) -> None:
     n = len(history.measurements)
     for startup, equal in ((n + 1, True), (n, False)):
-        asked = Predictor(startup=startup, threshold=-1).ask(SPACE, history, 8, generator(0))
+        asked = PredictorSearcher(startup=startup, threshold=-1).ask(
+            SPACE, history, 8, generator(0)
+        )
         assert (asked == PLAIN.ask(SPACE, history, 8, generator(0))) is equal
 
 
 def test_plain_rounds_are_those_of_evolution(history: History) -> None:
     asked = PLAIN.ask(SPACE, history, 8, generator(0))
-    assert asked == Evolution().ask(SPACE, history, 8, generator(0))
+    assert asked == EvolutionSearcher().ask(SPACE, history, 8, generator(0))
 
 
 def test_falls_back_when_scores_are_noise() -> None:
@@ -100,7 +101,7 @@ def test_picks_are_better_than_offspring(history: History) -> None:
     problem = PairwiseProblem(SPACE, 0)
     picked = replace(SMALL, random_share=0.0, explore=0.0, threshold=-1.0)
 
-    def mean(searcher: Predictor) -> float:
+    def mean(searcher: PredictorSearcher) -> float:
         asked = searcher.ask(SPACE, history, 12, generator(1))
         return float(np.mean([problem.exact(c) for c in asked]))
 
@@ -124,7 +125,7 @@ def test_explore_prefers_the_unknown(history: History) -> None:
     )
     seen = np.array(list(history.seen))
 
-    def distance(searcher: Predictor) -> float:
+    def distance(searcher: PredictorSearcher) -> float:
         asked = np.array(searcher.ask(SPACE, history, 8, generator(0)))
         return float(np.mean([np.abs(seen - c).sum(axis=1).min() for c in asked]))
 
@@ -141,13 +142,13 @@ def test_elite_is_of_the_highest_fidelity_measured_last() -> None:
 
     facts = [(256, 0, 0.1), (64, 1, 0.2), (256, 1, 0.5), (256, 1, 0.4), (256, 1, 0.6), (64, 1, 0)]
     found = [measured(first, *fact) for first, fact in enumerate(facts, start=1)]
-    elite = Predictor(elite=2)._elite(History(found))
+    elite = PredictorSearcher(elite=2)._elite(History(found))
     assert [candidate[0] for candidate in elite] == [4, 3]
 
 
 @pytest.mark.parametrize("model", ["xgboost", "sklearn"])
 def test_trees_pick_too(model: str, history: History) -> None:
-    searcher = Predictor(model=model, members=2, trees=5, pool=4, threshold=-1.0, window=1)
+    searcher = PredictorSearcher(model=model, members=2, trees=5, pool=4, threshold=-1.0, window=1)
     asked = searcher.ask(SPACE, history, 4, generator(0))
     assert len(set(asked)) == 4
     assert asked == searcher.ask(SPACE, history, 4, generator(0))
@@ -187,7 +188,7 @@ def test_needs_fewer_evaluations_than_evolution() -> None:
         problem = PairwiseProblem(SPACE, seed)
         start, best = problem.exact(SPACE.uniform), problem.optimum()
         goal = start - 0.95 * (start - best)
-        needed["evolution"].append(evaluations(Evolution(), problem, goal, seed))
+        needed["evolution"].append(evaluations(EvolutionSearcher(), problem, goal, seed))
         needed["predictor"].append(evaluations(SMALL, problem, goal, seed))
     assert median(needed["predictor"]) < 0.8 * median(needed["evolution"])
 
@@ -200,4 +201,4 @@ def test_needs_fewer_evaluations_than_evolution() -> None:
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad)).replace("strides", "stride")):
-        Predictor(**bad)
+        PredictorSearcher(**bad)

@@ -7,27 +7,26 @@ from statistics import median
 
 import pytest
 
-from sparsity_search.searchers.base import Searcher
-from sparsity_search.searchers.evolution import Evolution
-from sparsity_search.searchers.gbdt import Gbdt
-from sparsity_search.searchers.optuna import Optuna
-from sparsity_search.searchers.predictor import Predictor
-from sparsity_search.searchers.random import Random
-from sparsity_search.study import Limits, Study
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.searchers.evolution import EvolutionSearcher
+from sparsity_search.searchers.gbdt import GbdtSearcher
+from sparsity_search.searchers.optuna import OptunaSearcher
+from sparsity_search.searchers.predictor import PredictorSearcher
+from sparsity_search.searchers.random import RandomSearcher
+from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import TOY_LADDER, MemoryStore, toy_space
-
-from .pairwise import PairwiseProblem
+from tests.helpers.pairwise import PairwiseProblem
 
 SPACE = toy_space(*(100,) * 8, reach=4)
 SEEDS = range(20)
 #: Measurements within which nine tenths of the possible gain are found, in the median.
 STATED: dict[str, tuple[Searcher, int]] = {
-    "evolution": (Evolution(), 200),
-    "predictor": (Predictor(startup=16, pool=16), 160),
-    "tpe": (Optuna(sampler="tpe"), 240),
+    "evolution": (EvolutionSearcher(), 200),
+    "predictor": (PredictorSearcher(startup=16, pool=16), 160),
+    "tpe": (OptunaSearcher(sampler="tpe"), 240),
 }
 #: The published protocol measures once and predicts once; it is not made to find an optimum.
-PROTOCOL = Gbdt(pairs=60, tied=2, tied_share=0.3, finalists=16, samples=500, trees=40)
+PROTOCOL = GbdtSearcher(pairs=60, tied=2, tied_share=0.3, finalists=16, samples=500, trees=40)
 
 
 def measured(
@@ -59,7 +58,10 @@ def test_nears_the_optimum_where_random_search_does_not(name: str) -> None:
     runs = [measured(searcher, seed, lambda g, n: g >= 0.9 or n >= 2 * stated) for seed in SEEDS]
     needed = [n if gain >= 0.9 else float("inf") for gain, n in runs]
     assert median(needed) <= stated
-    blind = [measured(Random(), seed, lambda g, n: g >= 0.9 or n >= 2 * stated) for seed in SEEDS]
+    blind = [
+        measured(RandomSearcher(), seed, lambda g, n: g >= 0.9 or n >= 2 * stated)
+        for seed in SEEDS
+    ]
     assert median([gain for gain, _ in blind]) < 0.9
 
 
@@ -67,5 +69,5 @@ def test_the_published_protocol_gains_more_than_random_search() -> None:
     """At equal numbers of measurements."""
     runs = [measured(PROTOCOL, seed, lambda *_: False) for seed in SEEDS]
     (number,) = {n for _, n in runs}
-    blind = [measured(Random(), seed, lambda _, n: n >= number) for seed in SEEDS]
+    blind = [measured(RandomSearcher(), seed, lambda _, n: n >= number) for seed in SEEDS]
     assert median([gain for gain, _ in runs]) > 1.1 * median([gain for gain, _ in blind])

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.budget import Budget
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.rng import generator
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import SpaceFile
+from sparsity_search.evidence.variants import Variants
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.spaces.files import SpaceFile
+from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan
-from sparsity_search.variants import Variants
+from sparsity_search.utils.random import generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counting(Wanda):
+class Counting(WandaPruner):
     """Wanda that notes how many weights it pruned."""
 
     calls: list[Sequence[int]] = field(default_factory=list, compare=False)
@@ -38,7 +38,9 @@ def space(tiny_subject: PrunableModel) -> SearchSpace:
 def plan_of(space: SearchSpace) -> Callable[..., SupernetPlan]:
     def make(pruner: Pruner | None = None, **changes: Any) -> SupernetPlan:
         tables = space.tables()
-        return SupernetPlan(pruner=pruner or Wanda(), tables=tables, centre=space.base, **changes)
+        return SupernetPlan(
+            pruner=pruner or WandaPruner(), tables=tables, centre=space.base, **changes
+        )
 
     return make
 

@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.rng import derive_seed
-from sparsity_search.space import SearchSpace
-from sparsity_search.statistics import Statistic
+from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
-from tests.names import OF_WEIGHTS
+from sparsity_search.utils.random import derive_seed
+from tests.helpers.names import OF_WEIGHTS
 
 PlanOf = Callable[..., SupernetPlan]
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.supernet import Supernet
+from sparsity_search.supernet.switch import Supernet
 from sparsity_search.testing.evaluator import weights_of
-from tests.names import OF_WEIGHTS
+from tests.helpers.names import OF_WEIGHTS
 
 from .conftest import Counting
 

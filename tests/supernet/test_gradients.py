@@ -10,16 +10,16 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from sparsity_search.budget import Budget
-from sparsity_search.hints import Hint
-from sparsity_search.models.divergence import Divergence
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile, from_counts
-from sparsity_search.space import Candidate, SearchSpace
-from sparsity_search.spaces import SpaceFile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.spaces.files import SpaceFile
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.gradients import gradient_hint
-from sparsity_search.supernet.supernet import Switch
+from sparsity_search.supernet.switch import Switch
 
 
 def moved(space: SearchSpace, candidate: Candidate, gene: int, level: int) -> SparsityProfile:

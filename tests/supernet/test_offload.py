@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.models.loading import weights_digest
-from sparsity_search.models.offload import Offload
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import SparsityProfile
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.io.offload import Offload
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder

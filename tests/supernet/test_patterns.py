@@ -8,27 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.budget import Budget
 from sparsity_search.errors import ConfigError, ProfileError, UnknownNameError
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.models.walk import walk
-from sparsity_search.profile import SparsityProfile, from_counts, zeros_of
-from sparsity_search.pruners._patterns import with_pattern
-from sparsity_search.pruners.base import Pruner
-from sparsity_search.pruners.magnitude import Magnitude
-from sparsity_search.pruners.sparsegpt import SparseGPT
-from sparsity_search.pruners.wanda import Wanda
-from sparsity_search.realise import prune_sequentially
-from sparsity_search.rng import derive_seed, generator
-from sparsity_search.space import SearchSpace
-from sparsity_search.spaces import SpaceFile
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import walk
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile, from_counts, zeros_of
+from sparsity_search.pruners.magnitude import MagnitudePruner
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner
+from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.pruning.patterns import with_pattern
+from sparsity_search.pruning.sequential import prune_sequentially
+from sparsity_search.spaces.files import SpaceFile
+from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.supernet import Supernet, variants_name
+from sparsity_search.supernet.switch import Supernet, variants_name
 from sparsity_search.testing.evaluator import weights_of
 from sparsity_search.testing.models import tiny_llama
+from sparsity_search.utils.random import derive_seed, generator
 
-PRUNERS = [Wanda(), SparseGPT(mask=Magnitude())]
+PRUNERS = [WandaPruner(), SparseGPTPruner(mask=MagnitudePruner())]
 SAVINGS = {"2:4": 0.5, "4:8": 0.25}
 
 
@@ -95,7 +95,7 @@ def test_switching_is_direct_pruning(
 def test_a_unit_whose_pattern_alone_changes_is_written(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, Wanda()))
+    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     layout, name = space.layout, space.layout[3].name
     profiles = []
     for pattern in ("2:4", "4:8", "2:4"):
@@ -118,11 +118,11 @@ def test_a_unit_whose_pattern_alone_changes_is_written(
 def test_the_centre_is_sequential_pruning(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, Wanda()))
+    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     with supernet.resident() as switch:
         switch.to(space.base)
         expected = weights_of(tiny_subject.model)
-    prune_sequentially(tiny_subject, space.base, Wanda(), tiny_tokens, seed=5)
+    prune_sequentially(tiny_subject, space.base, WandaPruner(), tiny_tokens, seed=5)
     found = weights_of(tiny_subject.model)
     assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
 
@@ -155,7 +155,7 @@ def test_a_block_without_choice_is_kept_on_disk(tiny_tokens: Tensor, tmp_path: P
     space = file.build(subject.layout, Budget(0.25), {"q": (0, 0)})
     for _ in range(2):
         supernet = build(
-            subject, tiny_tokens, plan_of(space, SparseGPT()), SupernetFolder(tmp_path, {})
+            subject, tiny_tokens, plan_of(space, SparseGPTPruner()), SupernetFolder(tmp_path, {})
         )
     with supernet.resident() as switch:
         switch.to(space.base)
@@ -166,7 +166,7 @@ def test_a_block_without_choice_is_kept_on_disk(tiny_tokens: Tensor, tmp_path: P
 def test_a_dense_unit_takes_no_space(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, SparseGPT()))
+    supernet = build(tiny_subject, tiny_tokens, plan_of(space, SparseGPTPruner()))
     for unit in space.layout:
         assert supernet.variants[unit.name].tensors() == {}
         for pattern in SAVINGS:
@@ -178,7 +178,7 @@ def test_a_dense_unit_takes_no_space(
 def test_profiles_that_it_does_not_hold(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, Wanda()))
+    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     half = [unit.count // 2 for unit in space.layout]
     with supernet.resident() as switch:
         with pytest.raises(
@@ -202,7 +202,7 @@ def test_as_many_zeros_in_other_groups_are_found_out(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, mixed: list[SparsityProfile], pattern: str
 ) -> None:
     profile = mixed[1]
-    prune_sequentially(tiny_subject, profile, Wanda(), tiny_tokens)
+    prune_sequentially(tiny_subject, profile, WandaPruner(), tiny_tokens)
     name = profile.layout[profile.patterns.index(pattern)].name
     weight = tiny_subject.views[name].read().clone()
     row = weight[-1]
@@ -225,7 +225,7 @@ def test_zeros_of_the_dense_model(tiny_tokens: Tensor) -> None:
     profiles = [space.profile(space.sample(generator(i, "z"), 2.0)) for i in range(24)]
     found = {profile.states[position] for profile in profiles}
     assert {pattern for _, pattern in found} == {"", "2:4", "4:8"}
-    supernet = build(subject, tiny_tokens, plan_of(space, Wanda()))
+    supernet = build(subject, tiny_tokens, plan_of(space, WandaPruner()))
     with supernet.resident() as switch:
         for profile in profiles:
             switch.to(profile)

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from sparsity_search.allocators.base import Allocation
-from sparsity_search.allocators.owl import OWL
-from sparsity_search.config import load_config
+from sparsity_search.allocators.owl import OWLAllocator
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.cases import Plan, parse_label, slug, split
+from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError
-from sparsity_search.evaluators.perplexity import Perplexity
-from sparsity_search.models.loading import load_model
-from sparsity_search.models.prunable import PrunableModel
-from sparsity_search.profile import from_counts
-from sparsity_search.realise import prune_sequentially
+from sparsity_search.evaluators.perplexity import PerplexityEvaluator
+from sparsity_search.interfaces.allocator import Allocation
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
-from sparsity_search.workflow.cases import Plan, parse_label, slug, split
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, with_defaults
-from sparsity_search.workflow.monitor import Monitor
 
 Make = Callable[..., Plan]
 
@@ -75,14 +75,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         found["pruned"].append((profile.removed, pruner, tokens, options["seed"]))
         return prune_sequentially(subject, profile, pruner, tokens, **options)
 
-    inner = OWL.allocate
+    inner = OWLAllocator.allocate
 
-    def allocate(self: OWL, subject: Any, tokens: Any, *rest: Any) -> Any:
+    def allocate(self: OWLAllocator, subject: Any, tokens: Any, *rest: Any) -> Any:
         found["allocated"].append((self, tokens))
         return inner(self, subject, tokens, *rest)
 
     monkeypatch.setattr(module, "prune_sequentially", prune)
-    monkeypatch.setattr(OWL, "allocate", allocate)
+    monkeypatch.setattr(OWLAllocator, "allocate", allocate)
     return found
 
 
@@ -104,9 +104,9 @@ def test_a_row_is_what_pruning_by_hand_gives(make: Make, tmp_path: Path, folder:
     final = torch.tensor(ids[: 3 * 24]).view(3, 24)
     calibration = torch.tensor(ids[72 : 72 + 64]).view(4, 16)
     profile = from_counts(subject.layout, [u["removed"] for u in stored["units"].values()])
-    dense = Perplexity().bind(loaded.model, final).score(loaded.model, range(3)).value
+    dense = PerplexityEvaluator().bind(loaded.model, final).score(loaded.model, range(3)).value
     prune_sequentially(subject, profile, PRUNERS.create("wanda"), calibration)
-    wanted = Perplexity().bind(loaded.model, final).score(loaded.model, range(3)).value
+    wanted = PerplexityEvaluator().bind(loaded.model, final).score(loaded.model, range(3)).value
     assert row["perplexity"] == pytest.approx(wanted, rel=1e-6)
     assert row["ratio"] == pytest.approx(wanted / found["wanda-55-uniform-seed0"]["perplexity"])
     assert json.loads((out / "compare.json").read_text())["dense"] == pytest.approx(dense)
@@ -227,11 +227,11 @@ def test_a_method_that_refuses_is_a_row(make: Make, tmp_path: Path) -> None:
 def test_a_profile_of_another_size_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pages: None
 ) -> None:
-    def allocate(self: OWL, subject: Any, tokens: Any, budget: Any, bounds: Any) -> Any:
+    def allocate(self: OWLAllocator, subject: Any, tokens: Any, budget: Any, bounds: Any) -> Any:
         exact = budget.uniform(subject.layout, bounds)
         return from_counts(subject.layout, [exact.removed[0] - 1, *exact.removed[1:]])
 
-    monkeypatch.setattr(OWL, "allocate", allocate)
+    monkeypatch.setattr(OWLAllocator, "allocate", allocate)
     compare(make(), tmp_path / "out")
     assert "the budget says 16589" in rows(tmp_path / "out")["wanda-60-owl-seed0"]["error"]
 
@@ -247,7 +247,7 @@ def test_the_model_is_dense_again_for_each_row(
         view.write(torch.zeros_like(view.read()))
         raise ProfileError("broken")
 
-    monkeypatch.setattr(OWL, "detailed", detailed)
+    monkeypatch.setattr(OWLAllocator, "detailed", detailed)
     compare(make(sparsities=(0.5, 0.6)), tmp_path / "out")
     assert seen == [0, 0]
 
@@ -362,7 +362,7 @@ def test_equal_labels_are_one_and_uniform_is_first(make: Make) -> None:
 def test_labels_with_one_file_name_are_refused(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsity_search.workflow.cases.slug", lambda label: label[:3])
+    monkeypatch.setattr("sparsity_search.engine.cases.slug", lambda label: label[:3])
     with pytest.raises(ConfigError, match="same file name"):
         make(allocators=("owl", "owl[m=7]")).cases()
 

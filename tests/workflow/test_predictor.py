@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_search.artefacts import write_json
 from sparsity_search.errors import ConfigError, RunMismatchError
-from sparsity_search.history import Score
-from sparsity_search.ladder import Ladder, Rung
-from sparsity_search.parametric import stepped
-from sparsity_search.report.record import RunRecord
-from sparsity_search.searchers._dataset import read_dataset
-from sparsity_search.searchers._models import ModelSettings
-from sparsity_search.searchers._training import pairs_of, usable
-from sparsity_search.searchers.random import Random
-from sparsity_search.store import Store, journal
-from sparsity_search.study import Limits, Study
+from sparsity_search.runs.record import RunRecord
+from sparsity_search.searchers.bases.dataset import read_dataset
+from sparsity_search.searchers.bases.models import ModelSettings
+from sparsity_search.searchers.bases.training import pairs_of, usable
+from sparsity_search.searchers.random import RandomSearcher
+from sparsity_search.spaces.parametric import stepped
+from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import toy_parametric
+from sparsity_search.trials.history import Score
+from sparsity_search.trials.ladder import Ladder, Rung
+from sparsity_search.trials.store import Store, journal
+from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.predictor import learn, load_model, space_of
-
-from ..cli.runs import searched_run
+from tests.helpers.searched_runs import searched_run
 
 XGBOOST = ModelSettings(model="xgboost", members=2, trees=5)
 
@@ -169,7 +168,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
     write_json(run / "stages.json", ["settings"])
     Study(
         space=space,
-        searcher=Random(),
+        searcher=RandomSearcher(),
         objective=lambda profile, fidelity, known=None: Score(profile.sparsities[0] ** 2, ()),
         ladder=Ladder(candidates=8, rungs=(Rung(512, 1),)),
         store=Store(journal(run / "journal.log"), "settings", {}, space if keep else None),

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.config import RunConfig, load_config
+from sparsity_search.config.schema import RunConfig, load_config
 from sparsity_search.errors import ConfigError
-from sparsity_search.ladder import Ladder
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.testing.models import save_tiny_model
+from sparsity_search.trials.ladder import Ladder
 from sparsity_search.workflow.recommend import (
     BACKWARD,
     SEARCH_PASSES,

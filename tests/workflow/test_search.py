@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.artefacts import write_json
-from sparsity_search.config import load_config
-from sparsity_search.history import Fidelity
-from sparsity_search.scores import Scores
-from sparsity_search.searchers._dataset import Dataset
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.job import Job
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import Plugins
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.runs.scores import save_scores
+from sparsity_search.searchers.bases.dataset import Dataset
 from sparsity_search.testing.problems import toy_space
-from sparsity_search.workflow.job import Job
-from sparsity_search.workflow.monitor import Monitor
-from sparsity_search.workflow.plugins import Plugins
-from sparsity_search.workflow.scores_file import save_scores
+from sparsity_search.trials.history import Fidelity
+from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.search import fingerprint_of
 
 SPACE = toy_space()

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.units._sublayers import others, sublayers
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import StructuredView
+from sparsity_search.models.anatomy.sublayers import others, sublayers
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import StructuredView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks(UnitKind):
+class BlockUnits(UnitKind):
     """Whole decoder blocks."""
 
     def find(self, block: Block) -> Iterator[FoundUnit]:

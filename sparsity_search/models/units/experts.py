@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.experts import ExpertsView, mixtures
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.experts import ExpertsView, mixtures
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts(UnitKind):
+class ExpertUnits(UnitKind):
     """Whole experts with their rows of the router; one unit for each mixture of experts.
 
     Blocks without a mixture have no unit.

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity_search.models.units._sublayers import (
+from sparsity_search.models.anatomy.sublayers import (
     Sublayer,
     channels,
     divisible,
     key_value_groups,
     n_groups,
 )
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import Part, StructuredView
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import Part, StructuredView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads(UnitKind):
+class HeadUnits(UnitKind):
     """Feed-forward channels, and query heads, equally many of every key-value group.
 
     A structure of the attention is the query heads at one place of every group, so that all

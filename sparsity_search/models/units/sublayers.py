@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.units._sublayers import sublayers
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import StructuredView
+from sparsity_search.models.anatomy.sublayers import sublayers
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import StructuredView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sublayers(UnitKind):
+class SublayerUnits(UnitKind):
     """Whole attentions and feed-forwards."""
 
     def find(self, block: Block) -> Iterator[FoundUnit]:

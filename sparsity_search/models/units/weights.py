@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sparsity_search.models.experts import (
+from sparsity_search.models.anatomy.experts import (
     ExpertLinear,
     ExpertMatrix,
     Mixture,
@@ -15,15 +15,15 @@ from sparsity_search.models.experts import (
     mixtures,
     unknown,
 )
-from sparsity_search.models.fused import READERS, rows_by_role
-from sparsity_search.models.linears import is_linear, named_linears
-from sparsity_search.models.roles import roles_of
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import LinearView, RowsView
+from sparsity_search.models.anatomy.fused import READERS, rows_by_role
+from sparsity_search.models.anatomy.linears import is_linear, named_linears
+from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import LinearView, RowsView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(UnitKind):
+class WeightUnits(UnitKind):
     """One unit for each linear layer and each matrix of an expert; single weights are removed.
 
     The rows of fused projections are units by role: ``c_attn[q]``, ``c_attn[k]``, ``c_attn[v]``.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.units._sublayers import channels, divisible, key_value_groups
-from sparsity_search.models.units.base import Block, FoundUnit, UnitKind
-from sparsity_search.models.views import StructuredView
+from sparsity_search.models.anatomy.sublayers import channels, divisible, key_value_groups
+from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import StructuredView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Width(UnitKind):
+class WidthUnits(UnitKind):
     """Feed-forward channels, and key-value heads with the query heads that read them."""
 
     def find(self, block: Block) -> Iterator[FoundUnit]:

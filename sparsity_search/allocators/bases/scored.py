@@ -1,0 +1,201 @@
+"""What the allocators share that solve measured losses: the loss of each unit at some counts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.sensitivity import Sensitivity
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.registry import PRUNERS, SENSITIVITIES, converted_field, plugin_field
+from sparsity_search.solvers.decisions import Options, Rules, chosen, stepped
+from sparsity_search.solvers.greedy import trimmed
+from sparsity_search.solvers.pairs import moved, pair_loss
+from sparsity_search.spaces.choices import n_of_m
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What a solver found.
+
+    Attributes:
+        counts: Count of each unit, ``(n_units,)``; floats where the options lie between integers.
+        final: Whether the counts are kept as they are: they are a pattern's, or within limits.
+        notes: What there is to tell.
+    """
+
+    counts: np.ndarray
+    final: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredAllocator(Allocator):
+    """Measures what each unit loses at some levels, and solves for the budget.
+
+    Attributes:
+        sensitivity: Measures the losses.
+        pruner: Removes the items while the losses are measured.
+        levels: Sparsities that are measured; between them curves are interpolated. A pruner with
+            an N:M pattern has its legal counts instead.
+        tied: Units that agree in these attributes share one sparsity.
+        step: Distance of the options of a unit, as a fraction of the smallest group of tied units.
+        use_pairs: Whether what two units lose together counts too, if it was measured.
+        shrink: Pairs are multiplied by it, in [0, 1]: those from few samples cancel by chance, and
+            a solver finds such cancellations.
+        seed: Of the measurement.
+    """
+
+    sensitivity: Sensitivity = plugin_field(SENSITIVITIES, "fisher")
+    pruner: Pruner = plugin_field(PRUNERS, "wanda")
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+    tied: tuple[str, ...] = converted_field(_names, ("name",))
+    step: float = 0.01
+    use_pairs: bool = False
+    shrink: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.levels or not all(0 < level <= 1 for level in self.levels):
+            raise ConfigError(f"levels must be sparsities in (0, 1], not {self.levels}")
+        if not 0 <= self.shrink <= 1:
+            raise ConfigError(f"shrink must lie in [0, 1], not {self.shrink}")
+        self.rules  # noqa: B018  refuses settings that are not legal
+
+    @property
+    def rules(self) -> Rules:
+        """Which profiles the settings allow."""
+        return Rules(tied=self.tied, step=self.step, pattern=self._pattern)
+
+    @abstractmethod
+    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return an option of each group, ``(n_groups,)`` int64, of little loss in all."""
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile of least predicted loss.
+
+        Raises:
+            ConfigError: The pruner cannot remove the model's units.
+            InfeasibleBudgetError: No profile within bounds and limits meets the budget.
+            NumericalError: A loss is not finite.
+        """
+        return self.detailed(subject, tokens, budget, bounds).profile
+
+    def detailed(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> Allocation:
+        """Return what `allocate` does, with the predicted losses as a note."""
+        self.check(subject.layout, budget, bounds)
+        return self.solved(self.measure(subject, tokens), budget, bounds)
+
+    def measure(self, subject: PrunableModel, tokens: Tensor) -> Scores:
+        """Return the losses that `solve` needs, for any budget.
+
+        Raises:
+            ConfigError: The pruner cannot remove the model's units, or the sensitivity cannot
+                measure them.
+        """
+        self.sensitivity.check(subject.units)
+        if subject.units not in self.pruner.units:
+            kinds = " or ".join(self.pruner.units)
+            raise ConfigError(
+                f"the allocator's pruner removes {kinds}, not {subject.units}: choose another "
+                "with the setting pruner"
+            )
+        counts = self.tables(subject.layout)
+        return self.sensitivity.measure(subject, tokens, self.pruner, counts, seed=self.seed)
+
+    def tables(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
+        """Return the counts of each unit that are measured, increasing."""
+        if self._pattern is None:
+            return tables(layout, self.levels)
+        legal = zip(layout, n_of_m(layout, self._pattern), strict=True)
+        # a unit with more zeros than the pattern has nothing to choose
+        return tuple(tuple(c for c in counts if c > u.zeros) or (u.zeros,) for u, counts in legal)
+
+    def check(self, layout: Layout, budget: Budget, bounds: Bounds) -> None:
+        """Check before any work that some allowed profile meets the budget.
+
+        Raises:
+            InfeasibleBudgetError: None does; the message names the reachable range.
+            ConfigError: The units do not fit the pattern.
+        """
+        budget.check(layout, bounds)
+        if self._pattern is not None:
+            chosen(layout, budget, bounds, self.rules)
+
+    def solve(self, scores: Scores, budget: Budget, bounds: Bounds) -> SparsityProfile:
+        """Return the profile of least predicted loss, without the model.
+
+        Raises:
+            InfeasibleBudgetError: No profile within bounds and limits meets the budget.
+        """
+        return self.solved(scores, budget, bounds).profile
+
+    def solved(self, scores: Scores, budget: Budget, bounds: Bounds) -> Allocation:
+        """Return what `solve` does, with the predicted losses as a note."""
+        layout = scores.layout
+        self.check(layout, budget, bounds)
+        wanted = self.wanted(scores, budget, bounds)
+        uniform = budget.uniform(layout, bounds)
+        least = self.predicted(scores, uniform)
+        if wanted.final:
+            profile = from_counts(layout, np.rint(wanted.counts).astype(np.int64))
+        else:
+            profile = budget.project(layout, wanted.counts / layout.counts, bounds)
+            # where curves are equal or constant, many profiles are best
+            if least <= self.predicted(scores, profile) * (1 + 1e-9):
+                profile = uniform
+        loss = self.predicted(scores, profile)
+        told = f"predicted loss {loss:.6g}; of the uniform profile {least:.6g}"
+        return Allocation(profile, notes=(told, *wanted.notes))
+
+    def wanted(self, scores: Scores, budget: Budget, bounds: Bounds) -> Wanted:
+        """Return the counts of least loss, the budget met up to a step."""
+        rules = self.rules
+        make = stepped if rules.equal_steps(scores.layout) else chosen
+        options = make(scores.layout, budget, bounds, rules)
+        losses = options.losses(scores)
+        levels = self.choose(options, losses)
+        if self._paired(scores):
+            levels = moved(options, losses, scores, levels, self.shrink)
+        if rules.pattern is not None:
+            levels = trimmed(options, losses, levels)
+        notes = ("no pairs were measured",) if self.use_pairs and scores.pairs is None else ()
+        return Wanted(options.chosen(levels), final=rules.pattern is not None, notes=notes)
+
+    def predicted(self, scores: Scores, profile: SparsityProfile) -> float:
+        """Return what a profile is predicted to lose, with pairs where they are used."""
+        found = scores.loss(profile)
+        if self._paired(scores):
+            found += self.shrink * pair_loss(scores, np.array(profile.removed))
+        return found
+
+    def _paired(self, scores: Scores) -> bool:
+        return self.use_pairs and scores.pairs is not None
+
+    @property
+    def _pattern(self) -> str | None:
+        """The pruner's pattern as text, if its masks come in groups."""
+        found = Pattern.of(self.pruner)
+        if found is None or found.scope != "group":
+            return None
+        return f"{'*' if found.keep is None else found.keep}:{found.group}"

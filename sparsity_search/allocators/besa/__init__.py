@@ -1,0 +1,306 @@
+"""BESA: sparsities of a block's rows and linears, learned from the block's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators.besa.block_training import MaskedBlock, observe, relative_error
+from sparsity_search.allocators.besa.differentiable import (
+    LearnedMask,
+    candidate_rates,
+    initial_logits,
+    kept,
+    ranks,
+)
+from sparsity_search.allocators.besa.prodigy import Prodigy
+from sparsity_search.allocators.besa.tradeoffs import balanced, shifted
+from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+
+_CHOICES = {
+    "per": ("row", "layer"),
+    "scope": ("block", "model"),
+    "reference": ("pruned", "dense"),
+    "optimizer": ("adamw", "prodigy"),
+}
+#: Learning rates, unless told; Prodigy's is a factor of the step that it finds.
+_LEARNING_RATES = {"adamw": 0.1, "prodigy": 1.0}
+#: Where a block's error is measured, between the ends of its range around the target.
+_LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+
+
+class _Trained(NamedTuple):
+    """What is learned of one block.
+
+    Attributes:
+        units: Positions of its units in the layout.
+        rates: Sparsity of each row of each of them.
+        columns: Weights of a row of each of them.
+        levels: Sparsities that the block may have, rising.
+        errors: Relative error of its output at each, if there are several.
+    """
+
+    units: list[int]
+    rates: list[np.ndarray]
+    columns: list[int]
+    levels: np.ndarray
+    errors: np.ndarray
+
+    @property
+    def sparsity(self) -> float:
+        """Sparsity of the block as it was trained."""
+        sizes = [len(rates) * n for rates, n in zip(self.rates, self.columns, strict=True)]
+        return float(np.average([rates.mean() for rates in self.rates], weights=sizes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BESAAllocator(Allocator):
+    """Learns row-wise rates block by block, by gradient descent on the block's output.
+
+    BESA (Xu et al., ICLR 2024, arXiv 2402.16880, section 3). Each row of a linear (or each
+    linear) mixes candidate rates by the softmax of its logits; Wanda's order within rows, sorted
+    once, makes its mask of the mixed rate. The logits are trained, with frozen weights and a
+    straight-through gradient, on ``error + penalty · ((s - S) / S)²``: the block's relative error
+    and its sparsity against the target. Blocks go in order, each on what the pruned ones before
+    it put out.
+
+    The mixture starts at the target, so any target can be met, and a shift of each block's rates
+    and the budget's projection make sparsities exact. With ``scope="model"`` each trained block
+    is then measured around the target, and blocks get the sparsities of equal marginal error.
+
+    Attributes:
+        step: Distance of the candidate rates.
+        per: Logits for each ``row``, or for each ``layer`` (linear).
+        scope: Each ``block`` meets the target, as published, or the ``model`` does.
+        spread: With ``scope="model"``: how far a block may be from the target.
+        penalty: Weight of the sparsity term (β in the released code).
+        reference: Input of the dense block whose output is wanted: that of the ``pruned`` model
+            before it (released for rows), or of the ``dense`` model (released for layers).
+        smooth: A sigmoid before the softmax, as released: starts at 0.5 and cannot leave
+            0.376 … 0.624.
+        width: Standard deviation of the first mixture around the target; infinite: the flattest
+            mixture, all logits 0 at 0.5, as published.
+        optimizer: ``adamw`` (without weight decay) or ``prodigy`` (arXiv 2306.06101).
+        learning_rate: Of the optimizer; None is 0.1 for ``adamw`` and 1 for ``prodigy``.
+        d_coef: Factor of the step size that ``prodigy`` finds.
+        epochs: How often each block sees the text.
+        sequences: How many calibration sequences to use; a step takes one.
+    """
+
+    step: float = 0.01
+    per: str = "row"
+    scope: str = "block"
+    spread: float = 0.2
+    penalty: float = 5.0
+    reference: str = "pruned"
+    smooth: bool = False
+    width: float = math.inf
+    optimizer: str = "adamw"
+    learning_rate: float | None = None
+    d_coef: float = 5.0
+    epochs: int = 1
+    sequences: int = 8
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = " or ".join(allowed)
+                raise ConfigError(f"{name} must be {choices}, not {getattr(self, name)!r}")
+        if not (0 < self.step <= 1 and 0 < self.spread < 1):
+            raise ConfigError("step must lie in (0, 1], and spread in (0, 1)")
+        if not (0 <= self.penalty < math.inf and self.width > 0):
+            raise ConfigError("penalty must be at least 0 and finite, and width positive")
+        if not (0 < self.d_coef < math.inf and 0 < self._learning_rate < math.inf):
+            raise ConfigError("learning_rate and d_coef must be positive and finite")
+        if self.epochs < 0 or self.sequences < 1:
+            raise ConfigError("epochs must be at least 0, and sequences at least 1")
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile of what `detailed` learns.
+
+        Raises:
+            ConfigError: The units are not single weights.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+            NumericalError: A weight, an input or a loss is not finite.
+        """
+        return self.detailed(subject, tokens, budget, bounds).profile
+
+    def detailed(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> Allocation:
+        """Return the profile, and the sparsity of each row of each unit, ``(rows,)`` float32.
+
+        The mean of a unit's rows is its sparsity in the profile. For errors see `allocate`.
+        """
+        if subject.units != "weights":
+            raise ConfigError("besa learns rates of single weights: choose --units weights")
+        layout = subject.layout
+        budget.check(layout, bounds)
+        found = list(self._train(subject, tokens[: self.sequences], budget.target, bounds))
+        profile = budget.project(layout, _wanted(layout, found, budget.target, bounds), bounds)
+        arrays = {
+            layout[unit].name: _scaled(rates, profile.sparsities[unit])
+            for trained in found
+            for unit, rates in zip(trained.units, trained.rates, strict=True)
+        }
+        off = max(abs(trained.sparsity - budget.target) for trained in found)
+        note = f"learned sparsities of blocks were within {off:.4f} of the target before the shift"
+        return Allocation(profile, arrays, (note,))
+
+    def _train(
+        self, subject: PrunableModel, tokens: Tensor, target: float, bounds: Bounds
+    ) -> Iterator[_Trained]:
+        """Yield what is learned of each block that has units."""
+        hidden = [
+            h for batch in BlockRunner(subject, tokens).embed() for h in torch.split(batch, 1)
+        ]
+        runner = BlockRunner(subject, tokens[:1])
+        dense, layout = hidden, subject.layout
+        for index in range(len(subject.blocks)):
+            block, outputs = observe(subject, runner, index, hidden)
+            wanted = dense = runner.run(index, dense) if self.reference == "dense" else outputs
+            if not block.views:
+                hidden = outputs
+                continue
+            units = [layout.position(name) for name in block.views]
+            masks = self._fit(block, hidden, wanted, target)
+            size = layout.counts[units].sum()
+            limits = bounds.lower[units].sum() / size, bounds.upper[units].sum() / size
+            reach = self.spread * _LEVELS if self.scope == "model" else np.zeros(1)
+            trained = _Trained(
+                units=units,
+                rates=[mask.row_rates().numpy() for mask in masks.values()],
+                columns=[mask.ranks.shape[1] for mask in masks.values()],
+                levels=np.unique(np.clip(target + reach, *limits)),
+                errors=np.zeros(1),
+            )
+            if len(trained.levels) > 1:
+                errors = [
+                    _error(block, hidden, wanted, _hard(masks, trained, s)) for s in trained.levels
+                ]
+                trained = trained._replace(errors=np.array(errors))
+            hard = _hard(masks, trained, float(np.clip(target, *limits)))
+            hidden = [_run(block, states, hard) for states in hidden]
+            yield trained
+
+    @torch.enable_grad()
+    def _fit(
+        self,
+        block: MaskedBlock,
+        hidden: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        target: float,
+    ) -> dict[str, LearnedMask]:
+        """Return masks of a block's units, trained so that it puts out what is wanted."""
+        masks = {name: self._mask(block, name, target) for name in block.views}
+        logits = [mask.logits for mask in masks.values()]
+        sizes = [mask.ranks.numel() for mask in masks.values()]
+        optimizer = self._optimizer(logits)
+        for _ in range(self.epochs):
+            for states, output in zip(hidden, wanted, strict=True):
+                soft = {name: mask.mask() for name, mask in masks.items()}
+                error = relative_error(block(states.clone(), soft), output.clone())
+                means = torch.stack([mask.sparsity().mean() for mask in masks.values()])
+                sparsity = means @ means.new_tensor(sizes) / sum(sizes)
+                loss = error + self.penalty * ((sparsity - target) / target).square()
+                if not loss.isfinite():
+                    raise NumericalError("besa: the error of a block's output is not finite")
+                gradients = torch.autograd.grad(loss, logits)
+                for parameter, gradient in zip(logits, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+        return masks
+
+    def _mask(self, block: MaskedBlock, name: str, target: float) -> LearnedMask:
+        """Return the mask of one unit before training, in Wanda's order."""
+        weight = block.views[name].read()
+        scores = weight.float().abs() * block.statistics[name].norms().to(weight.device)
+        if not scores.isfinite().all():
+            raise NumericalError(f"{name}: scores are not finite")
+        rates = candidate_rates(self.step)
+        first = initial_logits(rates, target, self.width)
+        if self.smooth:  # as released: most targets are out of its reach anyway
+            first = torch.zeros_like(first)
+        groups = len(weight) if self.per == "row" else 1
+        logits = first.to(weight.device).repeat(groups, 1).requires_grad_()
+        return LearnedMask(ranks(scores, weight == 0), logits, rates, self.smooth)
+
+    def _optimizer(self, logits: list[Tensor]) -> torch.optim.Optimizer | Prodigy:
+        if self.optimizer == "prodigy":
+            return Prodigy(logits, self._learning_rate, self.d_coef)
+        return torch.optim.AdamW(logits, lr=self._learning_rate, weight_decay=0.0)
+
+    @property
+    def _learning_rate(self) -> float:
+        given = self.learning_rate
+        return _LEARNING_RATES[self.optimizer] if given is None else given
+
+
+def _hard(masks: Mapping[str, LearnedMask], trained: _Trained, level: float) -> dict[str, Tensor]:
+    """Return the masks of a block's units with all rates shifted to one sparsity of the block."""
+    rates = _at(trained, level)
+    return {
+        name: kept(mask.ranks, torch.from_numpy(rows))
+        for (name, mask), rows in zip(masks.items(), rates, strict=True)
+    }
+
+
+def _at(trained: _Trained, level: float) -> list[np.ndarray]:
+    """Return the rates of a block's rows, shifted to one sparsity of the block."""
+    lengths = [len(rates) for rates in trained.rates]
+    sizes = np.repeat(np.array(trained.columns, dtype=np.float64), lengths)
+    rates = shifted(np.concatenate(trained.rates), sizes, level)
+    return np.split(rates, np.cumsum(lengths)[:-1])
+
+
+def _scaled(rates: np.ndarray, sparsity: float) -> np.ndarray:
+    """Return the rates of a unit's rows, shifted to the unit's sparsity, float32."""
+    return shifted(rates, np.ones(len(rates)), sparsity).astype(np.float32)
+
+
+@torch.no_grad()
+def _run(block: MaskedBlock, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+    return block(states, masks)
+
+
+def _error(
+    block: MaskedBlock,
+    hidden: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    masks: Mapping[str, Tensor],
+) -> float:
+    """Return the mean relative error of a masked block's outputs."""
+    errors = [
+        float(relative_error(_run(block, states, masks), output))
+        for states, output in zip(hidden, wanted, strict=True)
+    ]
+    return sum(errors) / len(errors)
+
+
+def _wanted(
+    layout: Layout, found: Sequence[_Trained], target: float, bounds: Bounds
+) -> np.ndarray:
+    """Return the sparsity of each unit: each block's shifted to what the block shall have."""
+    sizes = np.array([layout.counts[trained.units].sum() for trained in found])
+    curves = [trained.levels for trained in found], [trained.errors for trained in found]
+    sparsities = np.zeros(len(layout))
+    for trained, level in zip(found, balanced(*curves, sizes, target), strict=True):
+        counts = layout.counts[trained.units]
+        means = np.array([rates.mean() for rates in _at(trained, level)])
+        low, high = (limit[trained.units] / counts for limit in (bounds.lower, bounds.upper))
+        sparsities[trained.units] = shifted(means, counts, level, low, high)
+    return sparsities

@@ -1,0 +1,67 @@
+"""DSA: sparsities from a small programme over each block's scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_search.allocators.bases.rescale import check_spread, rescaled
+from sparsity_search.allocators.bases.wanda_scores import check_kind, measured
+from sparsity_search.allocators.dsa.expressions import Expression
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSAAllocator(Allocator):
+    """DSA (Li et al., NeurIPS 2024): an expression over a block's scores; higher is pruned more.
+
+    The scores of block ``b`` are ``|W_ij| · rms(x_j)`` of all its linears in the dense model, one
+    vector ``x``. The expression makes one value ``v_b`` of it. Sparsities are the ``v_b``, scaled
+    linearly to a range of width ``2 · spread`` around the target; the budget's projection centres
+    them. All linears of a block share its sparsity. Equal values give the uniform profile.
+
+    An expression is a chain of functions, one of which reduces ``x`` to a value:
+
+    - of scores: identity, abs, log, abslog, square, exp, standardise, sigmoid, tanh, minmax;
+    - from scores to a value: mean, var, std, l1 (mean of magnitudes), frobenius, geometric_mean,
+      entropy (of scores as shares of their sum);
+    - of the value: identity, sin, cos, tan, asin, acos, atan, exp, log, abs, sigmoid, tanh,
+      softplus.
+
+    The logarithm of scores takes 1 for those that are not positive, abslog for those that are 0.
+    As in the released code, a value that is undefined (NaN) counts as 0, an infinite one as -1.
+    So the published expression jumps to 0 where the variance exceeds ``tan 1``.
+
+    Args:
+        expression: By default the one published for LLaMA-1-7B.
+        spread: Half the range of sparsities over blocks (λ in the released code).
+    """
+
+    expression: str = "asin(atan(var(abslog(x))))"
+    spread: float = 0.08
+
+    def __post_init__(self) -> None:
+        check_spread(self.spread)
+        Expression.parse(self.expression)
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile from one pass of ``tokens`` through the dense model.
+
+        Raises:
+            ConfigError: The units are whole sublayers, blocks or experts.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+            NumericalError: A score is not finite.
+        """
+        check_kind(subject)
+        budget.check(subject.layout, bounds)
+        program = Expression.parse(self.expression)
+        values = measured(subject, tokens, lambda scores: program(torch.cat(scores)))
+        wanted = budget.target + rescaled(values, self.spread)
+        return budget.project(subject.layout, wanted, bounds)

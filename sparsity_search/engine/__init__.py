@@ -1,0 +1,1 @@
+"""The parts that jobs are made of: session, plugins, stages, shipping."""

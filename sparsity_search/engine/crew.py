@@ -1,0 +1,91 @@
+"""The other processes that measure candidates of a search, started and ended with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.job import Job
+
+#: Environment variable with the URL of the storage, which may hold a password.
+STORAGE = "SPARSITY_SEARCH_STORAGE"
+#: Seconds that a worker may take to end its measurement when the search ends.
+_PATIENCE = 60.0
+
+
+def share_cores(config: RunConfig) -> None:
+    """Take this process's share of the cores, unless ``OMP_NUM_THREADS`` says how many it has."""
+    on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if config.study.workers > 1 and on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.study.workers))
+
+
+@contextmanager
+def crew(job: Job) -> Iterator[None]:
+    """Run the other workers of a search: on the GPUs in turn, or all on the CPU.
+
+    What they print goes to ``worker-N.log`` in the run directory. One that fails is told of, and
+    the others do its work.
+    """
+    n_others = job.config.study.workers - 1
+    with ExitStack() as stack:
+        processes = []
+        for number in range(1, n_others + 1):
+            log = stack.enter_context(_log(job, number).open("wb"))
+            processes.append(
+                subprocess.Popen(
+                    _command(job, number),
+                    env=_environment(job),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        try:
+            yield
+        finally:
+            _end(job, processes)
+
+
+def _log(job: Job, number: int) -> Path:
+    return job.out / f"worker-{number}.log"
+
+
+def _command(job: Job, number: int) -> list[str]:
+    device = job.session.loaded.model.device
+    name = device.type
+    if name == "cuda":
+        name = f"cuda:{((device.index or 0) + number) % torch.cuda.device_count()}"
+    return [sys.executable, "-m", "sparsity_search", "work", str(job.out), "--device", name]
+
+
+def _environment(job: Job) -> dict[str, str]:
+    more = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # results depend on it
+    if job.config.study.storage:
+        more[STORAGE] = job.config.study.storage
+    return {**os.environ, **more}
+
+
+def _end(job: Job, processes: list[subprocess.Popen[bytes]]) -> None:
+    """End the workers, and tell of those that failed before."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()  # they end after the present measurement
+    for number, process in enumerate(processes, 1):
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.returncode in (1, 2):
+            lines = _log(job, number).read_text("utf-8", "replace").strip().splitlines()
+            told = lines[-1] if lines else "no message"
+            warnings.warn(f"worker {number} of {job.out} failed: {told}", stacklevel=2)

@@ -1,0 +1,217 @@
+"""What a search would take on this machine, from short samples of its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.session import Session, capped
+from sparsity_search.interfaces.evaluator import Proxy
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.runner import at_once
+from sparsity_search.models.running.walk import walk
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.supernet.build import tasks
+
+#: Bytes of work for each weight of a unit that is pruned: scores, their order, and copies of both.
+_WORK = 32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search would take on this machine.
+
+    Attributes:
+        evaluation_seconds: One evaluation at each rung, by its tokens.
+        round_seconds: One round of the ladder, at most.
+        supernet_seconds: Building the supernet.
+        supernet_bytes: Its size, in memory or on disk.
+        build_bytes: Memory while the supernet is built, besides that of the libraries.
+        search_bytes: Memory of model, dense copy of the prunable weights, supernet and shared
+            prefixes in the search, but for what a forward pass takes.
+        file_bytes: Room for offloaded weights in the folder for temporary files.
+        checkpoint_bytes: The pruned checkpoint on disk.
+    """
+
+    evaluation_seconds: dict[int, float]
+    round_seconds: float
+    supernet_seconds: float
+    supernet_bytes: int
+    build_bytes: int
+    search_bytes: int
+    file_bytes: int
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What the first block of a supernet takes.
+
+    Attributes:
+        seconds: To build the whole supernet, extrapolated.
+        variants: Bytes of the block's variants.
+        statistics: Bytes of what is known of its inputs.
+        largest: Of these, of one input.
+        activations: Bytes of what its modules put out, of one batch.
+    """
+
+    seconds: float
+    variants: int
+    statistics: int
+    largest: int
+    activations: int
+
+
+def estimate(
+    session: Session, config: RunConfig, pruner: Pruner, proxy: Proxy, space: SearchSpace
+) -> Estimate:
+    """Time samples of a search's parts, and add up what its memory holds.
+
+    Args:
+        session: The model; its text is not used.
+        config: Of the search.
+        pruner: Makes the supernet.
+        proxy: Scores candidates, bound to one sequence of the search's length.
+        space: What is searched.
+    """
+    sequence = _timed_score(proxy, session)
+    ladder = config.ladder.build()
+    length = capped(config.data.search_length, session.loaded)
+    per_rung = {r.tokens: sequence * r.tokens / length for r in ladder.rungs}
+    entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
+    sample = _sample(session, pruner, space, config)
+    supernet = sample.variants * len(session.subject.blocks)
+    model = _n_bytes(session.loaded.model)
+    dense = sum(view.read().nbytes for _, view in session.subject.one_by_one())
+    in_memory = supernet if config.supernet.store == "memory" else 0
+    offloaded = session.subject.offload is not None
+    return Estimate(
+        evaluation_seconds=per_rung,
+        round_seconds=sum(n * s for n, s in zip(entering, per_rung.values(), strict=False)),
+        supernet_seconds=sample.seconds,
+        supernet_bytes=supernet,
+        build_bytes=_held(session, dense) + in_memory + _work(session, config, sample),
+        search_bytes=_held(session, dense) + in_memory + _prefixes(session, config),
+        file_bytes=_n_bytes(session.subject.blocks) + dense if offloaded else 0,
+        checkpoint_bytes=model,
+    )
+
+
+def random_tokens(session: Session, length: int) -> Tensor:
+    """Return one sequence of random tokens, of the model's context at most.
+
+    They take as long as any.
+    """
+    length = capped(length, session.loaded)
+    vocabulary = session.loaded.model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (1, length), generator=generator)
+
+
+def _held(session: Session, dense: int) -> int:
+    """Return the bytes of weights that are in memory at once: with what is kept to put back."""
+    model, blocks = session.loaded.model, session.subject.blocks
+    if session.subject.offload is None:
+        return _n_bytes(model) + dense
+    return _n_bytes(model) - _n_bytes(blocks) + 2 * max(map(_n_bytes, blocks))
+
+
+def _work(session: Session, config: RunConfig, sample: _Sample) -> int:
+    """Return the bytes that building a supernet needs besides the weights.
+
+    Those of this block and the last: statistics. Of one block: what its modules put out, its
+    variants twice (as they are and as they are written), and the work on its largest unit.
+    """
+    data = config.data
+    hidden = 2 * data.calibration_sequences * data.calibration_length * _width(session)
+    unit = _WORK * int(session.subject.layout.counts.max()) + 3 * sample.largest
+    return hidden + 2 * sample.statistics + 2 * sample.variants + unit + sample.activations
+
+
+def _prefixes(session: Session, config: RunConfig) -> int:
+    """Return the bytes of all blocks' outputs of the top rung's tokens, up to their bound."""
+    tokens = config.ladder.build().rungs[-1].tokens
+    whole = len(session.subject.blocks) * tokens * _width(session)
+    return min(whole, config.supernet.prefix_mib * 2**20)
+
+
+def _width(session: Session) -> int:
+    """Return the bytes of one position's hidden state."""
+    model = session.loaded.model
+    width: int = model.config.get_text_config().hidden_size * model.dtype.itemsize
+    return width
+
+
+def _n_bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _timed_score(proxy: Proxy, session: Session) -> float:
+    """Return the seconds to score one sequence, after one that warms up."""
+    proxy.score(session.loaded.model, [0])
+    started = time.monotonic()
+    proxy.score(session.loaded.model, [0])
+    return time.monotonic() - started
+
+
+@torch.inference_mode()
+def _timed_pass(session: Session, tokens: Tensor) -> float:
+    """Return the seconds of a pass through all blocks."""
+    started = time.monotonic()
+    last_hidden(session.loaded.model, tokens)
+    return time.monotonic() - started
+
+
+def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig) -> _Sample:
+    """Build the first block of a supernet from one sequence."""
+    subject, data = session.subject, config.data
+    tables, patterns = space.tables(), space.patterns()
+    tokens = random_tokens(session, data.calibration_length)
+    whole = _timed_pass(session, tokens)
+    started = time.monotonic()
+    gradient = pruner.needs_gradient
+    visits = walk(subject, tokens, pruner.requires, rewritten=False, gradient=gradient)
+    with _counted(subject.blocks[0]) as outputs:
+        visit = next(visits)
+    walked = time.monotonic() - started
+    started, size = time.monotonic(), 0
+    for unit in visit.units:
+        position = subject.layout.position(unit.name)
+        weight = subject.views[unit.name].read()
+        for by, counts in tasks(pruner, unit, tables[position], patterns[position]).values():
+            variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0).packed()
+            size += sum(t.nbytes for t in variants.tensors().values())
+    pruned = time.monotonic() - started
+    visits.close()
+    # a build passes each block twice, and before it makes what the sample's walk has made
+    passes = (2 * whole + walked) * data.calibration_sequences
+    known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
+    # a block runs twice in the sample: to capture its arguments, and with its statistics
+    batch = at_once(next(subject.model.parameters()).device, data.calibration_length)
+    activations = sum(outputs) // 2 * min(batch, data.calibration_sequences)
+    seconds = pruned * len(subject.blocks) + passes
+    return _Sample(seconds, size, sum(known), max(known, default=0), activations)
+
+
+@contextmanager
+def _counted(block: nn.Module) -> Iterator[list[int]]:
+    """Yield a list that gets the bytes of each tensor that a block's modules put out."""
+    sizes: list[int] = []
+
+    def count(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.nbytes)
+
+    handles = [module.register_forward_hook(count) for module in block.modules()]
+    try:
+        yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()

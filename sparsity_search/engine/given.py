@@ -1,0 +1,56 @@
+"""A profile that exists already, as a start for a search or a row of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.transfer import transfer
+from sparsity_search.registry import FORMATS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenProfile(Allocator):
+    """The profile in a file, moved to the model's units and the budget.
+
+    Args:
+        profile: What the file holds.
+    """
+
+    profile: SparsityProfile
+
+    @classmethod
+    def read(cls, path: Path) -> GivenProfile:
+        """Return the profile in a ``profile.json``.
+
+        Raises:
+            ConfigError: The file cannot be read.
+            ProfileError: It holds no profile.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot read the profile {path}: {error.strerror}") from error
+        found: SparsityProfile = FORMATS.create("profile").read(text).profile
+        return cls(profile=found)
+
+    def allocate(
+        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
+    ) -> SparsityProfile:
+        """Return the profile; the same units keep its shape, others take it over by depth.
+
+        Raises:
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        del tokens
+        return transfer(self.profile, subject.layout, budget, bounds)
+
+    def __repr__(self) -> str:
+        return f"GivenProfile({self.profile.digest})"

@@ -1,0 +1,50 @@
+"""One search with all it works on, once everything given has been found legal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.plugins import Plugins
+from sparsity_search.engine.session import Session
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.study.claims import Claims
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search about to run.
+
+    Attributes:
+        config: The configuration.
+        plugins: Its plugins.
+        session: Model and text.
+        space: The search space over the model.
+        out: The run directory.
+        monitor: Watches the job.
+        claims: What this worker measures, if there are several.
+    """
+
+    config: RunConfig
+    plugins: Plugins
+    session: Session
+    space: SearchSpace
+    out: Path
+    monitor: Monitor
+    claims: Claims | None = None
+
+    @property
+    def search_text(self) -> Tensor:
+        """Text that candidates are scored on, ``(n_sequences, length)``; none if none is read."""
+        none = torch.empty((0, self.config.data.search_length), dtype=torch.int64)
+        return self.session.text.get("search", none)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Rows that candidates are scored on, and how many tokens of a rung stand for one."""
+        return self.config.data.search_sequences, self.search_text.shape[1]

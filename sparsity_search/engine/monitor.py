@@ -1,0 +1,46 @@
+"""How a job tells what it does, and is told to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sparsity_search.trials.history import Measurement
+
+#: Call it after each step of a stage.
+Advance = Callable[..., None]
+
+
+class Monitor:
+    """Watches a job. This one is silent and never stops it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Run one stage of a job; its time is added to `seconds`.
+
+        Args:
+            name: What is done, for people.
+            total: Number of steps, if known.
+        """
+        started = time.monotonic()
+        with self.shown(name, total) as advance:
+            yield advance
+        spent = time.monotonic() - started
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+
+    @contextmanager
+    def shown(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a stage while it runs."""
+        del name, total
+        yield lambda *_: None
+
+    def measured(self, measurement: Measurement, top: int) -> None:
+        """Show a measurement; ``top`` is the index of the ladder's last rung."""
+
+    def stopped(self) -> bool:
+        """Return whether the search shall stop before its next measurement."""
+        return False

@@ -1,0 +1,175 @@
+"""The plugins of a run, constructed from its configuration before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.given import GivenProfile
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.evaluator import Evaluator
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruning.patterns import Pattern, with_pattern
+from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory
+from sparsity_search.spaces.files import SpaceFile
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The plugins that a configuration names.
+
+    Attributes:
+        pruner: Makes the supernet.
+        final: Rebuilds profiles after the search; the same one, unless another is named.
+        searcher: Proposes candidates.
+        evaluator: Scores them.
+        initial: Allocators to start from, by name.
+    """
+
+    pruner: Pruner
+    final: Pruner
+    searcher: Searcher
+    evaluator: Evaluator
+    initial: dict[str, Allocator]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Plugins:
+        """Return them.
+
+        Raises:
+            UnknownNameError: There is no such plugin.
+            ConfigError: A plugin refuses its hyper-parameters.
+        """
+        build = factory_of(config)
+        pruner = pruner_of(config)
+        return cls(
+            pruner=pruner,
+            final=_final(config, pruner),
+            searcher=build.resolve(SEARCHERS, config.searcher.spec),
+            evaluator=build.resolve(EVALUATORS, config.evaluator.spec),
+            initial={_label(name): allocator(config, name) for name in config.initial},
+        )
+
+
+def _label(name: str) -> str:
+    """Return what an initial profile is called: the allocator's name, or after its file."""
+    path = Path(name)
+    return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
+
+
+def _final(config: RunConfig, pruner: Pruner) -> Pruner:
+    """Return the pruner that profiles are rebuilt with, in the pattern of the search's.
+
+    Raises:
+        UnknownNameError: There is no such pruner.
+        ConfigError: It refuses its hyper-parameters or the pattern, or cannot remove the units.
+    """
+    section = config.finalise
+    if section is None:
+        return pruner
+    final: Pruner = factory_of(config).resolve(PRUNERS, section.spec)
+    if unit_kind(config, pruner) not in final.units:
+        kinds = " or ".join(final.units)
+        raise ConfigError(
+            f"--finalise {section.name} removes {kinds}, not {unit_kind(config, pruner)}"
+        )
+    pattern = Pattern.of(pruner)
+    if pattern is None or pattern.scope != "group" or "pattern" in section.parameters:
+        return final
+    return with_pattern(final, f"{'*' if pattern.keep is None else pattern.keep}:{pattern.group}")
+
+
+def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
+    """Return the budget of a search: a sparsity, or a saving among options or of a measure.
+
+    Raises:
+        ConfigError: The other one is given, none or both, the pruner cannot have the space's
+            options, or the space has no levels that prices could be of.
+    """
+    saving = config.budget.saving
+    if config.measure is not None:
+        return _in_measure(config, space)
+    if not space.options:
+        return Budget(config.budget.target)
+    if saving is None or config.budget.sparsity is not None:
+        raise ConfigError(
+            f"the space {config.space!r} has options, of which those that save more need not "
+            "have more zeros: give --saving, e.g. --saving 0.3, and no --sparsity"
+        )
+    for pattern in space.options:
+        with_pattern(pruner, pattern)
+    return Budget(saving)
+
+
+def _in_measure(config: RunConfig, space: SpaceFile) -> Budget:
+    assert config.measure is not None
+    if space.options or space.pattern:
+        raise ConfigError(f"the space {config.space!r} has patterns: leave out --measure")
+    if config.budget.saving is None or config.budget.sparsity is not None:
+        raise ConfigError(
+            f"a budget in {config.measure.name} is a fraction to save: give --saving, e.g. "
+            "--saving 0.25, and no --sparsity"
+        )
+    return Budget(config.budget.saving)
+
+
+def unit_kind(config: RunConfig, pruner: Pruner) -> str:
+    """Return the kind of units that a pruner shall remove.
+
+    Raises:
+        ConfigError: The configuration names a kind that it cannot.
+    """
+    wanted = config.model.units or pruner.units[0]
+    if wanted not in pruner.units:
+        kinds = " or ".join(pruner.units)
+        raise ConfigError(f"the pruner {config.pruner.name!r} removes {kinds}, not {wanted}")
+    return wanted
+
+
+def factory_of(config: RunConfig) -> Factory:
+    """Return the factory of a run's plugins.
+
+    Allocators have the run's pruner and seed and the settings in `RunConfig.allocators`, also
+    where one is a setting of another.
+
+    Raises:
+        UnknownNameError: There is no such pruner.
+        ConfigError: It refuses its hyper-parameters.
+    """
+    shared = {"pruner": pruner_of(config), "seed": config.study.seed}
+    return Factory(sections={"allocator": config.allocators}, shared={"allocator": shared})
+
+
+def pruner_of(config: RunConfig) -> Pruner:
+    """Return the pruner of a run.
+
+    Raises:
+        UnknownNameError: There is no such pruner.
+        ConfigError: It refuses its hyper-parameters.
+    """
+    found: Pruner = Factory().resolve(PRUNERS, config.pruner.spec)
+    return found
+
+
+def allocator(config: RunConfig, name: str, more: Mapping[str, Any] | None = None) -> Allocator:
+    """Return an allocator with the hyper-parameters that the configuration has for it.
+
+    A name that ends in ``.json`` is a file with a profile, which is moved to the budget.
+
+    Its fields ``pruner`` and ``seed``, if it has them, are those of the run unless they are set.
+    ``more`` hyper-parameters go before all of these.
+
+    Raises:
+        UnknownNameError: There is no such allocator.
+        ConfigError: It refuses its hyper-parameters.
+    """
+    if name.endswith(".json"):
+        return GivenProfile.read(Path(name))
+    found: Allocator = factory_of(config).create(ALLOCATORS, name, more or {})
+    return found

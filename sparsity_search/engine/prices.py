@@ -1,0 +1,62 @@
+"""The prices of a search whose budget is not in weights: measured once, then kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsity_search.config.schema import PluginSection, RunConfig
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.measure import Measure
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.registry import MEASURES, Factory
+from sparsity_search.runs.directory import PRICES, RUN, read_json
+from sparsity_search.spaces.prices import Prices
+
+
+def check_measure(config: RunConfig, kind: str) -> None:
+    """Check, before any work, that units of a kind can be priced.
+
+    Raises:
+        UnknownNameError: There is no such measure.
+        ConfigError: It refuses its settings or the units, or there is no such file.
+    """
+    if config.measure is None:
+        return
+    if _is_file(config.measure):
+        read_json(Path(config.measure.name))
+    else:
+        _plugin(config.measure).check(kind)
+
+
+def prices_of(
+    config: RunConfig, subject: PrunableModel, run_dir: Path, monitor: Monitor
+) -> Prices | None:
+    """Return the prices of a search; None if its budget is in weights.
+
+    A run that goes on keeps those that it began with.
+
+    Raises:
+        ConfigError: The units cannot be priced, or the file has no prices of them.
+        ModelError: The architecture cannot be made smaller, as it is for measuring.
+    """
+    if config.measure is None:
+        return None
+    if (run_dir / RUN).exists():
+        return Prices.from_json(subject.layout, read_json(run_dir / RUN).get(PRICES))
+    if _is_file(config.measure):
+        return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
+    with monitor.stage(f"measure {config.measure.name}"):
+        curves = _plugin(config.measure).curves(subject)
+    return Prices(subject.layout, config.measure.name, curves)
+
+
+def _is_file(section: PluginSection) -> bool:
+    if section.name.endswith(".json") and section.parameters:
+        raise ConfigError(f"the prices in {section.name} have no settings")
+    return section.name.endswith(".json")
+
+
+def _plugin(section: PluginSection) -> Measure:
+    found: Measure = Factory().resolve(MEASURES, section.spec)
+    return found

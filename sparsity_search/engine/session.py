@@ -1,0 +1,139 @@
+"""What every job begins with: the model, its prunable units, and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsity_search.config.schema import DataSection, ModelSection
+from sparsity_search.data.sequences import Request, digest, draw
+from sparsity_search.data.sources import identity, parse
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import LoadedModel, load_model
+from sparsity_search.models.running.kept import KeptStatistics
+from sparsity_search.registry import UNITS
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model and its text.
+
+    Attributes:
+        loaded: The model with its tokenizer.
+        subject: The model as what can be pruned in it.
+        text: Token ids by purpose, ``(n_sequences, length)`` int64 each.
+        sources: The source of each purpose.
+    """
+
+    loaded: LoadedModel
+    subject: PrunableModel
+    text: dict[str, Tensor]
+    sources: dict[str, str]
+
+    @cached_property
+    def model_facts(self) -> dict[str, Any]:
+        """What identifies the model, for artefacts."""
+        return {
+            "name": self.loaded.name,
+            "revision": self.loaded.revision,
+            "digest": self.loaded.digest,
+        }
+
+    @cached_property
+    def text_facts(self) -> dict[str, dict[str, Any]]:
+        """What identifies the text of each purpose, for artefacts; hashes each file once."""
+        return {
+            purpose: {
+                **identity(self.sources[purpose]),
+                "sequences": tokens.shape[0],
+                "length": tokens.shape[1],
+                "digest": digest(tokens),
+            }
+            for purpose, tokens in self.text.items()
+        }
+
+
+def open_session(
+    model: ModelSection,
+    requests: Sequence[Request],
+    seed: int,
+    monitor: Monitor,
+    units: str | None = None,
+    statistics: str | None = None,
+) -> Session:
+    """Load the model and draw the text.
+
+    Args:
+        model: Which model.
+        requests: What text.
+        seed: Of the text that the model writes.
+        monitor: Watches the job.
+        units: What is removed; by default what ``model`` says, or single weights.
+        statistics: Folder of what is gathered of the dense model's inputs; None keeps nothing.
+
+    Raises:
+        UnknownNameError: There is no such kind of units.
+        DataError: A source is missing or too short; a missing one is told before any work.
+        ModelError: The model cannot be loaded, or has nothing to prune.
+        ConfigError: The folder cannot be made.
+    """
+    folder = None if statistics is None else _made(Path(statistics).expanduser())
+    kind = units or model.units or "weights"
+    UNITS.get(kind)
+    for request in requests:
+        parse(request.source)
+    with monitor.stage("load model"):
+        loaded = load_model(
+            model.name,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+            trust_remote_code=model.trust_remote_code,
+            blocks=model.blocks,
+            offload=model.offload,
+        )
+        kept = None if folder is None else KeptStatistics(folder, loaded.digest)
+        subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept)
+    with monitor.stage("draw text"):
+        fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
+        text = draw(fitting, loaded, seed)
+    return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
+
+
+def _made(statistics: Path) -> Path:
+    """Return the folder for statistics, which is there now."""
+    try:
+        statistics.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data.statistics {statistics}: {error.strerror}") from error
+    return statistics
+
+
+def calibration(data: DataSection) -> Request:
+    """Return the request for calibration text."""
+    return Request(
+        "calibration", data.calibration, data.calibration_sequences, data.calibration_length
+    )
+
+
+def search_requests(data: DataSection) -> list[Request]:
+    """Return the requests of a search: calibration, search and final text."""
+    search, final = data.search_text or data.calibration, data.final_text or data.calibration
+    return [
+        calibration(data),
+        Request("search", search, data.search_sequences, data.search_length),
+        Request("final", final, data.final_sequences, data.final_length),
+    ]
+
+
+def capped(length: int, loaded: LoadedModel) -> int:
+    """Return the length of sequences: as asked for, but at most the model's context."""
+    config = loaded.model.config.get_text_config()
+    return min(length, getattr(config, "max_position_embeddings", None) or length)

@@ -1,0 +1,67 @@
+"""What a materialised checkpoint is next to the dense model: size and speed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsity_search.engine.session import Session
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.surgery.materialise import Shape
+
+#: Tokens of the speed test, and how often each model runs them.
+_TOKENS, _REPEATS = 512, 5
+
+
+def comparison(
+    session: Session, smaller: PreTrainedModel, shape: Shape | None, out: Path
+) -> dict[str, Any]:
+    """Return a profile of the smaller model, and both models' figures.
+
+    Args:
+        session: The dense model and its text.
+        smaller: The model that was saved.
+        shape: What it keeps; None if nothing is padded.
+        out: Its folder.
+    """
+    was = session.subject
+    subject = PrunableModel(smaller, was.exclude, was.units, f"^{re.escape(was.prefix)}$")
+    dense = session.loaded.model
+    tokens = session.text["calibration"][:1, :_TOKENS]
+    speed = tokens_per_second([dense, smaller], tokens)
+    files = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    return {
+        **subject.zeros().to_json(),
+        "removes": subject.units,
+        "one_width_a_block": shape is not None and shape.per_block,
+        "padding": 0 if shape is None else shape.padding,
+        "blocks": {"dense": len(session.subject.blocks), "materialised": len(subject.blocks)},
+        "parameters": {"dense": dense.num_parameters(), "materialised": smaller.num_parameters()},
+        "bytes": {"dense": _n_bytes(dense), "materialised": files},
+        "tokens_per_second": dict(zip(("dense", "materialised"), speed, strict=True)),
+    }
+
+
+def tokens_per_second(models: Sequence[PreTrainedModel], tokens: Tensor) -> list[dict[str, float]]:
+    """Return median and range of each model's speed in forward passes, taken in turns."""
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for repeat in range(_REPEATS + 1):
+            for model, found in zip(models, seconds, strict=True):
+                started = time.monotonic()
+                model(input_ids=tokens.to(model.device), use_cache=False).logits.sum().item()
+                if repeat:  # the first one warms up
+                    found.append(tokens.numel() / (time.monotonic() - started))
+    return [{"median": median(found), "min": min(found), "max": max(found)} for found in seconds]
+
+
+def _n_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

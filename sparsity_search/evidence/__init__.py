@@ -1,0 +1,1 @@
+"""What is known of a weight before it is pruned, and the variants that pruning makes."""

@@ -1,0 +1,1 @@
+"""What plugins are: one base class a kind, in one file each."""

@@ -1,0 +1,90 @@
+"""What a local pruner is: one weight, what is known of it, and counts give variants."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.evidence.variants import Variants
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.profile import SparsityProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(ABC):
+    """A local pruner. Plugins are frozen keyword-only dataclasses whose fields have defaults.
+
+    Attributes:
+        units: The kinds of units that it prunes, the usual one first; see `models/units/`.
+        updates: Whether kept weights change, so that each level is a copy of its own.
+        merges: Whether `merge` does anything: then units are not pruned independently, and a
+            supernet cannot hold them.
+    """
+
+    units: ClassVar[tuple[str, ...]] = ("weights",)
+    updates: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+
+    @property
+    def requires(self) -> Statistic:
+        """What it has to know about the inputs."""
+        return Statistic.NONE
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it has to know the weight's gradient."""
+        return False
+
+    @property
+    def groups_inputs(self) -> bool:
+        """Whether the groups of its N:M patterns are consecutive inputs of the stored matrix."""
+        return True
+
+    def merge(self, subject: PrunableModel, profile: SparsityProfile) -> None:
+        """Rewrite what ``profile`` keeps of the dense model before pruning; nothing by default."""
+        del subject, profile
+
+    @abstractmethod
+    def prune(
+        self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
+    ) -> Variants:
+        """Return the variants of one unit that have exactly ``counts`` zeros.
+
+        Items (weights, or structures) that are zero already are removed first; a count that is
+        not larger than their number gives the weight unchanged.
+
+        Args:
+            weight: ``(rows, columns)``, any float dtype; it is not modified. For structures, see
+                `sparsity_search.evidence.structures.Structures`.
+            evidence: What is known of the weight.
+            counts: Numbers of zero items, strictly increasing.
+            seed: Decides between equal scores, and nothing else.
+
+        Raises:
+            ConfigError: The counts are not strictly increasing, not within the weight's size, or
+                not possible in the pruner's pattern.
+            NumericalError: The weight or the statistics are not finite.
+        """
+
+
+def check_counts(counts: Sequence[int], weight: Tensor) -> tuple[int, ...]:
+    """Return ``counts`` as a tuple if they are legal for the single weights of ``weight``."""
+    return check_table(counts, weight.numel())
+
+
+def check_table(counts: Sequence[int], n_items: int) -> tuple[int, ...]:
+    """Return ``counts`` as a tuple if they are legal for a unit of ``n_items``."""
+    bounds = [-1, *counts, n_items + 1]
+    if any(low >= high for low, high in pairwise(bounds)):
+        raise ConfigError(
+            f"counts must increase strictly within 0 … {n_items}, not {list(counts)}"
+        )
+    return tuple(counts)

@@ -1,0 +1,378 @@
+"""Mixtures of experts: where they are in a block, and views of their weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsity_search.errors import ModelError
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, bank_of
+from sparsity_search.models.anatomy.views import Effect, LinearView, View
+
+#: Names that configurations have for the number of experts.
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+#: Names that modules have for their router.
+_ROUTERS = ("gate", "router")
+#: What names of experts, or of their classes, have in common.
+_EXPERTS = re.compile("expert|moe", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of experts.
+
+    Attributes:
+        name: Name of its module, relative to the module that was searched.
+        module: The module that holds experts and router.
+        experts: The module that holds the experts: a bank, or a list of modules.
+        bank: How the experts' parameters are stored; None for a list of modules.
+    """
+
+    name: str
+    module: nn.Module
+    experts: nn.Module
+    bank: Bank | None
+
+    def gates(self) -> set[nn.Module]:
+        """Return the modules that decide how much each expert matters: they are not pruned."""
+        found: set[nn.Module] = set()
+        for name, child in self.module.named_children():
+            small = isinstance(child, nn.Linear) and child.out_features in (1, self.count)
+            if small or name in _ROUTERS or hasattr(child, "top_k"):
+                found.update(child.modules())
+        return found - set(self.experts.modules())
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return self.bank.count if self.bank else len(list(self.experts.children()))
+
+    @property
+    def plain(self) -> FusedBank:
+        """The bank, if whole experts can be removed from it.
+
+        Raises:
+            ModelError: They cannot: the experts are stored in another way.
+        """
+        if isinstance(self.bank, FusedBank) and self.bank.plain:
+            return self.bank
+        raise ModelError(
+            f"the experts of {self.name or 'a block'} are not two untransposed parameters "
+            f"{GATE_UP} and {DOWN} without biases: whole experts cannot be removed, choose "
+            "--units weights"
+        )
+
+    def router(self) -> nn.Module:
+        """Return the router, if its weight ``(experts, hidden)`` is all that it has.
+
+        Raises:
+            ModelError: It has more, e.g. a bias for each expert or groups of experts.
+        """
+        shape = self.plain.parameter(DOWN).shape[:2]
+        for child in self.module.children():
+            tensors = {**dict(child.named_parameters()), **dict(child.named_buffers())}
+            sizes = {name: tensor.shape for name, tensor in tensors.items()}
+            one_group = getattr(child, "n_group", 1) in (None, 1)
+            if sizes == {"weight": shape} and hasattr(child, "top_k") and one_group:
+                return child
+        raise ModelError(f"the router of {self.name} is not understood: cannot remove experts")
+
+
+def mixtures(module: nn.Module) -> Iterator[Mixture]:
+    """Yield the mixtures of experts within ``module``, in forward order."""
+    for name, parent in module.named_modules():
+        for child_name, child in parent.named_children():
+            bank = bank_of(child)
+            if bank or (_EXPERTS.search(child_name) and _is_list(child)):
+                yield Mixture(name, parent, child, bank)
+
+
+def unknown(module: nn.Module, found: Sequence[Mixture]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the 3-D parameters that look like experts' and are in no mixture that was found."""
+    known = {id(p) for mixture in found if mixture.bank for p in mixture.bank.parameters()}
+    for name, part in module.named_modules():
+        for last, parameter in part.named_parameters(name, recurse=False):
+            stacked = parameter.ndim == 3 and not isinstance(part, nn.modules.conv._ConvNd)
+            looks = _EXPERTS.search(last) or _EXPERTS.search(type(part).__name__)
+            if stacked and looks and id(parameter) not in known:
+                yield last, parameter
+
+
+class UnknownView(View):
+    """Weights of experts that are stored in a way that is not understood: only a message.
+
+    A unit of these can be excluded. To do anything else raises ModelError.
+
+    Args:
+        name: Full name of the parameter.
+        parameter: The parameter.
+    """
+
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        shape = " x ".join(map(str, parameter.shape))
+        stem = name.rpartition(".")[0].rpartition(".")[2]
+        self._message = (
+            f"{name} ({shape}) looks like experts stored in a way that is not understood: "
+            f"leave them dense with --exclude {stem!r}"
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """Not known."""
+        return self._fail()
+
+    def read(self) -> Tensor:
+        """Not known."""
+        return self._fail()
+
+    def read_gradient(self) -> Tensor:
+        """Not known."""
+        return self._fail()
+
+    def parameters(self) -> list[Tensor]:
+        """Not known."""
+        return self._fail()
+
+    def write(self, weight: Tensor) -> None:
+        """Not known."""
+        del weight
+        self._fail()
+
+    def _fail(self) -> NoReturn:
+        raise ModelError(self._message)
+
+
+class ExpertMatrix(View):
+    """One matrix of one expert, a part of a bank's parameter.
+
+    Args:
+        bank: The bank.
+        index: Which expert.
+        name: Of the parameter.
+    """
+
+    def __init__(self, bank: Bank, index: int, name: str) -> None:
+        self.bank = bank
+        self.name = name
+        self.index = index
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of all experts; its tokens are all, not only the routed ones."""
+        return self.bank.module
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Return what the matrix reads when the expert gets the tokens ``(n, hidden)``."""
+        return self.bank.inputs(self.name, self.index, tensor)
+
+    def read(self) -> Tensor:
+        """Return the matrix, ``(outputs, inputs)``, contiguous; shares memory if stored so."""
+        return self._stored().contiguous()
+
+    def read_gradient(self) -> Tensor:
+        """Return the matrix's gradient."""
+        return self.bank.matrix(_gradient(self.bank.parameter(self.name)), self.name, self.index)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameter, which holds the matrices of all experts."""
+        return [self.bank.parameter(self.name)]
+
+    def write(self, weight: Tensor) -> None:
+        """Copy ``weight`` into the parameter."""
+        self._stored().copy_(weight)
+
+    def assembled(self, matrices: Mapping[int, Tensor]) -> Tensor:
+        """Return the parameter with some experts' matrices replaced; gradients flow to these."""
+        return self.bank.assembled(self.name, matrices)
+
+    def _stored(self) -> Tensor:
+        return self.bank.matrix(self.bank.parameter(self.name).detach(), self.name, self.index)
+
+
+class ExpertLinear(LinearView):
+    """A linear layer of one expert, in a mixture whose experts are modules of their own.
+
+    Args:
+        linear: The layer.
+        mixture: The mixture.
+        index: Which expert.
+    """
+
+    def __init__(self, linear: nn.Linear, mixture: Mixture, index: int) -> None:
+        super().__init__(linear)
+        self.mixture = mixture
+        self.index = index
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """As for all experts: the layer does not see every token.
+
+        Raises:
+            ConfigError: Always.
+        """
+        return View.effects(self, change)
+
+
+class ExpertsView(View):
+    """The experts of one mixture, structures of one matrix.
+
+    An expert has ``3 · inner + 1`` columns: its ``down_proj``, its ``gate_up_proj`` transposed,
+    and its row of the router. There are no biases. Writing really removes the experts that are
+    empty: parameters and router lose their rows, so that the router chooses among the others.
+    Reading gives zeros for them. (Experts that are empty in the dense model stay until others
+    are removed too.)
+
+    Args:
+        mixture: The mixture.
+
+    Raises:
+        ModelError: Its experts are stored in another way, or its router is not understood.
+    """
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.bank = mixture.plain
+        self._experts = mixture.experts
+        self._router = mixture.router()
+        self._modules = (mixture.module, mixture.experts, self._router)
+        count, _, inner = _parameter(mixture.experts, DOWN).shape
+        self._structures = Structures(count, inner, 3 * inner + 1, biases=0)
+        self._kept = torch.arange(count)
+        self._dense_empty = self._structures.empty(self.read()).cpu()
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of all experts."""
+        return self._experts
+
+    @property
+    def kept(self) -> Tensor:
+        """The experts that are there, by their number in the dense model, ``(n,)`` int64."""
+        return self._kept
+
+    @property
+    def structures(self) -> Structures:
+        """Shape of the matrix."""
+        return self._structures
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of experts, and weights of one."""
+        hidden = _parameter(self._experts, DOWN).shape[1]
+        return self._structures.count, hidden * self._structures.width
+
+    def parameters(self) -> list[nn.Parameter]:  # type: ignore[override]
+        """Return the experts' two parameters and the router's weight."""
+        return [
+            _parameter(self._experts, DOWN),
+            _parameter(self._experts, GATE_UP),
+            _parameter(self._router, "weight"),
+        ]
+
+    def read(self) -> Tensor:
+        """Return a new tensor, ``(hidden, count · width)``, in the widest type of its parts."""
+        return self._matrix([parameter.detach() for parameter in self.parameters()])
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient in the shape of `read`; zero for removed experts."""
+        return self._matrix([_gradient(parameter) for parameter in self.parameters()])
+
+    def write(self, weight: Tensor) -> None:
+        """Keep the experts that are not empty, with the weights given.
+
+        Raises:
+            ModelError: Fewer would stay than each token is routed to; nothing is written.
+        """
+        shape = self._structures
+        empty = shape.empty(weight).cpu()
+        as_dense = torch.equal(empty, self._dense_empty)
+        kept = torch.arange(shape.count) if as_dense else (~empty).nonzero().flatten()
+        router: Any = self._router
+        if len(kept) < router.top_k:
+            raise ModelError(
+                f"{len(kept)} of {shape.count} experts would stay, but each token is routed to "
+                f"{router.top_k}: remove fewer, with --bounds "
+                f"experts=0:{1 - router.top_k / shape.count:g}"
+            )
+        bodies = shape.bodies(weight)[:, kept.to(weight.device)].transpose(0, 1)
+        down, gate_up, rows = torch.split(bodies, [shape.inner, 2 * shape.inner, 1], dim=2)
+        values = (down, gate_up.mT, rows[:, :, 0])
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            _assign(parameter, value)
+        self._kept = kept
+        for module in self._modules:
+            if hasattr(module, "num_experts"):
+                module.num_experts = len(kept)  # type: ignore[assignment]
+
+    def _matrix(self, parts: Sequence[Tensor]) -> Tensor:
+        down, gate_up, rows = parts
+        bodies = torch.cat([down, gate_up.mT, rows[:, :, None]], dim=2)
+        full = bodies.new_zeros(bodies.shape[1], self._structures.count, bodies.shape[2])
+        full[:, self._kept.to(full.device)] = bodies.transpose(0, 1)
+        return full.flatten(1)
+
+
+def resized(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, or if experts were removed a new one whose configuration says so.
+
+    Raises:
+        ModelError: Its mixtures keep different numbers of experts, or the architecture cannot
+            have this number.
+    """
+    banks = [mixture.bank for mixture in mixtures(model)]
+    counts = sorted({b.count for b in banks if isinstance(b, FusedBank) and b.plain})
+    text = model.config.get_text_config()
+    names = [name for name in _COUNTS if hasattr(text, name)]
+    if not counts or not names or counts == [getattr(text, names[0])]:
+        return model
+    if len(counts) > 1:
+        raise ModelError(
+            f"blocks keep between {counts[0]} and {counts[-1]} experts, but the configuration of "
+            f"{type(model).__name__} has one number for all: remove equally many of each"
+        )
+    config = copy.deepcopy(model.config)
+    setattr(config.get_text_config(), names[0], counts[0])
+    with torch.random.fork_rng(devices=[]):
+        made = type(model)(config)
+    made.to(device=model.device, dtype=model.dtype)
+    made.load_state_dict(model.state_dict())
+    made.generation_config = copy.deepcopy(model.generation_config)
+    result: PreTrainedModel = made.eval().requires_grad_(False)
+    return result
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Return whether a module is a list of experts that hold linear layers, all alike."""
+    children = list(module.children())
+    return (
+        isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        and len(children) > 1
+        and len({type(child) for child in children}) == 1
+        and any(isinstance(part, nn.Linear) for part in children[0].modules())
+    )
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    found = getattr(module, name)
+    assert isinstance(found, nn.Parameter)
+    return found
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _assign(parameter: nn.Parameter, values: Tensor) -> None:
+    """Set a parameter's values, and its number of rows; it stays the same object."""
+    if parameter.shape == values.shape:
+        parameter.detach().copy_(values)
+        return
+    with torch.inference_mode(False):  # tensors made in inference mode cannot be written later
+        fresh = torch.empty(values.shape, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = fresh.copy_(values)

@@ -1,0 +1,155 @@
+"""Attention and feed-forward of a block as linear layers by role, and structures in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.errors import ModelError
+from sparsity_search.models.anatomy.linears import matrix, named_linears
+from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.unit_kind import Block
+from sparsity_search.models.anatomy.views import Part
+
+#: The roles of a sublayer's linears, the one that reads its structures first → its own role.
+_KINDS = {
+    ("o", "q", "k", "v"): "attention",
+    ("o", "qkv"): "attention",
+    ("down", "gate", "up"): "feed_forward",
+    ("down", "gate_up"): "feed_forward",
+    ("down", "up"): "feed_forward",
+}
+
+#: Roles of layers whose rows are of several kinds: these sublayers go only as a whole.
+_FUSED = {"qkv", "gate_up"}
+
+
+@dataclass(frozen=True, eq=False)
+class Sublayer:
+    """The attention or the feed-forward of a block.
+
+    Attributes:
+        name: Full name of its module.
+        role: ``"attention"`` or ``"feed_forward"``.
+        linears: Its linear layers by role; the consumer first.
+        divisible: Whether its heads or channels are apart: not fused, nor normalised together.
+    """
+
+    name: str
+    role: str
+    linears: dict[str, nn.Linear]
+    divisible: bool
+
+    @property
+    def consumer(self) -> nn.Linear:
+        """The layer that reads the structures and writes to the hidden states."""
+        return next(iter(self.linears.values()))
+
+    def parts(self, index: dict[str, Tensor]) -> list[Part]:
+        """Return parts of structures from their columns or rows of each layer, by role."""
+        consumer = self.consumer
+        return [Part(self.linears[r], self.linears[r] is consumer, i) for r, i in index.items()]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Columns of the consumer and rows of the other layers, by role."""
+        consumer = self.consumer
+        return {r: matrix(f).shape[f is consumer] for r, f in self.linears.items()}
+
+    def whole(self) -> list[Part]:
+        """Return the parts of the one structure that is all of the sublayer."""
+        return self.parts({role: torch.arange(size)[None] for role, size in self.sizes.items()})
+
+
+def sublayers(block: Block) -> list[Sublayer]:
+    """Return the block's attention and feed-forward, in forward order.
+
+    Raises:
+        ModelError: It has neither.
+    """
+    layers = named_linears(block.module, block.name)
+    found: dict[str, dict[str, nn.Linear]] = {}
+    for full, role in roles_of(layers).items():
+        found.setdefault(full.rpartition(".")[0], {})[role] = layers[full]
+    result = [
+        _sublayer(block, name, kind, linears)
+        for name, linears in found.items()
+        for kind in _KINDS
+        if set(kind) == set(linears)
+    ]
+    if not result:
+        raise ModelError(
+            f"{block.name} has no attention or feed-forward that is known: {_told(block)}"
+        )
+    return result
+
+
+def divisible(block: Block) -> list[Sublayer]:
+    """Return the sublayers whose heads or channels are apart, in forward order.
+
+    Raises:
+        ModelError: There is none.
+    """
+    found = [sublayer for sublayer in sublayers(block) if sublayer.divisible]
+    if not found:
+        raise ModelError(
+            f"the heads and channels of {block.name} are not apart, remove sublayers or blocks "
+            f"with --units: {_told(block)}"
+        )
+    return found
+
+
+def others(block: Block) -> list[str]:
+    """Return the modules of a block that have matrices, but are in no sublayer that is known.
+
+    A block with such modules, e.g. experts or a Mamba mixer, is more than its sublayers.
+    """
+    known = {linear for sublayer in sublayers(block) for linear in sublayer.linears.values()}
+    return [
+        name
+        for name, module in block.module.named_modules()
+        if module not in known
+        and "norm" not in type(module).__name__.lower()
+        and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    ]
+
+
+def channels(sublayer: Sublayer) -> list[Part]:
+    """Return the parts of a feed-forward's channels: one row of its makers, one column."""
+    return sublayer.parts({r: torch.arange(n)[:, None] for r, n in sublayer.sizes.items()})
+
+
+def key_value_groups(sublayer: Sublayer, config: Any) -> list[Part]:
+    """Return the parts of an attention's key-value heads, each with the queries that read it."""
+    groups = n_groups(config)
+    return sublayer.parts({r: torch.arange(n).view(groups, -1) for r, n in sublayer.sizes.items()})
+
+
+def n_groups(config: Any) -> int:
+    """Return the number of key-value heads."""
+    return getattr(config, "num_key_value_heads", None) or int(config.num_attention_heads)
+
+
+def _sublayer(
+    block: Block, name: str, kind: tuple[str, ...], linears: dict[str, nn.Linear]
+) -> Sublayer:
+    made = {matrix(linears[role]).shape[0] for role in kind[1:]}
+    module = block.module.get_submodule(name.removeprefix(block.name).removeprefix("."))
+    layers = set(linears.values())
+    # a norm over all heads changes what is left when one goes
+    across = any(
+        parameter.ndim > 0 and parameter.shape[-1] in made
+        for child in module.children()
+        if child not in layers
+        for parameter in child.parameters()
+    )
+    apart = _FUSED.isdisjoint(kind) and not (_KINDS[kind] == "attention" and across)
+    return Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind}, apart)
+
+
+def _told(block: Block) -> str:
+    roles = roles_of(named_linears(block.module, block.name))
+    return f"its layers are {', '.join(roles.values())}"

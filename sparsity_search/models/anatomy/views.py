@@ -1,0 +1,335 @@
+"""A unit's weights as one matrix, however the model stores them.
+
+Pruners and supernet only ever see a view, so that transposed, fused or 3-D weights need a new
+view here and nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.evidence.structures import Structures
+from sparsity_search.models.anatomy.linears import as_matrix, gradient, matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """How a change of a unit's weights changes what one linear layer writes.
+
+    Attributes:
+        linear: The layer.
+        columns: Which of its inputs the change reads, ``(n,)`` int64; None for all.
+        weight: Change of its weight in these columns, ``(outputs, n)``.
+        bias: Change of its bias, ``(outputs,)``; None for none.
+    """
+
+    linear: nn.Module
+    columns: Tensor | None
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the change of the layer's outputs, ``(tokens, outputs)``, for its inputs."""
+        read = inputs if self.columns is None else inputs[:, self.columns]
+        return nn.functional.linear(read, self.weight, self.bias)
+
+
+class View(ABC):
+    """The weights of one unit."""
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """Return the weights as one matrix; may share memory with the model."""
+
+    @abstractmethod
+    def read_gradient(self) -> Tensor:
+        """Return the weights' gradient in the shape of `read`, after a backward pass."""
+
+    @abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that hold the weights."""
+
+    @abstractmethod
+    def write(self, weight: Tensor) -> None:
+        """Replace the weights, of the shape of `read`, in the model's dtype."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module whose first argument is the unit's input."""
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Return the module's input, ``(…, inputs)``, in the order of the matrix's columns."""
+        return tensor
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """Return what the unit makes of the module's output, ``(…, outputs)``."""
+        return tensor
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return through which linear layers a change of the weights, as `read` has them, acts.
+
+        Raises:
+            ConfigError: The unit is not made of linear layers.
+        """
+        del change
+        raise ConfigError(
+            "this method needs units in linear layers: leave experts out (--exclude)"
+        )
+
+    @property
+    def structures(self) -> Structures | None:
+        """How the matrix is made of structures; None if single weights are removed."""
+        return None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many items can be removed, and how many weights one of them holds."""
+        return self.read().numel(), 1
+
+    def n_zeros(self) -> int:
+        """Return how many items are exactly zero."""
+        weight = self.read()
+        if self.structures is not None:
+            return int(self.structures.empty(weight).sum())
+        return weight.numel() - int(torch.count_nonzero(weight))
+
+
+class LinearView(View):
+    """The weight of one linear layer, ``(outputs, inputs)`` however it is stored.
+
+    Args:
+        linear: The layer.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+
+    @property
+    def module(self) -> nn.Module:
+        """The linear layer itself."""
+        return self.linear
+
+    def read(self) -> Tensor:
+        """Return the layer's weight, a copy if it is stored transposed."""
+        return matrix(self.linear).contiguous()
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient of the layer's weight."""
+        return gradient(self.linear)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the layer's weight."""
+        return [self.linear.weight]
+
+    def write(self, weight: Tensor) -> None:
+        """Copy ``weight`` into the layer's weight."""
+        matrix(self.linear).copy_(weight)
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the layer with the change of its weight."""
+        return [Effect(self.linear, None, change)]
+
+
+class RowsView(LinearView):
+    """Some rows (outputs) of a linear layer that is several in one.
+
+    Args:
+        linear: The layer.
+        rows: Which, ``(n,)`` int64 ascending.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: Tensor) -> None:
+        super().__init__(linear)
+        first, last = int(rows[0]), int(rows[-1])
+        together = last - first + 1 == len(rows)
+        self.rows: slice | Tensor = slice(first, last + 1) if together else rows
+
+    def read(self) -> Tensor:
+        """Return these rows of the layer's weight; a copy, unless they lie together."""
+        return matrix(self.linear)[self.rows].contiguous()
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient of these rows."""
+        return gradient(self.linear)[self.rows]
+
+    def write(self, weight: Tensor) -> None:
+        """Copy ``weight`` into these rows."""
+        matrix(self.linear)[self.rows] = weight.to(self.linear.weight)
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """Return these rows' part of the layer's output."""
+        return tensor[..., self.rows]
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the layer with the change of its weight, none in other rows."""
+        return [Effect(self.linear, None, self.within(change.new_zeros(1), change))]
+
+    def within(self, whole: Tensor, weight: Tensor) -> Tensor:
+        """Return a matrix, or a number for all of it, with ``weight`` in these rows.
+
+        The result has the shape of the layer's matrix; gradients flow to both.
+        """
+        result = whole.expand(matrix(self.linear).shape).clone()
+        result[self.rows] = weight
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What structures hold of one linear layer.
+
+    Attributes:
+        linear: The layer.
+        consumer: True if structures are its columns (inputs), False if its rows (outputs).
+        index: ``(count, size)`` int64: the columns or rows of each structure.
+    """
+
+    linear: nn.Linear
+    consumer: bool
+    index: Tensor
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """Return what they hold of an ``(outputs, inputs)`` matrix, ``(hidden, count, size)``."""
+        return (weight if self.consumer else weight.T)[:, self.index]
+
+    def scatter(self, values: Tensor) -> None:
+        """Write what `gather` returned."""
+        weight = matrix(self.linear)
+        target = weight if self.consumer else weight.T
+        target[:, self.index.flatten()] = values.flatten(1).to(target)
+
+    def narrowed(self, kept: Tensor) -> dict[str, Tensor]:
+        """Return the layer's parameters, as it stores them, with only some of its structures.
+
+        Args:
+            kept: Which structures, ``(n,)`` int64.
+
+        Returns:
+            New tensors by name; what structures do not change is not among them.
+        """
+        weight, bias = matrix(self.linear), self.linear.bias
+        # ascending, so that heads stay beside those of their group
+        rows = self.index[kept.cpu()].flatten().sort().values.to(weight.device)
+        found = as_matrix(self.linear, weight.index_select(int(self.consumer), rows))
+        if self.consumer or bias is None:
+            return {"weight": found}
+        return {"weight": found, "bias": bias.detach()[rows]}
+
+
+class StructuredView(View):
+    """Structures that several linear layers make and read, see `Structures`.
+
+    Args:
+        parts: Consumers first; every part has an equal number of structures.
+        alone: Whether nothing but these parts depends on how many structures there are.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, alone: bool = True) -> None:
+        self._parts = parts
+        self.alone = alone
+        self._consumers = [part.linear for part in parts if part.consumer]
+        self._without_bias = [linear.bias is None for linear in self._consumers]
+        sizes = [part.index.shape[1] for part in parts]
+        inner = sum(part.index.shape[1] for part in parts if part.consumer)
+        count = len(parts[0].index)
+        self._structures = Structures(count, inner, sum(sizes), len(self._consumers))
+
+    @property
+    def gained_bias(self) -> bool:
+        """Whether pruning gave a consumer a bias that it did not have."""
+        pairs = zip(self._consumers, self._without_bias, strict=True)
+        return any(none and linear.bias is not None for linear, none in pairs)
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What the structures hold of each linear layer."""
+        return self._parts
+
+    @property
+    def module(self) -> nn.Module:
+        """The first consumer."""
+        return self._consumers[0]
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Return the first consumer's input, structure by structure."""
+        columns = self._parts[0].index.flatten().to(tensor.device)
+        return tensor[..., columns]
+
+    @property
+    def structures(self) -> Structures:
+        """Shape of the matrix."""
+        return self._structures
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of structures, and weights of one."""
+        hidden = matrix(self._consumers[0]).shape[0]
+        return self._structures.count, hidden * self._structures.width
+
+    def read(self) -> Tensor:
+        """Return a new tensor, ``(hidden, count · width + biases)``."""
+        return self._stack(matrix, _bias)
+
+    def read_gradient(self) -> Tensor:
+        """Return the gradient; zero for the biases."""
+        return self._stack(gradient, lambda linear: torch.zeros_like(_bias(linear)))
+
+    def parameters(self) -> list[Tensor]:
+        """Return the weights of all parts."""
+        return [part.linear.weight for part in self._parts]
+
+    def write(self, weight: Tensor) -> None:
+        """Write the weights of all parts, and the consumers' biases.
+
+        A consumer that had no bias gets one where it is not zero, and loses it again.
+        """
+        sizes = [part.index.shape[1] for part in self._parts]
+        bodies = torch.split(self._structures.bodies(weight), sizes, dim=2)
+        for part, values in zip(self._parts, bodies, strict=True):
+            part.scatter(values)
+        biases = self._structures.bias(weight).T
+        for linear, bias, none in zip(self._consumers, biases, self._without_bias, strict=True):
+            _write_bias(linear, None if none and not bias.any() else bias)
+
+    def unread(self) -> Tensor:
+        """Return which structures' columns of the consumers are all zeros, ``(count,)`` bool."""
+        parts = [part for part in self._parts if part.consumer]
+        read = [(matrix(p.linear) != 0).any(dim=0).cpu()[p.index].any(dim=1) for p in parts]
+        return ~torch.stack(read).any(dim=0)
+
+    def effects(self, change: Tensor) -> list[Effect]:
+        """Return the consumers: whatever makes a structure acts through them alone."""
+        sizes = [part.index.shape[1] for part in self._parts]
+        bodies = torch.split(self._structures.bodies(change), sizes, dim=2)
+        biases = iter(self._structures.bias(change).T)
+        return [
+            Effect(part.linear, part.index.flatten(), values.flatten(1), next(biases))
+            for part, values in zip(self._parts, bodies, strict=True)
+            if part.consumer
+        ]
+
+    def _stack(
+        self, weight: Callable[[nn.Linear], Tensor], bias: Callable[[nn.Linear], Tensor]
+    ) -> Tensor:
+        bodies = torch.cat([part.gather(weight(part.linear)) for part in self._parts], dim=2)
+        biases = torch.stack([bias(linear) for linear in self._consumers], dim=1)
+        return torch.cat([bodies.flatten(1), biases], dim=1)
+
+
+def _write_bias(linear: nn.Linear, bias: Tensor | None) -> None:
+    parameter = None
+    if bias is not None:
+        parameter = nn.Parameter(bias.detach().to(linear.weight, copy=True), requires_grad=False)
+    linear.register_parameter("bias", parameter)
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    zeros = linear.weight.detach().new_zeros(matrix(linear).shape[0])
+    return zeros if linear.bias is None else linear.bias.detach()

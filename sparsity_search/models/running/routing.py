@@ -1,0 +1,222 @@
+"""What mixtures of experts do with the calibration text: who gets which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.evidence.evidence import Routing
+from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.models.anatomy.experts import ExpertLinear, ExpertMatrix, ExpertsView
+from sparsity_search.models.anatomy.views import View
+
+#: Tokens whose inputs to all experts side by side are held at once.
+_CHUNK = 256
+
+
+class RoutedGatherer:
+    """Accumulates what is known of units in mixtures of experts while a block runs.
+
+    A single expert's matrices see the tokens that are routed to the expert, and no others. An
+    expert that gets none can then be shown all that the others get, as if it were chosen every
+    time.
+
+    Args:
+        views: The block's views by unit name; those that are in no mixture are left out.
+        statistic: What to gather of the inputs.
+    """
+
+    def __init__(self, views: Mapping[str, View], statistic: Statistic) -> None:
+        self._matrices = {n: v for n, v in views.items() if isinstance(v, ExpertMatrix)}
+        self._linears = {n: v for n, v in views.items() if isinstance(v, ExpertLinear)}
+        self._observers = {
+            name: _Observer(view, statistic)
+            for name, view in views.items()
+            if isinstance(view, ExpertsView)
+        }
+        singles: dict[str, ExpertMatrix | ExpertLinear] = {**self._matrices, **self._linears}
+        self._singles = singles
+        shared: dict[Any, InputStatistics] = {}
+        self.statistics: dict[str, InputStatistics] = {}
+        self._leaders: list[str] = []  # one unit for each input
+        for name, view in singles.items():
+            key = _input_of(view)
+            if key not in shared:
+                weight = view.read()
+                shared[key] = InputStatistics(weight.shape[1], statistic, weight.device)
+                self._leaders.append(name)
+            self.statistics[name] = shared[key]
+        self.statistics |= {name: o.statistics for name, o in self._observers.items()}
+        self._first: dict[str, int] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        views: list[View] = [*self._matrices.values()]
+        views += [observer.view for observer in self._observers.values()]
+        modules = dict.fromkeys(view.module for view in views)
+        self._handles = [
+            module.register_forward_pre_hook(self._hook, with_kwargs=True) for module in modules
+        ]
+        self._handles += [
+            view.module.register_forward_pre_hook(self._linear_hook(name))
+            for name, view in self._linears.items()
+        ]
+        self._handles += [
+            expert.register_forward_pre_hook(self._show(others), with_kwargs=True)
+            for expert, others in self._without_tokens().items()
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def unrouted(self) -> list[str]:
+        """Units of single experts that no token reached, by name."""
+        return [name for name in self._singles if not self.statistics[name].n_tokens]
+
+    @contextmanager
+    def all_tokens(self) -> Iterator[None]:
+        """Gather again, for the units that no token reached, as if all were routed to them."""
+        self._first = {name: self.statistics[name].n_tokens for name in self._singles}
+        with self:
+            yield
+
+    def routing(self) -> dict[str, Routing]:
+        """Return the routing of whole mixtures, by unit name."""
+        return {name: observer.routing() for name, observer in self._observers.items()}
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what there is to tell of experts with few tokens or none, by their module."""
+        none: dict[str, set[int]] = {}
+        few: dict[str, set[int]] = {}
+        for name, view in self._singles.items():
+            found = self.statistics[name]
+            tokens = self._first.get(name, found.n_tokens)
+            if tokens < found.n_inputs:
+                (few if tokens else none).setdefault(_module_name(name, view), set()).add(
+                    view.index
+                )
+        return (
+            *_told(none, "no token is routed to {}: calibrated with all tokens"),
+            *_told(few, "fewer tokens than inputs are routed to {}"),
+        )
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = (*args, *kwargs.values())
+        for name in self._leaders:
+            view = self._matrices.get(name)
+            if view is None or view.module is not module or self._first.get(name):
+                continue
+            tokens = view.bank.tokens(None if name in self._first else view.index, arguments)
+            if len(tokens):
+                self.statistics[name].add(view.inputs(tokens))
+        for observer in self._observers.values():
+            if observer.view.module is module:
+                observer.add(*arguments[:3])
+
+    def _linear_hook(self, name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not self._first.get(name):
+                self.statistics[name].add(args[0])
+
+        return hook
+
+    def _without_tokens(self) -> dict[nn.Module, list[nn.Module]]:
+        """Return those experts that got none, by the others beside them; for the second run."""
+        none: dict[Any, set[int]] = {}
+        for name, view in self._linears.items():
+            if self._first.get(name) == 0:
+                none.setdefault(view.mixture, set()).add(view.index)
+        found = {}
+        for mixture, indices in none.items():
+            experts = list(mixture.experts.children())
+            for index in set(range(len(experts))) - indices:
+                found[experts[index]] = [experts[other] for other in sorted(indices)]
+        return found
+
+    def _show(self, others: list[nn.Module]) -> Any:
+        """Return a hook that shows an expert's tokens to the experts that got none."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for other in others:
+                other(*args, **kwargs)
+
+        return hook
+
+
+class _Observer:
+    """Accumulates the routing of one mixture, and what all its experts read, side by side."""
+
+    def __init__(self, view: ExpertsView, statistic: Statistic) -> None:
+        shape = view.structures
+        self.view = view
+        self.statistics = InputStatistics(
+            shape.count * shape.inner, statistic, view.parameters()[0].device
+        )
+        self._together = torch.zeros(shape.count, shape.count, dtype=torch.int64)
+        self._saliency = torch.zeros(shape.count, dtype=torch.float64)
+
+    def add(self, hidden: Tensor, index: Tensor, gates: Tensor) -> None:
+        """Add tokens ``(n, hidden)``, their experts ``(n, top_k)`` and the gate weights."""
+        numbers = self.view.kept.to(index.device)[index]
+        chosen = torch.zeros(len(index), len(self._together), device=index.device)
+        chosen.scatter_(1, numbers, 1.0)
+        self._together += (chosen.T @ chosen).long().cpu()  # exact below 2²⁴ tokens
+        for local, number, rows, slots in self._routed(index):
+            size = self.view.bank.outputs(local, hidden[rows]).float().norm(dim=1)
+            self._saliency[number] += float((gates[rows, slots].float() * size).sum())
+        if self.statistics.statistic is not Statistic.NONE:
+            parts = (torch.split(tensor, _CHUNK) for tensor in (hidden, index, gates))
+            for part in zip(*parts, strict=True):
+                self.statistics.add(self._side_by_side(*part))
+
+    def routing(self) -> Routing:
+        """Return what was seen."""
+        tokens = self._together.diagonal()
+        return Routing(
+            tokens=tokens.clone(),
+            saliency=(self._saliency / tokens.clamp_min(1)).float(),
+            coactivation=self._together - tokens.diag(),
+        )
+
+    def _side_by_side(self, hidden: Tensor, index: Tensor, gates: Tensor) -> Tensor:
+        """Return what the consumer reads: activations times gate weights, else zeros."""
+        shape = self.view.structures
+        made = hidden.new_zeros(len(hidden), shape.count, shape.inner)
+        for local, number, rows, slots in self._routed(index):
+            inner = self.view.bank.activations(local, hidden[rows])
+            made[rows, number] = (inner * gates[rows, slots, None]).to(made)
+        return made.flatten(1)
+
+    def _routed(self, index: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Yield for each expert that gets tokens: its place now and in the dense model, where."""
+        for local, number in enumerate(self.view.kept.tolist()):
+            rows, slots = (index == local).nonzero(as_tuple=True)
+            if len(rows):
+                yield local, number, rows, slots
+
+
+def _input_of(view: ExpertMatrix | ExpertLinear) -> Any:
+    """Return what is equal for matrices that read the same."""
+    if isinstance(view, ExpertLinear):
+        return view
+    return view.module, view.index, view.bank.reads_tokens(view.name)
+
+
+def _module_name(name: str, view: ExpertMatrix | ExpertLinear) -> str:
+    """Return the full name of the module that holds the unit's expert."""
+    if isinstance(view, ExpertMatrix):
+        return name.rpartition(".")[0].rpartition(".")[0]
+    own = next(n for n, m in view.mixture.experts.named_modules() if m is view.module)
+    return name.removesuffix(f".{own}")
+
+
+def _told(experts: Mapping[str, Iterable[int]], line: str) -> Iterator[str]:
+    for module, found in experts.items():
+        names = ", ".join(map(str, sorted(found)))
+        yield f"{module}: " + line.format(f"expert {names}")

@@ -1,0 +1,1 @@
+"""Changing the shape of a model: removing and merging parts."""

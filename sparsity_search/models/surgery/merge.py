@@ -1,0 +1,162 @@
+"""Layer collapse: a kept block takes up the blocks behind it that are removed.
+
+LaCo (Yang et al., arXiv 2402.11187). Norms and the biases of makers, which no unit holds, stay
+those of the kept block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.head import last_hidden
+from sparsity_search.profiles.profile import SparsityProfile
+
+#: Sequences that pass the model at once.
+_BATCH = 8
+
+
+def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
+    """Return ``θ_l + Σ_k (θ_{l+k} − θ_l)``, where ``θ_l`` is always the weight before merging.
+
+    The differences from one and the same weight are what the paper writes. (To subtract the
+    weight merged so far, as the released code does, leaves nothing but the last block.)
+
+    Args:
+        weight: The kept unit's weight; not modified.
+        following: Weights of the removed units behind it, of the same shape.
+
+    Returns:
+        A new tensor, in float32 if anything is merged.
+
+    >>> merged(torch.tensor([1.0]), [torch.tensor([2.0]), torch.tensor([5.0])]).item()
+    6.0
+    """
+    if not following:
+        return weight.clone()
+    # so written, one merged weight replaces the kept one without rounding
+    total = torch.stack([other.float() for other in following]).sum(dim=0)
+    return total - (len(following) - 1) * weight.float()
+
+
+def merge_removed(subject: PrunableModel, profile: SparsityProfile) -> None:
+    """Merge each run of removed units into the unit of the same role in the block before it.
+
+    The weights are rewritten in place. Removed units are left for a pruner to empty. Those that
+    are empty already add nothing, and removed units with no kept unit before them are just lost.
+
+    Args:
+        subject: The dense model, with units that hold one structure each.
+        profile: Which units are removed.
+
+    Raises:
+        ConfigError: A unit holds more than one structure.
+    """
+    layout = subject.layout
+    if layout.counts.max() > 1:
+        raise ConfigError(f"only whole blocks or sublayers can be merged, not {subject.units}")
+    runs: dict[str, list[str]] = {}
+    following: dict[str, tuple[str, int]] = {}  # by role: the kept unit, and the last block seen
+    for unit, removed in zip(layout, profile.removed, strict=True):
+        kept, block = following.get(unit.role, (unit.name, unit.block - 1))
+        if not removed:
+            following[unit.role] = unit.name, unit.block
+            runs[unit.name] = []
+        elif kept in runs and unit.block == block + 1:
+            following[unit.role] = kept, unit.block
+            runs[kept] += [] if unit.zeros else [unit.name]
+    for name, run in runs.items():
+        if run:
+            _merge(subject, name, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapsePlan:
+    """Settings of `collapse`; the defaults are those published for a model of 40 blocks.
+
+    Args:
+        run: Blocks that are merged into one.
+        interval: How many blocks further down the next run starts after a merge.
+        threshold: Cosine with the dense model's last hidden states that a merge has to exceed.
+        lowest: The first block that may take up others.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    run: int = 7
+    interval: int = 1
+    threshold: float = 0.45
+    lowest: int = 0
+
+    def __post_init__(self) -> None:
+        if self.run < 2 or self.interval < 1 or self.lowest < 0:
+            raise ConfigError("run must be at least 2, interval at least 1, lowest at least 0")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold must be a cosine in [-1, 1], not {self.threshold}")
+
+
+def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> SparsityProfile:
+    """Collapse the model in place, from the top down, and return which blocks are gone.
+
+    A run of blocks is merged into its first one if the last hidden states stay similar to those
+    of the dense model; later merges may take up merged blocks. How much is removed is decided by
+    the threshold alone.
+
+    Args:
+        subject: The dense model with blocks as units, none excluded.
+        tokens: A few short sequences, ``(n_sequences, length)`` int64.
+        plan: How.
+
+    Raises:
+        ConfigError: The units are not all blocks.
+    """
+    layout = subject.layout
+    if subject.units != "blocks" or len(layout) != len(subject.blocks):
+        raise ConfigError("a collapse needs units blocks, and none of them excluded")
+    dense = _outputs(subject.model, tokens)
+    alive = [unit.name for unit in layout if not unit.zeros]
+    place = len(alive) - plan.run
+    while place >= plan.lowest:
+        first, *others = alive[place : place + plan.run]
+        before = {name: subject.views[name].read().clone() for name in (first, *others)}
+        _merge(subject, first, others)
+        for name in others:
+            subject.views[name].write(torch.zeros_like(before[name]))
+        if mean_similarity(dense, _outputs(subject.model, tokens)) > plan.threshold:
+            alive[place + 1 : place + plan.run] = []
+            place -= plan.interval
+        else:
+            for name, weight in before.items():
+                subject.views[name].write(weight)
+            place -= 1
+        place = min(place, len(alive) - plan.run)
+    return subject.zeros()
+
+
+def mean_similarity(dense: Tensor, pruned: Tensor) -> float:
+    """Return the mean cosine of sequences' hidden states, each sequence one long vector.
+
+    Args:
+        dense: ``(n_sequences, length, hidden)`` float32.
+        pruned: The same of another model.
+    """
+    cosines = nn.functional.cosine_similarity(dense.flatten(1), pruned.flatten(1), dim=1)
+    return float(cosines.mean())
+
+
+@torch.inference_mode()
+def _outputs(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the last hidden states of all sequences in float32, on the CPU."""
+    batches = torch.split(tokens, _BATCH)
+    return torch.cat([last_hidden(model, batch).float().cpu() for batch in batches])
+
+
+def _merge(subject: PrunableModel, name: str, others: Sequence[str]) -> None:
+    view = subject.views[name]
+    view.write(merged(view.read(), [subject.views[other].read() for other in others]))

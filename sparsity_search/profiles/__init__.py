@@ -1,0 +1,1 @@
+"""What a profile is: units, counts of zeros, the budget, patterns, measured scores."""

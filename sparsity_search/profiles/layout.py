@@ -1,0 +1,147 @@
+"""What can be pruned in a model, as numbers and names: units in forward order with their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from sparsity_search.errors import ProfileError, UnknownNameError, nearest
+from sparsity_search.utils.files import digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One prunable unit.
+
+    Attributes:
+        name: Unique name, e.g. ``"model.layers.3.mlp.up_proj"``.
+        block: Index of its decoder block.
+        role: What it does there, e.g. ``"q"`` or ``"up"``.
+        count: How many items can be removed: weights, or structures.
+        cost: Weights that one item holds (1 for single weights).
+        zeros: Items that are zero in the dense model; they count as removed first.
+    """
+
+    name: str
+    block: int
+    role: str
+    count: int
+    cost: int = 1
+    zeros: int = 0
+
+    @property
+    def size(self) -> int:
+        """Weights in the unit."""
+        return self.count * self.cost
+
+
+class Layout(Sequence[Unit]):
+    """The units of one model in forward order.
+
+    Args:
+        units: At least one unit, with distinct names.
+
+    Raises:
+        ProfileError: Two units share a name, or there is none.
+    """
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = tuple(units)
+        names = [unit.name for unit in self._units]
+        if not names or len(set(names)) != len(names):
+            raise ProfileError("a layout needs at least one unit, and distinct unit names")
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Unit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Unit | tuple[Unit, ...]:
+        return self._units[index]
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self._units)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._units == other._units
+
+    def __hash__(self) -> int:
+        return hash(self._units)
+
+    def __repr__(self) -> str:
+        return f"Layout({len(self)} units, {self.n_weights} weights, {self.n_blocks} blocks)"
+
+    def position(self, name: str) -> int:
+        """Return the position of the unit called ``name``.
+
+        Raises:
+            UnknownNameError: No such unit.
+        """
+        position = self._positions.get(name)
+        if position is None:
+            raise UnknownNameError(f"unknown unit {name!r}: {nearest(name, self._positions)}")
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {unit.name: i for i, unit in enumerate(self._units)}
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Items of each unit, ``(n_units,)`` int64."""
+        return np.array([unit.count for unit in self._units], dtype=np.int64)
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """Weights in one item of each unit, ``(n_units,)`` int64."""
+        return np.array([unit.cost for unit in self._units], dtype=np.int64)
+
+    @cached_property
+    def zeros(self) -> np.ndarray:
+        """Items of each unit that are zero in the dense model, ``(n_units,)`` int64."""
+        return np.array([unit.zeros for unit in self._units], dtype=np.int64)
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Weights in all units."""
+        return int(self.counts @ self.costs)
+
+    @cached_property
+    def n_blocks(self) -> int:
+        """Decoder blocks that hold a unit."""
+        return len({unit.block for unit in self._units})
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the units' items are alike, and many: then a step can be the same everywhere.
+
+        Units of one item (depth pruning) have no uniform share to step from.
+        """
+        return len(set(self.costs)) == 1 and int(self.counts.min()) > 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the layout: 16 hexadecimal digits."""
+        return digest(self.to_json())
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the units as JSON objects."""
+        return [asdict(unit) for unit in self._units]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Layout:
+        """Return the layout that `to_json` described.
+
+        Raises:
+            ProfileError: ``value`` does not describe a layout.
+        """
+        try:
+            return cls([Unit(**unit) for unit in value])
+        except TypeError as error:
+            raise ProfileError(f"not a layout: {error}") from error

@@ -1,0 +1,192 @@
+"""A layer-wise sparsity profile: how many items are removed from each unit, as integers.
+
+Integers make what is asked for and what is realised the same thing: budgets are met exactly,
+and equality and hashing are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from sparsity_search.errors import ProfileError
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.patterns import Groups
+from sparsity_search.utils.files import digest
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SparsityProfile:
+    """Items removed from each unit of a layout.
+
+    Args:
+        layout: The units.
+        removed: Items removed from each, in the layout's order.
+        patterns: What the zeros of each must be besides: ``N:M``, or ``""`` where nothing is
+            said. Empty where nothing is said of any.
+
+    Raises:
+        ProfileError: Wrong number of counts or patterns, a count outside ``[0, unit.count]``, or
+            not the one that the unit's pattern means.
+
+    >>> from sparsity_search.profiles.layout import Unit
+    >>> layout = Layout([Unit(name="a", block=0, role="q", count=10),
+    ...                  Unit(name="b", block=0, role="up", count=30)])
+    >>> SparsityProfile(layout, (5, 25)).sparsity
+    0.75
+    """
+
+    layout: Layout
+    removed: tuple[int, ...]
+    patterns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not any(self.patterns):
+            object.__setattr__(self, "patterns", ())
+        if self.patterns and len(self.patterns) != len(self.layout):
+            raise ProfileError(f"{len(self.patterns)} patterns for {len(self.layout)} units")
+        if len(self.removed) != len(self.layout):
+            raise ProfileError(f"{len(self.removed)} counts for {len(self.layout)} units")
+        for unit, removed in zip(self.layout, self.removed, strict=True):
+            if not 0 <= removed <= unit.count:
+                raise ProfileError(f"{unit.name}: {removed} of {unit.count} cannot be removed")
+        for unit, (removed, pattern) in zip(self.layout, self.states, strict=True):
+            if pattern and removed != zeros_of(unit, pattern):
+                raise ProfileError(
+                    f"{unit.name}: {removed} of {unit.count} removed is not {pattern}"
+                )
+
+    @cached_property
+    def states(self) -> tuple[tuple[int, str], ...]:
+        """Items removed and pattern of each unit."""
+        patterns = self.patterns or ("",) * len(self.removed)
+        return tuple(zip(self.removed, patterns, strict=True))
+
+    @property
+    def n_removed(self) -> int:
+        """Weights removed in all units."""
+        return int(np.array(self.removed, dtype=np.int64) @ self.layout.costs)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that is removed."""
+        return self.n_removed / self.layout.n_weights
+
+    @property
+    def sparsities(self) -> np.ndarray:
+        """Fraction removed from each unit, ``(n_units,)`` float64."""
+        return np.asarray(np.array(self.removed, dtype=np.float64) / self.layout.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies layout, counts and patterns: 16 hexadecimal digits."""
+        patterns = [list(self.patterns)] if self.patterns else []
+        return digest([self.layout.digest, list(self.removed), *patterns])
+
+    def grouped(self, by: Literal["block", "role"]) -> dict[int | str, float]:
+        """Return the sparsity of each block or role, weighted by parameters."""
+        removed: dict[int | str, int] = {}
+        sizes: dict[int | str, int] = {}
+        for unit, count in zip(self.layout, self.removed, strict=True):
+            key = getattr(unit, by)
+            removed[key] = removed.get(key, 0) + count * unit.cost
+            sizes[key] = sizes.get(key, 0) + unit.size
+        return {key: removed[key] / sizes[key] for key in sizes}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as a JSON object: counts with totals, one entry a unit."""
+        return {
+            "format": FORMAT,
+            "layout": self.layout.digest,
+            "removed": self.n_removed,
+            "weights": self.layout.n_weights,
+            "sparsity": self.sparsity,
+            "units": {
+                unit.name: {
+                    "block": unit.block,
+                    "role": unit.role,
+                    "removed": removed,
+                    "of": unit.count,
+                    "weights_each": unit.cost,
+                    "sparsity": removed / unit.count,
+                    **({"pattern": pattern} if pattern else {}),
+                }
+                for unit, (removed, pattern) in zip(self.layout, self.states, strict=True)
+            },
+        }
+
+    @classmethod
+    def from_json(cls, layout: Layout, value: Any) -> SparsityProfile:
+        """Return the profile of ``layout`` that a JSON object describes.
+
+        Raises:
+            ProfileError: Not a profile, of another format, or of another model.
+        """
+        try:
+            version, units = value["format"], value["units"]
+            counts = {name: (entry["removed"], entry["of"]) for name, entry in units.items()}
+            patterns = {name: entry.get("pattern", "") for name, entry in units.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ProfileError(f"not a sparsity profile: no {error} in it") from error
+        if version != FORMAT:
+            raise ProfileError(f"profile format {version!r} is not known; this is format {FORMAT}")
+        _check_same_model(layout, counts)
+        removed = [counts[unit.name][0] for unit in layout]
+        if not all(type(count) is int for count in removed):
+            raise ProfileError("not a sparsity profile: its counts are not integers")
+        if not all(type(pattern) is str for pattern in patterns.values()):
+            raise ProfileError("not a sparsity profile: its patterns are not text")
+        profile = cls(layout, tuple(removed), tuple(patterns[unit.name] for unit in layout))
+        if value.get("removed", profile.n_removed) != profile.n_removed:
+            raise ProfileError("corrupt profile: its units do not add up to its total")
+        return profile
+
+
+def _check_same_model(layout: Layout, counts: dict[str, tuple[int, int]]) -> None:
+    names = {unit.name for unit in layout}
+    missing, unknown = sorted(names - counts.keys()), sorted(counts.keys() - names)
+    if missing or unknown:
+        example = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
+        raise ProfileError(
+            f"the profile is of another model: {example} "
+            f"({len(missing)} units missing, {len(unknown)} unknown)"
+        )
+    for unit in layout:
+        if counts[unit.name][1] != unit.count:
+            raise ProfileError(
+                f"the profile is of another model: {unit.name} has {unit.count} items here, "
+                f"{counts[unit.name][1]} there"
+            )
+
+
+def from_counts(
+    layout: Layout, removed: Sequence[int] | np.ndarray, patterns: Sequence[str] = ()
+) -> SparsityProfile:
+    """Return a profile from any sequence of integers, and one of patterns if there are any."""
+    return SparsityProfile(layout, tuple(int(count) for count in removed), tuple(patterns))
+
+
+def zeros_of(unit: Unit, pattern: str) -> int:
+    """Return the zeros of a unit in which every ``M`` consecutive inputs keep ``N`` weights.
+
+    Args:
+        unit: A unit of single weights.
+        pattern: ``N:M``.
+
+    Raises:
+        ProfileError: No such pattern, or the unit is no whole number of groups.
+    """
+    groups = Groups.parse(pattern)
+    whole = groups is not None and unit.cost == 1 and groups.fits(unit.count)
+    if groups is None or groups.keep in (None, groups.size) or not whole:
+        raise ProfileError(
+            f"{unit.name}: {unit.count} items of {unit.cost} weights cannot be {pattern!r}"
+        )
+    (keep,) = groups.kept
+    return groups.zeros(unit.count, keep)

@@ -1,0 +1,162 @@
+"""What removing items from each unit costs: curves, measured once and solved for any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+
+from sparsity_search.errors import ProfileError
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The loss that each unit adds at a table of counts, all other units dense.
+
+    Entries are the pairs of a unit and one of its counts, unit by unit.
+
+    Attributes:
+        layout: The units.
+        counts: Items removed at each level of each unit, ``(n_levels,)`` int64 and increasing.
+        losses: What is lost there, ``(n_levels,)`` float64 each, not negative. The sensitivity
+            says in which measure.
+        pairs: What two entries of different units lose together beyond the sum of both,
+            ``(n_entries, n_entries)`` float32, symmetric, zero within a unit; None if not known.
+        facts: How they were made, for artefacts.
+
+    Raises:
+        ProfileError: The arrays do not fit the layout or each other.
+    """
+
+    layout: Layout
+    counts: tuple[np.ndarray, ...]
+    losses: tuple[np.ndarray, ...]
+    pairs: np.ndarray | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.layout) == len(self.counts) == len(self.losses):
+            raise ProfileError(f"scores need counts and losses of all {len(self.layout)} units")
+        for unit, counts, losses in zip(self.layout, self.counts, self.losses, strict=True):
+            legal = len(counts) and all(a < b for a, b in pairwise([-1, *counts, unit.count + 1]))
+            if not legal or len(counts) != len(losses):
+                raise ProfileError(
+                    f"{unit.name}: scores need increasing counts, and one loss each"
+                )
+            if not np.isfinite(losses).all() or (losses < 0).any():
+                raise ProfileError(f"{unit.name}: losses must be finite and not negative")
+        n_entries = sum(map(len, self.counts))
+        if self.pairs is not None and self.pairs.shape != (n_entries, n_entries):
+            raise ProfileError(f"pairs must be {n_entries} by {n_entries}, as there are entries")
+        if self.pairs is not None and not np.isfinite(self.pairs).all():
+            raise ProfileError("pairs must be finite")
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """The losses of each unit at any count."""
+        return tuple(
+            Curve.through(unit.zeros, counts, losses)
+            for unit, counts, losses in zip(self.layout, self.counts, self.losses, strict=True)
+        )
+
+    def loss(self, profile: SparsityProfile) -> float:
+        """Return what a profile is predicted to lose: the sum over units, without pairs."""
+        counted = zip(self.curves, profile.removed, strict=True)
+        return float(sum(curve(np.array([count]))[0] for curve, count in counted))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the pairs as a JSON object."""
+        return {
+            **self.facts,
+            "format": FORMAT,
+            "layout": self.layout.to_json(),
+            "units": {
+                unit.name: {"counts": counts.tolist(), "losses": losses.tolist()}
+                for unit, counts, losses in zip(self.layout, self.counts, self.losses, strict=True)
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, pairs: np.ndarray | None = None) -> Scores:
+        """Return the scores that a JSON object describes.
+
+        Raises:
+            ProfileError: It describes none, or its format is another.
+        """
+        try:
+            facts = dict(value)
+            version, units = facts.pop("format"), facts.pop("units")
+            layout = Layout.from_json(facts.pop("layout"))
+            entries = [units[unit.name] for unit in layout]
+            counts = tuple(np.array(entry["counts"], dtype=np.int64) for entry in entries)
+            losses = tuple(np.array(entry["losses"], dtype=np.float64) for entry in entries)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProfileError(f"not a table of scores: no {error} in it") from error
+        if version != FORMAT:
+            raise ProfileError(f"scores format {version!r} is not known; this is format {FORMAT}")
+        return cls(layout, counts, losses, pairs, facts)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The loss of one unit between and beyond its measured counts.
+
+    The root of the loss is interpolated: for a loss of second order it is the size of a change,
+    smooth and about straight where the loss itself bends. Monotone cubic (PCHIP) keeps it rising
+    if the measured losses rise.
+
+    Attributes:
+        counts: Where the loss is known, ``(n,)`` int64, increasing.
+        roots: Its square root there, ``(n,)``.
+    """
+
+    counts: np.ndarray
+    roots: np.ndarray
+
+    @classmethod
+    def through(cls, zeros: int, counts: np.ndarray, losses: np.ndarray) -> Curve:
+        """Return the curve through measured losses; nothing is lost up to ``zeros`` items."""
+        beyond = counts > zeros
+        return cls(
+            np.concatenate([[zeros], counts[beyond]]),
+            np.sqrt(np.concatenate([[0.0], losses[beyond]])),
+        )
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """Return the losses at any counts; beyond the last one the root goes on straight."""
+        if len(self.counts) == 1:
+            return np.zeros(len(counts))
+        at = np.maximum(counts, self.counts[0])
+        inside = np.minimum(at, self.counts[-1])
+        roots = self._between(inside)
+        slope = (self.roots[-1] - self.roots[-2]) / (self.counts[-1] - self.counts[-2])
+        return np.asarray((roots + max(slope, 0.0) * (at - inside)) ** 2)
+
+    @cached_property
+    def _between(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The roots between the measured counts."""
+        found: Callable[[np.ndarray], np.ndarray] = PchipInterpolator(self.counts, self.roots)
+        return found
+
+
+def tables(layout: Layout, sparsities: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    """Return the counts of each unit at some sparsities, increasing, beyond its zeros.
+
+    >>> from sparsity_search.profiles.layout import Unit
+    >>> tables(Layout([Unit(name="a", block=0, role="q", count=10, zeros=2)]), [0.1, 0.5, 1.0])
+    ((5, 10),)
+    """
+    found = []
+    for unit in layout:
+        counts = {round(sparsity * unit.count) for sparsity in sparsities}
+        found.append(tuple(sorted(c for c in counts if c > unit.zeros)) or (unit.count,))
+    return tuple(found)

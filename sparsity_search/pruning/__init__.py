@@ -1,0 +1,1 @@
+"""Pruning a whole model to a profile."""

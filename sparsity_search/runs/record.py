@@ -1,0 +1,321 @@
+"""What a run recorded, read back from its directory without changing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparsity_search.trials import store
+from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ProfileError
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.trials.history import Fidelity
+from sparsity_search.trials.history import Measurement
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.redact import redact_url
+from sparsity_search.spaces.levels import Candidate
+
+FORMAT = 1
+#: Name of the Optuna study, if ``run.json`` names no other.
+STUDY = "search"
+JOURNAL = "journal.log"
+
+_SECTIONS = ("model", "budget", "space", "pruner", "searcher", "evaluator", "ladder", "study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that a run directory holds.
+
+    Attributes:
+        run: ``run.json``: how the run was made.
+        results: ``results.json``: how it ended; None while it is unfinished.
+        measurements: Of the search, oldest first.
+        layout: The prunable units.
+        profiles: By name, uniform first and the shipped one last.
+    """
+
+    run: Mapping[str, Any]
+    results: Mapping[str, Any] | None
+    measurements: tuple[Measurement, ...]
+    layout: Layout
+    profiles: Mapping[str, SparsityProfile]
+
+    @classmethod
+    def read(cls, run_dir: Path, storage: str | None = None) -> RunRecord:
+        """Return the record of a run, finished or not.
+
+        Args:
+            run_dir: Directory of the run.
+            storage: URL of its storage, needed where ``run.json`` hides a password.
+
+        Raises:
+            ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
+            RunMismatchError: A file in it is corrupt, or of another format.
+        """
+        run = _run(run_dir)
+        results = _results(run_dir)
+        try:
+            layout = Layout.from_json(run["layout"])
+            profiles = _profiles(run_dir, layout, shipped_name(results))
+        except ProfileError as error:
+            raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
+        return cls(
+            run=run,
+            results=results,
+            measurements=tuple(load_measurements(run_dir, storage)),
+            layout=layout,
+            profiles=profiles,
+        )
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration, in sections."""
+        return self.run["config"]  # type: ignore[no-any-return]
+
+    @property
+    def target(self) -> float:
+        """Global sparsity that was asked for; where a saving was, that of the uniform profile."""
+        if self.saving is not None:
+            return next((profile.sparsity for profile in self.profiles.values()), 0.0)
+        return float(self.config["budget"]["sparsity"])
+
+    @property
+    def saving(self) -> float | None:
+        """Saving that was asked for in place of a sparsity."""
+        found = self.config["budget"].get("saving")
+        return None if found is None else float(found)
+
+    @property
+    def removal(self) -> str:
+        """What the budget is of: ``"sparsity"``, ``"saving"``, or ``"saving of"`` a measure."""
+        if self.saving is None:
+            return "sparsity"
+        prices = self.run.get("prices")
+        return f"saving of {prices['measure']}" if prices else "saving"
+
+    @property
+    def asked(self) -> float:
+        """The sparsity or the saving that was asked for."""
+        return self.target if self.saving is None else self.saving
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each round of the search had its own tokens."""
+        return bool(self.config["ladder"].get("fresh", False))
+
+    @property
+    def top_rung(self) -> int:
+        """Index of the ladder's last rung."""
+        return len(self.config["ladder"]["rungs"]) - 1
+
+    @property
+    def shipped(self) -> SparsityProfile | None:
+        """The profile that the run chose."""
+        return self.profiles.get(shipped_name(self.results))
+
+    @property
+    def parametric(self) -> bool:
+        """Whether candidates were an allocator's settings, and not levels."""
+        return "parameters" in self.run.get("fingerprint", {})
+
+    @property
+    def starts(self) -> list[str]:
+        """Names of the candidates of round 0, in the order they are measured.
+
+        Level 0 comes first: the uniform one, or the first of ``config.initial``. A search over
+        an allocator's settings has one alone, the nearest to its default ones.
+        """
+        if self.parametric:
+            return ["default settings"]
+        initial = self.config.get("initial", [])
+        around_start = "around" in self.run.get("fingerprint", {})
+        names = [*initial, "uniform"] if around_start else ["uniform", *initial]
+        return list(dict.fromkeys(names))
+
+    @property
+    def initial_scores(self) -> dict[str, float]:
+        """Top-rung scores of `starts` by name, on the tokens of round 0.
+
+        If two of them are the same candidate, only the first can be told by its place.
+        """
+        names = self.starts
+        first = [m for m in self.measurements if m.round == 0]
+        if len(first) != len(names):
+            names, first = names[:1], first[:1]
+        return {n: m.score.value for n, m in zip(names, first, strict=False) if not m.failed}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Top-rung scores in the course of a search; one entry each a point.
+
+    Attributes:
+        elapsed: Search time in seconds.
+        evaluations: Measurements so far, of all rungs.
+        scores: The best score so far; with fresh tokens, of the round's winner.
+    """
+
+    elapsed: tuple[float, ...]
+    evaluations: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+def curve(measurements: Sequence[Measurement], top_rung: int, *, fresh: bool = False) -> Curve:
+    """Return how the best top-rung score fell.
+
+    Args:
+        measurements: Oldest first.
+        top_rung: Index of the ladder's last rung.
+        fresh: Each round had its own tokens, so its scores are comparable within it only: one
+            point a round, the score of its winner.
+    """
+    points: dict[int, tuple[float, int, float]] = {}
+    best = float("inf")
+    seen: set[tuple[Fidelity, Candidate]] = set()
+    round_ = -1
+    for number, m in enumerate(measurements, start=1):
+        key = (m.fidelity, m.candidate)
+        if m.rung != top_rung or m.failed or key in seen:
+            continue
+        seen.add(key)
+        if fresh and m.round != round_:
+            round_, best = m.round, float("inf")
+        best = min(best, m.score.value)
+        points[m.round if fresh else number] = (m.elapsed, number, best)
+    elapsed, evaluations, scores = zip(*points.values(), strict=True) if points else ((), (), ())
+    return Curve(elapsed, evaluations, scores)
+
+
+def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:
+    """Return what the search of a run has measured so far; the storage is not changed.
+
+    Args:
+        run_dir: Directory of the run.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
+
+    Raises:
+        ConfigError: No run directory, or its storage cannot be read.
+        RunMismatchError: ``run.json`` or the journal is corrupt.
+    """
+    return [m for stage in load_stages(run_dir, storage) for m in stage.measurements]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a search measured.
+
+    Attributes:
+        study: Name of its Optuna study; that of a later stage ends with its space's digest.
+        measurements: Oldest first; rounds and times go on from the stage before.
+    """
+
+    study: str
+    measurements: tuple[Measurement, ...]
+
+
+def load_stages(run_dir: Path, storage: str | None = None) -> list[Stage]:
+    """Return what each stage of a run has measured so far; the storage is not changed.
+
+    Args:
+        run_dir: Directory of the run.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
+
+    Raises:
+        ConfigError: No run directory, or its storage cannot be read.
+        RunMismatchError: ``run.json`` or the journal is corrupt.
+    """
+    run = _run(run_dir)
+    url = storage or run["config"]["study"].get("storage")
+    journal = run_dir / JOURNAL
+    if url is None and not journal.exists():
+        return []
+    try:
+        names = _studies(run_dir)
+        return _joined({name: store.measurements(url or journal, name) for name in names})
+    except Exception as error:  # each database driver has errors of its own
+        if url is None:
+            raise RunMismatchError(f"{journal} is corrupt: {error}") from error
+        raise ConfigError(
+            f"cannot read the measurements of {run_dir} from {redact_url(url)}: "
+            f"{type(error).__name__}; give its URL with --storage"
+        ) from error
+
+
+def _studies(run_dir: Path) -> list[str]:
+    """Return the names of a run's studies, one a stage."""
+    try:
+        found: list[str] = json.loads((run_dir / "stages.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = []
+    return found or [_run(run_dir).get("study", STUDY)]
+
+
+def _joined(stages: Mapping[str, Sequence[Measurement]]) -> list[Stage]:
+    """Return all stages as one search: rounds and time go on counting."""
+    found: list[Stage] = []
+    rounds, elapsed = 0, 0.0
+    for name, measured in stages.items():
+        moved = [replace(m, round=m.round + rounds, elapsed=m.elapsed + elapsed) for m in measured]
+        rounds = max((m.round + 1 for m in moved), default=rounds)
+        elapsed = max((m.elapsed for m in moved), default=elapsed)
+        found.append(Stage(name, tuple(moved)))
+    return found
+
+
+def shipped_name(results: Mapping[str, Any] | None) -> str:
+    """Return the name of the profile that the run chose."""
+    return str((results or {}).get("shipped", "searched"))
+
+
+def _run(run_dir: Path) -> dict[str, Any]:
+    run = _read(run_dir / "run.json", "config", "layout")
+    if run is None:
+        raise ConfigError(f"{run_dir} is no run directory: it has no run.json")
+    config = run["config"]
+    missing = [key for key in _SECTIONS if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise RunMismatchError(f"{run_dir / 'run.json'} is corrupt: no {missing[0]!r} in config")
+    return run
+
+
+def _results(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "results.json"
+    results = _read(path, "rows")
+    if results and not all(isinstance(row, dict) and "name" in row for row in results["rows"]):
+        raise RunMismatchError(f"{path} is corrupt: a row has no name")
+    return results
+
+
+def _profiles(run_dir: Path, layout: Layout, shipped: str) -> dict[str, SparsityProfile]:
+    files = {path.stem: path for path in (run_dir / "profiles").glob("*.json")}
+    if (run_dir / "profile.json").exists():
+        files[shipped] = run_dir / "profile.json"
+    names = sorted(files, key=lambda name: (name == shipped, name != "uniform", name))
+    return {name: SparsityProfile.from_json(layout, _read(files[name])) for name in names}
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunMismatchError(f"{path} is corrupt: {error}") from error
+    if not isinstance(value, dict):
+        raise RunMismatchError(f"{path} is corrupt: it holds no JSON object")
+    if value.get("format") != FORMAT:
+        raise RunMismatchError(
+            f"{path} has format {value.get('format')!r}; this version reads format {FORMAT}"
+        )
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise RunMismatchError(f"{path} is corrupt: no {missing[0]!r} in it")
+    return value

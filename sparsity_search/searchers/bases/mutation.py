@@ -1,0 +1,115 @@
+"""Mutation by switches: the move that searchers over levels share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.searcher import Space
+from sparsity_search.spaces.levels import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutation:
+    """How a parent becomes a child.
+
+    ``f`` switches follow each other, ``f = min(U1, U2)`` and both uniform on
+    ``{1..max_switches}``, so that small changes are the likelier (EvoPress, arXiv 2410.14649,
+    section 3). A switch moves the same number of levels from one gene to another.
+
+    Args:
+        max_switches: Most switches in one mutation.
+        strides: Levels that a switch moves; one is drawn for each child.
+        within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
+        tournament: Children drawn for each one returned. Where the space has a hint, the one of
+            least predicted loss is returned; 1 takes no advice.
+    """
+
+    max_switches: int = 3
+    strides: tuple[int, ...] = (1, 2, 4)
+    within: Literal["all", "role"] = "all"
+    tournament: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_switches < 1 or not self.strides or min(self.strides) < 1:
+            raise ConfigError("max_switches and every stride must be at least 1")
+        if self.within not in ("all", "role"):
+            raise ConfigError(f"within must be 'all' or 'role', not {self.within!r}")
+        if self.tournament < 1:
+            raise ConfigError(f"tournament must be at least 1, not {self.tournament}")
+
+    def pools(self, space: Space, genes: Sequence[int] | None = None) -> list[list[int]]:
+        """Return which of some genes may switch with each other; by default of all."""
+        genes = range(space.n_genes) if genes is None else genes
+        if self.within == "all":
+            return [list(genes)]
+        roles = dict.fromkeys(space.roles)
+        pools = [[g for g in genes if space.roles[g] == name] for name in roles]
+        return [pool for pool in pools if len(pool) > 1]
+
+    def child(
+        self,
+        space: Space,
+        parent: Candidate,
+        rng: np.random.Generator,
+        likely: np.ndarray | None = None,
+        genes: Sequence[int] | None = None,
+    ) -> Candidate:
+        """Return a child; the parent itself where the bounds allow no move.
+
+        Args:
+            space: Where both lie.
+            parent: What to change.
+            rng: The only source of randomness.
+            likely: Probability of each stride, ``(n_strides,)``; by default all are equal.
+            genes: Which may change; by default all.
+        """
+        pools = self.pools(space, genes)
+        if not pools:
+            return parent
+        children = self.tournament if space.hints else 1
+        found = [self._switched(space, parent, pools, rng, likely) for _ in range(children)]
+        if len(found) == 1:
+            return found[0]
+        advice = space.hints[0]
+        moved = [child for child in found if child != parent]
+        return min(moved, key=advice.loss, default=parent)
+
+    def _switched(
+        self,
+        space: Space,
+        parent: Candidate,
+        pools: Sequence[Sequence[int]],
+        rng: np.random.Generator,
+        likely: np.ndarray | None,
+    ) -> Candidate:
+        sizes = np.array([len(pool) for pool in pools], dtype=np.float64)
+        stride = int(rng.choice(self.strides, p=likely))
+        n_switches = int(rng.integers(1, self.max_switches + 1, size=2).min())
+        child = parent
+        for _ in range(n_switches):
+            pool = pools[rng.choice(len(pools), p=sizes / sizes.sum())]
+            child = space.switch(child, rng, stride, pool) or child
+        return child
+
+
+def stride_shares(strides: Sequence[int], winners: Sequence[Sequence[Candidate]]) -> np.ndarray:
+    """Return how likely each stride shall be, from the changes that won so far, ``(n_strides,)``.
+
+    The stride nearest to the largest change of level by which a round's winner differs from the
+    one before gets a point; earlier points fade by a tenth a round. Every stride keeps the share
+    of one point (probability matching).
+    """
+    points = np.ones(len(strides))
+    known = np.array(strides)
+    for before, after in pairwise(winners):
+        points = 1 + 0.9 * (points - 1)
+        if before and after and before[0] != after[0]:
+            change = np.abs(np.array(after[0]) - np.array(before[0])).max()
+            points[np.abs(known - change).argmin()] += 1
+    return np.asarray(points / points.sum())

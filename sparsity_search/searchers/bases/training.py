@@ -1,0 +1,163 @@
+"""Pairs of candidates and scores, as predictors are fitted to them and judged by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsity_search.interfaces.searcher import Space
+from sparsity_search.searchers.bases.features import Features
+from sparsity_search.searchers.bases.models import Fitted, ModelSettings, Pairs, centred, fit
+from sparsity_search.trials.history import Fidelity, Measurement
+
+#: Fewest scores of one fidelity in a round whose order says something.
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RankCorrelation:
+    """How well a round's scores were predicted by a model that had not seen them.
+
+    Attributes:
+        round: Round of the study.
+        tau: Kendall's tau-b of prediction and score.
+        n: Candidates: those of the fidelity that most of the round were measured at.
+    """
+
+    round: int
+    tau: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well held-out scores were predicted.
+
+    Attributes:
+        r2: Share of their variance that is explained; NaN if there is none.
+        mae: Mean absolute error, in the unit of the targets.
+        tau: Kendall's tau-b.
+        n: How many.
+    """
+
+    r2: float
+    mae: float
+    tau: float
+    n: int
+
+
+def usable(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return what did not fail."""
+    return [m for m in measurements if not m.failed]
+
+
+def pairs_of(space: Space, measurements: Sequence[Measurement]) -> Pairs:
+    """Return pairs of the measurements, which did not fail; a fidelity is a group."""
+    levels = np.array([m.candidate for m in measurements], dtype=np.float64)
+    numbers: dict[Fidelity, int] = {}
+    groups = [numbers.setdefault(m.fidelity, len(numbers)) for m in measurements]
+    scores = np.array([m.score.value for m in measurements])
+    blocks = Features(space).blocks(levels.reshape(-1, space.n_genes))
+    return Pairs(blocks, targets(scores), np.array(groups, dtype=np.int64))
+
+
+def targets(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithms of scores; the scores themselves if some are not positive."""
+    return np.log(scores) if (scores > 0).all() else scores
+
+
+def can_fit(pairs: Pairs) -> bool:
+    """Whether any two scores can be compared."""
+    return len(pairs) > len(np.unique(pairs.groups))
+
+
+def joined(first: Pairs, second: Pairs) -> Pairs:
+    """Return the pairs of both; they share no group."""
+    blocks = {n: np.concatenate([b, second.blocks[n]]) for n, b in first.blocks.items()}
+    offset = int(first.groups.max(initial=-1)) + 1
+    return Pairs(
+        blocks,
+        np.concatenate([first.scores, second.scores]),
+        np.concatenate([first.groups, second.groups + offset]),
+    )
+
+
+def rank_correlations(
+    pairs: Pairs,
+    rounds: Sequence[int],
+    settings: ModelSettings,
+    *,
+    last: int | None = None,
+    startup: int = 2,
+    more: Pairs | None = None,
+) -> list[RankCorrelation]:
+    """Predict each round with a model of the rounds before it, and compare the order.
+
+    Args:
+        pairs: What was measured, oldest first.
+        rounds: Round of each pair.
+        settings: The model. Of trees one member is fitted.
+        last: Only this many of the last rounds; by default all.
+        startup: Fewest measurements that a model is fitted to.
+        more: Pairs that every model sees besides.
+    """
+    of = np.array(rounds, dtype=np.int64)
+    found: list[RankCorrelation] = []
+    for round_ in sorted(set(rounds), reverse=True):
+        if last is not None and len(found) == last:
+            break
+        before, now = np.flatnonzero(of < round_), np.flatnonzero(of == round_)
+        seen = pairs[before] if more is None else joined(pairs[before], more)
+        if len(before) < startup or not can_fit(seen):
+            break
+        largest = np.bincount(pairs.groups[now]).argmax()
+        held_out = pairs[now[pairs.groups[now] == largest]]
+        if len(held_out) >= _FEWEST:
+            predicted, _ = fit(seen, settings, round_).predict(held_out.blocks)
+            tau = kendall(predicted, held_out.scores)
+            found.append(RankCorrelation(round_, tau, len(held_out)))
+    return found[::-1]
+
+
+def figures(model: Fitted, pairs: Pairs) -> Figures:
+    """Return how well a model predicts pairs that it has not seen, within their groups.
+
+    A model knows no group's offset, so all are taken from the group's mean.
+    """
+    predicted, _ = model.predict(pairs.blocks)
+    columns = np.stack([predicted, pairs.scores], axis=1)
+    within = centred(columns, pairs.groups)
+    error, total = within[:, 0] - within[:, 1], float(np.square(within[:, 1]).sum())
+    return Figures(
+        r2=1 - float(np.square(error).sum()) / total if total > 0 else np.nan,
+        mae=float(np.abs(error).mean()) if len(pairs) else np.nan,
+        tau=kendall(predicted, pairs.scores, pairs.groups),
+        n=len(pairs),
+    )
+
+
+def split(pairs: Pairs, share: float, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    """Return a random share of the pairs, and the others."""
+    order = rng.permutation(len(pairs))
+    n_first = round(share * len(pairs))
+    return pairs[np.sort(order[:n_first])], pairs[np.sort(order[n_first:])]
+
+
+def kendall(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Return Kendall's tau-b of two rows of numbers; 0 where one is constant.
+
+    Args:
+        first: Numbers, ``(n,)``.
+        second: Others, ``(n,)``.
+        groups: Only numbers of one group are compared, ``(n,)``; by default all.
+
+    >>> kendall(np.array([1, 2, 3, 4]), np.array([1, 2, 4, 3]))
+    0.6666666666666666
+    """
+    a, b = (np.sign(np.subtract.outer(x, x)) for x in (first, second))
+    if groups is not None:
+        a, b = (x * np.equal.outer(groups, groups) for x in (a, b))
+    norm = float(np.sqrt(float(np.square(a).sum()) * float(np.square(b).sum())))
+    return float((a * b).sum()) / norm if norm > 0 else 0.0

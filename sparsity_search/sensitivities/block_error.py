@@ -1,0 +1,62 @@
+"""The error of each decoder block's output with one unit pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.short_text import ShortText
+from sparsity_search.sensitivities.bases.variants import pruned_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockErrorSensitivity(ShortText):
+    """Squared error of the block's output with one unit pruned, relative to what the block adds.
+
+    ``‖y' − y‖² / ‖y − x‖²`` over all tokens, with the block's dense input ``x`` and output ``y``.
+    Costs one forward pass of a block for each unit and level; the text may be short.
+    """
+
+    def measure(
+        self,
+        subject: PrunableModel,
+        tokens: Tensor,
+        pruner: Pruner,
+        tables: Sequence[tuple[int, ...]],
+        *,
+        seed: int = 0,
+    ) -> Scores:
+        """Return the errors, see `Sensitivity.measure`."""
+        self.check(subject.units)
+        runner = BlockRunner(subject, self.text(tokens))
+        before, block = runner.embed(), 0
+        after, losses = runner.run(0, before), []
+        with subject.preserved():
+            for unit, view, levels, _ in pruned_units(subject, tokens, pruner, tables, seed):
+                dense = view.read().clone()
+                while block < unit.block:
+                    before, block = after, block + 1
+                    after = runner.run(block, before)
+                added, found = _distance(after, before), []
+                for level in levels:
+                    view.write(level)
+                    found.append(_distance(runner.run(block, before), after) / (added or 1.0))
+                view.write(dense)
+                losses.append(rising(found, unit.name))
+        return Scores(subject.layout, tuple(np.array(table) for table in tables), tuple(losses))
+
+
+@torch.inference_mode()
+def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the squared distance of two lists of hidden states."""
+    pairs = zip(one, other, strict=True)
+    return sum(float((x.float() - y.float()).square().double().sum()) for x, y in pairs)

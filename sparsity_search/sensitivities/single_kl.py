@@ -1,0 +1,70 @@
+"""The divergence from the dense model, really measured with one unit pruned at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.head import check_head, divergence
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.short_text import ShortText
+from sparsity_search.sensitivities.bases.variants import pruned_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleKLSensitivity(ShortText):
+    """``KL(dense ‖ pruned)`` with one unit pruned at a time, mean over tokens, in nats.
+
+    What additive methods assume to add up (EvoPress, arXiv 2410.14649, section 2, shows that it
+    does not quite). The hidden states before the unit's block are kept; only the blocks from
+    there on run, so a level costs half a forward pass on average.
+    """
+
+    sequences: int = 2
+
+    def measure(
+        self,
+        subject: PrunableModel,
+        tokens: Tensor,
+        pruner: Pruner,
+        tables: Sequence[tuple[int, ...]],
+        *,
+        seed: int = 0,
+    ) -> Scores:
+        """Return the divergences, see `Sensitivity.measure`.
+
+        Raises:
+            ModelError: What the model makes of its last hidden states is not understood.
+        """
+        self.check(subject.units)
+        text = self.text(tokens)
+        check_head(subject.model, text)
+        runner, n_blocks = BlockRunner(subject, text), len(subject.blocks)
+
+        def ending(hidden: Sequence[Tensor], block: int) -> list[Tensor]:
+            for following in range(block, n_blocks):
+                hidden = runner.run(following, hidden)
+            return runner.finish(hidden)
+
+        hidden, block = runner.embed(), 0
+        teacher, losses = ending(hidden, 0), []
+        with subject.preserved():
+            for unit, view, levels, _ in pruned_units(subject, tokens, pruner, tables, seed):
+                dense = view.read().clone()
+                while block < unit.block:
+                    hidden, block = runner.run(block, hidden), block + 1
+                found = []
+                for level in levels:
+                    view.write(level)
+                    pairs = zip(teacher, ending(hidden, block), strict=True)
+                    found.append(sum(divergence(subject.model, p, q) for p, q in pairs))
+                view.write(dense)
+                losses.append(rising(np.array(found) / text.numel(), unit.name))
+        return Scores(subject.layout, tuple(np.array(table) for table in tables), tuple(losses))

@@ -1,0 +1,233 @@
+"""The decisions of a solver: groups of tied units, and the counts that each can take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError, nearest
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.spaces.choices import Choices, chosen_rows, n_of_m
+
+#: Least and greatest sparsity of all units together whose whole role matches an expression.
+Limits = tuple[tuple[str, tuple[float, float]], ...]
+
+#: Steps that the whole model is divided into, at most: they bound the time and memory of the
+#: dynamic programme.
+MAX_STEPS = 2**17
+#: Finest grid of the integer programme, as a fraction of a unit: with ten times as many options
+#: the solver needs minutes to prove an optimum that is hardly better.
+_COARSE = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which profiles are allowed, beside budget and bounds.
+
+    Attributes:
+        tied: Units that agree in these attributes share one sparsity.
+        step: Distance of the options of a unit, as a fraction of the smallest group.
+        pattern: ``N:M`` or ``*:M``: only counts that it allows.
+        limits: Sparsity limits of several units together, see `Limits`.
+
+    Raises:
+        ConfigError: One of them is not legal.
+    """
+
+    tied: tuple[str, ...] = ("name",)
+    step: float = 0.01
+    pattern: str | None = None
+    limits: Limits = ()
+
+    def __post_init__(self) -> None:
+        known = [field.name for field in fields(Unit)]
+        for name in self.tied:
+            if name not in known:
+                raise ConfigError(f"tied: no unit has {name!r}: {nearest(str(name), known)}")
+        if not self.tied or not 0 < self.step <= 1:
+            raise ConfigError("tied must name an attribute of units, and step lie in (0, 1]")
+        for role, (low, high) in self.limits:
+            if not 0 <= low <= high <= 1:
+                raise ConfigError(f"limits of {role!r} must be 0 <= LOW <= HIGH <= 1")
+            try:
+                re.compile(role)
+            except re.error as error:
+                raise ConfigError(f"limits: {role!r} is no regular expression: {error}") from error
+
+    def groups(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
+        """Return the positions of the units of each group."""
+        found: dict[tuple[object, ...], list[int]] = {}
+        for i, unit in enumerate(layout):
+            found.setdefault(tuple(getattr(unit, name) for name in self.tied), []).append(i)
+        return tuple(map(tuple, found.values()))
+
+    def equal_steps(self, layout: Layout) -> bool:
+        """Whether any number of weights can be removed of each unit, and only the total counts."""
+        return not self.limits and self.pattern is None and bool((layout.costs == 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What each group can take, and how much goes in all.
+
+    Attributes:
+        layout: The units.
+        groups: Positions of the units of each group.
+        counts: Counts of its units, ``(n_options, n_units)`` each; floats between integers
+            where the weights go in equal steps.
+        weights: Weights that each option removes, ``(n_options,)`` int64 and increasing.
+        least: Weights to remove in all, at least.
+        greatest: And at most.
+        equal: Whether the weights go in equal steps.
+        fixed: Whether no weights can be added to an option: they are structures or patterns.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[int, ...], ...]
+    counts: tuple[np.ndarray, ...]
+    weights: tuple[np.ndarray, ...]
+    least: int
+    greatest: int
+    equal: bool = False
+    fixed: bool = False
+
+    @property
+    def steps(self) -> list[int]:
+        """Weights between the options of all groups that have several; else 1."""
+        return [int(step) for grid in self.weights for step in np.diff(grid)] or [1]
+
+    def losses(self, scores: Scores) -> tuple[np.ndarray, ...]:
+        """Return the loss of each option, ``(n_options,)`` each."""
+        return tuple(
+            np.sum([scores.curves[i](c) for i, c in zip(group, counts.T, strict=True)], axis=0)
+            for group, counts in zip(self.groups, self.counts, strict=True)
+        )
+
+    def chosen(self, levels: np.ndarray) -> np.ndarray:
+        """Return the count of each unit, ``(n_units,)`` float64, at an option of each group."""
+        found = np.zeros(len(self.layout))
+        for group, counts, level in zip(self.groups, self.counts, levels, strict=True):
+            found[list(group)] = counts[level]
+        return found
+
+
+def stepped(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Options:
+    """Return options of single weights that lie one common step apart, from the lower bounds on.
+
+    What is to be removed is rounded down to whole steps.
+    """
+    groups = rules.groups(layout)
+    step = _common_step(layout, groups, rules.step)
+    counts, weights = [], []
+    for group in map(list, groups):
+        low, high = bounds.lower[group], bounds.upper[group]
+        grid = np.arange(low.sum(), high.sum() + 1, step, dtype=np.int64)
+        weights.append(grid)
+        counts.append(_shared(grid, low, high, layout.counts[group]))
+    base = int(bounds.lower.sum())
+    most = sum((len(grid) - 1) * step for grid in weights)
+    total = base + min((budget.n_removed(layout) - base) // step * step, most)
+    return Options(layout, groups, tuple(counts), tuple(weights), total, total, equal=True)
+
+
+def chosen(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Options:
+    """Return options that are whole counts: of structures, of patterns, or of a grid of weights.
+
+    With a pattern at least the budget is removed, as in search spaces (see `levels`), and less
+    than one step more. Otherwise at most the budget, and less than the smallest step below it:
+    `Budget.project` closes the rest as far as whole structures can.
+
+    Raises:
+        InfeasibleBudgetError: The options do not reach the budget; or a unit has none.
+    """
+    groups = rules.groups(layout)
+    choices = n_of_m(layout, rules.pattern) if rules.pattern else _grid(layout, bounds, rules.step)
+    counts, weights = [], []
+    for group, rows in zip(groups, chosen_rows(layout, bounds, groups, choices), strict=True):
+        totals, first = np.unique(rows @ layout.costs[list(group)], return_index=True)
+        counts.append(rows[first])
+        weights.append(totals.astype(np.int64))
+    target = budget.n_removed(layout)
+    check_reach(layout, target, sum(int(w[0]) for w in weights), sum(int(w[-1]) for w in weights))
+    fixed = rules.pattern is not None or bool((layout.costs > 1).any())
+    found = Options(layout, groups, tuple(counts), tuple(weights), target, target, fixed=fixed)
+    if rules.pattern:
+        return replace(found, greatest=target + max(found.steps) - 1)
+    return replace(found, least=target - min(found.steps) + 1)
+
+
+def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
+    """Check that ``target`` weights lie within what the options allow.
+
+    Raises:
+        InfeasibleBudgetError: They do not; the message names the reachable range.
+    """
+    if not low <= target <= high:
+        total = layout.n_weights
+        raise InfeasibleBudgetError(
+            f"sparsity {target / total:.6g} is out of reach: the allowed counts and limits give "
+            f"{low / total:.6g} to {high / total:.6g} ({low} to {high} of {total} weights)"
+        )
+
+
+def matching(layout: Layout, role: str) -> np.ndarray:
+    """Return which units have a role that wholly matches an expression, ``(n_units,)`` bool.
+
+    Raises:
+        UnknownNameError: None has.
+    """
+    found = np.array([re.fullmatch(role, unit.role) is not None for unit in layout])
+    if not found.any():
+        roles = {unit.role for unit in layout}
+        raise UnknownNameError(f"limits: no role matches {role!r}: {nearest(role, roles)}")
+    return found
+
+
+def as_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
+    """Return limits as a tuple from a mapping of role expressions to two sparsities.
+
+    Raises:
+        ConfigError: It is no such mapping.
+    """
+    try:
+        pairs = dict(value).items()
+        return tuple((str(role), (float(low), float(high))) for role, (low, high) in pairs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"limits must map roles to [LOW, HIGH], not {value!r}") from error
+
+
+def _common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -> int:
+    """Return a step in weights: if one is near, a divisor of all groups' sizes."""
+    sizes = [int(layout.counts[list(group)].sum()) for group in groups]
+    wanted = max(1, int(step * min(sizes)), math.ceil(sum(sizes) / MAX_STEPS))
+    near = np.arange(wanted, wanted // 2, -1)
+    divisors = near[math.gcd(*sizes) % near == 0]
+    return int(divisors[0]) if len(divisors) else wanted
+
+
+def _shared(grid: np.ndarray, low: np.ndarray, high: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return counts of units of one sparsity that add up to ``grid``, ``(len(grid), n_units)``.
+
+    A unit that its bounds keep from that sparsity lies at the bound.
+    """
+    knots = np.unique(np.concatenate([low / sizes, high / sizes]))
+    at_knots = np.clip(knots[:, None] * sizes, low, high)
+    totals, first = np.unique(at_knots.sum(axis=1), return_index=True)
+    return np.stack([np.interp(grid, totals, c) for c in at_knots[first].T], axis=1)
+
+
+def _grid(layout: Layout, bounds: Bounds, step: float) -> Choices:
+    """Return counts of each unit about ``step`` of it apart, and its bounds."""
+    apart = max(step, _COARSE)
+    found = []
+    for unit, low, high in zip(layout, bounds.lower, bounds.upper, strict=True):
+        n = min(int(high - low), math.ceil((high - low) / max(1.0, apart * unit.count)))
+        points = {round(float(at)) for at in np.linspace(low, high, n + 1)}
+        found.append(tuple(sorted(points)))
+    return tuple(found)

@@ -1,0 +1,171 @@
+"""Coordinate moves on losses with pairs: what two units lose together counts, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparsity_search.profiles.scores import Scores
+from sparsity_search.solvers.decisions import Options
+
+#: Most moves in all; one takes some milliseconds.
+MOVES = 5000
+#: The longest moves go over as many options, as a power of two.
+_LONGEST = 5
+
+
+def moved(
+    options: Options,
+    losses: Sequence[np.ndarray],
+    scores: Scores,
+    start: np.ndarray,
+    shrink: float = 1.0,
+) -> np.ndarray:
+    """Return options after coordinate moves, ``(n_groups,)`` int64: of no more loss with pairs.
+
+    A move lowers one group by some options and raises another by as many, while the total stays
+    legal. The best of all such moves is made, long ones before short ones, until none helps:
+    with strong pairs that is a local optimum.
+
+    Args:
+        options: What each group can take.
+        losses: Of each option, without pairs.
+        scores: With pairs.
+        start: An option of each group.
+        shrink: Pairs are multiplied by it.
+    """
+    state = _State(options, losses, scores, start, shrink)
+    lengths = [2**k for k in range(_LONGEST, -1, -1)]
+    left, helped = MOVES, True
+    while helped and left:
+        helped = False
+        for length in lengths:
+            state.look(length)
+            while left and state.improve():
+                left -= 1
+                helped = True
+    return state.levels
+
+
+def pair_loss(scores: Scores, counts: np.ndarray) -> float:
+    """Return what counts ``(n_units,)`` lose beyond the sum over units."""
+    assert scores.pairs is not None
+    at = np.concatenate([mixture(scores, i, float(count)) for i, count in enumerate(counts)])
+    return float(at @ scores.pairs.astype(np.float64) @ at) / 2
+
+
+def mixture(scores: Scores, unit: int, count: float) -> np.ndarray:
+    """Return a count as a mixture of a unit's entries, ``(n_levels,)``, linear in the root.
+
+    So the pair term of two units between their levels goes with the product of their curves'
+    roots. It falls to 0 with the loss, and grows in proportion beyond the last level.
+    """
+    zeros = scores.layout[unit].zeros
+    found = np.zeros(len(scores.counts[unit]))
+    known = np.flatnonzero(scores.counts[unit] > zeros)
+    if not len(known) or count <= zeros:
+        return found
+    counts, roots = scores.counts[unit][known], np.sqrt(scores.losses[unit][known])
+    root = float(np.sqrt(scores.curves[unit](np.array([count]))[0]))
+    b = int(np.searchsorted(counts, count))
+    if b in (0, len(known)):
+        end = min(b, len(known) - 1)
+        found[known[end]] = root / roots[end] if roots[end] else count / counts[end]
+        return found
+    a = b - 1
+    flat = roots[b] == roots[a]
+    x, low, high = (count, counts[a], counts[b]) if flat else (root, roots[a], roots[b])
+    share = float((x - low) / (high - low))
+    found[known[a]], found[known[b]] = 1 - share, share
+    return found
+
+
+class _State:
+    """The present options, and what it would change to raise or lower each group.
+
+    Rows 0 and 1 of the arrays are up and down.
+
+    Attributes:
+        levels: The present options.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        losses: Sequence[np.ndarray],
+        scores: Scores,
+        start: np.ndarray,
+        shrink: float,
+    ) -> None:
+        assert scores.pairs is not None
+        self.levels = start.copy()
+        self._options, self._losses, self._scores = options, losses, scores
+        self._pairs = scores.pairs.astype(np.float64) * shrink
+        self._starts = np.cumsum([0, *map(len, scores.counts)])
+        n = len(start)
+        self._at = np.stack([self._mixture(g, int(k)) for g, k in enumerate(start)])
+        self._field = self._pairs @ self._at.sum(axis=0)
+        self._change = np.zeros((2, n, len(self._pairs)))
+        self._gain, self._size = np.zeros((2, n)), np.zeros((2, n))
+        self._cross = np.zeros((n, n))
+        self._length = 0
+        self._removed = sum(int(w[k]) for w, k in zip(options.weights, start, strict=True))
+        self._least_gain = 1e-9 * sum(float(loss.max()) for loss in losses)
+
+    def look(self, length: int) -> None:
+        """Find what all moves of a length would change."""
+        self._length = length
+        for group in range(len(self.levels)):
+            self._look_at(group)
+        self._cross = self._change[0] @ self._pairs @ self._change[1].T
+
+    def improve(self) -> bool:
+        """Make the best move; return whether there was one that helps."""
+        gain = self._gain + self._change @ self._field
+        total = gain[0][:, None] + gain[1] + self._cross
+        after = self._removed + self._size[0][:, None] + self._size[1]
+        total[(after < self._options.least) | (after > self._options.greatest)] = np.inf
+        np.fill_diagonal(total, np.inf)
+        up, down = (int(i) for i in np.unravel_index(int(total.argmin()), total.shape))
+        if not total[up, down] < -self._least_gain:
+            return False
+        self._removed = int(after[up, down])
+        for row, group in enumerate((up, down)):
+            self._field += self._pairs @ self._change[row, group]
+            self._at[group] += self._change[row, group]
+            self.levels[group] += self._length * (1 - 2 * row)
+        both = [up, down]
+        for group in both:
+            self._look_at(group)
+        self._cross[both] = (self._change[0, both] @ self._pairs) @ self._change[1].T
+        self._cross[:, both] = self._change[0] @ (self._pairs @ self._change[1, both].T)
+        return True
+
+    def _look_at(self, group: int) -> None:
+        """Note what it would change to raise and to lower one group, others as they are."""
+        now, losses, grid = (
+            int(self.levels[group]),
+            self._losses[group],
+            self._options.weights[group],
+        )
+        for row, level in enumerate((now + self._length, now - self._length)):
+            if not 0 <= level < len(losses):
+                self._change[row, group], self._gain[row, group] = 0.0, np.inf
+                continue
+            change = self._mixture(group, level) - self._at[group]
+            places = np.flatnonzero(change)
+            among = change[places] @ self._pairs[np.ix_(places, places)] @ change[places]
+            self._change[row, group] = change
+            self._gain[row, group] = losses[level] - losses[now] + among / 2
+            self._size[row, group] = grid[level] - grid[now]
+
+    def _mixture(self, group: int, level: int) -> np.ndarray:
+        """Return an option as a mixture of all entries, ``(n_entries,)``."""
+        found = np.zeros(self._starts[-1])
+        counts = self._options.counts[group][level]
+        for unit, count in zip(self._options.groups[group], counts, strict=True):
+            found[self._starts[unit] : self._starts[unit + 1]] = mixture(
+                self._scores, unit, float(count)
+            )
+        return found

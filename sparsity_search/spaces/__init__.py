@@ -1,0 +1,1 @@
+"""Search spaces: what candidates are, and which are legal."""

@@ -1,0 +1,357 @@
+"""Search spaces from files: one YAML in `search_spaces/` is one space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.registry import describe
+from sparsity_search.spaces.choices import n_of_m, options_of, uniform_structures
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.parametric import (
+    Allocate,
+    Parameter,
+    ParametricSpace,
+    composed,
+    spaced,
+    stepped,
+)
+from sparsity_search.spaces.prices import Prices
+
+#: Sparsity limits by role, each within [0, 1].
+RoleBounds = Mapping[str, tuple[float, float]]
+
+_NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+_Saving = Annotated[float, Field(gt=0, le=1)]
+_Number = StrictInt | FiniteFloat
+
+
+class SpaceFile(BaseModel):
+    """What a space file says.
+
+    Attributes:
+        version: Version of this format.
+        description: One line for `sparsity-search ls spaces`.
+        gene: Units that agree in all of these are tied to one level.
+        groups: Roles by group name, for a gene that names ``group``.
+        step: Weights that one level moves, as a fraction of the smallest gene; less where the
+            target leaves little room, so that the roomiest gene has four levels either way.
+            Structures move whole: a level is as many as the step holds, or one.
+        share: In its place, fraction of its own weights that one level moves each gene.
+        pattern: In place of both: ``N:M`` (each unit keeps N of M weights, or is dense) or
+            ``*:M`` (any number of M).
+        options: In place of all three: what a unit saves with each ``N:M`` that it may have, as a
+            fraction of what it costs when dense (time, bytes or energy, as measured). The budget
+            is in savings then, and a unit's cost taken as proportional to its weights.
+        reach: Most levels up or down.
+        bounds: Least and greatest sparsity by role; roles that are not named have none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    description: str
+    gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
+    groups: dict[str, list[str]] = {}
+    step: float | None = Field(default=None, gt=0, le=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    pattern: str | None = None
+    options: dict[_NofM, _Saving] | None = Field(default=None, min_length=1)
+    reach: int = Field(ge=1)
+    bounds: dict[str, tuple[float, float]] = {}
+
+    @property
+    def of_levels(self) -> SpaceFile:
+        """The space of levels: itself."""
+        return self
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if [self.step, self.share, self.pattern, self.options].count(None) != 3:
+            raise ValueError("a space needs one of step, share, pattern and options")
+        return self
+
+    def build(
+        self, layout: Layout, budget: Budget, bounds: RoleBounds, prices: Prices | None = None
+    ) -> SearchSpace:
+        """Return the space over a layout.
+
+        Args:
+            layout: The units.
+            budget: The global budget; with options or prices its target is a saving.
+            bounds: Sparsity limits by role, in place of the file's own for these roles.
+            prices: What the units save, in place of their weights.
+
+        Raises:
+            UnknownNameError: A bound's role is not in the layout.
+            ConfigError: A pattern is none, or some unit cannot have it.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        groups = self._groups(layout) if "group" in self.gene else {}
+        genes: dict[tuple[object, ...], list[int]] = {}
+        for index, unit in enumerate(layout):
+            key = (groups[unit.name] if p == "group" else getattr(unit, p) for p in self.gene)
+            genes.setdefault(tuple(key), []).append(index)
+        within = bounds_of(layout, {**self.bounds, **bounds})
+        step = 1
+        if self.step is not None:
+            uniform = _uniform(layout, budget, within, prices)
+            step = self._step(layout, uniform, within, list(genes.values()))
+        return SearchSpace(
+            layout=layout,
+            budget=budget,
+            bounds=within,
+            genes=tuple(tuple(gene) for gene in genes.values()),
+            step=step,
+            reach=self.reach,
+            choices=n_of_m(layout, self.pattern) if self.pattern else None,
+            options=options_of(layout, self.options) if self.options else None,
+            share=self.share,
+            prices=prices,
+        )
+
+    def _step(
+        self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: list[list[int]]
+    ) -> int:
+        """Return the step in weights: a whole number of items, of the smallest ones."""
+        assert self.step is not None
+
+        def most(items: np.ndarray) -> int:
+            weights = items * layout.costs
+            return max(int(weights[gene].sum()) for gene in genes)
+
+        room = min(most(bounds.upper - removed), most(removed - bounds.lower))
+        smallest = min(sum(layout[i].size for i in gene) for gene in genes)
+        granule = int(layout.costs.min())
+        return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
+
+    def _groups(self, layout: Layout) -> dict[str, str]:
+        """Return the group of each unit, by name.
+
+        Where no group names a unit's role, it goes with the others of its module; if they are in
+        no group or in several, the module is a group of its own, e.g. a Mamba mixer.
+
+        Raises:
+            ConfigError: It is in no module of its block.
+        """
+        first = reversed(self.groups.items())
+        named = {role: group for group, roles in first for role in roles}
+        found = {unit.name: named[unit.role] for unit in layout if unit.role in named}
+        beside: dict[str, set[str]] = {}
+        for name, group in found.items():
+            beside.setdefault(name.rpartition(".")[0], set()).add(group)
+        for unit in layout:
+            if unit.name in found:
+                continue
+            module = _module(unit)
+            if unit.cost > 1:  # structures span the linears that groups name
+                found[unit.name] = unit.role
+            elif module is None:
+                raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
+            else:
+                others = beside.get(unit.name.rpartition(".")[0], set())
+                found[unit.name] = next(iter(others)) if len(others) == 1 else module
+        return found
+
+
+def _module(unit: Unit) -> str | None:
+    """Return the name of the module that a unit is in, without numbers; None for the block."""
+    path = unit.name.split(".")[:-1]
+    while path and path[-1].isdigit():
+        path.pop()
+    return path[-1] if any(part.isdigit() for part in path) else None
+
+
+class ParameterValues(BaseModel):
+    """The values of one parameter: a list, or a grid.
+
+    Attributes:
+        values: Every one; they have an order if they are rising numbers.
+        low: In their place, the first of a grid.
+        high: Its last one.
+        step: The difference of neighbours; with whole numbers all values are.
+        points: In its place, how many there are.
+        log: With ``points``, neighbours have equal factors in place of equal differences.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: list[StrictBool | _Number | StrictStr | None] | None = Field(None, min_length=1)
+    low: _Number | None = None
+    high: _Number | None = None
+    step: _Number | None = None
+    points: int | None = None
+    log: bool = False
+
+    def build(self, name: str) -> Parameter:
+        """Return the parameter called ``name``.
+
+        Raises:
+            ConfigError: Neither a list nor a grid, both, or no legal one.
+        """
+        given = self.model_fields_set
+        if self.values is not None and given == {"values"}:
+            return Parameter(name, tuple(self.values))
+        if self.low is not None and self.high is not None and "values" not in given:
+            if self.step is not None and given == {"low", "high", "step"}:
+                return stepped(name, self.low, self.high, self.step)
+            if self.points is not None and "step" not in given:
+                return spaced(name, self.low, self.high, self.points, log=self.log)
+        raise ConfigError(
+            f"{name} needs values, or low, high and step, or low, high and points "
+            f"(with log, if you like), not {', '.join(sorted(given)) or 'nothing'}"
+        )
+
+
+class ParametricFile(BaseModel):
+    """What the file of a space of parameters says.
+
+    Attributes:
+        version: Version of this format.
+        description: One line for `sparsity-search ls spaces`.
+        allocator: What makes a profile of the parameters, by name.
+        parameters: Its settings that are searched; dots lead to entries, ``knots.0``.
+        settings: Further ones, equal for all candidates.
+        space: The space of levels that profiles are rounded to: a name or a path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    description: str
+    allocator: str
+    parameters: dict[str, ParameterValues] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    space: str = "per_linear"
+
+    @model_validator(mode="after")
+    def _legal(self) -> Self:
+        for name in self.parameters:
+            if name.partition(".")[0] == "pruner":
+                raise ValueError(
+                    f"{name!r} cannot be a parameter: a supernet is built with one pruner, and "
+                    "each setting of it would need a supernet of its own"
+                )
+        composed(self.settings, {p.name: p.values[0] for p in self.build_parameters()})
+        return self
+
+    @property
+    def of_levels(self) -> SpaceFile:
+        """The space of levels that profiles are rounded to.
+
+        Raises:
+            UnknownNameError: There is none of that name.
+            ConfigError: It is itself one of parameters, or not legal.
+        """
+        found = load_space(self.space)
+        if isinstance(found, ParametricFile):
+            raise ConfigError(f"space {self.space!r} is one of parameters; name one of levels")
+        return found
+
+    def build_parameters(self) -> tuple[Parameter, ...]:
+        """Return the parameters in the order of the file.
+
+        Raises:
+            ConfigError: Values that are neither a list nor a grid.
+        """
+        return tuple(values.build(name) for name, values in self.parameters.items())
+
+    def build(self, on: SearchSpace, allocate: Allocate, defaults: object) -> ParametricSpace:
+        """Return the space of parameters over one of levels.
+
+        Args:
+            on: The space of levels, built from `of_levels`.
+            allocate: Makes a profile of the allocator's settings, see `ParametricSpace`.
+            defaults: The allocator as it is without the parameters: where a study starts.
+        """
+        return ParametricSpace(
+            parameters=self.build_parameters(),
+            allocate=allocate,
+            on=on,
+            settings=self.settings,
+            defaults=defaults,
+            method=f"{self.allocator}: {describe(defaults)}",
+        )
+
+
+def _uniform(layout: Layout, budget: Budget, bounds: Bounds, prices: Prices | None) -> np.ndarray:
+    """Return the counts of the uniform profile, ``(n_units,)`` int64."""
+    if prices is not None:
+        return uniform_structures(layout, bounds, budget, prices)
+    return np.array(budget.uniform(layout, bounds).removed)
+
+
+def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
+    """Return the bounds of each unit from sparsity limits by role.
+
+    Raises:
+        UnknownNameError: A role is not in the layout.
+        ConfigError: Limits that are not ``0 <= low <= high <= 1``.
+    """
+    roles = {unit.role for unit in layout}
+    for role, (low, high) in bounds.items():
+        if role not in roles:
+            raise UnknownNameError(f"no unit has the role {role!r}: {nearest(role, roles)}")
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"bounds of {role} must be 0 <= LOW <= HIGH <= 1, not {low}:{high}")
+    limits = [bounds.get(unit.role, (0.0, 1.0)) for unit in layout]
+    return Bounds.of(layout, *np.array(limits, dtype=np.float64).T)
+
+
+def space_names() -> list[str]:
+    """Return the names of the spaces that come with the package, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.yaml"))
+
+
+def load_space(name: str) -> SpaceFile | ParametricFile:
+    """Return a space by name, or from a path that ends in ``.yaml``.
+
+    It is one of parameters if it names an allocator, else one of levels.
+
+    Raises:
+        UnknownNameError: No such space or file; the message names the nearest.
+        ConfigError: The file is no legal space.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownNameError(f"unknown space {name!r}: {nearest(name, space_names())}")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and "allocator" in value:
+            return ParametricFile.model_validate(value)
+        return SpaceFile.model_validate(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
+            for e in error.errors()
+        )
+        raise ConfigError(f"space {name!r}: {faults}") from error
+
+
+def _folder() -> Path:
+    """Return the spaces' folder: package data when installed, the top level in a checkout."""
+    package = Path(str(files("sparsity_search")))
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"

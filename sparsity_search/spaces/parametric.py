@@ -1,0 +1,333 @@
+"""Search spaces of few parameters: an allocator's settings in place of a level for each gene.
+
+A candidate is still a tuple of integers, here one index into the values of each parameter, so that
+histories, ladders, stores and searchers need not know the difference. What a candidate means is
+what the allocator makes of its settings, rounded to a space of levels: the profiles measured are
+those that a supernet has. Numbers and names only; the allocation itself is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeGuard
+
+import numpy as np
+
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError, NumericalError
+from sparsity_search.profiles.budget import Bounds
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.utils.files import digest
+
+#: What a parameter can be.
+Value = bool | int | float | str | None
+
+#: Makes a profile of an allocator's settings.
+Allocate = Callable[[Mapping[str, Any]], SparsityProfile]
+
+#: Digits to which the values of a grid are rounded: 3 · 0.02 is 0.06.
+_DIGITS = 12
+
+
+class RefusedSettingError(ConfigError):
+    """No profile follows from a setting; other settings of the space may be legal."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting of an allocator, and the values that it may have.
+
+    Attributes:
+        name: The setting; parts after dots are entries of it, ``knots.0`` or ``offsets.q``.
+        values: At least one, no two alike.
+        grid: How the values lie: ``choices`` as listed, or numbers that rise by equal
+            differences (``linear``) or equal factors (``log``).
+
+    Raises:
+        ConfigError: No value, or two alike.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    grid: Literal["choices", "linear", "log"] = "choices"
+
+    def __post_init__(self) -> None:
+        if not self.values or len(set(map(repr, self.values))) < len(self.values):
+            raise ConfigError(f"{self.name} needs distinct values, not {list(self.values)}")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the values are numbers that rise, so that neighbours are alike."""
+        if not all(_is_number(value) for value in self.values):
+            return False
+        return list(self.values) == sorted(self.values)  # type: ignore[type-var]
+
+    def nearest(self, value: object) -> int:
+        """Return the index of a value, or of the nearest number; without any, of that next to 0.
+
+        Values that are no numbers have no distance: the first stands for what is not among them.
+        """
+        for index, own in enumerate(self.values):
+            if type(own) is type(value) and own == value:
+                return index
+        if not self.ordered:
+            return 0
+        wanted = float(value) if _is_number(value) else 0.0
+        known = np.array(self.values, dtype=np.float64)
+        if self.grid == "log" and wanted > 0:
+            return int(np.abs(np.log(known / wanted)).argmin())
+        return int(np.abs(known - wanted).argmin())
+
+
+def stepped(name: str, low: float, high: float, step: float) -> Parameter:
+    """Return the parameter of a grid with equal differences; of whole numbers if all are.
+
+    Raises:
+        ConfigError: Not ``low < high``, or not a whole number of steps between them.
+
+    >>> stepped("spread", 0.02, 0.08, 0.02).values
+    (0.02, 0.04, 0.06, 0.08)
+    """
+    n_steps = round((high - low) / step) if step > 0 else 0
+    if n_steps < 1 or abs(low + n_steps * step - high) > 1e-9 * abs(step):
+        raise ConfigError(
+            f"{name}: from low {low} to high {high} must be a whole number of steps of {step}"
+        )
+    values = [low + i * step for i in range(n_steps)] + [high]
+    whole = all(isinstance(part, int) for part in (low, high, step))
+    return Parameter(name, tuple(v if whole else round(v, _DIGITS) for v in values), "linear")
+
+
+def spaced(name: str, low: float, high: float, points: int, *, log: bool = False) -> Parameter:
+    """Return the parameter of a grid with so many points, of equal differences or factors.
+
+    Raises:
+        ConfigError: Not ``low < high``, fewer than two points, or a factor from 0 or less.
+
+    >>> spaced("m", 1, 100, 3, log=True).values
+    (1.0, 10.0, 100.0)
+    """
+    if not low < high or points < 2 or (log and low <= 0):
+        positive = "0 < " if log else ""
+        raise ConfigError(
+            f"{name} needs {positive}low < high and at least 2 points, "
+            f"not {low} to {high} in {points}"
+        )
+    inner = (np.geomspace if log else np.linspace)(low, high, points)[1:-1]
+    values = (float(low), *(float(v) for v in np.round(inner, _DIGITS)), float(high))
+    return Parameter(name, values, "log" if log else "linear")
+
+
+@dataclass(frozen=True, eq=False)
+class ParametricSpace:
+    """Settings of an allocator, each with few values; each gives a profile of ``on``.
+
+    Args:
+        parameters: What is searched, at least one.
+        allocate: Makes a profile of settings. It is asked once for each candidate; it raises
+            `ConfigError`, `InfeasibleBudgetError` or `NumericalError` where there is none.
+        on: The space of levels to which profiles are rounded.
+        settings: Further settings, equal for all candidates.
+        defaults: The allocator with its default settings; `uniform` is the nearest to them.
+        method: Identifies what else a profile depends on: the allocator with all its settings.
+
+    Raises:
+        ConfigError: No parameter, two of one name, or one that is an entry of another.
+    """
+
+    parameters: tuple[Parameter, ...]
+    allocate: Allocate
+    on: SearchSpace
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: object = None
+    method: str = ""
+    _profiles: dict[Candidate, SparsityProfile] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.parameters or len(set(self.roles)) < len(self.parameters):
+            raise ConfigError("a space of parameters needs at least one, and distinct names")
+        composed(self.settings, {p.name: p.values[0] for p in self.parameters})
+
+    @property
+    def n_genes(self) -> int:
+        """Parameters of the space."""
+        return len(self.parameters)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Name of each parameter."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @cached_property
+    def levels(self) -> Bounds:
+        """Least and greatest index of each parameter, ``(n_genes,)`` int64 each."""
+        sizes = np.array([len(p.values) for p in self.parameters], dtype=np.int64)
+        return Bounds(lower=np.zeros_like(sizes), upper=sizes - 1)
+
+    @property
+    def hints(self) -> tuple[Hint, ...]:
+        """None: sensitivities predict losses of levels, not of settings."""
+        return ()
+
+    @property
+    def unordered(self) -> frozenset[int]:
+        """Which parameters have values without an order."""
+        return frozenset(i for i, p in enumerate(self.parameters) if not p.ordered)
+
+    @cached_property
+    def uniform(self) -> Candidate:
+        """The values nearest to the allocator's defaults; those next to 0 where it has none.
+
+        A study starts from it. It is a uniform profile only if the allocator's default is.
+        """
+        return tuple(p.nearest(value_at(self.defaults, p.name)) for p in self.parameters)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the space: 16 hexadecimal digits."""
+        return digest(
+            {
+                "on": self.on.digest,
+                "method": self.method,
+                "settings": repr(self.settings),
+                "parameters": [[p.name, list(p.values)] for p in self.parameters],
+            }
+        )
+
+    def __contains__(self, candidate: object) -> bool:
+        if not isinstance(candidate, tuple) or len(candidate) != self.n_genes:
+            return False
+        pairs = zip(candidate, self.parameters, strict=True)
+        return all(0 <= index < len(parameter.values) for index, parameter in pairs)
+
+    def values(self, candidate: Candidate) -> dict[str, Value]:
+        """Return the value of each parameter by name.
+
+        Raises:
+            ConfigError: The candidate is not in the space.
+        """
+        if candidate not in self:
+            raise ConfigError("the candidate is not in this search space")
+        return {p.name: p.values[i] for p, i in zip(self.parameters, candidate, strict=True)}
+
+    def profile(self, candidate: Candidate) -> SparsityProfile:
+        """Return the profile that a candidate means, rounded to the space of levels.
+
+        Raises:
+            ConfigError: The candidate is not in the space.
+            RefusedSettingError: The allocator makes no profile of it.
+        """
+        values = self.values(candidate)
+        if candidate not in self._profiles:
+            try:
+                found = self.allocate(composed(self.settings, values))
+            except (ConfigError, InfeasibleBudgetError, NumericalError) as error:
+                raise RefusedSettingError(f"no profile with {values}: {error}") from error
+            self._profiles[candidate] = self.on.profile(self.on.nearest(found))
+        return self._profiles[candidate]
+
+    def balance(self, levels: np.ndarray) -> Candidate:
+        """Return the candidate nearest to real indices, ``(n_genes,)``."""
+        wanted = np.rint(np.asarray(levels, dtype=np.float64))
+        return _candidate(np.clip(wanted, self.levels.lower, self.levels.upper))
+
+    def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
+        """Return a random candidate: every value is equally likely, whatever ``spread``."""
+        del spread  # of levels around the uniform profile, which parameters do not have
+        return _candidate(rng.integers(self.levels.lower, self.levels.upper + 1))
+
+    def switch(
+        self, candidate: Candidate, rng: np.random.Generator, stride: int, genes: Sequence[int]
+    ) -> Candidate | None:
+        """Move one of ``genes``, drawn at random, by ``stride`` values up or down.
+
+        No other moves with it: all profiles meet the budget. Where values have no order, any
+        other one follows.
+
+        Returns:
+            The new candidate, or None if none of ``genes`` has such a value.
+        """
+        moves = {gene: found for gene in genes if (found := self._moves(candidate, gene, stride))}
+        if not moves:
+            return None
+        gene = list(moves)[int(rng.integers(len(moves)))]
+        index = moves[gene][int(rng.integers(len(moves[gene])))]
+        return (*candidate[:gene], index, *candidate[gene + 1 :])
+
+    def _moves(self, candidate: Candidate, gene: int, stride: int) -> list[int]:
+        """Return the indices that a move of one parameter can end at."""
+        index, size = candidate[gene], len(self.parameters[gene].values)
+        if gene in self.unordered:
+            return [i for i in range(size) if i != index]
+        return [i for i in (index - stride, index + stride) if 0 <= i < size]
+
+
+def composed(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return settings with values put in by their dotted names.
+
+    Entries that are numbered from 0 on make a tuple, others a mapping.
+
+    Raises:
+        ConfigError: A name is an entry of something that has none, or numbers are missing.
+
+    >>> composed({"knots": [0, 0, 0]}, {"knots.1": 0.5, "offsets.q": 0.1})
+    {'knots': (0, 0.5, 0), 'offsets': {'q': 0.1}}
+    """
+    nested = {key: _open(value) for key, value in settings.items()}
+    for name, value in values.items():
+        *path, last = name.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"parameter {name!r}: {part!r} is a value, it has no entries")
+        if isinstance(inner.get(last), dict):
+            raise ConfigError(f"parameter {name!r}: entries of it are parameters or settings")
+        inner[last] = value
+    return {key: _closed(key, value) for key, value in nested.items()}
+
+
+def value_at(settings: object, name: str) -> object:
+    """Return what a dotted name means in an allocator's settings; None if there is nothing.
+
+    >>> value_at({"knots": (0.0, 0.5), "offsets": (("q", 0.1),)}, "offsets.q")
+    0.1
+    """
+    found = settings
+    for part in name.split("."):
+        if isinstance(found, tuple | list):
+            pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in found)
+            found = dict(found) if pairs else {str(i): entry for i, entry in enumerate(found)}
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
+
+
+def _open(value: Any) -> Any:
+    """Return a setting whose lists are mappings from their numbers, copied."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value)) or ()
+    return {str(k): _open(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _closed(name: str, value: Any) -> Any:
+    """Return a setting whose numbered mappings are tuples again."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _closed(f"{name}.{key}", entry) for key, entry in value.items()}
+    if not inner or not all(key.isdecimal() for key in inner):
+        return inner
+    numbers = [str(i) for i in range(len(inner))]
+    if set(inner) != set(numbers):
+        raise ConfigError(f"{name} needs entries numbered from 0 on, not {', '.join(inner)}")
+    return tuple(inner[key] for key in numbers)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _candidate(indices: np.ndarray) -> Candidate:
+    return tuple(int(index) for index in indices)

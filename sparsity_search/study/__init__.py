@@ -1,0 +1,1 @@
+"""The search loop and its record: ladders, histories, studies, stores."""

@@ -1,0 +1,244 @@
+"""The one loop: ask → measure → climb the ladder → record. Running it again resumes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Protocol
+
+from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.parametric import RefusedSettingError
+from sparsity_search.study.claims import Claims
+from sparsity_search.trials.history import Fidelity, History, Measurement, Score
+from sparsity_search.trials.ladder import Ladder
+from sparsity_search.utils.random import generator
+
+#: Seconds between looks at what others measure, when there is nothing else to do.
+_PAUSE = 0.02
+
+
+class Objective(Protocol):
+    """Scores profiles on stated tokens; lower is better."""
+
+    def __call__(
+        self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
+    ) -> Score:
+        """Return the score of a profile.
+
+        Args:
+            profile: What is scored.
+            fidelity: On which tokens.
+            known: Its score on the first of these tokens, which need not be read again.
+        """
+
+
+class Recorder(Protocol):
+    """Keeps measurements for good."""
+
+    def load(self, after: int = 0) -> list[Measurement]:
+        """Return what was recorded, oldest first, but for the first ``after``."""
+
+    def add(self, measurement: Measurement) -> None:
+        """Record one measurement."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a study ends. They are no part of what it computes.
+
+    Args:
+        rounds: Rounds after the initial one.
+        seconds: Search time over all sessions of the study.
+        stop: Asked before every measurement; true ends the study cleanly.
+    """
+
+    rounds: int | None = None
+    seconds: float | None = None
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+class _Stopped(Exception):
+    """A limit was reached inside a round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Searches a space for the candidate with the lowest score.
+
+    The measurements recorded so far are replayed instead of measured, so the same loop starts,
+    resumes and extends a study, and a resumed one equals an uninterrupted one.
+
+    Args:
+        space: Where to search.
+        searcher: What to try next.
+        objective: What a profile is worth.
+        ladder: On how many tokens, and who survives.
+        store: Where measurements are kept.
+        initial: Candidates of round 0, measured at the top rung; the uniform one always is.
+        seed: Of all random draws.
+        on_measured: Called after each new or replayed measurement.
+        claims: This worker's, if others run the same study at the same time. A round is a
+            barrier, so together they find what one alone does.
+    """
+
+    space: Space
+    searcher: Searcher
+    objective: Objective
+    ladder: Ladder
+    store: Recorder
+    initial: Sequence[Candidate] = ()
+    seed: int = 0
+    on_measured: Callable[[Measurement], None] = field(default=lambda _: None)
+    claims: Claims | None = None
+
+    def run(self, limits: Limits) -> History:
+        """Run until a limit is reached or the searcher has nothing left to try.
+
+        Returns:
+            The history; `History.survivors` are the winners, best first.
+        """
+        session = _Session(self, limits)
+        with suppress(_Stopped):
+            self._search(session, limits.rounds)
+        return session.history
+
+    def recorded(self, limits: Limits) -> History | None:
+        """Return what `run` would, if nothing is left to be measured; None otherwise."""
+        silent = replace(self, on_measured=lambda _: None)
+        session = _Session(silent, replace(limits, stop=lambda: True))
+        try:
+            silent._search(session, limits.rounds)
+        except _Stopped:
+            if limits.seconds is None or session.elapsed < limits.seconds:
+                return None
+        return session.history
+
+    def _search(self, session: _Session, rounds: int | None) -> None:
+        round_ = 0
+        while rounds is None or round_ <= rounds:
+            candidates = self._candidates(session.history, round_)
+            if not candidates:
+                return
+            session.history.close_round(session.climb(candidates, round_))
+            round_ += 1
+
+    def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
+        if round_ == 0:
+            return list(dict.fromkeys([self.space.uniform, *self.initial]))
+        rng = generator(self.seed, "ask", round_)
+        # those that begin alike follow each other: an objective can keep what they share
+        return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
+
+
+class _Session:
+    """One run of a study: what is recorded already, the history so far, and the clock."""
+
+    def __init__(self, study: Study, limits: Limits) -> None:
+        self.history = History()
+        self._study = study
+        self._limits = limits
+        self._recorded = History(study.store.load())
+        self.elapsed = max((m.elapsed for m in self._recorded.measurements), default=0.0)
+
+    def climb(self, candidates: Sequence[Candidate], round_: int) -> Sequence[Candidate]:
+        """Take candidates up the ladder; the last survivors join them at the top rung."""
+        ladder = self._study.ladder
+        for rung in range(ladder.top if round_ == 0 else 0, ladder.top + 1):
+            if rung == ladder.top:
+                candidates = list(dict.fromkeys([*self.history.survivors, *candidates]))
+            empty = Measurement(
+                round=round_,
+                rung=rung,
+                candidate=(),
+                fidelity=ladder.fidelity(rung, round_),
+                score=Score(0.0, ()),
+            )
+            candidates = ladder.survivors(rung, self._measure(candidates, empty))
+        return candidates
+
+    def _measure(self, candidates: Sequence[Candidate], empty: Measurement) -> list[Measurement]:
+        """Return a measurement of each candidate: known, replayed, or made by some worker now."""
+        found: dict[Candidate, Measurement] = {}
+        try:
+            self._look(candidates, empty.fidelity, found)
+            while len(found) < len(candidates):
+                if not self._work(candidates, empty, found):
+                    self._check()
+                    time.sleep(_PAUSE)
+                    self._look(candidates, empty.fidelity, found)
+        finally:
+            # in one order, whoever measured them
+            for candidate in filter(found.__contains__, candidates):
+                if self.history.known(empty.fidelity, candidate) is None:
+                    self.history.add(found[candidate])
+        return [found[candidate] for candidate in candidates]
+
+    def _look(
+        self,
+        candidates: Sequence[Candidate],
+        fidelity: Fidelity,
+        found: dict[Candidate, Measurement],
+    ) -> None:
+        """Add what is known to what was found; with others at work, what they recorded too."""
+        if self._study.claims is not None:
+            for new in self._study.store.load(after=len(self._recorded.measurements)):
+                self._recorded.add(new)
+                self.elapsed = max(self.elapsed, new.elapsed)
+        for candidate in candidates:
+            if candidate in found:
+                continue
+            known = self.history.known(fidelity, candidate)
+            if known is None and (known := self._recorded.known(fidelity, candidate)) is not None:
+                self._study.on_measured(known)
+            if known is not None:
+                found[candidate] = known
+
+    def _work(
+        self,
+        candidates: Sequence[Candidate],
+        empty: Measurement,
+        found: dict[Candidate, Measurement],
+    ) -> bool:
+        """Measure what nobody else does now; return whether there was something to do."""
+        claims, before = self._study.claims, len(found)
+        for place in range(len(candidates)) if claims is None else claims.order(len(candidates)):
+            candidate = candidates[place]
+            if candidate in found:
+                continue
+            with nullcontext(True) if claims is None else claims.claim(place) as mine:
+                if mine and claims is not None:  # it may have been recorded before it was free
+                    self._look(candidates, empty.fidelity, found)
+                if mine and candidate not in found:
+                    found[candidate] = self._score(replace(empty, candidate=candidate))
+        return len(found) > before
+
+    def _check(self) -> None:
+        limit = self._limits.seconds
+        if self._limits.stop() or (limit is not None and self.elapsed >= limit):
+            raise _Stopped
+
+    def _score(self, empty: Measurement) -> Measurement:
+        """Measure one candidate, and record it; a setting that is refused is a failure."""
+        self._check()
+        started = time.monotonic()
+        try:
+            profile = self._study.space.profile(empty.candidate)
+            known = self.history.within(empty.fidelity, empty.candidate)
+            start = None if known is None else known.score
+            score = self._study.objective(profile, empty.fidelity, start)
+        except RefusedSettingError:
+            score = Score(nan, ())
+        seconds = time.monotonic() - started
+        self.elapsed += seconds
+        seat = 0 if self._study.claims is None else self._study.claims.seat
+        measurement = replace(
+            empty, score=score, seconds=seconds, elapsed=self.elapsed, worker=seat
+        )
+        self._study.store.add(measurement)
+        self._study.on_measured(measurement)
+        return measurement

@@ -1,0 +1,66 @@
+"""What a profile is worth: the supernet's model, switched to it, under a proxy evaluator."""
+
+from __future__ import annotations
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.interfaces.evaluator import Proxy
+from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.supernet.switch import Switch
+from sparsity_search.trials.history import Fidelity, Score
+from sparsity_search.utils.random import generator
+
+
+class SupernetObjective:
+    """Scores profiles by switching one resident model.
+
+    Args:
+        prefixes: The resident model, which skips what consecutive profiles have in common.
+        switch: Turns it into a profile.
+        proxy: Scores it.
+        pool: Number and length of the proxy's sequences.
+        seed: Of the order in which sequences are drawn.
+    """
+
+    def __init__(
+        self, prefixes: Prefixes, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
+    ) -> None:
+        self._prefixes = prefixes
+        self._switch = switch
+        self._proxy = proxy
+        self._n_sequences, self._length = pool
+        self._seed = seed
+
+    def __call__(
+        self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
+    ) -> Score:
+        """Return the score of a profile on the fidelity's tokens.
+
+        Args:
+            profile: What the model is switched to.
+            fidelity: On which tokens.
+            known: Its score on the first of them, whose rows are not run again.
+        """
+        rows, parts = self.rows(fidelity), known.parts if known else ()
+        self._switch.to(profile)
+        with self._switch.narrow(), self._prefixes.at(profile.states) as model:
+            found = self._proxy.score(model, rows[len(parts) :])
+        return self._proxy.joined([*parts, *found.parts]) if parts else found
+
+    def rows(self, fidelity: Fidelity) -> list[int]:
+        """Return the sequences of a fidelity.
+
+        They are the first ones of its subset's order, so that a dearer rung holds the tokens of
+        a cheaper one.
+
+        Raises:
+            ConfigError: The pool holds fewer tokens, or one sequence is longer.
+        """
+        n_rows = fidelity.tokens // self._length
+        if not 1 <= n_rows <= self._n_sequences:
+            raise ConfigError(
+                f"a rung of {fidelity.tokens} tokens needs 1 to {self._n_sequences} sequences "
+                f"of {self._length} tokens: change ladder.rungs or data.search_sequences"
+            )
+        order = generator(self._seed, "rows", fidelity.subset).permutation(self._n_sequences)
+        return [int(row) for row in order[:n_rows]]

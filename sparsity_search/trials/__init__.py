@@ -1,0 +1,1 @@
+"""What was measured: histories, ladders of rungs, and their store."""

@@ -1,0 +1,129 @@
+"""What was measured: records, and the comparisons among them that are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from math import isfinite
+
+from sparsity_search.spaces.levels import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """On which tokens a candidate is measured. Scores of equal fidelity may be compared.
+
+    Attributes:
+        tokens: How many tokens.
+        subset: Which draw of them; equal tokens and subset mean the same text.
+    """
+
+    tokens: int
+    subset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an evaluator found. Lower is better.
+
+    Attributes:
+        value: The score over all sequences.
+        parts: The score of each sequence, in the order of the fidelity's draw.
+    """
+
+    value: float
+    parts: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One candidate measured at one rung.
+
+    Attributes:
+        round: Round of the study; 0 holds the initial candidates.
+        rung: Index of the ladder's rung.
+        candidate: One level for each gene.
+        fidelity: The tokens it was measured on.
+        score: What came out; not finite means that the candidate failed.
+        seconds: Time this measurement took.
+        elapsed: Search time of the study when it was done, over all sessions.
+        worker: Who made it, of several.
+    """
+
+    round: int
+    rung: int
+    candidate: Candidate
+    fidelity: Fidelity
+    score: Score
+    seconds: float = 0.0
+    elapsed: float = 0.0
+    worker: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the score is not finite."""
+        return not isfinite(self.score.value)
+
+
+def rank(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Sort measurements of one fidelity: best first, failures last, ties in given order."""
+    return sorted(measurements, key=lambda m: (m.failed, 0.0 if m.failed else m.score.value))
+
+
+@dataclass
+class History:
+    """All measurements of a study, and who survived each completed round."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    winners: list[tuple[Candidate, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._by_key: dict[tuple[Fidelity, Candidate], Measurement] = {}
+        self._of: dict[Candidate, list[Measurement]] = {}
+        for measurement in self.measurements:
+            self._index(measurement)
+
+    def add(self, measurement: Measurement) -> None:
+        """Append a measurement; of two with equal fidelity and candidate the first counts."""
+        self.measurements.append(measurement)
+        self._index(measurement)
+
+    def _index(self, measurement: Measurement) -> None:
+        self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+        self._of.setdefault(measurement.candidate, []).append(measurement)
+
+    def known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
+        """Return the measurement of ``candidate`` on exactly these tokens, if there is one."""
+        return self._by_key.get(_key(fidelity, candidate))
+
+    def within(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
+        """Return the measurement of ``candidate`` on most of these tokens, if on fewer than all.
+
+        Rungs nest: equal subsets of fewer tokens are the first of them.
+        """
+        parts = [
+            found
+            for found in self._of.get(candidate, ())
+            if found.fidelity.subset == fidelity.subset
+            and found.fidelity.tokens < fidelity.tokens
+            and not found.failed
+        ]
+        return max(parts, key=lambda m: m.fidelity.tokens, default=None)
+
+    def close_round(self, survivors: Sequence[Candidate]) -> None:
+        """Record who survived the round that ends now."""
+        self.winners.append(tuple(survivors))
+
+    @property
+    def survivors(self) -> tuple[Candidate, ...]:
+        """The candidates that survived the last completed round, best first."""
+        return self.winners[-1] if self.winners else ()
+
+    @property
+    def seen(self) -> Set[Candidate]:
+        """All candidates ever measured."""
+        return self._of.keys()
+
+
+def _key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:
+    return fidelity, candidate

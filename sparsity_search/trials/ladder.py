@@ -1,0 +1,93 @@
+"""Rungs of rising fidelity: how many tokens each candidate is measured on, and who goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t  # type: ignore[import-untyped]
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials.history import Fidelity, Measurement, rank
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the ladder.
+
+    Attributes:
+        tokens: Tokens that each candidate is measured on.
+        survivors: How many go on to the next rung, or become the next round's parents.
+    """
+
+    tokens: int
+    survivors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Multi-stage selection (EvoPress, arXiv 2410.14649, Algorithm 1).
+
+    Args:
+        candidates: New candidates in each round.
+        rungs: From the cheapest to the dearest.
+        fresh: Draw new tokens each round. By default every rung has one fixed draw, so scores
+            are comparable between rounds and a known candidate is never measured again.
+        confidence: Race: a candidate also leaves a rung when a paired one-sided t-test on the
+            sequences of the rung finds it worse than the best one at this confidence (F-Race,
+            Birattari et al., GECCO 2002, with its pairwise comparison alone). Sequences nest and
+            are read once, so that many rungs cost no more than the last of them.
+
+    Raises:
+        ConfigError: No rung, tokens that do not rise, a rung that keeps nobody or more candidates
+            than reach it, or a confidence that is none.
+    """
+
+    candidates: int = 12
+    rungs: tuple[Rung, ...] = (Rung(512, 2), Rung(2048, 1))
+    fresh: bool = False
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0.5 < self.confidence < 1:
+            raise ConfigError(f"the ladder's confidence must lie in (0.5, 1): {self.confidence}")
+        if not self.rungs or self.candidates < 1:
+            raise ConfigError("a ladder needs at least one rung and one candidate")
+        tokens = [rung.tokens for rung in self.rungs]
+        if sorted(set(tokens)) != tokens or tokens[0] < 1:
+            raise ConfigError(f"the tokens of a ladder's rungs must rise, not {tokens}")
+        entering = self.candidates
+        for rung in self.rungs:
+            if not 1 <= rung.survivors <= entering:
+                raise ConfigError(
+                    f"the rung of {rung.tokens} tokens keeps {rung.survivors} of {entering}"
+                )
+            entering = rung.survivors
+
+    @property
+    def top(self) -> int:
+        """Index of the last rung."""
+        return len(self.rungs) - 1
+
+    def fidelity(self, rung: int, round_: int) -> Fidelity:
+        """Return the tokens that candidates of a rung are measured on in a round."""
+        return Fidelity(self.rungs[rung].tokens, subset=round_ if self.fresh else 0)
+
+    def survivors(self, rung: int, measured: Sequence[Measurement]) -> list[Candidate]:
+        """Return who goes on from a rung, best first; failed candidates never do."""
+        alive = [m for m in rank(measured) if not m.failed]
+        if self.confidence is not None:
+            alive = [m for m in alive if not _worse(m, alive[0], self.confidence)]
+        return [m.candidate for m in alive[: self.rungs[rung].survivors]]
+
+
+def _worse(found: Measurement, best: Measurement, confidence: float) -> bool:
+    """Whether a candidate is worse than the best on equal sequences, by a paired t-test."""
+    parts = np.array(found.score.parts) - np.array(best.score.parts)
+    if len(parts) < 2 or not parts.any():
+        return False
+    error = parts.std(ddof=1) / math.sqrt(len(parts))
+    return bool(parts.mean() > t.ppf(confidence, len(parts) - 1) * error)

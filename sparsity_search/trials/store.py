@@ -1,0 +1,218 @@
+"""Measurements in an Optuna study: one measurement is one trial.
+
+The candidate is one attribute, not one parameter a unit: 210 parameters would cost about 100 ms
+a trial in a journal, one attribute costs about 1.5 ms. Where a space has few parameters, trials
+have them besides, so that Optuna's tools show them, and the counts of the profile that they gave,
+which no one can tell from them without the model. What is loaded is the attribute.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.parametric import Parameter, ParametricSpace
+from sparsity_search.trials.history import Fidelity, Measurement, Score
+from sparsity_search.utils.files import check_fingerprint
+
+FINGERPRINT = "fingerprint"
+PROFILE = "profile"
+
+
+class Store:
+    """The measurements of one run, in an Optuna storage.
+
+    Args:
+        storage: An Optuna storage or its URL; `journal` makes the default one.
+        name: Name of the Optuna study.
+        fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
+            old one must have the same.
+        space: Of parameters, if it is one; trials have their values, and what profile they gave.
+
+    Raises:
+        RunMismatchError: The stored study was made with another fingerprint.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage | str,
+        name: str,
+        fingerprint: Mapping[str, Any],
+        space: ParametricSpace | None = None,
+    ) -> None:
+        self._space = space
+        self._study = optuna.create_study(
+            storage=storage, study_name=name, direction="minimize", load_if_exists=True
+        )
+        stored = self._study.user_attrs.get(FINGERPRINT)
+        if stored is None:
+            self._study.set_user_attr(FINGERPRINT, dict(fingerprint))
+        else:
+            check_fingerprint(stored, fingerprint, f"study {name!r}")
+
+    def load(self, after: int = 0) -> list[Measurement]:
+        """Return the finished measurements in the order of their numbers, without the first."""
+        return [_to_measurement(trial) for trial in _finished(self._study)[after:]]
+
+    def add(self, measurement: Measurement) -> None:
+        """Record one measurement; a failed one becomes a failed trial."""
+        self._study.add_trial(_to_trial(measurement, self._space))
+
+
+def database(url: str) -> BaseStorage:
+    """Return the Optuna storage of a database.
+
+    Raises:
+        ConfigError: No such database, no driver for it, or no answer.
+    """
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # each database driver has errors of its own
+        kind = url.partition(":")[0]
+        raise ConfigError(
+            f"cannot open --storage ({kind}): {type(error).__name__}; "
+            "give the URL of an Optuna storage, e.g. postgresql+psycopg://..., and its driver"
+        ) from error
+
+
+def journal(path: Path) -> JournalStorage:
+    """Return the journal storage in a file; a line torn by a crash is cut off first.
+
+    For the owner of the file alone: what looks torn may be what another process is writing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_torn_line(path)
+    return joined(path)
+
+
+def joined(path: Path) -> JournalStorage:
+    """Return the journal storage in a file that other processes write too."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def measurements(storage: str | Path, name: str) -> list[Measurement]:
+    """Return the finished measurements of a study that may still be running; change nothing.
+
+    Args:
+        storage: URL of an Optuna storage, or the path of a journal file that exists.
+        name: Name of the Optuna study; if there is none, it has no measurements.
+    """
+    return [_to_measurement(trial) for trial in _stored(storage, name)]
+
+
+def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, SparsityProfile]:
+    """Return the profiles that parameters gave, by candidate; those that failed have none.
+
+    Args:
+        storage: URL of an Optuna storage, or the path of a journal file that exists.
+        name: Name of the Optuna study.
+        layout: The units.
+
+    Raises:
+        ProfileError: They are of another layout.
+    """
+    found = {}
+    for trial in _stored(storage, name):
+        if PROFILE in trial.user_attrs:
+            facts = trial.user_attrs[PROFILE]
+            profile = SparsityProfile(layout, tuple(facts["removed"]), tuple(facts["patterns"]))
+            found[_to_measurement(trial).candidate] = profile
+    return found
+
+
+def _stored(storage: str | Path, name: str) -> list[FrozenTrial]:
+    opened: BaseStorage | str = joined(storage) if isinstance(storage, Path) else storage
+    try:
+        return _finished(optuna.load_study(study_name=name, storage=opened))
+    except KeyError:
+        return []
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    done = (TrialState.COMPLETE, TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False, states=done)
+    return sorted(trials, key=lambda t: t.number)
+
+
+def _to_trial(m: Measurement, space: ParametricSpace | None) -> FrozenTrial:
+    parameters = space.parameters if space else ()
+    return create_trial(
+        state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
+        value=None if m.failed else m.score.value,
+        params=space.values(m.candidate) if space else {},
+        distributions={p.name: _distribution(p) for p in parameters},
+        user_attrs={
+            "candidate": ",".join(map(str, m.candidate)),
+            "measurement": {
+                "round": m.round,
+                "rung": m.rung,
+                "tokens": m.fidelity.tokens,
+                "subset": m.fidelity.subset,
+                "parts": [] if m.failed else list(m.score.parts),
+                "seconds": m.seconds,
+                "elapsed": m.elapsed,
+                "worker": m.worker,
+            },
+            **({} if space is None or m.failed else {PROFILE: _counts(space, m.candidate)}),
+        },
+    )
+
+
+def _counts(space: ParametricSpace, candidate: Candidate) -> dict[str, Any]:
+    profile = space.profile(candidate)  # known: it was measured
+    return {"removed": list(profile.removed), "patterns": list(profile.patterns)}
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    """Return what Optuna calls the values of a parameter."""
+    if parameter.grid == "choices":
+        return CategoricalDistribution(parameter.values)
+    grid: Any = parameter.values  # numbers, at least two
+    low, high = grid[0], grid[-1]
+    if parameter.grid == "log":
+        return FloatDistribution(low, high, log=True)
+    if all(isinstance(value, int) for value in grid):
+        return IntDistribution(low, high, step=grid[1] - low)
+    return FloatDistribution(low, high)  # a step in floats need not divide the range exactly
+
+
+def _to_measurement(trial: FrozenTrial) -> Measurement:
+    facts = trial.user_attrs["measurement"]
+    value = inf if trial.value is None else float(trial.value)
+    return Measurement(
+        round=facts["round"],
+        rung=facts["rung"],
+        candidate=tuple(int(level) for level in trial.user_attrs["candidate"].split(",")),
+        fidelity=Fidelity(facts["tokens"], facts["subset"]),
+        score=Score(value, tuple(facts["parts"])),
+        seconds=facts["seconds"],
+        elapsed=facts["elapsed"],
+        worker=facts.get("worker", 0),  # older journals have none
+    )

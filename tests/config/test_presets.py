@@ -1,0 +1,52 @@
+"""Presets are legal configurations, and their tokens are the published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsity_search.config.presets import preset_names, preset_summary
+from sparsity_search.config.schema import load_config
+from sparsity_search.engine.plugins import Plugins, unit_kind
+from sparsity_search.errors import ConfigError
+from sparsity_search.spaces.files import load_space
+
+NEEDED = {"model.name": "tiny", "budget.sparsity": 0.5}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_a_legal_configuration(name: str) -> None:
+    config = load_config(Path(name), NEEDED)
+    plugins = Plugins.of(config)
+    assert unit_kind(config, plugins.pruner) in plugins.pruner.units
+    load_space(config.space)
+    data, rungs = config.data, config.ladder.build().rungs
+    assert data.search_sequences * data.search_length >= rungs[-1].tokens
+    assert all(rung.tokens % data.search_length == 0 for rung in rungs)
+    assert 20 < len(preset_summary(name)) < 90
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),  # student tokens of a whole search
+    [("evopress", 184), ("evopress_superfast", 10), ("evopress_drop", 21), ("tyr", 236)],
+)
+def test_tokens_are_the_published_ones(name: str, millions: int) -> None:
+    config = load_config(Path(name), NEEDED)
+    entering, tokens = config.ladder.candidates, 0
+    rungs = config.ladder.build().rungs
+    for rung in rungs:
+        tokens += (entering + (rung == rungs[-1])) * rung.tokens  # the parent joins at the end
+        entering = rung.survivors
+    rounds = config.study.stages * (config.study.rounds or 0)
+    assert tokens * rounds / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+def test_options_win_over_presets() -> None:
+    config = load_config(Path("tyr"), {**NEEDED, "study.stages": 2}, ["ladder.fresh=false"])
+    assert (config.study.stages, config.study.rounds, config.ladder.fresh) == (2, 50, False)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ConfigError, match="cannot read --config tyre"):
+        load_config(Path("tyre"), NEEDED)

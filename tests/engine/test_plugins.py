@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.engine.plugins import Plugins, allocator
+from sparsity_search.errors import SparsitySearchError
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.testing.models import tiny_llama
+
+NEEDED = {"model.name": "tiny"}
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(None, {"model.name": "tiny"}, overrides)
+
+
+def test_an_allocator_has_pruner_and_seed_of_the_run() -> None:
+    found = allocator(config("pruner.name=sparsegpt", "pruner.damping=0.1"), "essential")
+    assert found.pruner == PRUNERS.create("sparsegpt", damping=0.1)
+    found = allocator(config("pruner.name=ria+sparsegpt"), "essential")
+    assert found.pruner == PRUNERS.create("sparsegpt", mask="ria")
+    assert allocator(config("study.seed=4"), "knapsack").seed == 4
+
+
+def test_unless_they_are_set() -> None:
+    overrides = ("pruner.name=ria", "allocators.knapsack={pruner: magnitude, seed: 2}")
+    found = allocator(config(*overrides, "study.seed=4"), "knapsack")
+    assert found.pruner == PRUNERS.create("magnitude")
+    assert found.seed == 2
+    assert allocator(config("pruner.name=ria"), "owl") == ALLOCATORS.create("owl")
+
+
+def test_initial_profiles_from_files(tmp_path: Path) -> None:
+    subject = PrunableModel(tiny_llama())
+    shape = np.linspace(0.2, 0.8, len(subject.layout))
+    profile = Budget(0.5).project(subject.layout, shape)
+    file = tmp_path / "before" / "profile.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(profile.to_json()))
+    found = load_config(None, {**NEEDED, "initial": ["owl", str(file)]})
+    initial = Plugins.of(found).initial
+    assert list(initial) == ["owl", "before-profile"]
+    budget, bounds = Budget(0.6), Bounds.of(subject.layout)
+    moved = initial["before-profile"].allocate(subject, torch.zeros(1, 8), budget, bounds)
+    assert moved == budget.project(subject.layout, profile.sparsities)
+    assert profile.digest in repr(initial["before-profile"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot read the profile"), ("{}", "profile")]
+)
+def test_initial_files_that_hold_no_profile(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    file = tmp_path / "profile.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SparsitySearchError, match=said):
+        Plugins.of(load_config(None, {**NEEDED, "initial": [str(file)]}))
+
+
+def test_the_last_pruner_keeps_the_pattern() -> None:
+    options = {**NEEDED, "pruner.pattern": "2:4", "finalise.name": "wanda+refit"}
+    final = Plugins.of(load_config(None, options)).final
+    assert Pattern.of(final) == Pattern.parse("2:4")
+    own = {**NEEDED, "pruner.name": "sparsegpt", "finalise.name": "alps"}
+    assert Plugins.of(load_config(None, own)).final == PRUNERS.create("alps")
+    assert Plugins.of(load_config(None, NEEDED)).final == PRUNERS.create("wanda")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
+from sparsity_search.profiles.profile import from_counts
+from sparsity_search.spaces.prices import Curve, Prices
+from sparsity_search.testing.problems import toy_curves, toy_layout, toy_space
+
+LAYOUT = toy_layout(3, 48, cost=(96, 9))
+HEADS, CHANNELS = toy_curves()
+
+
+def test_shares_of_what_all_cost() -> None:
+    prices = Prices(LAYOUT, "time", [HEADS, CHANNELS])
+    # 27 and 15 of 42 in all, in 720 weights
+    assert prices.saved[0].tolist() == [0, 154, 309, 463]
+    assert prices.saved[1][[0, 15, 16, 32, 48]].tolist() == [0, 0, 86, 171, 257]
+    both = prices.at((1, 0), np.array([[16, 1], [48, 0]]))
+    assert both.tolist() == [[86, 154], [257, 0]]
+
+
+def test_unit_of_measure_means_nothing() -> None:
+    other = [Curve(c.removed, tuple(7 + 1000 * s for s in c.saved)) for c in (HEADS, CHANNELS)]
+    for mine, theirs in zip(
+        Prices(LAYOUT, "time", [HEADS, CHANNELS]).saved,
+        Prices(LAYOUT, "time", other).saved,
+        strict=True,
+    ):
+        assert mine.tolist() == theirs.tolist()
+
+
+def test_where_a_curve_falls_nothing_more_is_saved() -> None:
+    noisy = Curve((0, 1, 2, 3), (0.0, 2.0, 1.0, 4.0))
+    prices = Prices(LAYOUT, "time", [noisy, Curve((0, 48), (0.0, 4.0))])
+    assert prices.saved[0].tolist() == [0, 180, 180, 360]
+
+
+@given(st.lists(st.floats(-5, 100), min_size=2, max_size=6), st.floats(0.1, 50))
+def test_prices_never_fall_and_add_up(saved: list[float], other: float) -> None:
+    counts = np.unique(np.linspace(0, 48, len(saved)).astype(int))
+    curves = [
+        Curve((0, 3), (0.0, other)),
+        Curve(tuple(map(int, counts)), tuple(saved[: len(counts)])),
+    ]
+    prices = Prices(LAYOUT, "time", curves)
+    for each in prices.saved:
+        assert each[0] == 0
+        assert (np.diff(each) >= 0).all()
+    assert abs(sum(int(each[-1]) for each in prices.saved) - LAYOUT.n_weights) <= 1
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        Curve((0, 40), (0.0, 1.0)),
+        Curve((1, 48), (0.0, 1.0)),
+        Curve((0, 9, 9, 48), (0.0, 1.0, 1.0, 1.0)),
+        Curve((0, 48), (0.0, float("nan"))),
+        Curve((0, 48), (0.0, 1.0, 2.0)),
+        Curve((), ()),
+    ],
+)
+def test_bad_curves_are_named(curve: Curve) -> None:
+    with pytest.raises(ConfigError, match=r"the time of layers\.0\.k must be .* 0 to 48 items"):
+        Prices(LAYOUT, "time", [HEADS, curve])
+
+
+def test_something_must_be_saved() -> None:
+    with pytest.raises(ConfigError, match="no unit saves any time"):
+        Prices(LAYOUT, "time", [Curve((0, 3), (0.0, 0.0)), Curve((0, 48), (0.0, -1.0))])
+    with pytest.raises(ConfigError, match="1 curves of time for 2 units"):
+        Prices(LAYOUT, "time", [HEADS])
+
+
+def test_json_round_trip() -> None:
+    prices = Prices(LAYOUT, "time", [HEADS, CHANNELS])
+    stored = json.loads(json.dumps(prices.to_json()))
+    assert Prices.from_json(LAYOUT, stored).digest == prices.digest
+    assert Prices(LAYOUT, "money", prices.curves).digest != prices.digest
+    with pytest.raises(ConfigError, match="of another model"):
+        Prices.from_json(toy_layout(3, 48, 5, cost=2), stored)
+    with pytest.raises(ConfigError, match="format 2; this is format 1"):
+        Prices.from_json(LAYOUT, {**stored, "format": 2})
+    for broken in (None, [], {}, {"format": 1, "measure": "x", "units": {"a": 3}}):
+        with pytest.raises(ConfigError, match="not a file of prices"):
+            Prices.from_json(LAYOUT, broken)
+
+
+def test_a_budget_in_time_is_met_in_time() -> None:
+    """Every candidate saves the target, and no level of it could be taken back."""
+    curves = toy_curves() * 2
+    space = toy_space(3, 48, 3, 48, cost=(96, 9) * 2, target=0.4, step=72, reach=9, curves=curves)
+    prices = Prices(space.layout, "time", curves)
+    ranges = [
+        range(low, high + 1)
+        for low, high in zip(space.levels.lower, space.levels.upper, strict=True)
+    ]
+    n_legal = 0
+    for candidate in itertools.product(*ranges):
+        levels = zip(space.genes, candidate, strict=True)
+        counts = [int(space.gene_counts(g, lv)[0]) for (g,), lv in levels]
+        saved = sum(int(prices.saved[i][count]) for i, count in enumerate(counts))
+        back = [
+            int(prices.saved[g][counts[g]] - prices.saved[g][space.gene_counts(g, level - 1)[0]])
+            for g, level in enumerate(candidate)
+            if level > space.levels.lower[g]
+        ]
+        target = 0.4 * space.layout.n_weights
+        legal = saved >= target and all(saved - step < target for step in back)
+        # at the edge of the space a level less is not known
+        inside = all(lv > low for lv, low in zip(candidate, space.levels.lower, strict=True))
+        if inside:
+            assert (candidate in space) == legal
+        n_legal += candidate in space
+        if candidate in space:
+            assert space.saved(space.profile(candidate)).sum() == saved
+    assert n_legal > 5
+
+
+def test_channels_of_an_open_tile_stay() -> None:
+    space = toy_space(3, 48, cost=(96, 9), target=0.2, step=9, reach=99, curves=toy_curves())
+    channels = {
+        int(space.gene_counts(1, level)[0]) for level in range(-3, 4) if _has(space, level)
+    }
+    assert channels <= {0, 16, 32, 48}
+
+
+def _has(space: object, level: int) -> bool:
+    levels = space.levels  # type: ignore[attr-defined]
+    return bool(levels.lower[1] <= level <= levels.upper[1])
+
+
+def test_uniform_saves_alike() -> None:
+    """Straight prices: equal shares of time, whatever the units weigh."""
+    curves = [Curve((0, 200), (0.0, w)) for w in (1.0, 5.0, 2.0, 8.0)]
+    space = toy_space(*(200,) * 4, cost=(3, 2, 5, 7), target=0.3, share=0.01, curves=curves)
+    assert np.abs(np.array(space.base.sparsities) - 0.3).max() < 0.01
+
+
+def test_nearest_inverts_profile() -> None:
+    space = toy_space(*(3, 48) * 3, cost=(96, 9) * 3, target=0.4, step=36, curves=toy_curves() * 3)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        candidate = space.sample(rng, 2.0)
+        assert space.nearest(space.profile(candidate)) == candidate
+    uniform = space.budget.uniform(space.layout)
+    assert space.nearest(uniform) in space
+
+
+def test_single_weights_have_no_price() -> None:
+    with pytest.raises(ConfigError, match=r"a budget in time needs structures.*--units width"):
+        toy_space(100, 100, curves=[Curve((0, 100), (0.0, 1.0))] * 2)
+
+
+def test_out_of_reach() -> None:
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"saving 0\.5 is out of reach: the bounds allow"
+    ):
+        toy_space(
+            *(3, 48), cost=(96, 9), target=0.5, upper=np.array([0.4, 0.4]), curves=toy_curves()
+        )
+
+
+def test_the_digest_knows_the_prices() -> None:
+    def digest(*curves: Curve) -> str:
+        return toy_space(3, 48, cost=(96, 9), target=0.4, step=36, curves=curves).digest
+
+    plain = toy_space(3, 48, cost=(96, 9), target=0.4, step=36).digest
+    other = Curve((0, 3), (0.0, 12.0))
+    assert len({plain, digest(HEADS, CHANNELS), digest(other, CHANNELS)}) == 3
+
+
+def test_finer_levels_keep_the_prices() -> None:
+    space = toy_space(*(3, 48) * 2, cost=(96, 9) * 2, target=0.4, step=72, curves=toy_curves() * 2)
+    finer = space.refined(space.base)
+    assert finer.prices is space.prices
+    assert int(finer.saved(finer.base).sum()) >= 0.4 * space.layout.n_weights
+    counts = from_counts(space.layout, [1, 0, 1, 0])
+    assert finer.saved(counts).tolist() == [154, 0, 154, 0]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+
+from sparsity_search.errors import ConfigError
+from sparsity_search.trials.history import Fidelity, Measurement, Score
+from sparsity_search.trials.ladder import Ladder, Rung
+
+LADDER = Ladder(candidates=8, rungs=(Rung(10, 4), Rung(20, 2), Rung(40, 1)))
+
+
+def measured(values: list[float]) -> list[Measurement]:
+    return [
+        Measurement(round=1, rung=0, candidate=(i,), fidelity=Fidelity(10), score=Score(v, ()))
+        for i, v in enumerate(values)
+    ]
+
+
+def test_survivors_are_the_best() -> None:
+    found = measured([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert LADDER.survivors(0, found) == [(1,), (3,), (4,), (2,)]
+    assert LADDER.survivors(1, found) == [(1,), (3,)]
+    assert LADDER.survivors(2, found) == [(1,)]
+
+
+def test_failed_candidates_never_survive() -> None:
+    found = measured([math.nan, 7.0, math.inf, -math.inf])
+    assert LADDER.survivors(0, found) == [(1,)]
+    assert LADDER.survivors(0, measured([math.nan])) == []
+    assert LADDER.survivors(0, []) == []
+
+
+def test_fidelity() -> None:
+    assert LADDER.top == 2
+    assert LADDER.fidelity(1, 7) == LADDER.fidelity(1, 8) == Fidelity(20, 0)
+    fresh = Ladder(candidates=8, rungs=LADDER.rungs, fresh=True)
+    assert [fresh.fidelity(0, r) for r in (0, 3)] == [Fidelity(10, 0), Fidelity(10, 3)]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "rungs", "message"),
+    [
+        (8, [], "at least one rung"),
+        (0, [(10, 1)], "at least one rung and one candidate"),
+        (8, [(10, 4), (10, 1)], r"must rise, not \[10, 10\]"),
+        (8, [(20, 4), (10, 1)], "must rise"),
+        (8, [(0, 4)], "must rise"),
+        (8, [(10, 9)], "10 tokens keeps 9 of 8"),
+        (8, [(10, 4), (20, 5)], "20 tokens keeps 5 of 4"),
+        (8, [(10, 0)], "keeps 0 of 8"),
+    ],
+)
+def test_faults(candidates: int, rungs: list[tuple[int, int]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Ladder(candidates=candidates, rungs=tuple(Rung(*rung) for rung in rungs))
+
+
+def raced(values: list[list[float]], confidence: float | None = 0.95) -> list[tuple[int, ...]]:
+    found = [
+        Measurement(
+            round=1,
+            rung=0,
+            candidate=(i,),
+            fidelity=Fidelity(40),
+            score=Score(sum(parts) / len(parts), tuple(parts)),
+        )
+        for i, parts in enumerate(values)
+    ]
+    ladder = Ladder(candidates=8, rungs=(Rung(40, 4), Rung(80, 1)), confidence=confidence)
+    return ladder.survivors(0, found)
+
+
+def test_a_race_drops_what_is_worse_on_equal_sequences() -> None:
+    """Sequences differ far more than candidates: only pairs can tell."""
+    base = [1.0, 5.0, 2.0, 9.0]
+    slightly = [value + gap for value, gap in zip(base, (0.1, 0.12, 0.09, 0.11), strict=True)]
+    unclear = [value + gap for value, gap in zip(base, (0.9, -0.5, 0.4, -0.3), strict=True)]
+    assert raced([slightly, base, unclear]) == [(1,), (2,)]
+    assert raced([slightly, base, unclear], confidence=None) == [(1,), (0,), (2,)]
+
+
+@given(st.lists(st.lists(st.floats(0, 9), min_size=5, max_size=5), min_size=2, max_size=6))
+def test_a_race_is_the_paired_test(values: list[list[float]]) -> None:
+    means = [sum(parts) / 5 for parts in values]
+    best = means.index(min(means))
+    survivors = {candidate[0] for candidate in raced(values, 0.9)}
+    assert best in survivors
+    for i, parts in enumerate(values):
+        if i == best or parts == values[best]:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ttest_rel(parts, values[best], alternative="greater").pvalue
+        if len(values) <= 4 and abs(found - 0.1) > 1e-6 and not math.isnan(found):
+            assert (i in survivors) == (found > 0.1)
+
+
+def test_one_sequence_tells_nothing() -> None:
+    assert raced([[2.0], [1.0]]) == [(1,), (0,)]
+    assert raced([[1.0, 2.0], [1.0, 2.0]]) == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, -1.0, math.nan])
+def test_confidence_that_is_none(confidence: float) -> None:
+    with pytest.raises(ConfigError, match="confidence"):
+        Ladder(confidence=confidence)

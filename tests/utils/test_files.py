@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.utils.files import (
+    atomic_file,
+    atomic_folder,
+    canonical_json,
+    check_fingerprint,
+    digest,
+    write_json,
+    write_text,
+)
+
+Atomic = Callable[[Path], AbstractContextManager[Path]]
+
+
+def fill(path: Path, text: str) -> None:
+    """Write ``text`` to a file, or to a file of a folder."""
+    file = path / "inner" / "x.txt" if path.is_dir() else path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+
+
+def text_in(path: Path) -> str:
+    return (path / "inner" / "x.txt" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_replaces_on_success(tmp_path: Path, atomic: Atomic) -> None:
+    path = tmp_path / "new" / "x.json"
+    for text in ("first", "second"):
+        with atomic(path) as temporary:
+            assert temporary.parent == path.parent
+            fill(temporary, text)
+            assert not path.exists() or text_in(path) == "first"
+        assert text_in(path) == text
+    assert os.listdir(path.parent) == ["x.json"]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_leaves_nothing_behind_on_failure(
+    tmp_path: Path, atomic: Atomic, error: type[BaseException], before: str | None
+) -> None:
+    path = tmp_path / "x"
+    if before:
+        with atomic(path) as temporary:
+            fill(temporary, before)
+
+    def fails() -> None:
+        with atomic(path) as temporary:
+            fill(temporary, "half")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert os.listdir(tmp_path) == (["x"] if before else [])
+    assert before is None or text_in(path) == before
+
+
+def test_folder_drops_old_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with atomic_folder(tmp_path / "x") as temporary:
+            (temporary / name).touch()
+    assert os.listdir(tmp_path / "x") == ["b"]
+
+
+@pytest.mark.parametrize(("atomic", "mode"), [(atomic_file, 0o640), (atomic_folder, 0o750)])
+def test_mode_is_that_of_ordinary_files(tmp_path: Path, atomic: Atomic, mode: int) -> None:
+    umask = os.umask(0o027)
+    try:
+        with atomic(tmp_path / "x") as temporary:
+            fill(temporary, "x")
+        assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(umask)
+
+
+def test_write_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"b": 1, "a": [1.5, None]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"b": 1, "a": [1.5, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "y.json", math.nan)
+    write_text(tmp_path / "z.txt", "é→")
+    assert (tmp_path / "z.txt").read_text("utf-8") == "é→"
+    assert sorted(os.listdir(tmp_path)) == ["x.json", "z.txt"]
+
+
+def test_canonical_json() -> None:
+    assert canonical_json({"b": (1, 2), "a": "x"}) == '{"a":"x","b":[1,2]}'
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json([math.inf])
+
+
+def test_digest() -> None:
+    assert digest([1, 2]) == digest((1, 2)) != digest([2, 1])
+    assert len(digest({})) == 16
+    assert len({digest(x) for x in (1, "1", [1], {"1": 1}, None)}) == 5
+
+
+def test_fingerprint() -> None:
+    check_fingerprint({"a": 1, "b": None}, {"a": 1}, "x")
+    with pytest.raises(RunMismatchError, match=r"the run was .* a \(1 → 2\), c \(None → 3\)\."):
+        check_fingerprint({"a": 1, "b": 0}, {"a": 2, "b": 0, "c": 3}, "the run")
