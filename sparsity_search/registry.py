@@ -233,8 +233,9 @@ def describe(plugin: object) -> str:
     >>> describe(PRUNERS.create("refit")).partition(",")[0]
     "Refit(mask=Wanda(pattern='row')"
     """
-    if not dataclasses.is_dataclass(plugin) or isinstance(plugin, type):
-        return repr(plugin)
+    generated = getattr(plugin, "__dataclass_params__", None)
+    if not dataclasses.is_dataclass(plugin) or generated is None or not generated.repr:
+        return repr(plugin)  # no plugin, or one with a text of its own
     name = type(plugin).__qualname__
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix) or name

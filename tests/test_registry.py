@@ -6,9 +6,20 @@ from typing import Any
 
 import pytest
 
+from sparsity_search.engine.given import GivenProfile
 from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.interfaces.searcher import Searcher
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory, Registry
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import (
+    ALLOCATORS,
+    EVALUATORS,
+    PRUNERS,
+    SEARCHERS,
+    Factory,
+    Registry,
+    describe,
+)
 from sparsity_search.searchers.evolution import EvolutionSearcher
 
 REGISTRIES = [ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS]
@@ -148,3 +159,54 @@ def test_a_plugin_as_a_setting() -> None:
 def test_no_plugin_as_a_setting(value: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Factory().resolve(PRUNERS, value)
+
+
+def test_describe_is_the_class_without_its_kind_and_all_settings() -> None:
+    assert describe(PRUNERS.create("wanda")) == "Wanda(pattern='row')"
+    nested = PRUNERS.create("refit", mask={"name": "wanda", "pattern": "2:4"})
+    assert "mask=Wanda(pattern='2:4')" in describe(nested)
+    assert describe(3) == "3"
+
+
+def test_describe_takes_a_plugins_own_text() -> None:
+    profile = SparsityProfile(Layout([Unit(name="a", block=0, role="q", count=4)]), (2,))
+    assert describe(GivenProfile(profile=profile)) == f"GivenProfile({profile.digest})"
+
+
+# --- the factory ---------------------------------------------------------------------------------
+
+
+def test_nested_plugins_share_what_the_run_gives() -> None:
+    """A start of a start has the run's pruner, seed and its own section."""
+    shared = {"pruner": PRUNERS.create("sparsegpt"), "seed": 3}
+    sections = {"allocator": {"knapsack": {"use_pairs": True, "levels": [0.5, 0.75]}}}
+    build = Factory(sections=sections, shared={"allocator": shared})
+    start = {"name": "gauss_newton", "start": "knapsack"}
+    outer = build.create(ALLOCATORS, "gauss_newton", {"start": start})
+    for plugin in (outer, outer.start, outer.start.start):
+        assert plugin.pruner == shared["pruner"]
+        assert plugin.seed == 3
+    assert outer.start.start.use_pairs
+    assert outer.start.start.levels == (0.5, 0.75)
+
+
+def test_defaults_that_are_plugins_have_the_context_too() -> None:
+    build = Factory(sections={"sensitivity": {"fisher": {"sequences": 3}}})
+    assert build.create(ALLOCATORS, "knapsack", {}).sensitivity.sequences == 3
+
+
+def test_the_nearest_value_wins() -> None:
+    """The caller's settings, then the section, then what is shared, then the default."""
+    shared = {"seed": 1}
+    section = {"allocator": {"knapsack": {"seed": 2}}}
+    assert Factory().create(ALLOCATORS, "knapsack", {}).seed == 0
+    build = Factory(shared={"allocator": shared})
+    assert build.create(ALLOCATORS, "knapsack", {}).seed == 1
+    build = Factory(shared={"allocator": shared}, sections=section)
+    assert build.create(ALLOCATORS, "knapsack", {}).seed == 2
+    assert build.create(ALLOCATORS, "knapsack", {"seed": 4}).seed == 4
+
+
+def test_what_is_shared_goes_only_to_plugins_that_have_it() -> None:
+    build = Factory(shared={"allocator": {"seed": 1, "pruner": PRUNERS.create("wanda")}})
+    assert build.create(ALLOCATORS, "uniform", {}) == ALLOCATORS.create("uniform")

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from sparsity_search.data.sequences import Request, draw
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.scores import tables
+from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.runs.scores import load_scores
+from sparsity_search.sensitivities.fisher import FisherSensitivity
 from sparsity_search.testing.models import tiny_llama
 
 from .conftest import SMALL, Outcome
@@ -44,6 +48,24 @@ def test_measured_once_solved_for_two_budgets(
         assert profile.n_removed == Budget(target).n_removed(found.layout)
         assert profile.removed != Budget(target).uniform(found.layout).removed
         assert stored["model"] == found.facts["model"]
+
+
+def test_the_seed_decides_the_draws(cli: Cli, model: Path, text: Path, tmp_path: Path) -> None:
+    """The text of a file is the same for all seeds, so that only the drawn labels differ."""
+    losses = {}
+    for seed in (0, 7):
+        file = tmp_path / f"{seed}.json"
+        outcome = cli("sensitivity", model, "--out", file, "--calibration", f"file:{text}",
+                      "--seed", seed, *SMALL)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        losses[seed] = np.concatenate(load_scores(file).losses)
+    assert not np.array_equal(losses[0], losses[7])
+    loaded = load_model(str(model))
+    subject, scores = PrunableModel(loaded.model), load_scores(tmp_path / "7.json")
+    tokens = draw([Request("calibration", f"file:{text}", 4, 32)], loaded, 0)["calibration"]
+    counts = [tuple(c) for c in scores.counts]
+    direct = FisherSensitivity().measure(subject, tokens, WandaPruner(), counts, seed=7)
+    np.testing.assert_array_equal(np.concatenate(direct.losses), losses[7])
 
 
 @pytest.mark.parametrize("method", ["layer_error", "block_error", "single_kl"])

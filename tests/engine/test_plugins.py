@@ -31,6 +31,16 @@ def test_an_allocator_has_pruner_and_seed_of_the_run() -> None:
     assert allocator(config("study.seed=4"), "knapsack").seed == 4
 
 
+def test_a_nested_allocator_has_them_too_and_its_own_section() -> None:
+    nested = "allocators.gauss_newton={start: knapsack}"
+    section = "allocators.knapsack={levels: [0.5, 0.9]}"
+    start = allocator(
+        config("pruner=sparsegpt", "study.seed=3", nested, section), "gauss_newton"
+    ).start
+    assert start.pruner == PRUNERS.create("sparsegpt")
+    assert (start.seed, start.levels) == (3, (0.5, 0.9))
+
+
 def test_unless_they_are_set() -> None:
     overrides = ("pruner.name=ria", "allocators.knapsack={pruner: magnitude, seed: 2}")
     found = allocator(config(*overrides, "study.seed=4"), "knapsack")
