@@ -1,4 +1,4 @@
-"""Perplexity of uniform, OWL and searched profiles on SmolLM2-135M: the README's table.
+"""Perplexity of uniform, OWL and searched profiles on SmolLM2-135M: docs/search.md.
 
 One case is one search. Every figure is kept in ``OUT/CASE/figures.json`` once it is known, and
 the search keeps its own journal, so the script goes on where it was stopped:
