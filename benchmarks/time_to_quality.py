@@ -135,10 +135,13 @@ def evopress(session: Session, out: Path) -> tuple[SparsityProfile, float]:
         return Baseline(session, out / "baseline.json").search()
 
 
-def allocated(method: str | dict[str, Any]) -> Way:
+def allocated(method: str | dict[str, Any], pruner: str = "sparsegpt") -> Way:
+    """An allocator; it prunes for its own use with ``pruner``, and so does its start."""
+
     def allocate(session: Session, _: Path) -> tuple[SparsityProfile, float]:
         started = time.process_time()
-        plugin = Factory().resolve(ALLOCATORS, method)
+        shared = {"allocator": {"pruner": PRUNERS.create(pruner)}}
+        plugin = Factory(shared=shared).resolve(ALLOCATORS, method)
         bounds = Bounds.of(session.subject.layout)
         text = session.text["calibration"]
         found: SparsityProfile = plugin.allocate(session.subject, text, Budget(TARGET), bounds)
@@ -149,7 +152,7 @@ def allocated(method: str | dict[str, Any]) -> Way:
 
 def descent(start: str, pruner: str = "sparsegpt", **settings: int) -> Way:
     """Steps by gradients on a pruner's weights, as they are around the start."""
-    return allocated({"name": "gauss_newton", "start": start, "pruner": pruner, **settings})
+    return allocated({"name": "gauss_newton", "start": start, **settings}, pruner)
 
 
 FROM_CFSP, FROM_KNAPSACK = "gauss_newton[start=cfsp]", "gauss_newton[start=knapsack]"
@@ -161,6 +164,7 @@ WAYS: dict[str, Way] = {
     f"{FROM_CFSP}, Wanda's masks": descent("cfsp", "wanda"),
     FROM_CFSP: descent("cfsp"),
     f"{FROM_CFSP}, twice": descent("cfsp", stages=2),
+    "knapsack, Wanda's masks": allocated("knapsack", "wanda"),
     "knapsack": allocated("knapsack"),
     FROM_KNAPSACK: descent("knapsack"),
     f"{FROM_KNAPSACK}, twice": descent("knapsack", stages=2),

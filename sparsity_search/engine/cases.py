@@ -132,7 +132,7 @@ class Plan:
         name, settings = parse_label(label)
         config = self._config(pruner, seed)
         settings = {**config.allocators.get(name, {}), **settings}
-        config = config.model_copy(update={"allocators": {name: settings}})
+        config = config.model_copy(update={"allocators": {**config.allocators, name: settings}})
         found = allocator(config, name)
         fields = {field.name for field in dataclasses.fields(found)}  # type: ignore[arg-type]
         return Case(
