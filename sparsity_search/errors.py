@@ -50,6 +50,10 @@ class MissingExtraWarning(SparsitySearchWarning):
     """An optional package is not installed, and a part of the result is left out."""
 
 
+class BrokenPluginWarning(SparsitySearchWarning):
+    """A plugin of an installed package cannot be loaded, and is left out."""
+
+
 class ExperimentalWarning(SparsitySearchWarning):
     """A plugin is used that loses to a simpler one in the project's own tables."""
 
