@@ -7,7 +7,7 @@ RUN := runs/demo
 OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-oldest real-model lint types ci clean
+.PHONY: help demo test test-all test-oldest real-model lint types docs ci clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +17,14 @@ demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
 		--set data.calibration_length=512 --set data.calibration_sequences=16 \
 		--set data.search_sequences=4 --set data.final_length=512 --set data.final_sequences=8
 
-test: $(VENV)/dev  ## Run the test suite on tiny random models.
-	$(BIN)/python -m pytest $(PARALLEL)
+test: $(VENV)/dev  ## Run the fast tests, on tiny random models.
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model"
 
-test-oldest: $(OLDEST)/dev  ## Run the test suite on the oldest transformers, in .venv-oldest.
-	$(OLDEST)/bin/python -m pytest $(PARALLEL)
+test-all: $(VENV)/dev  ## Run all tests on tiny random models.
+	$(BIN)/python -m pytest $(PARALLEL) -m "not real_model"
+
+test-oldest: $(OLDEST)/dev  ## Run all tests on the oldest transformers, in .venv-oldest.
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not real_model"
 
 real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
 	$(BIN)/python -m pytest -m real_model
@@ -33,15 +36,18 @@ lint: $(VENV)/dev  ## Check style.
 types: $(VENV)/dev  ## Check types.
 	$(BIN)/mypy
 
-ci: lint types test  ## All checks.
+docs: $(VENV)/dev  ## Build the documentation; leaves site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean:  ## Remove the environments; runs stay.
-	rm -rf $(VENV) $(OLDEST)
+ci: lint types docs test-all  ## Run all checks.
+
+clean:  ## Remove the environments and the built documentation; runs stay.
+	rm -rf $(VENV) $(OLDEST) site
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,report]"
 	touch $@
 
 $(VENV)/demo: $(VENV)/base

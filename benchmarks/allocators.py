@@ -3,15 +3,19 @@
 Each part is one `sparsity-search compare`, which goes on where it was stopped:
 
     python benchmarks/allocators.py --calibration wikipedia_calibration.jsonl \
-        --test wikitext2_valid.txt --out runs/allocators
+        --test wikitext2_valid.txt --out runs/allocators \
+        --table benchmarks/results/allocators.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from tables import counts_in, write_table  # the file beside this one
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
 from sparsity_search.config.schema import PluginSection, load_config
@@ -47,11 +51,25 @@ PARTS: dict[str, tuple[str, float, tuple[str, ...], int]] = {
 }
 
 
+def table_of(out: Path) -> dict[str, Any]:
+    """Return the layout, the facts of each pruner's comparison, all rows and all profiles."""
+    table: dict[str, Any] = {"layout": [], "facts": {}, "rows": [], "profiles": {}}
+    for file in sorted(out.glob("*/compare.json")):
+        facts = json.loads(file.read_text())
+        table["layout"] = facts.pop("layout")
+        table["facts"][file.parent.name] = facts
+        rows = sorted((file.parent / "rows").glob("*.json"))
+        table["rows"] += [json.loads(row.read_text()) for row in rows]
+        table["profiles"] |= counts_in(file.parent / "profiles")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("calibration", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--table", type=Path, help="write the table of all cases in --out here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -74,6 +92,8 @@ def main() -> None:
         # rows of the first seed are the same: parts of one pruner share a folder
         with TerminalMonitor() as monitor:
             compare(plan, arguments.out / pruner, monitor=monitor)
+    if arguments.table:
+        write_table(arguments.table, table_of(arguments.out))
 
 
 if __name__ == "__main__":

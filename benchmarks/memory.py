@@ -5,7 +5,7 @@ that the system saw (``ru_maxrss``), less what the process holds once it has don
 model of next to nothing: libraries, and what they keep after their first use. (A process begins
 with the peak of the one that started it, which therefore imports nothing here.)
 
-    python benchmarks/memory.py --out memory.json
+    python benchmarks/memory.py --out runs/memory.json
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     if given.out:
-        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+        from tables import merge_rows  # the file beside this one
+
+        merge_rows(given.out, rows, "block", "blocks", "pruner", "store", "offload")
 
 
 def _apart(job: list[Any]) -> dict[str, float]:

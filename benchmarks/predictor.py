@@ -1,8 +1,8 @@
 """How well scores of SmolLM2-135M can be predicted: the table of docs/predictor.md.
 
 Reads the 200 random profiles of 70% that `benchmarks/sensitivities.py` measured on a supernet, and
-what it kept of the sensitivities; no model and no text is needed. Models see 70% of the pairs, in
-20 random splits, and are judged by the others:
+the losses of two sensitivities, from its table; no model and no text is needed. Models see 70% of
+the pairs, in 20 random splits, and are judged by the others:
 
     python benchmarks/predictor.py
 """
@@ -10,19 +10,19 @@ what it kept of the sensitivities; no model and no text is needed. Models see 70
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
-from sensitivities import LEVELS, TARGET, hundredths, random_profiles
+from sensitivities import GRADIENTS, LEVELS, TARGET, hundredths, random_profiles
+from tables import RESULTS, known_layout, read_table
 
 from sparsity_search.engine.hints import hint_of
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.runs.scores import load_scores
+from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.searchers.bases.dataset import real_levels
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
@@ -32,7 +32,6 @@ from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.random import generator
 
-RESULTS = Path(__file__).parent / "results"
 SPLITS = 20
 TRAIN_SHARE = 0.7
 #: The trees of the published protocol have the settings of the searcher `gbdt`.
@@ -51,9 +50,8 @@ def space_over(layout: Layout) -> SearchSpace:
     return file.build(layout, Budget(TARGET), {})
 
 
-def gradients(space: SearchSpace, folder: Path) -> Hint:
-    """Return what gradients at the uniform profile predict for the levels of a space."""
-    known = json.loads((folder / "around-uniform.json").read_text())
+def gradients(space: SearchSpace, known: Sequence[Sequence[float]]) -> Hint:
+    """Return the losses that gradients at the uniform profile predict for a space's levels."""
     losses = []
     for gene, (unit, table) in enumerate(zip(space.layout, known, strict=True)):
         grid = hundredths(space.layout)[space.layout.position(unit.name)]
@@ -63,30 +61,30 @@ def gradients(space: SearchSpace, folder: Path) -> Hint:
     return Hint("gradients", space.levels.lower, tuple(losses))
 
 
-def features(space: SearchSpace, folder: Path) -> Mapping[str, SearchSpace]:
+def features(
+    space: SearchSpace, losses: Mapping[str, Sequence[Sequence[float]]]
+) -> Mapping[str, SearchSpace]:
     """Return the space with the hints that features are made from, by name."""
-    fisher = hint_of("fisher", load_scores(folder / "fisher.json"), space)
+    counts = tuple(np.array(table) for table in tables(space.layout, LEVELS))
+    scores = Scores(space.layout, counts, tuple(np.array(unit) for unit in losses["fisher"]))
+    fisher = hint_of("fisher", scores, space)
     return {
         "levels": space,
         "with `fisher`": replace(space, hints=(fisher,)),
-        "with `gradients`": replace(space, hints=(gradients(space, folder),)),
+        "with `gradients`": replace(space, hints=(gradients(space, losses[GRADIENTS]),)),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sensitivities", type=Path, default=RESULTS / "sensitivities")
-    parser.add_argument(
-        "--layout", type=Path, default=RESULTS / "allocators" / "wanda" / "compare.json"
-    )
-    arguments = parser.parse_args()
-    layout = Layout.from_json(json.loads(arguments.layout.read_text())["layout"])
-    scores = np.array(json.loads((arguments.sensitivities / "random.json").read_text()))
+    parser.add_argument("--table", type=Path, default=RESULTS / "sensitivities.json")
+    known = read_table(parser.parse_args().table)
+    layout, scores = known_layout(), np.array(known["divergences"])
     space, profiles = space_over(layout), random_profiles(layout)[: len(scores)]
     levels, group = real_levels(space, profiles), np.zeros(len(scores), dtype=np.int64)
     print(f"{len(scores)} pairs, deviation of log scores {targets(scores).std():.3f}")
     print("| features | model | R2 | MAE | Kendall tau |\n|---|---|---|---|---|", flush=True)
-    for named, hinted in features(space, arguments.sensitivities).items():
+    for named, hinted in features(space, known["losses"]).items():
         pairs = Pairs(Features(hinted).blocks(levels), targets(scores), group)
         for label, settings in MODELS.items():
             found = []

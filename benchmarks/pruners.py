@@ -5,7 +5,7 @@ stopped; ``--case`` takes shell patterns. Time is that of all threads of this pr
 seconds), so that other work on the machine does not show in it:
 
     python benchmarks/pruners.py --calibration wikipedia_calibration.jsonl \
-        --test wikitext2_valid.txt --out benchmarks/results/pruners
+        --test wikitext2_valid.txt --out runs/pruners --table benchmarks/results/pruners.json
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import slug, write_table  # the file beside this one
 
 from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write the table of all cases in --out here")
     parser.add_argument("--case", nargs="*", default=["*"], help="shell patterns of case names")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -185,6 +187,9 @@ def main() -> None:
     known = {name: figures for name, figures in done.items() if figures is not None}
     print(table(known, ["50%", "70%", "2:4"]))
     print(table(known, ["12.5%", "25.0%"]))
+    if arguments.table:
+        rows = [{"case": name, **figures} for name, figures in known.items()]
+        write_table(arguments.table, {"rows": rows})
 
 
 def _session(arguments: argparse.Namespace) -> Session:
@@ -199,7 +204,7 @@ def _session(arguments: argparse.Namespace) -> Session:
 
 
 def _file(out: Path, case: Case) -> Path:
-    return out / f"{case.name.replace(':', 'of').replace('%', '')}.json"
+    return out / f"{slug(case.name)}.json"
 
 
 def _read(out: Path, case: Case) -> dict[str, Any] | None:

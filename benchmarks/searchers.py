@@ -5,7 +5,8 @@ the same tokens. A search resumes from its journal, and what a case came to is k
 ``OUT/CASE.json``:
 
     python benchmarks/searchers.py --calibration wikipedia_calibration.jsonl \
-        --test wikitext2_valid.txt --out runs/searchers
+        --test wikitext2_valid.txt --out runs/searchers \
+        --table benchmarks/results/searchers.json
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import counts_in, known_profile, slug, write_table  # the file beside this one
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
 from sparsity_search.config.schema import load_config
@@ -48,9 +50,8 @@ WIDTH: dict[str, Any] = {
 FRESH: dict[str, Any] = {"ladder.fresh": True, "data.search_sequences": 48}
 
 #: Starts that take minutes, from the comparison of allocators: same text, seed and pruner.
-_KNOWN = Path(__file__).parent / "results" / "allocators" / "sparsegpt" / "profiles"
-KNAPSACK = str(_KNOWN / "sparsegpt-70-knapsack-seed{seed}.json")
-GAUSS_NEWTON = str(_KNOWN / "sparsegpt-70-gauss_newton_start=cfsp-seed{seed}.json")
+KNAPSACK = "sparsegpt-70-knapsack-seed{seed}"
+GAUSS_NEWTON = "sparsegpt-70-gauss_newton_start=cfsp-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Case:
     stages: int = 1
     initial: tuple[str, ...] = ("uniform",)
 
-    def options(self, seed: int) -> dict[str, Any]:
-        initial = [start.format(seed=seed) for start in self.initial]
+    def options(self, seed: int, out: Path) -> dict[str, Any]:
+        initial = [start_of(start.format(seed=seed), out) for start in self.initial]
         rounds = {"study.stages": self.stages, "study.rounds": ROUNDS // self.stages}
         return {
             **self.group,
@@ -72,6 +73,15 @@ class Case:
             **rounds,
             **self.changes,
         }
+
+
+def start_of(name: str, out: Path) -> str:
+    """Return an allocator, or the file of a profile that the comparison of allocators found."""
+    if name == "uniform":
+        return name
+    file = out / "starts" / f"{slug(name)}.json"
+    write_json(file, known_profile(name).to_json())
+    return str(file)
 
 
 CASES = {
@@ -124,7 +134,7 @@ CASES = {
 
 def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what a case came to, from its file or from its search."""
-    label = f"{name}, seed {seed}"
+    label = slug(f"{name}, seed {seed}")
     file = arguments.out / f"{label}.json"
     if file.exists():
         known: dict[str, Any] = json.loads(file.read_text())
@@ -136,7 +146,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
         "data.final_text": f"file:{arguments.test}",
         "data.final_sequences": 40,
         "supernet.cache": str(arguments.out / "supernets"),
-        **CASES[name].options(seed),
+        **CASES[name].options(seed, arguments.out),
     }
     started = time.process_time()
     with TerminalMonitor(ROUNDS) as monitor:
@@ -207,10 +217,18 @@ def told(run: Path) -> dict[str, Any]:
     }
 
 
+def table_of(out: Path) -> dict[str, Any]:
+    """Return the rows and the profiles of all cases that are done."""
+    profiles = counts_in(out / "profiles")
+    rows = [json.loads((out / f"{label}.json").read_text()) for label in profiles]
+    return {"rows": rows, "profiles": profiles}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("calibration", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write the table of all cases in --out here")
     parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -228,6 +246,8 @@ def main() -> None:
                 f"{found['cpu_seconds']:.0f}",
             ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    if arguments.table:
+        write_table(arguments.table, table_of(arguments.out))
 
 
 if __name__ == "__main__":

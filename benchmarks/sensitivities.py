@@ -7,7 +7,7 @@ sequential pruning. What is done is kept in ``OUT``, so the script goes on where
 
     python benchmarks/sensitivities.py --calibration wikipedia_calibration.jsonl \
         --heldout wikipedia_heldout.jsonl --test wikitext2_valid.txt \
-        --out benchmarks/results/sensitivities
+        --out runs/sensitivities --table benchmarks/results/sensitivities.json
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import kendalltau
+from tables import slug, write_table  # the file beside this one
 
 from sparsity_search.config.schema import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, calibration, open_session
-from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.running.divergence import Divergence
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
@@ -44,6 +44,8 @@ from sparsity_search.utils.random import generator
 
 TARGET = 0.7
 PROFILES = 200
+#: The row of the gradients taken at the uniform profile.
+GRADIENTS = "gradients at uniform"
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 #: Each estimate is a sensitivity with settings, all of Wanda's masks unless a pruner is named.
 ESTIMATES: dict[str, dict[str, Any]] = {
@@ -149,7 +151,7 @@ class Bench:
 
     def scores_file(self, name: str) -> Path:
         """Return the file of an estimate's scores; they are measured if need be."""
-        file = self.out / f"{_slug(name)}.json"
+        file = self.out / f"{slug(name)}.json"
         if not file.exists():
             settings = {"name": name.partition(",")[0], **ESTIMATES[name]}
             pruner = Factory().resolve(PRUNERS, settings.pop("pruner", "wanda"))
@@ -158,7 +160,7 @@ class Bench:
             counts = tables(subject.layout, LEVELS)
             started = time.process_time()
             scores = measurer.sensitivity.measure(subject, text, pruner, counts)
-            write_json(self.out / f"{_slug(name)}-cost.json", time.process_time() - started)
+            write_json(self.out / f"{slug(name)}-cost.json", time.process_time() - started)
             save_scores(file, scores)
         return file
 
@@ -187,10 +189,11 @@ class Bench:
         found: list[list[float]] = json.loads(file.read_text())
         return counts, found
 
-    def perplexity(self, name: str, profile: SparsityProfile, pruner: Pruner) -> float:
+    def perplexity(self, name: str, profile: SparsityProfile, pruner_name: str) -> float:
         """Return the perplexity after sequential pruning to a profile."""
-        file = self.out / f"ppl-{_slug(name)}-{type(pruner).__name__.lower()}.json"
+        file = self.out / f"ppl-{slug(name)}-{slug(pruner_name)}.json"
         if not file.exists():
+            pruner = Factory().resolve(PRUNERS, pruner_name)
             subject, text = self.session.subject, self.session.text["calibration"]
             model, test = self.session.loaded.model, self.session.text["test"]
             with subject.preserved():
@@ -198,10 +201,6 @@ class Bench:
                 proxy = EVALUATORS.create("perplexity").bind(model, test)
                 write_json(file, proxy.score(model, range(len(test))).value)
         return float(json.loads(file.read_text()))
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def _session(arguments: argparse.Namespace) -> Session:
@@ -218,8 +217,8 @@ def _session(arguments: argparse.Namespace) -> Session:
     return open_session(load_config(None, options).model, requests, 0, Monitor())
 
 
-def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[list[str]]:
-    """Return the rows of the table: estimate, CPU seconds, tau, perplexity with each pruner."""
+def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of the table: estimate, CPU seconds, tau, perplexity by pruner."""
     measured = bench.measured()
     layout = bench.session.subject.layout
     profiles = random_profiles(layout)
@@ -227,7 +226,7 @@ def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[li
     found = []
     for name in wanted:
         scores = load_scores(bench.scores_file(name))
-        cost = json.loads((bench.out / f"{_slug(name)}-cost.json").read_text())
+        cost = json.loads((bench.out / f"{slug(name)}-cost.json").read_text())
         plugins = {name: ALLOCATORS.create("knapsack")}
         predicted = {name: [scores.loss(profile) for profile in profiles]}
         if scores.pairs is not None:
@@ -238,17 +237,23 @@ def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[li
         for label, plugin in plugins.items():
             profile = plugin.solve(scores, budget, bounds)
             tau = kendalltau(predicted[label], measured).statistic
-            figures = [
-                f"{bench.perplexity(label, profile, Factory().resolve(PRUNERS, pruner)):.1f}"
-                for pruner in pruners
-            ]
-            found.append([label, f"{cost:.0f}", f"{tau:.2f}", *figures])
-            print("| " + " | ".join(found[-1]) + " |", flush=True)
+            figures = {pruner: bench.perplexity(label, profile, pruner) for pruner in pruners}
+            found.append(
+                {"estimate": label, "cpu_seconds": cost, "tau": tau, "perplexity": figures}
+            )
+            show(found[-1], pruners)
     return found
 
 
-def around_uniform(bench: Bench) -> list[str]:
-    """Return the first cells of the row of the gradients taken at the uniform profile."""
+def show(row: Mapping[str, Any], pruners: Sequence[str]) -> None:
+    figures = [row["perplexity"].get(pruner) for pruner in pruners]
+    cells = [row["estimate"], f"{row['cpu_seconds']:.0f}", f"{row['tau']:.2f}"]
+    cells += ["-" if figure is None else f"{figure:.1f}" for figure in figures]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def around_uniform(bench: Bench) -> dict[str, Any]:
+    """Return the row of the gradients taken at the uniform profile."""
     measured, profiles = bench.measured(), random_profiles(bench.session.subject.layout)
     counts, losses = bench.along_the_path()
     curves = [PchipInterpolator(c, loss) for c, loss in zip(counts, losses, strict=True)]
@@ -258,13 +263,27 @@ def around_uniform(bench: Bench) -> list[str]:
     ]
     cost = json.loads((bench.out / "around-uniform-cost.json").read_text())
     tau = kendalltau(predicted, measured).statistic
-    return ["gradients at uniform", f"{cost:.0f}", f"{tau:.2f}"]
+    return {"estimate": GRADIENTS, "cpu_seconds": cost, "tau": tau, "perplexity": {}}
+
+
+def table_of(bench: Bench, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows, and the measurements that `benchmarks/predictor.py` reads.
+
+    ``losses`` has the losses of each unit at `LEVELS`; ``divergences`` those of each profile.
+    """
+    fisher = load_scores(bench.scores_file("fisher"))
+    losses = {
+        "fisher": [unit.tolist() for unit in fisher.losses],
+        GRADIENTS: bench.along_the_path()[1],
+    }
+    return {"rows": found, "divergences": bench.measured().tolist(), "losses": losses}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("calibration", "heldout", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write the table of all cases in --out here")
     parser.add_argument("--estimates", nargs="*", default=list(ESTIMATES))
     parser.add_argument("--pruners", nargs="*", default=["wanda", "sparsegpt"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -273,9 +292,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
     print("| estimate | CPU seconds | tau | " + " | ".join(arguments.pruners) + " |", flush=True)
-    blank = ["-"] * len(arguments.pruners)
-    print("| " + " | ".join(around_uniform(bench) + blank) + " |", flush=True)
-    rows(bench, arguments.estimates, arguments.pruners)
+    found = [around_uniform(bench)]
+    show(found[0], arguments.pruners)
+    found += rows(bench, arguments.estimates, arguments.pruners)
+    if arguments.table:
+        write_table(arguments.table, table_of(bench, found))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ tensor, a second pass of each block for its outputs, SparseGPT's algorithm as it
 one level after the other, and a dense copy of each. Both get the same text, levels and first
 blocks, in turns in one process.
 
-    python benchmarks/supernet.py --text wikipedia_calibration.jsonl --out supernet.json
+    python benchmarks/supernet.py --text wikipedia_calibration.jsonl --out runs/supernet.json
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import merge_rows  # the file beside this one
 from torch import Tensor
 
 from sparsity_search.config.schema import load_config
@@ -36,7 +37,6 @@ from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.trials.history import History
-from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
 TARGET, LENGTH = 0.7, 1024
@@ -208,9 +208,9 @@ def main() -> None:
     parser.add_argument("--propagate", default="centre")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(arguments)
+    rows = [{"propagate": arguments.propagate, **row} for row in measure(arguments)]
     if arguments.out:
-        write_json(arguments.out, rows)
+        merge_rows(arguments.out, rows, "propagate", "pruner")
 
 
 if __name__ == "__main__":

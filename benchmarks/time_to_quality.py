@@ -12,7 +12,7 @@ The three texts may be one file, which they take consecutive pieces of:
 
     python benchmarks/time_to_quality.py --calibration wikitext2_valid.txt \
         --search wikitext2_valid.txt --test wikitext2_valid.txt \
-        --out benchmarks/results/time_to_quality
+        --out runs/time_to_quality --table benchmarks/results/time_to_quality.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from supernet import naive  # the file beside this one
+from supernet import naive  # these files are beside this one
+from tables import counts_in, slug, write_table
 from torch import Tensor
 
 from sparsity_search.config.schema import load_config
@@ -174,10 +175,10 @@ WAYS: dict[str, Way] = {
 
 def measured(name: str, out: Path, session: Session) -> dict[str, Any]:
     """Return the seconds of a way and the perplexity of its profile, measured if need be."""
-    file = out / f"{name}.json"
+    file = out / f"{slug(name)}.json"
     if not file.exists():
         profile, seconds = WAYS[name](session, out)
-        write_json(out / "profiles" / f"{name}.json", profile.to_json())
+        write_json(out / "profiles" / f"{slug(name)}.json", profile.to_json())
         with session.subject.preserved():
             pruner, text = PRUNERS.create("sparsegpt"), session.text["calibration"]
             prune_sequentially(session.subject, profile, pruner, text)
@@ -201,10 +202,25 @@ def check_setting(out: Path, session: Session) -> None:
         raise SystemExit(f"{out} has results of another setting: give another --out")
 
 
+def table_of(out: Path) -> dict[str, Any]:
+    """Return the setting, the rows and the profiles of all ways that are done."""
+    done = {name: out / f"{slug(name)}.json" for name in WAYS}
+    return {
+        "setting": json.loads((out / "setting.json").read_text()),
+        "rows": [
+            {"way": name, **json.loads(file.read_text())}
+            for name, file in done.items()
+            if file.exists()
+        ],
+        "profiles": counts_in(out / "profiles"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("calibration", "search", "test", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write the table of all cases in --out here")
     parser.add_argument("--way", nargs="*", choices=WAYS, default=list(WAYS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -226,6 +242,8 @@ def main() -> None:
             f"{found['perplexity']:.1f} | {ratios[1]:.2f} |",
             flush=True,
         )
+    if arguments.table:
+        write_table(arguments.table, table_of(arguments.out))
 
 
 if __name__ == "__main__":

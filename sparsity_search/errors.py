@@ -38,7 +38,23 @@ class RunMismatchError(SparsitySearchError, ValueError):
     """A stored run or artefact was made with another configuration."""
 
 
-class ExperimentalWarning(Warning):
+class MissingExtraError(SparsitySearchError, ImportError):
+    """An optional package is not installed."""
+
+
+class SparsitySearchWarning(Warning):
+    """Root of all warnings of this package; the command line shows each as one line."""
+
+
+class MissingExtraWarning(SparsitySearchWarning):
+    """An optional package is not installed, and a part of the result is left out."""
+
+
+class BrokenPluginWarning(SparsitySearchWarning):
+    """A plugin of an installed package cannot be loaded, and is left out."""
+
+
+class ExperimentalWarning(SparsitySearchWarning):
     """A plugin is used that loses to a simpler one in the project's own tables."""
 
 

@@ -19,7 +19,14 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from sparsity_search.errors import ConfigError, ExperimentalWarning, UnknownNameError, nearest
+from sparsity_search.errors import (
+    BrokenPluginWarning,
+    ConfigError,
+    ExperimentalWarning,
+    SparsitySearchError,
+    UnknownNameError,
+    nearest,
+)
 
 T = TypeVar("T")
 
@@ -52,14 +59,16 @@ class Registry(Generic[T]):
         """Return the plugin class called ``name``, or ``package.module:Class`` from outside.
 
         Raises:
-            UnknownNameError: No such plugin; the message names the nearest.
+            UnknownNameError: No such plugin, and the message names the nearest; or a plugin from
+                outside that cannot be loaded.
+            ConfigError: The class from outside is no plugin of this kind.
         """
         if ":" in name:
-            return self._outside(name, name)
+            return self._outside(name, EntryPoint(name, name, self.group))
         if name in self._own_names():
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._installed():
-            return self._outside(name, self._installed()[name].value)
+            return self._outside(name, self._installed()[name])
         raise UnknownNameError(f"unknown {self.kind} {name!r}: {nearest(name, self.names())}")
 
     def create(self, name: str, **settings: Any) -> T:
@@ -71,11 +80,24 @@ class Registry(Generic[T]):
         """
         return Factory().create(self, name, settings)
 
+    def classes(self) -> dict[str, type[T]]:
+        """Return every plugin class by name.
+
+        An installed plugin that cannot be loaded is left out with a warning, so that it does not
+        stop the others.
+        """
+        classes = {}
+        for name in self.names():
+            try:
+                classes[name] = self.get(name)
+            except SparsitySearchError as error:
+                warnings.warn(str(error), BrokenPluginWarning, stacklevel=2)
+        return classes
+
     def summaries(self) -> dict[str, str]:
         """Return the first line of each plugin's documentation with its settings, by name."""
         lines = {}
-        for name in self.names():
-            plugin = self.get(name)
+        for name, plugin in self.classes().items():
             fields = dataclasses.fields(plugin)  # type: ignore[arg-type]
             settings = ", ".join(f"{field.name}={_default(field)!r}" for field in fields)
             line = (plugin.__doc__ or "").strip().partition("\n")[0]
@@ -88,8 +110,13 @@ class Registry(Generic[T]):
         names = (module.name for module in pkgutil.iter_modules(folder))
         return [name for name in names if name != _BASES and not name.startswith("_")]
 
+    @property
+    def group(self) -> str:
+        """The group of entry points, e.g. ``sparsity_search.pruners``."""
+        return f"sparsity_search.{self.package.rpartition('.')[2]}"
+
     def _installed(self) -> dict[str, EntryPoint]:
-        return _entry_points(f"sparsity_search.{self.package.rpartition('.')[2]}")
+        return {point.name: point for point in entry_points(group=self.group)}
 
     def base(self) -> type[T]:
         """Return the class that every plugin of this kind inherits."""
@@ -106,13 +133,18 @@ class Registry(Generic[T]):
             raise TypeError(f"{module.__name__} must define exactly one {name}")
         return classes[0]
 
-    def _outside(self, name: str, target: str) -> type[T]:
+    def _outside(self, name: str, point: EntryPoint) -> type[T]:
+        home = f" of the package {point.dist.name}" if point.dist else ""
         try:
-            plugin = _load(target)
-        except (ImportError, AttributeError) as error:
-            raise UnknownNameError(f"cannot load {self.kind} {name!r}: {error}") from error
+            if not point.pattern.match(point.value):
+                raise ImportError(f"{point.value!r} must be MODULE:CLASS")
+            plugin = point.load()
+        except Exception as error:  # code from outside: it may raise anything
+            raise UnknownNameError(f"cannot load {self.kind} {name!r}{home}: {error}") from error
         if not (inspect.isclass(plugin) and issubclass(plugin, self.base())):
-            raise ConfigError(f"{name!r} is not a {self.interface.rpartition(':')[2]}")
+            raise ConfigError(f"{name!r}{home} is not a {self.interface.rpartition(':')[2]}")
+        if not hasattr(plugin, "__dataclass_fields__"):
+            raise ConfigError(f"{self.kind} {name!r}{home} is not a dataclass")
         return plugin
 
 
@@ -230,8 +262,8 @@ def describe(plugin: object) -> str:
 
     The class name stands without its kind, so that renaming a kind changes no record.
 
-    >>> describe(PRUNERS.create("refit")).partition(",")[0]
-    "Refit(mask=Wanda(pattern='row')"
+    >>> describe(PRUNERS.create("wanda"))
+    "Wanda(pattern='row')"
     """
     generated = getattr(plugin, "__dataclass_params__", None)
     if not dataclasses.is_dataclass(plugin) or generated is None or not generated.repr:
@@ -266,11 +298,6 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-@cache
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
 
 
 def _registry(kind: str, package: str, interface: str) -> Registry[Any]:

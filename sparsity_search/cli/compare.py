@@ -95,5 +95,8 @@ def compare(
     rows = [[escape(row[i]) for i in shown] for row in table_rows(record)]
     wide = Console(highlight=False, width=max(console.width, WIDTH))
     wide.print(text_table(COLUMNS, rows, left=3))
-    for line in (summary(record), *failure_lines(record), f"report: {out / 'report.html'}"):
+    lines = [summary(record), *failure_lines(record)]
+    if (page := out / "report.html").exists():
+        lines.append(f"report: {page}")
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -23,7 +25,7 @@ from sparsity_search.cli.sensitivity import sensitivity
 from sparsity_search.cli.solve import solve
 from sparsity_search.cli.verify import verify
 from sparsity_search.cli.work import work
-from sparsity_search.errors import SparsitySearchError
+from sparsity_search.errors import SparsitySearchError, SparsitySearchWarning
 
 app = typer.Typer(
     name="sparsity-search",
@@ -58,6 +60,7 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    warnings.formatwarning = _as_line
     try:
         app()
     except SparsitySearchError as error:
@@ -67,5 +70,19 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"sparsity-search: {' '.join(message.split())}\n")
+    sys.stderr.write(_line(message))
     sys.exit(code)
+
+
+def _line(message: str) -> str:
+    return f"sparsity-search: {' '.join(message.split())}\n"
+
+
+def _as_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> str:
+    """Format a warning: in one line, without the place in the code, if it is ours."""
+    if issubclass(category, SparsitySearchWarning):
+        return _line(str(message))
+    return _FORMAT(message, category, *place, **options)
+
+
+_FORMAT = warnings.formatwarning

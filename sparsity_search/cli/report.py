@@ -29,7 +29,6 @@ def report(
         console.print(f"report: {write_comparison(run_dir)}")
         return
     record = RunRecord.read(run_dir, storage)
-    written = write_report(run_dir, storage)
     console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
-    console.print(f"report: {written}")
+    console.print(f"report: {write_report(run_dir, storage)}")

@@ -84,7 +84,9 @@ def search(
     record = RunRecord.read(folder, study.storage)
     console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
-    console.print(f"checkpoint: {folder / 'checkpoint'}\nreport:     {folder / 'report.html'}")
+    console.print(f"checkpoint: {folder / 'checkpoint'}")
+    if (page := folder / "report.html").exists():
+        console.print(f"report:     {page}")
 
 
 def _default_folder(config: RunConfig) -> Path:

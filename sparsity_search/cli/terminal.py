@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -24,14 +25,14 @@ err = Console(stderr=True, highlight=False)
 
 def quiet_libraries() -> None:
     """Silence the progress bars and chatter of the libraries; warnings stay."""
-    import datasets
     import optuna
     import transformers
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    # read when datasets is imported, which is optional
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # it calls blocks lost that are only on their way, see models/offload.py
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)

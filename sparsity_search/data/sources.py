@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_search.errors import DataError
+from sparsity_search.utils.extras import require
 
 _SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self"
 _PROBE_SECONDS = 10.0
@@ -41,6 +42,7 @@ def parse(source: str) -> Source:
 
     Raises:
         DataError: It is of no known kind, or the file does not exist.
+        MissingExtraError: The extra ``data`` is needed and not installed.
     """
     if source == "self":
         return Source("self")
@@ -101,10 +103,13 @@ def _existing(path: Path) -> Path:
         raise DataError(f"there is no text file {path}: check the path")
     if path.suffix not in _READERS:
         raise DataError(f"cannot read {path.name}: give one of {', '.join(_READERS)}")
+    if path.suffix == ".parquet":
+        require("a .parquet file", "data", "pyarrow")
     return path.resolve()
 
 
 def _full_hub_name(source: str, value: str) -> str:
+    require("text of the hub", "data", "datasets")
     name, *rest = value.split(":")
     if not name or len(rest) > 2:
         raise DataError(f"no text source {source!r}: give {_SCHEMES}")

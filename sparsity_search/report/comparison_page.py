@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from sparsity_search.report import plots
 from sparsity_search.report.comparison import (
     HEADER,
     LEGEND,
@@ -19,6 +15,7 @@ from sparsity_search.report.comparison import (
     table_rows,
     write_tables,
 )
+from sparsity_search.report.pages import check_pages, embed, fill
 from sparsity_search.report.table import NONE, percent
 from sparsity_search.utils.files import atomic_file, write_text
 
@@ -32,7 +29,9 @@ def write_comparison(folder: Path) -> Path:
     Raises:
         ConfigError: ``folder`` holds no comparison.
         RunMismatchError: A file in it is corrupt, or of another format.
+        MissingExtraError: The extra ``report`` is not installed.
     """
+    check_pages()
     write_tables(folder)
     record = ComparisonRecord.read(folder)
     images = draw(record)
@@ -46,6 +45,8 @@ def write_comparison(folder: Path) -> Path:
 
 def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
     """Return captions and figures as PNG, by file name."""
+    from sparsity_search.report import plots
+
     curves: dict[str, dict[str, list[plots.Point]]] = {}
     figures = {}
     for group in record.groups():
@@ -68,14 +69,8 @@ def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
 
 def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) -> str:
     """Return the page as HTML, with images embedded."""
-    environment = Environment(
-        loader=PackageLoader("sparsity_search", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("comparison.html.j2").render(
+    return fill(
+        "comparison.html.j2",
         title=f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
         finished=len(record.rows) == len(record.facts["rows"]),
         summary=summary(record),
@@ -86,10 +81,7 @@ def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) ->
         settings=_settings(record),
         provenance=_provenance(record.facts),
         text=_text(record.facts.get("text", {})),
-        images=[
-            (name, caption, base64.b64encode(image).decode())
-            for name, (caption, image) in images.items()
-        ],
+        images=[(name, caption, embed(image)) for name, (caption, image) in images.items()],
     )
 
 

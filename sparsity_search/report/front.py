@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.report import plots
 from sparsity_search.report.hypervolume import Point, front, hypervolume, over_time
+from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.record import RunRecord, curve, shipped_name
 from sparsity_search.utils.files import atomic_file, write_json, write_text
 
@@ -92,7 +92,11 @@ class Front:
 
 
 def write_front(folder: Path) -> Front:
-    """Write ``front.json``, ``front.csv`` and ``front.png``; return what they hold."""
+    """Write ``front.json``, ``front.csv`` and, with the extra ``report``, ``front.png``.
+
+    Returns:
+        The front that they hold.
+    """
     found = Front.read(folder)
     write_json(folder / FRONT, found.to_json())
     text = io.StringIO()
@@ -100,12 +104,15 @@ def write_front(folder: Path) -> Front:
     writer.writeheader()
     writer.writerows(found.rows)
     write_text(folder / "front.csv", text.getvalue())
-    with atomic_file(folder / "front.png") as temporary:
-        temporary.write_bytes(plots.png(_plot(found)))
+    if can_draw_pages():
+        with atomic_file(folder / "front.png") as temporary:
+            temporary.write_bytes(_figure(found))
     return found
 
 
-def _plot(found: Front) -> Any:
+def _figure(found: Front) -> bytes:
+    from sparsity_search.report import plots
+
     lines: dict[str, list[plots.Point]] = {}
     for run, record in found.runs.items():
         shipped = shipped_name(record.results)
@@ -115,7 +122,8 @@ def _plot(found: Front) -> Any:
                 value = row["perplexity"]
                 lines.setdefault(name, []).append(plots.Point(_removed(row), value, value, value))
     first = next(iter(found.runs.values()))
-    return plots.perplexity_plot({first.config["pruner"]["name"]: lines}, first.removal)
+    pruner = first.config["pruner"]["name"]
+    return plots.png(plots.perplexity_plot({pruner: lines}, first.removal))
 
 
 def _removed(row: Mapping[str, Any]) -> float:

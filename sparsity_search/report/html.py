@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sparsity_search.report import plots, table
+from sparsity_search.report import table
+from sparsity_search.report.pages import check_pages, embed, fill
 from sparsity_search.runs.record import RunRecord, curve, shipped_name
 from sparsity_search.runs.redact import redact
 from sparsity_search.utils.files import atomic_file, write_text
@@ -41,7 +40,9 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
     Raises:
         ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
         RunMismatchError: A file in it is corrupt, or of another format.
+        MissingExtraError: The extra ``report`` is not installed.
     """
+    check_pages()
     record = RunRecord.read(run_dir, storage)
     images = draw(record)
     for name, image in images.items():
@@ -54,6 +55,8 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
 
 def draw(record: RunRecord) -> dict[str, bytes]:
     """Return the figures that a record has the data for, as PNG by name."""
+    from sparsity_search.report import plots
+
     figures = {}
     if record.shipped is not None:
         title = f"Sparsity over depth: {shipped_name(record.results)}"
@@ -73,17 +76,10 @@ def draw(record: RunRecord) -> dict[str, bytes]:
 
 def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
     """Return the report as HTML, with images embedded and credentials hidden."""
-    environment = Environment(
-        loader=PackageLoader("sparsity_search", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("template.html.j2")
-    return template.render(
-        redact(_context(record), _secrets(record)),
-        images={name: base64.b64encode(image).decode() for name, image in images.items()},
+    return fill(
+        "template.html.j2",
+        **redact(_context(record), _secrets(record)),
+        images={name: embed(image) for name, image in images.items()},
         captions=CAPTIONS,
     )
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sparsity_search.utils.files import check_fingerprint
-
-from sparsity_search.utils.files import write_json
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.utils.files import check_fingerprint, write_json
 
 FORMAT = 1
 RUN = "run.json"
@@ -89,8 +86,12 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that results depend on."""
-    return {name: version(name) for name in _PACKAGES}
+    """Return the versions of the installed packages that results depend on."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # an extra
+            versions[name] = version(name)
+    return versions
 
 
 def begin(out: Path, facts: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.report.comparison import COMPARISON, FORMAT, write_tables
 from sparsity_search.report.comparison_page import write_comparison
+from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs import directory
 from sparsity_search.runs.redact import redact
 from sparsity_search.spaces.files import bounds_of
@@ -60,7 +61,7 @@ def compare(
         RunMismatchError: The folder holds a comparison, or a row, made in another way.
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
-    monitor = monitor or Monitor()
+    monitor, with_report = monitor or Monitor(), can_draw_pages()
     cases, kind = plan.cases(), plan.units()
     config = with_defaults(plan.config)
     _check_folder(out, config, cases)
@@ -81,7 +82,8 @@ def compare(
                     write_json(work.row_file(case), work.row(case))
                     write_tables(out)
         finally:
-            write_comparison(out)
+            if with_report:
+                write_comparison(out)
 
 
 def with_defaults(config: RunConfig) -> RunConfig:

@@ -150,7 +150,7 @@ def _guess(path: Path, option: str) -> str:
         ConfigError: None or several; the message names the option that says which.
     """
     suffix = path.suffix.lower()
-    found = [name for name in FORMATS.names() if suffix in FORMATS.get(name).suffixes]
+    found = [name for name, kind in FORMATS.classes().items() if suffix in kind.suffixes]
     if len(found) != 1:
         raise ConfigError(
             f"{path.name} does not tell its format: give {option}, one of "

@@ -32,6 +32,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import describe
 from sparsity_search.report import write_report
+from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs import directory
 from sparsity_search.runs.redact import redact
 from sparsity_search.runs.starts import AROUND, kept_starts, movable
@@ -59,6 +60,7 @@ def search(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     share_cores(config)
+    with_report = can_draw_pages()
     job = open_job(config, out, monitor or Monitor())
     storage = database(config.study.storage) if config.study.storage else None
     with directory.locked(out):
@@ -69,7 +71,8 @@ def search(
             return None
         profiles = {"uniform": job.space.base, **starts, "searched": found.profile}
         shipped = compare(job, profiles, found)
-        write_report(out, config.study.storage)
+        if with_report:
+            write_report(out, config.study.storage)
     return shipped
 
 

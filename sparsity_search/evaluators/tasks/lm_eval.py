@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, MissingExtraError
 from sparsity_search.evaluators.tasks.questions import Question
 
 #: The seed of few-shot examples that lm-eval itself has by default.
@@ -32,8 +32,9 @@ def load_tasks(
         The questions of each task, in the order of its documents.
 
     Raises:
-        ConfigError: lm-eval is missing, or cannot load a task, or a task is not one of questions
-            with one right choice.
+        MissingExtraError: lm-eval is not installed.
+        ConfigError: lm-eval cannot load a task, or a task is not one of questions with one right
+            choice.
     """
     tasks = _imported("lm_eval.tasks")
     try:
@@ -67,7 +68,7 @@ class Scorer:
         """Return the log-likelihood of each choice, one question after another.
 
         Raises:
-            ConfigError: lm-eval is missing.
+            MissingExtraError: lm-eval is not installed.
         """
         instance = _imported("lm_eval.api.instance").Instance
         requests = [
@@ -96,9 +97,8 @@ def _imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tasks of lm-eval need a package that is missing ({error.name}): "
-            'run `pip install "sparsity-search[tasks]"`'
+        raise MissingExtraError(
+            f'tasks of lm-eval need {error.name}: pip install "sparsity-search[tasks]"'
         ) from error
 
 

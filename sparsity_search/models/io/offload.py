@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_module
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sparsity_search.models.anatomy.blocks import find_blocks
@@ -139,6 +137,9 @@ def _rest(block: nn.Module, *, keep: bool) -> None:
 
 def _weights_to_file(model: nn.Module, prefix: str) -> Mapped:
     """Move the weights of a model's blocks to a file; what is shared stays so."""
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import align_module_device
+
     modules = {n: m for n, m in model.named_modules() if n.startswith(f"{prefix}.")}
     first: dict[int, str] = {}
     slots = [

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.utils.extras import require
 
 Kind = Literal["ridge", "xgboost", "sklearn"]
 Objective = Literal["rank", "regression"]
@@ -77,6 +78,7 @@ class ModelSettings:
 
     Raises:
         ConfigError: A setting is out of range.
+        MissingExtraError: The extra ``predictors`` is needed and not installed.
     """
 
     model: Kind = "ridge"
@@ -96,6 +98,8 @@ class ModelSettings:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.rate <= 1:
             raise ConfigError(f"rate must lie in (0, 1], not {self.rate}")
+        if self.model != "ridge":
+            require(f"model={self.model}", "predictors", self.model)
 
 
 @dataclass(frozen=True, eq=False)

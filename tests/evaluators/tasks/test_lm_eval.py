@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, MissingExtraError
 from sparsity_search.evaluators.tasks import TasksEvaluator
 from sparsity_search.testing.evaluator import scaled
 from sparsity_search.testing.models import tiny_llama, tiny_tokenizer
@@ -119,7 +119,7 @@ def test_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r'pip install "sparsity-search\[tasks\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "sparsity-search\[tasks\]"'):
         TasksEvaluator(tasks=("arc_easy",)).own_data()
 
 

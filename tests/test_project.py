@@ -1,0 +1,54 @@
+"""Facts that several files of the project state, and that must agree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import sparsity_search
+from tests.test_layering import LAYERS
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(re.findall(r"(?m)^([\w.-]+)==(.+)$", (ROOT / "constraints.txt").read_text()))
+
+
+def test_the_version_is_one() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == sparsity_search.__version__ == citation["version"]
+
+
+def test_hooks_have_the_pinned_ruff() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = (hook for hook in hooks if "ruff" in hook["repo"])
+    assert ruff["rev"] == f"v{PINS['ruff']}"
+
+
+def test_what_the_set_up_installs_is_pinned() -> None:
+    extras = PROJECT["optional-dependencies"]
+    named = re.search(r"\[(.+)\]", extras["dev"][0])
+    assert named is not None
+    lines = [*PROJECT["dependencies"], *extras["dev"][1:]]
+    lines += [line for extra in named[1].split(",") for line in extras[extra]]
+    required = {re.split(r"[<>=]", line)[0] for line in lines}
+    assert len(required) > 20
+    assert required <= PINS.keys()
+
+
+def test_the_folders_of_the_architecture_are_the_layers() -> None:
+    lines = (ROOT / "docs/architecture.md").read_text().splitlines()
+    rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(LAYERS)
+
+
+def test_the_reference_lists_the_public_names_and_where_they_are() -> None:
+    text = (ROOT / "docs/reference/index.md").read_text()
+    names = re.findall(r"`(\w+)`", text.partition("|---|")[2].partition("\n\n")[0])
+    assert sorted({*names} - {"Registry"}) == sparsity_search.__all__
+    for name, home in re.findall(r"\[`(\w+)`\]\[sparsity_search\.([\w.]+)\.\w+\]", text):
+        if name != "Registry":
+            plugin = getattr(sparsity_search, name)
+            assert plugin.__module__ == f"sparsity_search.{home}", name
