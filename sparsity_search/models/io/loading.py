@@ -159,7 +159,10 @@ def _contains(module: str, prefix: str) -> bool:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return 16 hexadecimal digits over names, types, shapes and bytes of all weights."""
+    """Return 16 hexadecimal digits over names, types, shapes and bytes of all weights.
+
+    Tied weights count once.
+    """
     total, offload = hashlib.sha256(), offload_of(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in sorted(model.state_dict().items()):
