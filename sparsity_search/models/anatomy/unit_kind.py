@@ -46,5 +46,5 @@ class UnitKind(ABC):
         """Yield the block's units in forward order.
 
         Raises:
-            ModelError: The block has no units of this kind, or an unknown storage.
+            ModelError: This kind does not support the block.
         """
