@@ -255,7 +255,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _locate_on_hub(name: str, revision: str | None) -> _Origin:
-    """Pin a hub model to its commit; without a network, use what is in the local cache."""
+    """Pin a hub model to its commit; without a network, use the local cache."""
     try:
         info = HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS)
     except GatedRepoError as error:
