@@ -67,7 +67,7 @@ def cached_sample(loaded: LoadedModel, *, n_sequences: int, length: int, seed: i
         "length": length,
         "seed": seed,
     }
-    path = cache_folder() / "self_text" / f"{digest(key)}.safetensors"
+    path = get_cache_folder() / "self_text" / f"{digest(key)}.safetensors"
     cached = _read(path, (n_sequences, length))
     if cached is not None:
         return cached
@@ -79,7 +79,7 @@ def cached_sample(loaded: LoadedModel, *, n_sequences: int, length: int, seed: i
     return tokens
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Return the folder for results that can be recomputed."""
     folder = os.environ.get("SPARSITY_SEARCH_CACHE", "~/.cache/sparsity_search")
     return Path(folder).expanduser()

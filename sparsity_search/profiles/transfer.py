@@ -54,7 +54,10 @@ def carried(profile: SparsityProfile, layout: Layout) -> np.ndarray:
     """
     if same_units(profile.layout, layout):
         return profile.sparsities
-    source_depths, target_depths = relative_depths(profile.layout), relative_depths(layout)
+    source_depths, target_depths = (
+        compute_relative_depths(profile.layout),
+        compute_relative_depths(layout),
+    )
     source_roles = np.array([unit.role for unit in profile.layout])
     target_roles = np.array([unit.role for unit in layout])
     sparsities = np.empty(len(layout))
@@ -79,7 +82,7 @@ def same_units(one: Layout, other: Layout) -> bool:
     return [replace(unit, zeros=0) for unit in one] == [replace(unit, zeros=0) for unit in other]
 
 
-def relative_depths(layout: Layout) -> np.ndarray:
+def compute_relative_depths(layout: Layout) -> np.ndarray:
     """Return the depth of each unit, ``(n_units,)``: 0 in the first block, 1 in the last.
 
     If there is only one block, its depth is 0.5.

@@ -42,7 +42,7 @@ class Offload:
         prefix, self._blocks = find_blocks(model)
         self._device = device
         self._pinned: set[nn.Module] = set()
-        self._weights = _weights_to_file(model, prefix)
+        self._weights = _move_weights_to_file(model, prefix)
         self._copies: list[weakref.ref[Mapped]] = []
         resting = {id(p) for p in self._blocks.parameters()}
         for parameter in model.parameters():
@@ -66,14 +66,14 @@ class Offload:
             yield
         finally:
             self._pinned.discard(module)
-            _rest(module, keep=True)
+            _return_to_file(module, keep=True)
             self.release()
 
     def rest(self) -> None:
         """Return every block to the file; changes made on the device since are lost."""
         self._pinned.clear()
         for block in self._blocks:
-            _rest(block, keep=False)
+            _return_to_file(block, keep=False)
 
     def copied(self, tensors: Iterator[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
         """Return copies of tensors in another file, which exists as long as they are used."""
@@ -98,7 +98,7 @@ class Offload:
 
     def _leave(self, block: nn.Module) -> None:
         if block not in self._pinned:
-            _rest(block, keep=False)
+            _return_to_file(block, keep=False)
             self.release()
 
     def _send(self, tensor: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _return_freed_memory() -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _rest(block: nn.Module, *, keep: bool) -> None:
+def _return_to_file(block: nn.Module, *, keep: bool) -> None:
     """Return a block's parameters to the file.
 
     Args:
@@ -137,7 +137,7 @@ def _rest(block: nn.Module, *, keep: bool) -> None:
             parameter.data = rests
 
 
-def _weights_to_file(model: nn.Module, prefix: str) -> Mapped:
+def _move_weights_to_file(model: nn.Module, prefix: str) -> Mapped:
     """Move the weights of a model's blocks to a file; shared weights stay shared."""
     modules = {n: m for n, m in model.named_modules() if n.startswith(f"{prefix}.")}
     first: dict[int, str] = {}
