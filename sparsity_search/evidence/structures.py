@@ -50,7 +50,7 @@ class Structures:
 
 
 def fullest(empty: Tensor, number: int) -> Tensor:
-    """Return the indices of ``number`` structures, ascending; empty ones only if they must be.
+    """Return ``number`` indices, ascending: of non-empty structures, then the first empty ones.
 
     >>> from torch import tensor
     >>> fullest(tensor([True, False, True, False]), 3).tolist()

@@ -22,7 +22,7 @@ _UNGATED = {UP: "expert_up", DOWN: "expert_down"}
 
 
 class Bank(ABC):
-    """The matrices of all experts in parameters of one module, and how the module is called.
+    """The matrices of all experts in the parameters of one module.
 
     Args:
         module: The module that is called with the tokens.
