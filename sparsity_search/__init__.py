@@ -1,7 +1,7 @@
-"""Finds how much to prune each layer of a language model.
+"""Search for layer-wise sparsity profiles of language models.
 
-The names below are the public API. They load when they are first used, so that importing the
-package, or its torch-free half, stays cheap.
+The names below are the public API. They are imported on first use, so that the import of the
+package, or of its torch-free half, stays cheap.
 """
 
 from __future__ import annotations

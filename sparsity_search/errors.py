@@ -1,4 +1,4 @@
-"""Every error a user can cause: one root, and children that also inherit the fitting builtin."""
+"""Errors that a user can cause. Each also inherits the matching builtin exception."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class SparsitySearchError(Exception):
-    """Root of all errors that name a fault in what was given and say what to do about it."""
+    """Root of all errors; the message names the fault in the input and the remedy."""
 
 
 class ConfigError(SparsitySearchError, ValueError):
-    """A configuration, option or argument is not legal."""
+    """A configuration, option or argument is invalid."""
 
 
 class UnknownNameError(SparsitySearchError, LookupError):
@@ -23,7 +23,7 @@ class InfeasibleBudgetError(SparsitySearchError, ValueError):
 
 
 class ProfileError(SparsitySearchError, ValueError):
-    """A profile is corrupt, or belongs to another model."""
+    """A profile is corrupt or belongs to another model."""
 
 
 class ModelError(SparsitySearchError, ValueError):
@@ -35,7 +35,7 @@ class DataError(SparsitySearchError, ValueError):
 
 
 class RunMismatchError(SparsitySearchError, ValueError):
-    """A stored run or artefact was made with another configuration."""
+    """A stored run or artefact has another configuration."""
 
 
 class MissingExtraError(SparsitySearchError, ImportError):
@@ -55,11 +55,11 @@ class BrokenPluginWarning(SparsitySearchWarning):
 
 
 class ExperimentalWarning(SparsitySearchWarning):
-    """A plugin is used that loses to a simpler one in the project's own tables."""
+    """A plugin loses to a simpler one in the project's own tables."""
 
 
 class NumericalError(SparsitySearchError, ArithmeticError):
-    """A computation gave values that are not finite."""
+    """A computation returned values that are not finite."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

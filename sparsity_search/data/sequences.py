@@ -1,4 +1,4 @@
-"""Token sequences for each purpose, drawn so that no two purposes see the same text."""
+"""Token sequences for each purpose, drawn so that no two purposes share text."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.utils.random import derive_seed
 
-#: A document is cut to this many characters for each token needed before it is tokenised.
+#: Characters of a document that are tokenised for each token needed.
 _CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Request:
-    """Sequences wanted for one purpose.
+    """Request for the sequences of one purpose.
 
     Attributes:
-        purpose: What they are for, e.g. ``calibration``.
+        purpose: Use of the sequences, e.g. ``calibration``.
         source: The text source.
-        n_sequences: How many; None or 0 for as many as there are, at least one.
-        length: Tokens in each.
+        n_sequences: Number of sequences; None or 0 for all that the source gives, at least one.
+        length: Tokens per sequence.
     """
 
     purpose: str
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are needed at least."""
+        """Minimum number of tokens."""
         return (self.n_sequences or 1) * self.length
 
 
@@ -46,15 +46,15 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
     """Draw the sequences of all purposes.
 
     Purposes with the same source get consecutive pieces of its token stream, in the order of
-    ``requests``; a purpose without a number gets all that the numbered ones leave.
+    ``requests``. A purpose without a number of sequences gets the tokens that remain.
 
     Args:
         requests: One for each purpose.
-        loaded: Its tokenizer reads the text; the source ``self`` is sampled from its model.
-        seed: Of the text that the model samples; other text is taken from the start.
+        loaded: Model whose tokenizer encodes the text; it also samples the source ``self``.
+        seed: Seed of the text that the model samples; other text is read from its start.
 
     Returns:
-        For each purpose, token ids of shape (n_sequences, length), int64.
+        Token ids of each purpose, of shape (n_sequences, length), int64.
 
     Raises:
         DataError: A source is missing or too short.
@@ -65,23 +65,27 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
     drawn: dict[str, Tensor] = {}
     for source, group in groups.items():
         if source.kind == "self":
-            drawn |= {request.purpose: _own_text(request, loaded, seed) for request in group}
+            drawn |= {
+                request.purpose: _sample_own_text(request, loaded, seed) for request in group
+            }
         else:
-            drawn |= _pieces(group, source, loaded.tokenizer)
+            drawn |= _cut_pieces(group, source, loaded.tokenizer)
     return {request.purpose: drawn[request.purpose] for request in requests}
 
 
 def digest(tokens: Tensor) -> str:
-    """Return 16 hexadecimal digits that identify tokens by their shape and values."""
+    """Return 16 hexadecimal digits that identify tokens by shape and values."""
     whole = tokens.to("cpu", torch.int64).contiguous()
     total = hashlib.sha256(str(tuple(whole.shape)).encode())
     total.update(whole.numpy().tobytes())
     return total.hexdigest()[:16]
 
 
-def _own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor:
+def _sample_own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor:
     if not request.n_sequences:
-        raise DataError(f"the source self has no end: say how many sequences {request.purpose} is")
+        raise DataError(
+            f"the source self is endless: give the number of sequences for {request.purpose}"
+        )
     return cached_sample(
         loaded,
         n_sequences=request.n_sequences,
@@ -90,11 +94,11 @@ def _own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor:
     )
 
 
-def _pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[str, Tensor]:
+def _cut_pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[str, Tensor]:
     fixed = sum(request.n_tokens for request in group)
     open_ended = any(not request.n_sequences for request in group)
-    stream = _token_stream(group[0].source, tokenizer, None if open_ended else fixed)
-    _refuse_short(len(stream), group, source)
+    stream = _read_tokens(group[0].source, tokenizer, None if open_ended else fixed)
+    _check_length(len(stream), group, source)
     spare = len(stream) - fixed
     drawn, start = {}, 0
     for request in group:
@@ -108,41 +112,41 @@ def _pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[st
     return drawn
 
 
-def _token_stream(source: str, tokenizer: Any, limit: int | None) -> Tensor:
-    """Return the first ``limit`` tokens of a source, or as many as there are."""
+def _read_tokens(source: str, tokenizer: Any, limit: int | None) -> Tensor:
+    """Return the first ``limit`` tokens of a source, or fewer if it has no more."""
     tokens: list[int] = []
-    for ids in _joined(source, tokenizer, limit):
+    for ids in _tokenise_source(source, tokenizer, limit):
         tokens += ids
         if limit is not None and len(tokens) >= limit:
             break
     return torch.tensor(tokens[:limit], dtype=torch.int64)
 
 
-def _joined(source: str, tokenizer: Any, limit: int | None) -> Iterator[list[int]]:
-    between = _ids(tokenizer, "\n\n")
+def _tokenise_source(source: str, tokenizer: Any, limit: int | None) -> Iterator[list[int]]:
+    separator = _tokenise(tokenizer, "\n\n")
     for number, text in enumerate(documents(source)):
         if number:
-            yield between
-        yield _document_ids(tokenizer, text, limit)
+            yield separator
+        yield _tokenise_document(tokenizer, text, limit)
 
 
-def _document_ids(tokenizer: Any, text: str, limit: int | None) -> list[int]:
-    """Tokenise a document, or only so much of a long one that it has ``limit`` tokens."""
+def _tokenise_document(tokenizer: Any, text: str, limit: int | None) -> list[int]:
+    """Tokenise a document; of a long one, only enough for ``limit`` tokens."""
     if limit is not None and len(text) > limit * _CHARACTERS_PER_TOKEN:
-        ids = _ids(tokenizer, text[: limit * _CHARACTERS_PER_TOKEN])
-        # a cut changes the last tokens only: with twice as many, those used are the same
+        ids = _tokenise(tokenizer, text[: limit * _CHARACTERS_PER_TOKEN])
+        # a cut changes only the last tokens: the first half is safe
         if len(ids) >= 2 * limit:
             return ids
-    return _ids(tokenizer, text)
+    return _tokenise(tokenizer, text)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    # verbose=False: a document longer than the model's context is meant
+def _tokenise(tokenizer: Any, text: str) -> list[int]:
+    # verbose=False: documents may be longer than the model's context
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
-def _refuse_short(available: int, group: Sequence[Request], source: Source) -> None:
+def _check_length(available: int, group: Sequence[Request], source: Source) -> None:
     longest = max(request.length for request in group)
     if available < longest:
         raise DataError(

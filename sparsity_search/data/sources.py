@@ -31,61 +31,60 @@ class Source:
 
     @property
     def plain(self) -> str:
-        """The source as it is written in records: a file without its folder."""
+        """Name of the source in records: a file without its folder."""
         if self.kind == "file":
             return f"file:{Path(self.value).name}"
         return f"hub:{self.value}" if self.kind == "hub" else self.kind
 
 
 def parse(source: str) -> Source:
-    """Return the parsed form of ``source``.
+    """Parse a text source.
 
     Raises:
-        DataError: It is of no known kind, or the file does not exist.
+        DataError: The kind of source is unknown, or the file does not exist.
         MissingExtraError: The extra ``data`` is needed and not installed.
     """
     if source == "self":
         return Source("self")
     kind, _, value = source.partition(":")
     if kind == "hub" and value:
-        return Source("hub", _full_hub_name(source, value))
+        return Source("hub", _complete_hub_name(source, value))
     if kind == "file" and value:
-        return Source("file", str(_existing(Path(value))))
+        return Source("file", str(_resolve_file(Path(value))))
     if Path(source).expanduser().is_file():
-        return Source("file", str(_existing(Path(source))))
-    raise DataError(f"no text source {source!r}: give {_SCHEMES}")
+        return Source("file", str(_resolve_file(Path(source))))
+    raise DataError(f"unknown text source {source!r}: give {_SCHEMES}")
 
 
 def documents(source: str) -> Iterator[str]:
     """Yield the documents of a source in order, without loading more than needed.
 
     Args:
-        source: ``file:PATH`` (.txt is one document; .jsonl, .json with an object a line and
-            .parquet hold documents under ``text``), a bare path, or
-            ``hub:NAME[:CONFIG[:SPLIT]]`` (split ``train`` by default). Empty documents are left
-            out.
+        source: ``file:PATH``, a bare path, or ``hub:NAME[:CONFIG[:SPLIT]]`` (split ``train`` by
+            default). A .txt file is one document; .jsonl and .json files with one object per
+            line, and .parquet files, hold documents under ``text``. Empty documents are skipped.
 
     Raises:
-        DataError: The source is missing, unreadable, has no ``text``, or holds no text at all.
+        DataError: The source is missing or unreadable, or has no ``text``, or only empty ones.
     """
     parsed = parse(source)
     if parsed.kind == "self":
         raise DataError("the source self has no documents: the model samples its text")
-    rows = _hub_rows(parsed.value) if parsed.kind == "hub" else _file_rows(Path(parsed.value))
+    rows = _read_hub(parsed.value) if parsed.kind == "hub" else _read_file(Path(parsed.value))
     empty = True
     for text in rows:
         if text.strip():
             empty = False
             yield text
     if empty:
-        raise DataError(f"{parsed.plain} holds no text: give a source with text in it")
+        raise DataError(f"{parsed.plain} holds no text: give another source")
 
 
 def identity(source: str) -> dict[str, str]:
-    """Return facts that identify a source in records: no folder, and a file's digest.
+    """Return the record of a source: its name without folders, and for a file its digest.
 
     Raises:
-        DataError: The source is of no known kind, or the file does not exist.
+        DataError: The kind of source is unknown, or the file does not exist.
     """
     parsed = parse(source)
     facts = {"source": parsed.plain}
@@ -95,10 +94,10 @@ def identity(source: str) -> dict[str, str]:
     return facts
 
 
-def _existing(path: Path) -> Path:
+def _resolve_file(path: Path) -> Path:
     path = path.expanduser()
     if path.is_dir():
-        raise DataError(f"{path} is a folder: give one text file")
+        raise DataError(f"{path} is a folder: give a text file")
     if not path.is_file():
         raise DataError(f"there is no text file {path}: check the path")
     if path.suffix not in _READERS:
@@ -108,16 +107,16 @@ def _existing(path: Path) -> Path:
     return path.resolve()
 
 
-def _full_hub_name(source: str, value: str) -> str:
+def _complete_hub_name(source: str, value: str) -> str:
     require("text of the hub", "data", "datasets")
     name, *rest = value.split(":")
     if not name or len(rest) > 2:
-        raise DataError(f"no text source {source!r}: give {_SCHEMES}")
+        raise DataError(f"unknown text source {source!r}: give {_SCHEMES}")
     config, split = [*rest, "", ""][:2]
     return f"{name}:{config}:{split or 'train'}"
 
 
-def _file_rows(path: Path) -> Iterator[str]:
+def _read_file(path: Path) -> Iterator[str]:
     try:
         yield from _READERS[path.suffix](path)
     except UnicodeDecodeError as error:
@@ -134,7 +133,7 @@ def _read_json_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _text_of(_parse_line(line, path, number), f"{path.name}, line {number}")
+                yield _get_text(_parse_line(line, path, number), f"{path.name}, line {number}")
 
 
 def _parse_line(line: str, path: Path, number: int) -> Any:
@@ -142,7 +141,7 @@ def _parse_line(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path.name}, line {number} is not JSON: write one object with a key 'text' a line"
+            f"{path.name}, line {number} is not JSON: write one object with a key 'text' per line"
         ) from error
 
 
@@ -153,13 +152,17 @@ def _read_parquet(path: Path) -> Iterator[str]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         if "text" not in table.schema_arrow.names:
-            raise DataError(f"{path.name} has no column 'text': rename the one that holds it")
+            raise DataError(
+                f"{path.name} has no column 'text': rename the column that holds the text"
+            )
         batches = table.iter_batches(columns=["text"])
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, row in enumerate(rows, start=1):
-            yield _text_of(row, f"{path.name}, row {number}")
+            yield _get_text(row, f"{path.name}, row {number}")
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path.name} is not a readable parquet file: {_line(error)}") from error
+        raise DataError(
+            f"{path.name} is not a readable parquet file: {_first_line(error)}"
+        ) from error
 
 
 _READERS = {
@@ -170,40 +173,40 @@ _READERS = {
 }
 
 
-def _text_of(row: Any, place: str) -> str:
+def _get_text(row: Any, place: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise DataError(f"{place} has no key 'text' with a string: every document needs it")
+        raise DataError(f"{place} has no key 'text' with a string: every document needs one")
     return text
 
 
-def _hub_rows(value: str) -> Iterator[str]:
+def _read_hub(value: str) -> Iterator[str]:
     name, config, split = value.split(":")
-    _refuse_unreachable(name)
+    _check_reachable(name)
     import datasets
 
     try:
         data = datasets.load_dataset(name, config or None, split=split, streaming=True)
         for number, row in enumerate(data, start=1):
-            yield _text_of(row, f"hub:{value}, row {number}")
+            yield _get_text(row, f"hub:{value}, row {number}")
     except DataError:
         raise
-    except Exception as error:  # the library's kinds are many: network, configs, parsing
-        raise DataError(f"cannot read hub:{value}: {_line(error)}") from error
+    except Exception as error:  # the library raises many kinds: network, configs, parsing
+        raise DataError(f"cannot read hub:{value}: {_first_line(error)}") from error
 
 
-def _refuse_unreachable(name: str) -> None:
-    # one plain request: the library itself would retry for half a minute without a network
+def _check_reachable(name: str) -> None:
+    # one plain request: without a network, the library itself retries for half a minute
     from huggingface_hub import HfApi
 
     try:
         HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
     except Exception as error:
         raise DataError(
-            f"the data set {name!r} is not reachable on the hub ({_line(error)}): check the name "
-            "and the network, or save its text to a file and give file:PATH"
+            f"the data set {name!r} is not reachable on the hub ({_first_line(error)}): check the "
+            "name and the network, or save its text to a file and give file:PATH"
         ) from error
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,1 +1,1 @@
-"""What is known of a weight before it is pruned, and the variants that pruning makes."""
+"""The data a pruner works from, and the pruned variants that it produces."""

@@ -1,4 +1,4 @@
-"""What is known of one unit when it is pruned."""
+"""The calibration data that a pruner receives with a unit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sparsity_search.evidence.structures import Structures
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WeightGradient:
-    """Gradients of the dense model's loss on the calibration text, one a sequence.
+    """Gradients of the dense model's loss on the calibration text, one per sequence.
 
-    The loss is the mean over a sequence's tokens, in nats. Both are float32, of the weight's
-    shape.
+    The loss is the mean over a sequence's tokens, in nats. Both tensors are float32 and have the
+    weight's shape.
 
     Attributes:
         mean: Mean over sequences.
@@ -29,13 +29,13 @@ class WeightGradient:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Routing:
-    """What the router of a mixture of experts did with the calibration text.
+    """Routing of the calibration text in a mixture of experts.
 
     Attributes:
-        tokens: How many tokens were routed to each expert, ``(experts,)`` int64.
-        saliency: Mean over these of gate weight times Euclidean norm of the expert's output,
-            ``(experts,)`` float32; 0 for an expert without tokens. REAP, arXiv 2510.13999.
-        coactivation: How many tokens were routed to both of two experts, ``(experts, experts)``
+        tokens: Number of tokens routed to each expert, ``(experts,)`` int64.
+        saliency: Mean over these tokens of gate weight times Euclidean norm of the expert's
+            output, ``(experts,)`` float32; 0 for an expert without tokens. REAP, arXiv 2510.13999.
+        coactivation: Number of tokens routed to both experts of a pair, ``(experts, experts)``
             int64, symmetric; the diagonal is 0.
     """
 
@@ -46,15 +46,15 @@ class Routing:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence:
-    """What a pruner may use besides the weight itself.
+    """Calibration data of a unit, which a pruner may use besides the weight.
 
     Attributes:
         inputs: Statistics of the tensor that the weight multiplies.
         following: Statistics of the inputs of the linear that reads this one's outputs, in a
             gated feed-forward (``gate`` and ``up`` are followed by ``down``); else None.
-        gradient: Of the weight, for pruners that ask for it; else None.
-        structures: How the weight is made of structures, where these are removed; else None.
-        routing: Where the structures are the experts of a mixture; else None.
+        gradient: Gradient of the weight, for pruners that ask for it; else None.
+        structures: Layout of the weight's structures; None where single weights are removed.
+        routing: Routing of the mixture, where the structures are experts; else None.
     """
 
     inputs: InputStatistics
@@ -68,7 +68,7 @@ def routing_of(evidence: Evidence) -> Routing:
     """Return the routing of a mixture of experts.
 
     Raises:
-        ConfigError: The unit is none.
+        ConfigError: The unit is not a mixture.
     """
     if evidence.routing is None:
         raise ConfigError("this pruner removes structures: choose --units experts")

@@ -1,6 +1,6 @@
-"""How much a linear layer's output moves with each of its inputs: FLAP's metrics.
+"""FLAP's metrics of how much a linear layer's output fluctuates with each input.
 
-An input that hardly moves can be replaced by its mean, which is a bias. The metrics are those of
+An input that hardly varies can be replaced by its mean, which is a bias. The metrics are those of
 FLAP (An et al., AAAI 2024, arXiv 2312.11983, section 3.2 and table of metrics).
 """
 
@@ -34,26 +34,26 @@ _METRICS: dict[str, Callable[[Tensor, InputStatistics], Tensor]] = {
 
 
 def check_metric(metric: str) -> None:
-    """Check that there is such a metric.
+    """Check the name of a metric.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such metric.
     """
     if metric not in _METRICS:
         raise ConfigError(f"metric must be one of {', '.join(_METRICS)}, not {metric!r}")
 
 
 def input_scores(weight: Tensor, inputs: InputStatistics, metric: str) -> Tensor:
-    """Return how much each input of a linear layer matters, ``(n_inputs,)`` float32.
+    """Return the importance of each input of a linear layer, ``(n_inputs,)`` float32.
 
-    ``WIFV`` is ``Var(x_j) · Σ_i W_ij²``: just the mean squared error that is left of removing the
-    input once its mean has become a bias. ``IFV`` is ``Var(x_j)``, ``WIFN`` is
+    ``WIFV`` is ``Var(x_j) · Σ_i W_ij²``: exactly the mean squared error that remains when the
+    input is removed and its mean becomes a bias. ``IFV`` is ``Var(x_j)``, ``WIFN`` is
     ``mean_i |W_ij| · rms(x_j)``. The variance is over all tokens, divided by their number.
 
     Args:
         weight: ``(outputs, n_inputs)`` float32.
         inputs: Statistics of the layer's inputs, at least `Statistic.NORM`.
-        metric: One of these names.
+        metric: ``"WIFV"``, ``"IFV"`` or ``"WIFN"``.
 
     Raises:
         ConfigError: There is no such metric.

@@ -1,7 +1,7 @@
-"""Second moments of a layer's inputs: what the local pruners know about the data.
+"""Second moments of a layer's inputs, on which local pruners base their choice.
 
-One `InputStatistics` belongs to one input *tensor*, not to one linear: query, key and value
-projections share theirs, and with it the one expensive factorisation.
+One `InputStatistics` belongs to one input *tensor*, not to one linear layer: query, key and value
+projections share one object, and with it the expensive factorisation.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from sparsity_search.errors import ConfigError, DataError, NumericalError
 
 T = TypeVar("T")
 
-#: Tokens summed in float32 at once, where sums in float64 are slow.
+#: Tokens summed in float32 before a sum enters float64, which is slow.
 _SUMMED = 128
-#: Parts that a Hessian's columns are cut in, if they are many; those above the diagonal follow
-#: from the others.
+#: A Hessian of at least `_MANY` inputs is summed in `_PARTS` row blocks, each only up to the
+#: diagonal; the rest follows by symmetry.
 _PARTS, _MANY = 4, 256
 _LARGEST_DAMPING = 1.0
-_SMALLEST_RAISE = 1e-4  # from zero damping there is no factor of ten
+_SMALLEST_RAISE = 1e-4  # the first damping after zero
 
 
 class Statistic(enum.IntEnum):
-    """What a pruner needs to know about its inputs; a higher one includes the lower ones.
+    """Kind of input statistics that a pruner needs; each kind includes the lower ones.
 
-    ``NORM`` is mean and mean square of each input, ``HESSIAN`` the mean of all products.
+    ``NORM`` is the mean and mean square of each input, ``HESSIAN`` the mean of all products.
     """
 
     NONE = 0
@@ -45,9 +45,9 @@ class InverseFactor:
 
     Attributes:
         upper: ``(n_inputs, n_inputs)`` float32, upper triangular, positive diagonal.
-        damping: The damping used, as a fraction of the mean live diagonal entry; larger than the
-            one asked for if the matrix could not be factorised with that.
-        dead: ``(n_inputs,)`` bool, inputs that were zero for every token.
+        damping: The damping used, as a fraction of the mean live diagonal entry. It is larger than
+            requested if the matrix could not be factorised otherwise.
+        dead: ``(n_inputs,)`` bool, True for inputs that were zero for every token.
         fallback: True if no damping helped and ``H`` was replaced by its diagonal.
     """
 
@@ -64,8 +64,8 @@ class InputStatistics:
 
     Args:
         n_inputs: Width of the input tensor.
-        statistic: What to gather; `Statistic.NONE` only counts tokens.
-        device: Where the sums live; inputs are moved there.
+        statistic: Kind to gather; `Statistic.NONE` only counts tokens.
+        device: Device of the sums; inputs are moved to it.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class InputStatistics:
 
     @property
     def device(self) -> torch.device:
-        """Where the sums live."""
+        """Device of the sums."""
         return self._sum.device
 
     @property
     def n_bytes(self) -> int:
-        """Size of the sums."""
+        """Memory of the sums, in bytes."""
         return self._sum.nbytes + self._total.nbytes
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the sums as they can be stored: of products, those on and below the diagonal."""
+        """Return the sums for storage; of a Hessian, the entries on and below the diagonal."""
         products = self._sum
         if self.statistic is Statistic.HESSIAN:
             products = torch.cat([row[: i + 1] for i, row in enumerate(self._sum)])
@@ -106,25 +106,25 @@ class InputStatistics:
         n_tokens: int,
         device: str | torch.device,
     ) -> InputStatistics:
-        """Return the statistics that ``tensors`` were made of: all they tell is equal to the bit.
+        """Return the statistics whose `tensors` these are, equal to the bit.
 
         Args:
-            tensors: What the method of that name returned.
-            statistic: What was gathered.
-            n_tokens: How many tokens were added.
-            device: Where the sums live.
+            tensors: Result of the method `tensors`.
+            statistic: Kind that was gathered.
+            n_tokens: Number of tokens that were added.
+            device: Device of the sums.
         """
-        made = cls(len(tensors["sum"]), statistic, device)
-        made.n_tokens = n_tokens
-        made._total.copy_(tensors["sum"])
-        products = tensors["products"].to(made._sum.device)
+        result = cls(len(tensors["sum"]), statistic, device)
+        result.n_tokens = n_tokens
+        result._total.copy_(tensors["sum"])
+        products = tensors["products"].to(result._sum.device)
         if statistic is Statistic.HESSIAN:
-            rows = torch.split(products, [i + 1 for i in range(made.n_inputs)])
+            rows = torch.split(products, [i + 1 for i in range(result.n_inputs)])
             for i, row in enumerate(rows):
-                made._sum[i, : i + 1] = row
+                result._sum[i, : i + 1] = row
         else:
-            made._sum.copy_(products)
-        return made
+            result._sum.copy_(products)
+        return result
 
     @torch.no_grad()
     def add(self, inputs: Tensor) -> None:
@@ -138,9 +138,9 @@ class InputStatistics:
             return
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         tokens = tokens.to(device=self._sum.device, dtype=dtype)
-        self._total += _summed(tokens).to(self._total)
+        self._total += _sum_tokens(tokens).to(self._total)
         if self.statistic is Statistic.NORM:
-            self._sum += _summed(tokens.square()).to(self._sum)
+            self._sum += _sum_tokens(tokens.square()).to(self._sum)
         else:
             self._add_products(tokens)
 
@@ -177,8 +177,9 @@ class InputStatistics:
     def inverse_factor(self, damping: float) -> InverseFactor:
         """Return the factor of ``(H + λ I)⁻¹`` with ``λ = damping · mean(diag H)``.
 
-        Computed once for each damping. Dead inputs get ``H_jj = 1`` and stay out of the mean. A
-        matrix that cannot be factorised gets ten times the damping, up to 1, then its diagonal.
+        It is computed once for each damping. Dead inputs get ``H_jj = 1`` and are left out of the
+        mean. If the matrix cannot be factorised, the damping is raised tenfold, up to 1; if that
+        does not help either, the matrix is replaced by its diagonal.
 
         Raises:
             NumericalError: No tokens were added, or the sums are not finite.
@@ -188,24 +189,25 @@ class InputStatistics:
         )
 
     def damped_hessian(self, damping: float) -> Tensor:
-        """Return ``H + λ I`` as `inverse_factor` has it, in float64 where the device has that.
+        """Return ``H + λ I`` as in `inverse_factor`, in float64 where the device supports it.
 
-        Its damping may be larger than asked for, and it is diagonal if the factor's fallback is.
+        The damping may be larger than requested, and the matrix is diagonal if the factor is a
+        fallback.
         """
         factor, hessian = self.inverse_factor(damping), self._symmetric()
-        scale = _prepare(hessian)[1]
+        scale = _revive_dead_inputs(hessian)[1]
         hessian.diagonal().add_(factor.damping * scale)
         return hessian.diagonal().diag() if factor.fallback else hessian
 
     def derived(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return ``make()``, called once for each key until tokens are added.
 
-        Units that read one tensor share its statistics, and so what is derived from them.
+        Units that read the same tensor share its statistics and all values derived from them.
         """
         if key not in self._derived:
             self._derived[key] = make()
-        found: T = self._derived[key]
-        return found
+        value: T = self._derived[key]
+        return value
 
     def _symmetric(self) -> Tensor:
         lower = self._mean(Statistic.HESSIAN).tril()
@@ -224,16 +226,16 @@ class InputStatistics:
         return mean
 
 
-def _summed(tokens: Tensor) -> Tensor:
-    """Return the sum over tokens, ``(n_inputs,)`` float64, of parts summed in float32."""
+def _sum_tokens(tokens: Tensor) -> Tensor:
+    """Return the sum over tokens, ``(n_inputs,)`` float64, from partial sums in float32."""
     whole = len(tokens) - len(tokens) % _SUMMED
     parts = tokens[:whole].view(-1, _SUMMED, tokens.shape[1]).sum(dim=1)
     wide = torch.float32 if tokens.device.type == "mps" else torch.float64
     return torch.cat([parts, tokens[whole:]]).to(wide).sum(dim=0)
 
 
-def _prepare(hessian: Tensor) -> tuple[Tensor, float]:
-    """Set dead inputs' diagonal to 1 in place; return which they are, and the others' mean."""
+def _revive_dead_inputs(hessian: Tensor) -> tuple[Tensor, float]:
+    """Set the diagonal of dead inputs to 1 in place; return their mask and the others' mean."""
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     scale = float(diagonal[~dead].mean()) if not dead.all() else 1.0
@@ -242,7 +244,7 @@ def _prepare(hessian: Tensor) -> tuple[Tensor, float]:
 
 
 def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
-    dead, scale = _prepare(hessian)
+    dead, scale = _revive_dead_inputs(hessian)
     tried = damping
     while True:
         upper = _inverse_cholesky(hessian, tried * scale)
@@ -256,7 +258,7 @@ def _factorise(hessian: Tensor, damping: float) -> InverseFactor:
 
 
 def _inverse_cholesky(hessian: Tensor, ridge: float) -> Tensor | None:
-    """Return float32 ``U`` with ``(hessian + ridge I)⁻¹ = Uᵀ U``, or None if there is none."""
+    """Return float32 ``U`` with ``(hessian + ridge I)⁻¹ = Uᵀ U``, or None if it has no factor."""
     damped = hessian.clone()
     damped.diagonal().add_(ridge)
     lower, info = torch.linalg.cholesky_ex(damped)

@@ -1,4 +1,4 @@
-"""How a structured unit's weights are one matrix: a run of columns for each structure."""
+"""Layout of a structured unit's weights in one matrix: a run of columns per structure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Structures:
-    """Shape of a structured unit's matrix, ``(hidden, count · width + biases)``.
+    """Layout of a structured unit's matrix, ``(hidden, count · width + biases)``.
 
-    A structure (a channel, a head, a whole sublayer) is everything that is removed with it: the
-    rows of the linears that make it, and the columns of the **consumer**, the output projection
-    that reads it. All of these have the width of the hidden states, so that a structure is a run
-    of ``width`` columns, of which the first ``inner`` are the consumer's. Behind them stands the
-    consumer's bias, zeros where it has none: it is no structure, but removing may change it.
+    A structure is a channel, a head or a whole sublayer. It holds the rows of the linear layers
+    that compute it and the columns of the **consumer**, the output projection that reads it. All
+    of these have the width of the hidden states, so a structure is a run of ``width`` columns, of
+    which the first ``inner`` belong to the consumer. The last columns are the consumers' biases,
+    zeros where there is none. A bias is not a structure, but a pruner may change it.
 
     Attributes:
-        count: Structures.
+        count: Number of structures.
         inner: Columns of a structure that belong to the consumer.
-        width: All columns of a structure.
-        biases: Consumers, each with one bias column (1, or 2 in a whole decoder block).
+        width: Columns of a structure.
+        biases: Number of consumers, each with one bias column: 1, or 2 in a whole decoder block.
     """
 
     count: int
@@ -30,13 +30,13 @@ class Structures:
     biases: int = 1
 
     def bodies(self, weight: Tensor) -> Tensor:
-        """Return the structures, ``(hidden, count, width)``; shares memory."""
+        """Return the structures, ``(hidden, count, width)``, sharing memory."""
         return weight[:, : self.count * self.width].view(len(weight), self.count, self.width)
 
     def consumer(self, weight: Tensor) -> Tensor:
         """Return the consumer's weight, ``(hidden, count · inner)``, structure by structure.
 
-        Statistics of the consumer's inputs come in the same order.
+        The statistics of the consumer's inputs have the same order.
         """
         return self.bodies(weight)[:, :, : self.inner].flatten(1)
 
@@ -45,12 +45,12 @@ class Structures:
         return weight[:, self.count * self.width :]
 
     def empty(self, weight: Tensor) -> Tensor:
-        """Return which structures are all zeros, ``(count,)`` bool."""
+        """Return a mask of the structures that are all zeros, ``(count,)`` bool."""
         return (self.bodies(weight) == 0).all(dim=2).all(dim=0)
 
 
 def fullest(empty: Tensor, number: int) -> Tensor:
-    """Return ``number`` structures in order: all that are not empty, then the first empty ones.
+    """Return ``number`` indices, ascending: of non-empty structures, then the first empty ones.
 
     >>> from torch import tensor
     >>> fullest(tensor([True, False, True, False]), 3).tolist()

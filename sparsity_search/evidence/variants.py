@@ -1,4 +1,4 @@
-"""One unit's pruned weights at a table of counts, in the least storage that its pruner allows."""
+"""Pruned weights of one unit at several counts, stored as compactly as its pruner allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsity_search.errors import RunMismatchError, UnknownNameError
 from sparsity_search.evidence.bits import fill, keep, to_bits
 from sparsity_search.evidence.structures import Structures
 
-#: Codes that half a byte holds.
+#: Number of codes that fit in half a byte.
 _HALF = 16
 
 
@@ -23,9 +23,9 @@ class Variants(ABC):
     """The pruned variants of one weight.
 
     Attributes:
-        kind: How they are stored, for `variants_from_tensors`.
-        counts: Numbers of zeros in the variants, strictly increasing.
-        notes: What the pruner has to tell, e.g. ``"damping raised from 0.01 to 0.1"``.
+        kind: Storage format, for `variants_from_tensors`.
+        counts: Number of zeros in each variant, strictly increasing.
+        notes: Messages of the pruner, e.g. ``"damping raised from 0.01 to 0.1"``.
     """
 
     kind: ClassVar[str]
@@ -42,10 +42,10 @@ class Variants(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return what has to be stored, by name."""
+        """Return the tensors to store, by name."""
 
     def packed(self) -> Variants:
-        """Return the same variants in the least memory."""
+        """Return the same variants in as little memory as possible."""
         return self
 
     def index(self, count: int) -> int:
@@ -53,13 +53,15 @@ class Variants(ABC):
         try:
             return self.counts.index(count)
         except ValueError:
-            known = ", ".join(map(str, self.counts))
-            raise UnknownNameError(f"no variant has {count} zeros: there are {known}") from None
+            available = ", ".join(map(str, self.counts))
+            raise UnknownNameError(
+                f"no variant has {count} zeros: available are {available}"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnchangedVariants(Variants):
-    """The dense weight, with the zeros that it has."""
+    """The dense weight, unchanged."""
 
     kind: ClassVar[str] = "unchanged"
 
@@ -69,17 +71,17 @@ class UnchangedVariants(Variants):
         return dense.clone()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return nothing."""
+        """Return no tensors."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankedVariants(Variants):
-    """Nested masks over unchanged weights: one small integer a weight holds all of them.
+    """Nested masks over unchanged weights, stored as one small integer per weight.
 
     Attributes:
-        codes: Of the weight's shape; the index of the first count that removes the weight,
-            ``len(counts)`` if none does. uint8, or int16 for more than 255 counts.
+        codes: Index of the first count that removes each weight, ``len(counts)`` if none does; of
+            the weight's shape, uint8, or int16 for more than 255 counts.
     """
 
     kind: ClassVar[str] = "ranked"
@@ -94,7 +96,7 @@ class RankedVariants(Variants):
         return {"codes": self.codes}
 
     def packed(self) -> Variants:
-        """Return codes of half a byte, if these are few enough."""
+        """Return variants with codes of half a byte, if there are fewer than 16 counts."""
         if type(self) is not RankedVariants or len(self.counts) >= _HALF:
             return self
         flat = self.codes.flatten()
@@ -107,11 +109,11 @@ class RankedVariants(Variants):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedVariants(Variants):
-    """What `RankedVariants` of fewer than 16 counts hold, in half the memory.
+    """The masks of `RankedVariants` with fewer than 16 counts, in half the memory.
 
     Attributes:
-        codes: ``(⌈weights / 2⌉,)`` uint8: codes of the first half of the weights in the lower
-            bits, of the second half in the upper ones.
+        codes: ``(⌈weights / 2⌉,)`` uint8: the codes of the first half of the weights in the
+            lower bits, those of the second half in the upper bits.
     """
 
     kind: ClassVar[str] = "packed"
@@ -120,10 +122,10 @@ class PackedVariants(Variants):
     def at(self, dense: Tensor, count: int) -> Tensor:
         """Return ``dense`` with zeros where the code is at most the index of ``count``."""
         level, codes = self.index(count), self.codes.to(dense.device)
-        kept = torch.empty(2, len(codes), dtype=torch.bool, device=dense.device)
-        torch.gt(codes & (_HALF - 1), level, out=kept[0])
-        torch.ge(codes, _HALF * (level + 1), out=kept[1])
-        return keep(dense, kept.flatten()[: dense.numel()].view(dense.shape))
+        mask = torch.empty(2, len(codes), dtype=torch.bool, device=dense.device)
+        torch.gt(codes & (_HALF - 1), level, out=mask[0])
+        torch.ge(codes, _HALF * (level + 1), out=mask[1])
+        return keep(dense, mask.flatten()[: dense.numel()].view(dense.shape))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the codes."""
@@ -132,18 +134,18 @@ class PackedVariants(Variants):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupedVariants(RankedVariants):
-    """Nested masks of N:M groups, each of which keeps as many weights as any other.
+    """Nested N:M masks, which keep the same number of weights in every group.
 
-    A kept weight that is zero in the dense model becomes the least positive number, so that
-    every group has exactly its zeros.
+    A kept weight that is zero in the dense model becomes the smallest positive number, so that
+    every group has exactly the zeros of its pattern.
     """
 
     kind: ClassVar[str] = "grouped"
 
     def at(self, dense: Tensor, count: int) -> Tensor:
-        """Return ``dense`` with the zeros of ``count``, in every group alike."""
+        """Return ``dense`` with ``count`` zeros, the same number in every group."""
         removed = self.codes.to(dense.device) <= self.index(count)
-        if not removed.any():  # a count that the zeros in the dense weight exceed
+        if not removed.any():  # the dense weight has more zeros than that
             return dense.clone()
         kept = dense.masked_fill(dense == 0, torch.finfo(dense.dtype).tiny)
         return kept.masked_fill_(removed, 0)
@@ -151,15 +153,15 @@ class GroupedVariants(RankedVariants):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredVariants(Variants):
-    """The weights that are left, for pruners that also change what they keep.
+    """Remaining weights of each variant, for pruners that also change the weights they keep.
 
-    A bit for each weight says whether it is zero, so that a variant of sparsity ``s`` takes
-    ``1 - s + 1/16`` of a dense copy in 16 bits.
+    One bit per weight marks the zeros, so a variant of sparsity ``s`` takes ``1 - s + 1/16`` of a
+    dense copy in 16 bits.
 
     Attributes:
         bits: ``(len(counts), ⌈weights / 8⌉)`` uint8; the first weight is the lowest bit.
-        starts: Where the values of each variant begin and end, ``(len(counts) + 1,)`` int64.
-        values: All that are not zero, one variant after the other, in the model's dtype.
+        starts: Offsets of each variant in ``values``, ``(len(counts) + 1,)`` int64.
+        values: Non-zero weights of one variant after the other, in the model's dtype.
     """
 
     kind: ClassVar[str] = "stored"
@@ -171,14 +173,14 @@ class StoredVariants(Variants):
     def of(
         cls, weights: Sequence[Tensor], counts: Sequence[int], notes: Sequence[str] = ()
     ) -> StoredVariants:
-        """Return whole weights, one for each count, as they are stored."""
-        kept = [weight.flatten() != 0 for weight in weights]
-        values = [weight.flatten()[mask] for weight, mask in zip(weights, kept, strict=True)]
+        """Return the stored form of whole weights, one for each count."""
+        masks = [weight.flatten() != 0 for weight in weights]
+        values = [weight.flatten()[mask] for weight, mask in zip(weights, masks, strict=True)]
         sizes = torch.tensor([0, *map(len, values)])
         return cls(
             counts=tuple(counts),
             notes=tuple(notes),
-            bits=torch.stack([to_bits(mask) for mask in kept]),
+            bits=torch.stack([to_bits(mask) for mask in masks]),
             starts=sizes.cumsum(0),
             values=torch.cat(values),
         )
@@ -187,24 +189,24 @@ class StoredVariants(Variants):
         """Return the stored weight, on the device and in the dtype of ``dense``."""
         level = self.index(count)
         start, stop = self.starts[level : level + 2].tolist()
-        made = torch.zeros(dense.numel(), dtype=dense.dtype, device=dense.device)
-        fill(made, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
-        return made.view(dense.shape)
+        weight = torch.zeros(dense.numel(), dtype=dense.dtype, device=dense.device)
+        fill(weight, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
+        return weight.view(dense.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return bits, starts and values."""
+        """Return the bits, starts and values."""
         return {"bits": self.bits, "starts": self.starts, "values": self.values}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StructuredVariants(Variants):
-    """Structures removed, and what a pruner made of the consumer and its bias in return.
+    """Removed structures, and the consumers and biases that a pruner changed to compensate.
 
     Attributes:
-        structures: Shape of the unit's matrix.
-        removed: ``(len(counts), structures)`` bool.
-        consumers: ``(len(counts), hidden, count · inner)``; None if consumers are as before.
-        biases: ``(len(counts), hidden, biases)``; None if they are as before.
+        structures: Layout of the unit's matrix.
+        removed: ``(len(counts), structures)`` bool, True for removed structures.
+        consumers: ``(len(counts), hidden, count · inner)``; None if unchanged.
+        biases: ``(len(counts), hidden, biases)``; None if unchanged.
     """
 
     kind: ClassVar[str] = "structured"
@@ -215,17 +217,18 @@ class StructuredVariants(Variants):
 
     def at(self, dense: Tensor, count: int) -> Tensor:
         """Return ``dense`` with the structures of ``count`` set to zero."""
-        level, shape, made = self.index(count), self.structures, dense.clone()
+        level, layout, weight = self.index(count), self.structures, dense.clone()
         if self.consumers is not None:
-            consumer = self.consumers[level].to(made)
-            shape.bodies(made)[:, :, : shape.inner] = consumer.view(len(made), -1, shape.inner)
-        shape.bodies(made)[:, self.removed[level].to(made.device)] = 0
+            consumer = self.consumers[level].to(weight)
+            bodies = layout.bodies(weight)
+            bodies[:, :, : layout.inner] = consumer.view(len(weight), -1, layout.inner)
+        layout.bodies(weight)[:, self.removed[level].to(weight.device)] = 0
         if self.biases is not None:
-            shape.bias(made).copy_(self.biases[level])
-        return made
+            layout.bias(weight).copy_(self.biases[level])
+        return weight
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what was removed, the changed consumers and biases, and the shape."""
+        """Return the mask of removed structures, changed consumers and biases, and the layout."""
         shape = [self.structures.inner, self.structures.width, self.structures.biases]
         optional = {"consumers": self.consumers, "biases": self.biases}
         given = {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -246,41 +249,41 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def on_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:
-    """Return the same variants by name, stored in the CPU's memory."""
+    """Return the same variants by name, with all tensors on the CPU."""
     return {
         name: variants_from_tensors(
-            found.kind, found.counts, {k: t.cpu() for k, t in found.tensors().items()}, found.notes
+            own.kind, own.counts, {k: t.cpu() for k, t in own.tensors().items()}, own.notes
         )
-        for name, found in variants.items()
+        for name, own in variants.items()
     }
 
 
 def variants_from_tensors(
     kind: str, counts: Sequence[int], tensors: Mapping[str, Tensor], notes: Sequence[str] = ()
 ) -> Variants:
-    """Return the variants that `Variants.tensors` gave.
+    """Return the variants whose `Variants.tensors` these are.
 
     Raises:
-        RunMismatchError: There is no such kind, or it is stored in other tensors.
+        RunMismatchError: The kind does not exist, or is stored in other tensors.
     """
-    table, told = tuple(counts), tuple(notes)
+    table, messages = tuple(counts), tuple(notes)
     match kind, sorted(tensors):
         case "unchanged", []:
-            return UnchangedVariants(counts=table, notes=told)
+            return UnchangedVariants(counts=table, notes=messages)
         case "ranked", ["codes"]:
-            return RankedVariants(counts=table, notes=told, codes=tensors["codes"])
+            return RankedVariants(counts=table, notes=messages, codes=tensors["codes"])
         case "packed", ["codes"]:
-            return PackedVariants(counts=table, notes=told, codes=tensors["codes"])
+            return PackedVariants(counts=table, notes=messages, codes=tensors["codes"])
         case "grouped", ["codes"]:
-            return GroupedVariants(counts=table, notes=told, codes=tensors["codes"])
+            return GroupedVariants(counts=table, notes=messages, codes=tensors["codes"])
         case "stored", ["bits", "starts", "values"]:
-            return StoredVariants(counts=table, notes=told, **tensors)
+            return StoredVariants(counts=table, notes=messages, **tensors)
         case "structured", ["biases" | "consumers" | "removed", *_]:
             inner, width, biases = tensors["shape"].tolist()
             removed = tensors["removed"]
             return StructuredVariants(
                 counts=table,
-                notes=told,
+                notes=messages,
                 structures=Structures(removed.shape[1], inner, width, biases),
                 removed=removed,
                 consumers=tensors.get("consumers"),

@@ -1,1 +1,1 @@
-"""Models: loading, prunable weights, and running them block by block."""
+"""Models: loading, prunable weights, and runs block by block."""

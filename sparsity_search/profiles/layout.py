@@ -1,4 +1,4 @@
-"""What can be pruned in a model, as numbers and names: units in forward order with their sizes."""
+"""Layout of a model's prunable units in forward order: names and sizes, without weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Unit:
     Attributes:
         name: Unique name, e.g. ``"model.layers.3.mlp.up_proj"``.
         block: Index of its decoder block.
-        role: What it does there, e.g. ``"q"`` or ``"up"``.
-        count: How many items can be removed: weights, or structures.
-        cost: Weights that one item holds (1 for single weights).
+        role: Its function in the block, e.g. ``"q"`` or ``"up"``.
+        count: Number of items that can be removed: weights or structures.
+        cost: Weights per item (1 for single weights).
         zeros: Items that are zero in the dense model; they count as removed first.
     """
 
@@ -46,7 +46,7 @@ class Layout(Sequence[Unit]):
         units: At least one unit, with distinct names.
 
     Raises:
-        ProfileError: Two units share a name, or there is none.
+        ProfileError: There are no units, or two units share a name.
     """
 
     def __init__(self, units: Sequence[Unit]) -> None:
@@ -81,7 +81,7 @@ class Layout(Sequence[Unit]):
         """Return the position of the unit called ``name``.
 
         Raises:
-            UnknownNameError: No such unit.
+            UnknownNameError: There is no such unit.
         """
         position = self._positions.get(name)
         if position is None:
@@ -99,7 +99,7 @@ class Layout(Sequence[Unit]):
 
     @cached_property
     def costs(self) -> np.ndarray:
-        """Weights in one item of each unit, ``(n_units,)`` int64."""
+        """Weights per item of each unit, ``(n_units,)`` int64."""
         return np.array([unit.cost for unit in self._units], dtype=np.int64)
 
     @cached_property
@@ -109,25 +109,26 @@ class Layout(Sequence[Unit]):
 
     @cached_property
     def n_weights(self) -> int:
-        """Weights in all units."""
+        """Number of weights in all units."""
         return int(self.counts @ self.costs)
 
     @cached_property
     def n_blocks(self) -> int:
-        """Decoder blocks that hold a unit."""
+        """Number of decoder blocks that hold a unit."""
         return len({unit.block for unit in self._units})
 
     @property
     def divisible(self) -> bool:
-        """Whether the units' items are alike, and many: then a step can be the same everywhere.
+        """Whether all items have the same cost and every unit has several of them.
 
-        Units of one item (depth pruning) have no uniform share to step from.
+        Then a step can be the same in all units. Units of one item (depth pruning) have no uniform
+        share from which steps could start.
         """
         return len(set(self.costs)) == 1 and int(self.counts.min()) > 1
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the layout: 16 hexadecimal digits."""
+        """Identifier of the layout, 16 hexadecimal digits."""
         return digest(self.to_json())
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -136,7 +137,7 @@ class Layout(Sequence[Unit]):
 
     @classmethod
     def from_json(cls, value: Any) -> Layout:
-        """Return the layout that `to_json` described.
+        """Return the layout that `to_json` describes.
 
         Raises:
             ProfileError: ``value`` does not describe a layout.

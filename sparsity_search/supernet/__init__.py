@@ -1,1 +1,1 @@
-"""The supernet: ready-made pruned variants of every unit, and a model that switches among them."""
+"""The supernet: pruned variants of every unit, and a model that switches between them."""

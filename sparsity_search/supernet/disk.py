@@ -1,4 +1,4 @@
-"""A supernet on disk: one safetensors file a block, and a manifest with checksums."""
+"""A supernet on disk: one safetensors file per block, and a manifest with checksums."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMAT = 2
 
 
 class SupernetFolder:
-    """Finished blocks of a supernet.
+    """Folder with the finished blocks of a supernet.
 
     Args:
-        path: The folder; made when the first block is saved.
-        fingerprint: Everything that the variants depend on, flat.
+        path: The folder; created when the first block is saved.
+        fingerprint: All facts that the variants depend on, as a flat mapping.
 
     Raises:
         RunMismatchError: The folder holds a supernet with another fingerprint.
@@ -36,24 +36,24 @@ class SupernetFolder:
             check_fingerprint(stored, fingerprint, f"the supernet in {path}")
 
     def has(self, block: int) -> bool:
-        """Return whether a block is there and whole; a corrupt one counts as absent."""
+        """Return whether a block is stored completely; a corrupt block counts as absent."""
         return self._files.has(block)
 
     def complete(self, n_blocks: int) -> bool:
-        """Return whether all blocks are there and whole."""
+        """Return whether all blocks are stored completely."""
         return all(self.has(block) for block in range(n_blocks))
 
     def save(self, block: int, variants: Mapping[str, Variants]) -> None:
-        """Write a block's variants: whole, or not at all."""
+        """Write a block's variants completely or not at all."""
         tensors, facts = {}, {}
-        for unit, found in variants.items():
-            for key, tensor in found.tensors().items():
+        for unit, own in variants.items():
+            for key, tensor in own.tensors().items():
                 tensors[f"{unit}/{key}"] = tensor.contiguous()
-            facts[unit] = {"kind": found.kind, "counts": found.counts, "notes": found.notes}
+            facts[unit] = {"kind": own.kind, "counts": own.counts, "notes": own.notes}
         self._files.save(block, tensors, {"units": json.dumps(facts)})
 
     def load(self, block: int) -> dict[str, Variants]:
-        """Return a block's variants; their tensors are mapped from the file."""
+        """Return a block's variants."""
         tensors, metadata = self._files.load(block)
         result = {}
         for unit, fact in json.loads(metadata["units"]).items():
@@ -66,7 +66,7 @@ class SupernetFolder:
 
 @contextmanager
 def shared(cache: Path, fingerprint: Mapping[str, Any]) -> Iterator[SupernetFolder]:
-    """Yield the supernet of a fingerprint in a cache; other processes wait for it meanwhile.
+    """Lock and yield the folder of a fingerprint in a cache; other processes wait for it.
 
     Raises:
         ConfigError: The cache cannot be written.

@@ -1,4 +1,4 @@
-"""What a profile is worth: the supernet's model, switched to it, under a proxy evaluator."""
+"""The objective of a search: the proxy's score of the supernet switched to a profile."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sparsity_search.utils.random import generator
 
 
 class SupernetObjective:
-    """Scores profiles by switching one resident model.
+    """Objective that scores profiles by switching one resident model.
 
     Args:
-        prefixes: The resident model, which skips what consecutive profiles have in common.
-        switch: Turns it into a profile.
-        proxy: Scores it.
+        prefixes: The resident model, which skips blocks that consecutive profiles share.
+        switch: Sets the model to a profile.
+        proxy: Scores the model.
         pool: Number and length of the proxy's sequences.
-        seed: Of the order in which sequences are drawn.
+        seed: Seed of the order in which sequences are drawn.
     """
 
     def __init__(
@@ -37,24 +37,24 @@ class SupernetObjective:
         """Return the score of a profile on the fidelity's tokens.
 
         Args:
-            profile: What the model is switched to.
-            fidelity: On which tokens.
-            known: Its score on the first of them, whose rows are not run again.
+            profile: The profile.
+            fidelity: The number of tokens and their subset.
+            known: The profile's score on the first of these tokens, which are not run again.
         """
         rows, parts = self.rows(fidelity), known.parts if known else ()
         self._switch.to(profile)
         with self._switch.narrow(), self._prefixes.at(profile.states) as model:
-            found = self._proxy.score(model, rows[len(parts) :])
-        return self._proxy.joined([*parts, *found.parts]) if parts else found
+            score = self._proxy.score(model, rows[len(parts) :])
+        return self._proxy.joined([*parts, *score.parts]) if parts else score
 
     def rows(self, fidelity: Fidelity) -> list[int]:
-        """Return the sequences of a fidelity.
+        """Return the indices of a fidelity's sequences.
 
-        They are the first ones of its subset's order, so that a dearer rung holds the tokens of
-        a cheaper one.
+        They come first in the order of its subset, so that a larger rung contains the tokens of
+        a smaller one.
 
         Raises:
-            ConfigError: The pool holds fewer tokens, or one sequence is longer.
+            ConfigError: The pool holds fewer tokens, or a single sequence is longer.
         """
         n_rows = fidelity.tokens // self._length
         if not 1 <= n_rows <= self._n_sequences:

@@ -1,4 +1,4 @@
-"""A resident model that switches among ready-made variants of its units."""
+"""A resident model that switches between stored variants of its units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Supernet:
 
     Args:
         subject: The model.
-        variants: Of each unit and pattern, by `variants_name`.
+        variants: Variants of each unit and pattern, by `variants_name`.
     """
 
     def __init__(self, subject: PrunableModel, variants: Mapping[str, Variants]) -> None:
@@ -28,29 +28,29 @@ class Supernet:
 
     @property
     def notes(self) -> list[str]:
-        """What the pruner had to say of single units, e.g. that damping was raised."""
-        return [f"{name}: {n}" for name, found in self.variants.items() for n in found.notes]
+        """Messages of the pruner about single units, e.g. that damping was raised."""
+        return [f"{name}: {n}" for name, own in self.variants.items() for n in own.notes]
 
     def weight(self, unit: str, dense: torch.Tensor, count: int, pattern: str) -> torch.Tensor:
-        """Return a new tensor: ``dense`` of a unit with ``count`` zeros in a pattern.
+        """Return a new tensor: a unit's ``dense`` weight with ``count`` zeros in a pattern.
 
         Raises:
             UnknownNameError: There is no such variant.
         """
-        found = self.variants.get(variants_name(unit, pattern))
-        if found is None:
+        variants = self.variants.get(variants_name(unit, pattern))
+        if variants is None:
             raise UnknownNameError(f"no variant of {unit} has the pattern {pattern!r}")
-        return found.at(dense, count)
+        return variants.at(dense, count)
 
     @contextmanager
     def resident(self) -> Iterator[Switch]:
-        """Yield a switch that turns the model into any profile; dense weights return after."""
+        """Yield a switch that sets the model to profiles, and restore dense weights afterwards."""
         with self.subject.preserved() as dense:
             yield Switch(self, dense)
 
 
 class Switch:
-    """Turns a supernet's model into profiles; only units that change are written."""
+    """Switch of a supernet's model to profiles, which writes only units that change."""
 
     def __init__(self, supernet: Supernet, dense: Mapping[str, torch.Tensor]) -> None:
         self._supernet = supernet
@@ -76,28 +76,28 @@ class Switch:
     def narrow(self) -> AbstractContextManager[None]:
         """Leave removed structures out of the matrix products inside, see `Narrow`.
 
-        The model is only to be run there: its weights are read and switched outside.
+        Inside, the model may only be run; its weights must be read and switched outside.
         """
         return self._narrow.at(self._current)
 
     def dense(self) -> None:
-        """Give the model its dense weights back; `to` sets every unit anew after that."""
+        """Restore the model's dense weights; afterwards `to` writes every unit."""
         for name, weight in self._dense.items() if self._current else ():
             self._supernet.subject.views[name].write(weight)
         self._current.clear()
 
     def change(self, name: str, count: int, pattern: str = "") -> torch.Tensor:
-        """Return what switching one unit to a variant would add to its present weights.
+        """Return the difference between a unit's variant and its current weights.
 
         Raises:
             UnknownNameError: The unit has no variant at that count, or in that pattern.
         """
-        wanted = self._supernet.weight(name, self._dense[name], count, pattern)
-        return wanted - self._supernet.subject.views[name].read()
+        variant = self._supernet.weight(name, self._dense[name], count, pattern)
+        return variant - self._supernet.subject.views[name].read()
 
 
 def variants_name(unit: str, pattern: str) -> str:
-    """Return the name of a unit's variants in a pattern; ``""`` is the pruner's own.
+    """Return the name of a unit's variants in a pattern; ``""`` is the pruner's own pattern.
 
     >>> variants_name("layers.0.up", "2:4")
     'layers.0.up[2:4]'

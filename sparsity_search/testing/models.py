@@ -1,4 +1,4 @@
-"""Tiny random models and tokenizers, built in memory: for tests of plugins and of the engine."""
+"""Tiny random models and tokenizers in memory, for tests of plugins and of the engine."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def tiny_llama(
     """Return a random Llama: vocabulary 128, width 32, 4 heads in 2 key-value groups.
 
     Args:
-        seed: Of the weights; the global random state is left as it was.
+        seed: Seed of the weights; the global random state does not change.
         layers: Number of blocks.
         tied: Whether the head shares the weights of the embedding.
         dtype: Number type of the weights.
-        config: Further fields of `LlamaConfig`, or other values for those above.
+        config: Further fields of `LlamaConfig`, or other values of those above.
     """
     fields: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -55,24 +55,24 @@ def tiny_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
         "tie_word_embeddings": tied,
-        # the default, 0.02, makes so narrow a model almost ignore its input
+        # with the default, 0.02, such a narrow model almost ignores its input
         "initializer_range": 0.2,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**fields, **config}))
-    for parameter in model.parameters():  # as loading does: rotary frequencies stay float32
+    for parameter in model.parameters():  # as in loading: rotary frequencies stay float32
         parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)
 
 
 def tiny_mixtral(*, seed: int = 0, layers: int = 2, **config: Any) -> MixtralForCausalLM:
-    """Return a random Mixtral: vocabulary 128, width 32, 8 experts of width 16, 2 a token.
+    """Return a random Mixtral: vocabulary 128, width 32, 8 experts of width 16, 2 per token.
 
     Args:
-        seed: Of the weights; the global random state is left as it was.
+        seed: Seed of the weights; the global random state does not change.
         layers: Number of blocks.
-        config: Further fields of `MixtralConfig`, or other values for those above.
+        config: Further fields of `MixtralConfig`, or other values of those above.
     """
     fields: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -117,7 +117,7 @@ def tiny_loaded(**options: Any) -> LoadedModel:
 
 
 def save_tiny_model(folder: Path, **options: Any) -> Path:
-    """Write a `tiny_llama` and its tokenizer to ``folder``, which `load_model` accepts."""
+    """Write a `tiny_llama` and its tokenizer to a folder for `load_model`, and return it."""
     save_checkpoint(tiny_llama(**options), tiny_tokenizer(), folder)
     return folder
 

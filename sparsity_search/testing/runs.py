@@ -1,4 +1,4 @@
-"""Synthetic run directories, made without a model: for tests of what reads them."""
+"""Synthetic run directories without a model, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -35,23 +35,26 @@ def run_layout(blocks: int = 12) -> Layout:
 
 
 def run_profiles(layout: Layout) -> dict[str, SparsityProfile]:
-    """Return a uniform profile, a smooth one and a rugged one of equal sparsity."""
+    """Return a uniform, a smooth and a rugged profile of equal sparsity, by name."""
     depth = np.array([unit.block for unit in layout]) / max(unit.block for unit in layout)
     noise = generator(0, "runs").normal(size=len(layout))
-    wanted = {
+    sparsities = {
         "uniform": np.full(len(layout), TARGET),
         "owl": TARGET + 0.1 * (depth - 0.5),
         "searched": TARGET + 0.16 * (depth - 0.5) + 0.04 * noise,
     }
-    return {name: Budget(TARGET).project(layout, ratios) for name, ratios in wanted.items()}
+    return {name: Budget(TARGET).project(layout, ratios) for name, ratios in sparsities.items()}
 
 
 def run_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measurement]:
-    """Yield what a search measures: round 0 at the top rung, then 16 and 4 a round; one fails."""
+    """Yield the measurements of a search; one of them failed.
+
+    Round 0 has two at the top rung, each later round 16 and 4 at the two rungs.
+    """
     elapsed = 0.0
     for index, score in enumerate(_SEARCH_SCORES.values()):
         elapsed += 2.0
-        yield _measurement(0, 1, (index, 0), score, 2.0, elapsed, 0)
+        yield _build_measurement(0, 1, (index, 0), score, 2.0, elapsed, 0)
     source = generator(0, "scores")
     for round_ in range(1, rounds + 1):
         for rung, n in enumerate((16, RUNGS[0][1])):
@@ -62,7 +65,9 @@ def run_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measuremen
                 failed = (round_, rung, index) == (1, 0, 3)
                 value = float("inf") if failed else float(score)
                 subset = round_ if fresh else 0
-                yield _measurement(round_, rung, (index, round_), value, cost, elapsed, subset)
+                yield _build_measurement(
+                    round_, rung, (index, round_), value, cost, elapsed, subset
+                )
 
 
 def make_run(
@@ -76,17 +81,17 @@ def make_run(
     """Write a run directory like that of a search, and return it.
 
     Args:
-        folder: Where.
-        rounds: Rounds of the search.
-        finished: Whether there are results and profiles.
+        folder: The run directory.
+        rounds: Number of rounds of the search.
+        finished: Whether to write results and profiles.
         fresh: Whether each round has its own tokens.
         storage: URL of an Optuna storage; by default a journal in the folder.
     """
     layout = run_layout()
-    write_json(folder / "run.json", _run(layout, fresh, storage))
+    write_json(folder / "run.json", _build_run(layout, fresh, storage))
     store = Store(storage or journal(folder / "journal.log"), "search", {"seed": 0})
-    measured = list(run_measurements(rounds, fresh=fresh))
-    for measurement in measured:
+    measurements = list(run_measurements(rounds, fresh=fresh))
+    for measurement in measurements:
         store.add(measurement)
     if finished:
         profiles = run_profiles(layout)
@@ -94,11 +99,11 @@ def make_run(
             write_json(folder / "profiles" / f"{name}.json", profile.to_json())
         searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}
         write_json(folder / "profile.json", searched)
-        write_json(folder / "results.json", _results(layout, profiles, rounds, measured))
+        write_json(folder / "results.json", _build_results(layout, profiles, rounds, measurements))
     return folder
 
 
-def _measurement(
+def _build_measurement(
     round_: int,
     rung: int,
     candidate: tuple[int, ...],
@@ -118,7 +123,7 @@ def _measurement(
     )
 
 
-def _run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, Any]:
+def _build_run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, Any]:
     model = {"name": "tiny-llama", "revision": None, "digest": "0123456789abcdef"}
     text = {
         purpose: {"source": "self", "sequences": 16, "length": 512, "digest": f"digest-{purpose}"}
@@ -133,7 +138,7 @@ def _run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, Any]:
         "threads": 2,
         "device": "cpu",
         "dtype": "torch.bfloat16",
-        "config": _config(fresh, storage),
+        "config": _build_config(fresh, storage),
         "fingerprint": {"model": model["digest"], "layout": layout.digest, "seed": 0},
         "model": model,
         "text": text,
@@ -141,7 +146,7 @@ def _run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, Any]:
     }
 
 
-def _config(fresh: bool, storage: str | None) -> dict[str, Any]:
+def _build_config(fresh: bool, storage: str | None) -> dict[str, Any]:
     rungs = [{"tokens": tokens, "survivors": survivors} for tokens, survivors in RUNGS]
     return {
         "model": {"name": "tiny-llama", "dtype": "auto"},
@@ -158,11 +163,11 @@ def _config(fresh: bool, storage: str | None) -> dict[str, Any]:
     }
 
 
-def _results(
+def _build_results(
     layout: Layout,
     profiles: dict[str, SparsityProfile],
     rounds: int,
-    measured: list[Measurement],
+    measurements: list[Measurement],
 ) -> dict[str, Any]:
     quality = {"uniform": (0.96, 40.0), "owl": (0.84, 35.0), "searched": (0.576, 27.0)}
     zeros = int(layout.zeros.sum())
@@ -180,9 +185,9 @@ def _results(
         "rows": rows,
         "search": {
             "rounds": rounds,
-            "measurements": len(measured),
-            "seconds": measured[-1].elapsed,
+            "measurements": len(measurements),
+            "seconds": measurements[-1].elapsed,
         },
-        "seconds": {"load model": 3.2, "build supernet": 71.0, "search": measured[-1].elapsed},
+        "seconds": {"load model": 3.2, "build supernet": 71.0, "search": measurements[-1].elapsed},
         "notes": ["layers.0.k: 1 dead input"],
     }

@@ -1,4 +1,4 @@
-"""Random streams by key: no global seed is read or set anywhere in the package."""
+"""Random streams by key; the package never reads or sets a global seed."""
 
 from __future__ import annotations
 

@@ -163,4 +163,4 @@ def test_an_unknown_list_is_refused(cli: Cli) -> None:
 def test_blocks_that_do_not_exist(cli: Cli, model: Path, command: tuple[str, ...]) -> None:
     outcome = cli(command[0], model, *command[1:], "--blocks", "absent")
     assert outcome.code == 2
-    assert "--blocks 'absent' is no module list" in " ".join(outcome.err.split())
+    assert "--blocks 'absent' matches no module list" in " ".join(outcome.err.split())

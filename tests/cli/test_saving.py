@@ -110,7 +110,7 @@ def test_verify_reads_the_groups(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(stored))
     outcome = cli("verify", run / "checkpoint", "--profile", tmp_path / "other.json")
     assert outcome.code != 0
-    assert f"{name} is not 2:4, as the profile says" in outcome.err.replace("\n", " ")
+    assert f"{name} does not have the profile's pattern 2:4" in outcome.err.replace("\n", " ")
 
 
 def test_prune_with_the_profile(

@@ -75,7 +75,7 @@ def tiny_mistral() -> PreTrainedModel:
 def test_without_a_cache_the_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_mamba(), tiny_tokenizer()
     expected = sample_text(model, tokenizer, n_sequences=3, length=12, seed=5)
-    monkeypatch.setattr(self_text, "_cache", lambda *_: {})
+    monkeypatch.setattr(self_text, "_build_cache", lambda *_: {})
     assert torch.equal(sample_text(model, tokenizer, n_sequences=3, length=12, seed=5), expected)
 
 
@@ -135,13 +135,14 @@ def test_the_smallest_samples(loaded: LoadedModel, n: int, length: int) -> None:
 def test_a_model_without_bos_starts_from_its_end_token() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = None
-    assert self_text._first_token(tiny_llama(), tokenizer) == tokenizer.eos_token_id
+    assert self_text._find_first_token(tiny_llama(), tokenizer) == tokenizer.eos_token_id
     tokenizer.eos_token = None
     assert (
-        self_text._first_token(tiny_llama(eos_token_id=[5, 6], bos_token_id=None), tokenizer) == 5
+        self_text._find_first_token(tiny_llama(eos_token_id=[5, 6], bos_token_id=None), tokenizer)
+        == 5
     )
     with pytest.raises(DataError, match="give a text source"):
-        self_text._first_token(tiny_llama(eos_token_id=None, bos_token_id=None), tokenizer)
+        self_text._find_first_token(tiny_llama(eos_token_id=None, bos_token_id=None), tokenizer)
 
 
 def test_a_sample_is_made_once(

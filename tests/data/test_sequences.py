@@ -200,7 +200,7 @@ def test_own_text_differs_by_purpose_and_seed(
     # a purpose's text does not depend on the others
     assert torch.equal(draw(requests[1:], loaded, 0)["b"], drawn["b"])
     assert not torch.equal(draw(requests[1:], loaded, 1)["b"], drawn["b"])
-    with pytest.raises(DataError, match="say how many"):
+    with pytest.raises(DataError, match="number of sequences"):
         draw([Request("a", "self", None, 16)], loaded, 0)
 
 

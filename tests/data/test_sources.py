@@ -133,7 +133,7 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("the connection broke")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(sources, "_refuse_unreachable", lambda name: None)
+    monkeypatch.setattr(sources, "_check_reachable", lambda name: None)
     stream = documents("hub:org/name:config:test")
     assert next(stream) == "first"
     with pytest.raises(DataError, match="the connection broke"):

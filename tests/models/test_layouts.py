@@ -236,13 +236,13 @@ def test_experts_have_no_effects(family: Family) -> None:
 @pytest.mark.parametrize("name", [name for name in BANKS if name != "deepseek_v3"])
 def test_whole_experts_of_other_layouts(name: str) -> None:
     with pytest.raises(
-        ModelError, match="whole experts cannot be removed, choose --units weights"
+        ModelError, match="whole experts cannot be removed: choose --units weights"
     ):
         PrunableModel(layout(name).make(), units="experts")
 
 
 def test_whole_experts_with_a_corrected_router() -> None:
-    with pytest.raises(ModelError, match="router of mlp is not understood"):
+    with pytest.raises(ModelError, match="router of mlp is not supported"):
         PrunableModel(layout("deepseek_v3").make(), units="experts")
 
 
@@ -284,8 +284,8 @@ def test_unknown_layouts_are_told() -> None:
     with pytest.raises(ModelError) as caught:
         PrunableModel(model)
     assert str(caught.value) == (
-        "model.layers.1.mlp.shared_experts.gate_proj (4 x 16 x 32) looks like experts stored in "
-        "a way that is not understood: leave them dense with --exclude 'shared_experts'"
+        "model.layers.1.mlp.shared_experts.gate_proj (4 x 16 x 32) looks like experts in an "
+        "unknown storage: leave them dense with --exclude 'shared_experts'"
     )
     subject = PrunableModel(model, exclude="shared_experts")
     dense = PrunableModel(tiny_mixtral())

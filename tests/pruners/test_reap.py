@@ -126,7 +126,7 @@ def test_the_rest_can_be_pruned_inside(tokens: Tensor) -> None:
 
 def test_too_few_experts_left(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_mixtral(), units="experts")
-    with pytest.raises(ModelError, match="1 of 8 experts would stay"):
+    with pytest.raises(ModelError, match="1 of 8 experts would remain"):
         prune_sequentially(subject, from_counts(subject.layout, [7, 7]), REAPPruner(), tokens)
 
 

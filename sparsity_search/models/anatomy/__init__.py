@@ -1,1 +1,1 @@
-"""What a model consists of: blocks, linears, roles, prunable units."""
+"""Parts of a model: blocks, linear layers, roles, prunable units."""

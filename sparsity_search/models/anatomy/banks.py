@@ -1,4 +1,4 @@
-"""Banks: modules that hold one kind of matrix, or all, of every expert of a mixture.
+"""Banks: modules that hold the matrices of every expert of a mixture.
 
 Nearly all mixtures of transformers 5 keep their experts in two 3-D parameters: ``gate_up_proj``,
 ``(experts, 2 · inner, hidden)``, or ``up_proj`` where there is no gate, and ``down_proj``,
@@ -15,22 +15,22 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-#: Names of the experts' parameters, in most families.
+#: Names of the experts' parameters in most families.
 GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 _GATED = {GATE_UP: "expert_gate_up", DOWN: "expert_down"}
 _UNGATED = {UP: "expert_up", DOWN: "expert_down"}
 
 
 class Bank(ABC):
-    """The matrices of all experts in parameters of one module, and how the module is called.
+    """The matrices of all experts in the parameters of one module.
 
     Args:
-        module: What is called with the tokens.
-        roles: Parameters → roles of their matrices, in forward order. The last one of several
-            reads what the expert makes of the others' outputs.
+        module: The module that is called with the tokens.
+        roles: Role of the matrices in each parameter, in forward order. The last of several
+            parameters reads the activations computed from the others.
         count: Number of experts.
         transposed: Parameters whose matrices are stored as ``(inputs, outputs)``.
-        owner: The module that has the parameters; None for ``module``.
+        owner: The module that holds the parameters; None for ``module``.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Bank(ABC):
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return the parameter that holds the matrices of all experts."""
-        found = getattr(self._owner, name)
-        assert isinstance(found, nn.Parameter)
-        return found
+        parameter = getattr(self._owner, name)
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return all parameters with matrices."""
+        """Return all parameters that hold matrices."""
         return [self.parameter(name) for name in self.roles]
 
     def matrix(self, tensor: Tensor, name: str, index: int) -> Tensor:
-        """Return an expert's matrix, ``(outputs, inputs)``; shares memory.
+        """Return an expert's matrix, ``(outputs, inputs)``, sharing memory.
 
         Args:
-            tensor: Of the shape of the parameter: its values, or its gradient.
-            name: Of the parameter.
-            index: Which expert.
+            tensor: Values or gradient of the parameter, in its shape.
+            name: Name of the parameter.
+            index: Index of the expert.
         """
         return self._oriented(self._split(tensor)[index], name)
 
@@ -85,12 +85,12 @@ class Bank(ABC):
         return len(self.roles) == 1 or name != list(self.roles)[-1]
 
     def inputs(self, name: str, index: int, tokens: Tensor) -> Tensor:
-        """Return what a matrix reads when its expert gets the tokens ``(n, hidden)``."""
+        """Return the inputs of a matrix when its expert gets the tokens ``(n, hidden)``."""
         return tokens if self.reads_tokens(name) else self.activations(index, tokens)
 
     @abstractmethod
     def activations(self, index: int, tokens: Tensor) -> Tensor:
-        """Return what an expert's last matrix reads, ``(n_tokens, inner)``."""
+        """Return the inputs of an expert's last matrix, ``(n_tokens, inner)``."""
 
     def outputs(self, index: int, tokens: Tensor) -> Tensor:
         """Return an expert's output, ``(n_tokens, hidden)``, without its gate weight."""
@@ -105,15 +105,16 @@ class Bank(ABC):
         """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
 
         Args:
-            index: Which expert.
-            arguments: Of the module's forward: tokens, their experts ``(n_tokens, top_k)``, and
-                the gate weights. An expert with gate weight 0 is not chosen.
+            index: Index of the expert; None for all.
+            arguments: Arguments of the module's forward: tokens, their experts
+                ``(n_tokens, top_k)``, and the gate weights. An expert with gate weight 0 does not
+                get the token.
         """
         hidden: Tensor = arguments[0].flatten(0, -2)
-        chosen, gates = arguments[1:3]
+        experts, gates = arguments[1:3]
         if index is None:
             return hidden
-        return hidden[((chosen == index) & (gates != 0)).any(dim=1)]
+        return hidden[((experts == index) & (gates != 0)).any(dim=1)]
 
     def _linear(self, name: str, index: int, inputs: Tensor) -> Tensor:
         weight = self.matrix(self.parameter(name).detach(), name, index)
@@ -130,7 +131,7 @@ class Bank(ABC):
 
 
 class FusedBank(Bank):
-    """Gate and up in one parameter, or up alone; with the module's own gate."""
+    """Bank with gate and up in one parameter, or up alone, and the module's own gate."""
 
     @property
     def count(self) -> int:
@@ -139,45 +140,45 @@ class FusedBank(Bank):
 
     @property
     def plain(self) -> bool:
-        """Whether nothing but a gate makes it differ from two linear layers for each expert."""
+        """Whether every expert is two linear layers with a gate between them, and nothing else."""
         same = len(self.parameter(DOWN)) == len(next(iter(self.parameters())))
         extra = any(hasattr(self.module, f"{name}_bias") for name in self.roles)
         normed = getattr(self.module, "has_post_expert_norm", False)
         return same and GATE_UP in self.roles and not (self.transposed or extra or normed)
 
     def activations(self, index: int, tokens: Tensor) -> Tensor:
-        """Return what an expert's ``down_proj`` reads, ``(n_tokens, inner)``."""
+        """Return the inputs of an expert's ``down_proj``, ``(n_tokens, inner)``."""
         module: Any = self.module
-        made = self._linear(next(iter(self.roles)), index, tokens)
+        outputs = self._linear(next(iter(self.roles)), index, tokens)
         result: Tensor
         if GATE_UP not in self.roles:
-            result = module.act_fn(made)
-        elif hasattr(module, "_apply_gate"):  # the family's own, e.g. with a limit
-            result = module._apply_gate(made)
+            result = module.act_fn(outputs)
+        elif hasattr(module, "_apply_gate"):  # the family's own gate, e.g. with a limit
+            result = module._apply_gate(outputs)
         else:
-            gate, up = made.chunk(2, dim=-1)
+            gate, up = outputs.chunk(2, dim=-1)
             result = module.act_fn(gate) * up
         return result
 
     def tokens(self, index: int | None, arguments: Sequence[Any]) -> Tensor:
         """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
 
-        Llama 4 gives each expert all tokens times their gate weights, one expert after the other:
-        those that are not routed to it are zeros.
+        Llama 4 gives each expert all tokens times their gate weights, one expert after the other.
+        Tokens that are not routed to the expert are zeros.
         """
         if len(arguments) > 1:
             return super().tokens(index, arguments)
         hidden: Tensor = arguments[0]
         grouped = hidden.view(self.count, -1, hidden.shape[-1])
-        found = hidden if index is None else grouped[index]
-        return found[(found != 0).any(dim=1)]
+        tokens = hidden if index is None else grouped[index]
+        return tokens[(tokens != 0).any(dim=1)]
 
 
 class SplitBank(Bank):
-    """Gate, up and down in 2-D parameters, expert below expert (DBRX)."""
+    """Bank with gate, up and down in 2-D parameters, one expert below the other (DBRX)."""
 
     def activations(self, index: int, tokens: Tensor) -> Tensor:
-        """Return what an expert's ``w2`` reads, ``(n_tokens, inner)``."""
+        """Return the inputs of an expert's ``w2``, ``(n_tokens, inner)``."""
         owner: Any = self._owner
         gate, up = (self._linear(name, index, tokens) for name in ("w1", "v1"))
         result: Tensor = owner.activation_fn(gate) * up
@@ -185,10 +186,10 @@ class SplitBank(Bank):
 
 
 class LinearBank(Bank):
-    """One linear layer of every expert, called with the tokens sorted by expert (JetMoE)."""
+    """Bank of one linear layer per expert, called with the tokens sorted by expert (JetMoE)."""
 
     def activations(self, index: int, tokens: Tensor) -> Tensor:
-        """Return the tokens: there is but one matrix."""
+        """Return the tokens, which the only matrix reads."""
         del index
         return tokens
 
@@ -196,24 +197,24 @@ class LinearBank(Bank):
         """Return the tokens that are routed to an expert, ``(n, hidden)``, or all for None.
 
         Args:
-            index: Which expert.
-            arguments: Of the module's forward: tokens, and how many each expert gets.
+            index: Index of the expert; None for all.
+            arguments: Arguments of the module's forward: tokens, and their number per expert.
         """
         tokens, sizes = arguments[:2]
-        found: Tensor = tokens if index is None else tokens.split(sizes)[index]
-        return found
+        own: Tensor = tokens if index is None else tokens.split(sizes)[index]
+        return own
 
 
 def bank_of(module: nn.Module) -> Bank | None:
-    """Return the bank that a module is, or None if it is none that is known."""
-    return _fused(module) or _split(module) or _linear(module)
+    """Return the bank of a module, or None if its storage is not recognised."""
+    return _find_fused_bank(module) or _find_split_bank(module) or _find_linear_bank(module)
 
 
-def _fused(module: nn.Module) -> Bank | None:
+def _find_fused_bank(module: nn.Module) -> Bank | None:
     roles = _GATED if hasattr(module, GATE_UP) else _UNGATED
     gated = roles is _GATED
-    found = [getattr(module, name, None) for name in roles]
-    stacks = [p for p in found if _stacked(p)]
+    parameters = [getattr(module, name, None) for name in roles]
+    stacks = [p for p in parameters if _is_stacked(p)]
     if len(stacks) < len(roles) or not any(hasattr(module, n) for n in ("_apply_gate", "act_fn")):
         return None
     if not gated and getattr(module, "has_gate", True):  # a gate may be in a third parameter
@@ -228,7 +229,7 @@ def _fused(module: nn.Module) -> Bank | None:
     return None
 
 
-def _split(module: nn.Module) -> Bank | None:
+def _find_split_bank(module: nn.Module) -> Bank | None:
     owner = getattr(module, "mlp", None)
     count = getattr(module, "num_experts", None)
     roles = {"w1": "expert_gate", "v1": "expert_up", "w2": "expert_down"}
@@ -240,13 +241,13 @@ def _split(module: nn.Module) -> Bank | None:
     return SplitBank(module, roles, count, ("w2",), owner)
 
 
-def _linear(module: nn.Module) -> Bank | None:
+def _find_linear_bank(module: nn.Module) -> Bank | None:
     weight = getattr(module, "weight", None)
     shape = [getattr(module, name, 0) for name in ("num_experts", "output_size", "input_size")]
-    if not (_stacked(weight) and list(weight.shape) == shape):
+    if not (_is_stacked(weight) and list(weight.shape) == shape):
         return None
     return LinearBank(module, {"weight": "expert_linear"}, shape[0])
 
 
-def _stacked(found: Any) -> TypeGuard[nn.Parameter]:
-    return isinstance(found, nn.Parameter) and found.ndim == 3
+def _is_stacked(value: Any) -> TypeGuard[nn.Parameter]:
+    return isinstance(value, nn.Parameter) and value.ndim == 3

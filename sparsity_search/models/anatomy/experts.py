@@ -1,4 +1,4 @@
-"""Mixtures of experts: where they are in a block, and views of their weights."""
+"""Mixtures of experts: their place in a block, and views of their weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sparsity_search.evidence.structures import Structures
 from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, bank_of
 from sparsity_search.models.anatomy.views import Effect, LinearView, View
 
-#: Names that configurations have for the number of experts.
+#: Names of the number of experts in configurations.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-#: Names that modules have for their router.
+#: Names of the router in modules.
 _ROUTERS = ("gate", "router")
-#: What names of experts, or of their classes, have in common.
+#: Pattern in the names of experts or of their classes.
 _EXPERTS = re.compile("expert|moe", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ class Mixture:
         name: Name of its module, relative to the module that was searched.
         module: The module that holds experts and router.
         experts: The module that holds the experts: a bank, or a list of modules.
-        bank: How the experts' parameters are stored; None for a list of modules.
+        bank: Storage of the experts' parameters; None for a list of modules.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Mixture:
     bank: Bank | None
 
     def gates(self) -> set[nn.Module]:
-        """Return the modules that decide how much each expert matters: they are not pruned."""
-        found: set[nn.Module] = set()
+        """Return the modules that compute the experts' gate weights; they are not pruned."""
+        gates: set[nn.Module] = set()
         for name, child in self.module.named_children():
             small = isinstance(child, nn.Linear) and child.out_features in (1, self.count)
             if small or name in _ROUTERS or hasattr(child, "top_k"):
-                found.update(child.modules())
-        return found - set(self.experts.modules())
+                gates.update(child.modules())
+        return gates - set(self.experts.modules())
 
     @property
     def count(self) -> int:
@@ -60,21 +60,21 @@ class Mixture:
         """The bank, if whole experts can be removed from it.
 
         Raises:
-            ModelError: They cannot: the experts are stored in another way.
+            ModelError: They cannot, because the experts are stored in another way.
         """
         if isinstance(self.bank, FusedBank) and self.bank.plain:
             return self.bank
         raise ModelError(
             f"the experts of {self.name or 'a block'} are not two untransposed parameters "
-            f"{GATE_UP} and {DOWN} without biases: whole experts cannot be removed, choose "
+            f"{GATE_UP} and {DOWN} without biases, so whole experts cannot be removed: choose "
             "--units weights"
         )
 
     def router(self) -> nn.Module:
-        """Return the router, if its weight ``(experts, hidden)`` is all that it has.
+        """Return the router, whose only tensor must be a weight ``(experts, hidden)``.
 
         Raises:
-            ModelError: It has more, e.g. a bias for each expert or groups of experts.
+            ModelError: It has more, e.g. a bias per expert or groups of experts.
         """
         shape = self.plain.parameter(DOWN).shape[:2]
         for child in self.module.children():
@@ -83,7 +83,7 @@ class Mixture:
             one_group = getattr(child, "n_group", 1) in (None, 1)
             if sizes == {"weight": shape} and hasattr(child, "top_k") and one_group:
                 return child
-        raise ModelError(f"the router of {self.name} is not understood: cannot remove experts")
+        raise ModelError(f"the router of {self.name} is not supported: choose --units weights")
 
 
 def mixtures(module: nn.Module) -> Iterator[Mixture]:
@@ -91,25 +91,25 @@ def mixtures(module: nn.Module) -> Iterator[Mixture]:
     for name, parent in module.named_modules():
         for child_name, child in parent.named_children():
             bank = bank_of(child)
-            if bank or (_EXPERTS.search(child_name) and _is_list(child)):
+            if bank or (_EXPERTS.search(child_name) and _is_expert_list(child)):
                 yield Mixture(name, parent, child, bank)
 
 
 def unknown(module: nn.Module, found: Sequence[Mixture]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the 3-D parameters that look like experts' and are in no mixture that was found."""
-    known = {id(p) for mixture in found if mixture.bank for p in mixture.bank.parameters()}
+    """Yield the 3-D parameters that look like experts but belong to no mixture in ``found``."""
+    recognised = {id(p) for mixture in found if mixture.bank for p in mixture.bank.parameters()}
     for name, part in module.named_modules():
         for last, parameter in part.named_parameters(name, recurse=False):
             stacked = parameter.ndim == 3 and not isinstance(part, nn.modules.conv._ConvNd)
             looks = _EXPERTS.search(last) or _EXPERTS.search(type(part).__name__)
-            if stacked and looks and id(parameter) not in known:
+            if stacked and looks and id(parameter) not in recognised:
                 yield last, parameter
 
 
 class UnknownView(View):
-    """Weights of experts that are stored in a way that is not understood: only a message.
+    """Weights of experts in an unknown storage.
 
-    A unit of these can be excluded. To do anything else raises ModelError.
+    Such a unit can only be excluded; any other use raises ModelError.
 
     Args:
         name: Full name of the parameter.
@@ -120,7 +120,7 @@ class UnknownView(View):
         shape = " x ".join(map(str, parameter.shape))
         stem = name.rpartition(".")[0].rpartition(".")[2]
         self._message = (
-            f"{name} ({shape}) looks like experts stored in a way that is not understood: "
+            f"{name} ({shape}) looks like experts in an unknown storage: "
             f"leave them dense with --exclude {stem!r}"
         )
 
@@ -155,8 +155,8 @@ class ExpertMatrix(View):
 
     Args:
         bank: The bank.
-        index: Which expert.
-        name: Of the parameter.
+        index: Index of the expert.
+        name: Name of the parameter.
     """
 
     def __init__(self, bank: Bank, index: int, name: str) -> None:
@@ -166,20 +166,22 @@ class ExpertMatrix(View):
 
     @property
     def module(self) -> nn.Module:
-        """The module of all experts; its tokens are all, not only the routed ones."""
+        """The module of all experts; it receives all tokens, not only those of this expert."""
         return self.bank.module
 
     def inputs(self, tensor: Tensor) -> Tensor:
-        """Return what the matrix reads when the expert gets the tokens ``(n, hidden)``."""
+        """Return the inputs of the matrix when its expert gets the tokens ``(n, hidden)``."""
         return self.bank.inputs(self.name, self.index, tensor)
 
     def read(self) -> Tensor:
-        """Return the matrix, ``(outputs, inputs)``, contiguous; shares memory if stored so."""
+        """Return the matrix, ``(outputs, inputs)``, contiguous; it may share memory."""
         return self._stored().contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the matrix's gradient."""
-        return self.bank.matrix(_gradient(self.bank.parameter(self.name)), self.name, self.index)
+        return self.bank.matrix(
+            _get_gradient(self.bank.parameter(self.name)), self.name, self.index
+        )
 
     def parameters(self) -> list[Tensor]:
         """Return the parameter, which holds the matrices of all experts."""
@@ -198,12 +200,12 @@ class ExpertMatrix(View):
 
 
 class ExpertLinear(LinearView):
-    """A linear layer of one expert, in a mixture whose experts are modules of their own.
+    """A linear layer of one expert, in a mixture whose experts are separate modules.
 
     Args:
         linear: The layer.
         mixture: The mixture.
-        index: Which expert.
+        index: Index of the expert.
     """
 
     def __init__(self, linear: nn.Linear, mixture: Mixture, index: int) -> None:
@@ -212,7 +214,7 @@ class ExpertLinear(LinearView):
         self.index = index
 
     def effects(self, change: Tensor) -> list[Effect]:
-        """As for all experts: the layer does not see every token.
+        """Refuse, as for all experts: the layer does not read every token.
 
         Raises:
             ConfigError: Always.
@@ -221,19 +223,19 @@ class ExpertLinear(LinearView):
 
 
 class ExpertsView(View):
-    """The experts of one mixture, structures of one matrix.
+    """The experts of one mixture, as structures of one matrix.
 
     An expert has ``3 · inner + 1`` columns: its ``down_proj``, its ``gate_up_proj`` transposed,
-    and its row of the router. There are no biases. Writing really removes the experts that are
-    empty: parameters and router lose their rows, so that the router chooses among the others.
-    Reading gives zeros for them. (Experts that are empty in the dense model stay until others
-    are removed too.)
+    and its row of the router. There are no biases. Writing physically removes empty experts: the
+    parameters and the router lose their rows, so that the router chooses among the others.
+    Reading returns zeros for removed experts. (Experts that are empty in the dense model stay
+    until others are removed too.)
 
     Args:
         mixture: The mixture.
 
     Raises:
-        ModelError: Its experts are stored in another way, or its router is not understood.
+        ModelError: The experts are stored in another way, or the router is not supported.
     """
 
     def __init__(self, mixture: Mixture) -> None:
@@ -241,7 +243,7 @@ class ExpertsView(View):
         self._experts = mixture.experts
         self._router = mixture.router()
         self._modules = (mixture.module, mixture.experts, self._router)
-        count, _, inner = _parameter(mixture.experts, DOWN).shape
+        count, _, inner = _get_parameter(mixture.experts, DOWN).shape
         self._structures = Structures(count, inner, 3 * inner + 1, biases=0)
         self._kept = torch.arange(count)
         self._dense_empty = self._structures.empty(self.read()).cpu()
@@ -253,41 +255,42 @@ class ExpertsView(View):
 
     @property
     def kept(self) -> Tensor:
-        """The experts that are there, by their number in the dense model, ``(n,)`` int64."""
+        """Indices in the dense model of the experts that remain, ``(n,)`` int64."""
         return self._kept
 
     @property
     def structures(self) -> Structures:
-        """Shape of the matrix."""
+        """Layout of the matrix."""
         return self._structures
 
     @property
     def size(self) -> tuple[int, int]:
-        """Number of experts, and weights of one."""
-        hidden = _parameter(self._experts, DOWN).shape[1]
+        """Number of experts, and weights per expert."""
+        hidden = _get_parameter(self._experts, DOWN).shape[1]
         return self._structures.count, hidden * self._structures.width
 
     def parameters(self) -> list[nn.Parameter]:  # type: ignore[override]
         """Return the experts' two parameters and the router's weight."""
         return [
-            _parameter(self._experts, DOWN),
-            _parameter(self._experts, GATE_UP),
-            _parameter(self._router, "weight"),
+            _get_parameter(self._experts, DOWN),
+            _get_parameter(self._experts, GATE_UP),
+            _get_parameter(self._router, "weight"),
         ]
 
     def read(self) -> Tensor:
-        """Return a new tensor, ``(hidden, count · width)``, in the widest type of its parts."""
+        """Return a new tensor, ``(hidden, count · width)``, in the widest dtype of its parts."""
         return self._matrix([parameter.detach() for parameter in self.parameters()])
 
     def read_gradient(self) -> Tensor:
         """Return the gradient in the shape of `read`; zero for removed experts."""
-        return self._matrix([_gradient(parameter) for parameter in self.parameters()])
+        return self._matrix([_get_gradient(parameter) for parameter in self.parameters()])
 
     def write(self, weight: Tensor) -> None:
-        """Keep the experts that are not empty, with the weights given.
+        """Write the experts that are not empty, and remove the others.
 
         Raises:
-            ModelError: Fewer would stay than each token is routed to; nothing is written.
+            ModelError: Fewer experts would remain than each token is routed to. Nothing is
+                written.
         """
         shape = self._structures
         empty = shape.empty(weight).cpu()
@@ -296,7 +299,7 @@ class ExpertsView(View):
         router: Any = self._router
         if len(kept) < router.top_k:
             raise ModelError(
-                f"{len(kept)} of {shape.count} experts would stay, but each token is routed to "
+                f"{len(kept)} of {shape.count} experts would remain, but each token is routed to "
                 f"{router.top_k}: remove fewer, with --bounds "
                 f"experts=0:{1 - router.top_k / shape.count:g}"
             )
@@ -319,11 +322,11 @@ class ExpertsView(View):
 
 
 def resized(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model, or if experts were removed a new one whose configuration says so.
+    """Return the model; if experts were removed, a new one with their number in its configuration.
 
     Raises:
-        ModelError: Its mixtures keep different numbers of experts, or the architecture cannot
-            have this number.
+        ModelError: The mixtures keep different numbers of experts, or the architecture does not
+            support this number.
     """
     banks = [mixture.bank for mixture in mixtures(model)]
     counts = sorted({b.count for b in banks if isinstance(b, FusedBank) and b.plain})
@@ -339,16 +342,16 @@ def resized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     setattr(config.get_text_config(), names[0], counts[0])
     with torch.random.fork_rng(devices=[]):
-        made = type(model)(config)
-    made.to(device=model.device, dtype=model.dtype)
-    made.load_state_dict(model.state_dict())
-    made.generation_config = copy.deepcopy(model.generation_config)
-    result: PreTrainedModel = made.eval().requires_grad_(False)
+        new = type(model)(config)
+    new.to(device=model.device, dtype=model.dtype)
+    new.load_state_dict(model.state_dict())
+    new.generation_config = copy.deepcopy(model.generation_config)
+    result: PreTrainedModel = new.eval().requires_grad_(False)
     return result
 
 
-def _is_list(module: nn.Module) -> bool:
-    """Return whether a module is a list of experts that hold linear layers, all alike."""
+def _is_expert_list(module: nn.Module) -> bool:
+    """Return whether a module is a list of modules of one class that hold linear layers."""
     children = list(module.children())
     return (
         isinstance(module, (nn.ModuleList, nn.ModuleDict))
@@ -358,18 +361,18 @@ def _is_list(module: nn.Module) -> bool:
     )
 
 
-def _parameter(module: nn.Module, name: str) -> nn.Parameter:
-    found = getattr(module, name)
-    assert isinstance(found, nn.Parameter)
-    return found
+def _get_parameter(module: nn.Module, name: str) -> nn.Parameter:
+    parameter = getattr(module, name)
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _get_gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _assign(parameter: nn.Parameter, values: Tensor) -> None:
-    """Set a parameter's values, and its number of rows; it stays the same object."""
+    """Set the values and the number of rows of a parameter, which stays the same object."""
     if parameter.shape == values.shape:
         parameter.detach().copy_(values)
         return

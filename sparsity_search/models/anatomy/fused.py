@@ -1,7 +1,8 @@
-"""Which rows of a fused projection are queries, keys and values, or gates and ups.
+"""Rows of a fused projection by role: queries, keys and values, or gates and ups.
 
-Architectures order them in many ways: one after the other, by head, by group of heads. No list of
-them is needed: two tokens through the model, with the projection's output replaced, tell.
+Architectures order them in many ways: one after the other, by head, by group of heads. A list of
+architectures is not needed: a forward pass of two tokens, with the output of the projection
+replaced, reveals the order.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsity_search.models.anatomy.linears import matrix
 
-#: Role of a fused projection → the role of the layer that reads what is made of it.
+#: Role of a fused projection → role of the layer that reads the result computed from it.
 READERS = {"qkv": "o", "gate_up": "down"}
 
-#: Attribute of a model: what was found, as the projections of all blocks are alike.
-_FOUND = "_sparsity_search_fused"
-#: Gradients smaller than the largest by this factor are rounding.
+#: Attribute of a model: rows by role, which are equal for the projections of all blocks.
+_CACHE = "_sparsity_search_fused"
+#: Gradients below this share of the largest one are rounding errors.
 _ROUNDING = 1e-3
 
 
@@ -33,28 +34,29 @@ def rows_by_role(
 ) -> Mapping[str, Tensor]:
     """Return the rows of each role in a fused projection, ``(n,)`` int64 ascending.
 
-    It is found once for all layers of one shape before readers of one shape.
+    The rows are determined once for all projections of equal shape with readers of equal shape.
 
     Args:
         model: The whole model; it is run up to the reader.
         linear: The projection.
-        reader: The layer of the same module that reads what is made of it.
+        reader: The layer of the same module that reads the result computed from the projection.
         role: A key of `READERS`.
 
     Returns:
-        Rows by role, every row once; nothing if it is not understood, e.g. in linear attention.
+        Rows by role, every row once; empty if the order is not recognised, e.g. in linear
+        attention.
     """
-    known: dict[Any, Mapping[str, Tensor]] = model.__dict__.setdefault(_FOUND, {})
+    cache: dict[Any, Mapping[str, Tensor]] = model.__dict__.setdefault(_CACHE, {})
     key = (role, *(tuple(matrix(layer).shape) for layer in (linear, reader)))
-    if key not in known:
+    if key not in cache:
         probe = _Probe(model, linear, reader)
-        found = _attention(probe) if role == "qkv" else _feed_forward(probe)
-        known[key] = {name: mask.nonzero().flatten() for name, mask in found.items()}
-    return known[key]
+        masks = _find_attention_rows(probe) if role == "qkv" else _find_feed_forward_rows(probe)
+        cache[key] = {name: mask.nonzero().flatten() for name, mask in masks.items()}
+    return cache[key]
 
 
 class _Probe:
-    """What the reader reads of two tokens, as a function of what the projection writes."""
+    """Inputs of the reader for two tokens, as a function of the projection's outputs."""
 
     def __init__(self, model: nn.Module, linear: nn.Linear, reader: nn.Linear) -> None:
         self._model = model
@@ -69,20 +71,20 @@ class _Probe:
         return values.to(self._linear.weight) / 4
 
     def gradient(self, written: Tensor, token: int) -> Tensor:
-        """Return that of the sum of what the reader reads at a token, ``(2, rows)`` float32."""
+        """Return the gradient of the reader's summed inputs at a token, ``(2, rows)`` float32."""
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaf = written.clone().requires_grad_(True)
             read = self._read(leaf)
             if read is None or not read.requires_grad:
                 return torch.zeros_like(written, dtype=torch.float32)
-            (found,) = torch.autograd.grad(read.reshape(2, -1)[token].sum(), leaf)
-        return found.float()
+            (result,) = torch.autograd.grad(read.reshape(2, -1)[token].sum(), leaf)
+        return result.float()
 
     def _read(self, leaf: Tensor) -> Tensor | None:
         seen: list[Tensor] = []
 
         def replace(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            return (leaf * 1).reshape(output.shape)  # no leaf: models may write into it
+            return (leaf * 1).reshape(output.shape)  # a copy, as models may write into it
 
         def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen.append(args[0])
@@ -103,27 +105,27 @@ class _Probe:
         return seen[0] if seen else None
 
 
-def _attention(probe: _Probe) -> dict[str, Tensor]:
+def _find_attention_rows(probe: _Probe) -> dict[str, Tensor]:
     """Return masks of queries, keys and values, ``(rows,)`` bool each.
 
-    The first token attends to itself alone, with weight one: what it makes depends on its values
-    and on nothing else. What the second makes depends on the first's keys and values.
+    The first token attends only to itself, with weight one, so its output depends on its values
+    alone. The output of the second token also depends on the keys and values of the first.
     """
     written = probe.written()
-    values = _nonzero(probe.gradient(written, token=0)[0])
+    values = _is_nonzero(probe.gradient(written, token=0)[0])
     later = probe.gradient(written, token=1)
     earlier, own = later[0] != 0, later[1] != 0
     keys = earlier & ~values
-    understood = own.all() and (earlier | ~values).all() and keys.sum() == values.sum()
-    if not understood or not keys.any() or earlier.all():
+    recognised = own.all() and (earlier | ~values).all() and keys.sum() == values.sum()
+    if not recognised or not keys.any() or earlier.all():
         return {}
     return {"q": ~earlier, "k": keys, "v": values}
 
 
-def _feed_forward(probe: _Probe) -> dict[str, Tensor]:
+def _find_feed_forward_rows(probe: _Probe) -> dict[str, Tensor]:
     """Return masks of gates and ups, ``(rows,)`` bool each: they are halves, or alternate.
 
-    What is made is linear in the ups: their gradient does not depend on them.
+    The activation is linear in the ups, so its gradient for the ups does not depend on them.
     """
     order = torch.arange(probe.rows)
     patterns = (order >= probe.rows // 2, order % 2 == 1)
@@ -132,7 +134,7 @@ def _feed_forward(probe: _Probe) -> dict[str, Tensor]:
 
 
 def _is_linear(probe: _Probe, rows: Tensor) -> bool:
-    """Return whether what is made depends on the rows, and is linear in them."""
+    """Return whether the activation depends on the rows and is linear in them."""
     written = probe.written()
     rows = rows.to(written.device)
     before = probe.gradient(written, token=0)[0]
@@ -140,5 +142,5 @@ def _is_linear(probe: _Probe, rows: Tensor) -> bool:
     return bool(before.any()) and torch.equal(before[rows], after[rows])
 
 
-def _nonzero(gradient: Tensor) -> Tensor:
+def _is_nonzero(gradient: Tensor) -> Tensor:
     return gradient.abs() > _ROUNDING * gradient.abs().max()

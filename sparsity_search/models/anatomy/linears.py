@@ -1,8 +1,8 @@
 """Layers that multiply by a matrix: ``nn.Linear``, and transformers' transposed ``Conv1D``.
 
-GPT-2 and its relatives keep the matrix of a layer as ``(inputs, outputs)``. Everything else sees
-it as ``nn.Linear`` has it, through `as_matrix`. Both have a weight and a bias; the types here say
-``nn.Linear`` for either.
+GPT-2 and its relatives store the matrix of a layer as ``(inputs, outputs)``. All other code sees
+it as in ``nn.Linear``, through `as_matrix`. Both classes have a weight and a bias; the type hints
+say ``nn.Linear`` for either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PRODUCTS = ("matmul", "__matmul__")
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a module is such a layer."""
+    """Return whether a module is an ``nn.Linear`` or a ``Conv1D``."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
@@ -27,40 +27,41 @@ def named_linears(module: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
     """Return the linear layers in a module by name, in forward order.
 
     Args:
-        module: Where to look.
-        prefix: Its own name, that theirs begin with.
+        module: The module.
+        prefix: The name of the module, with which the names begin.
     """
-    found = module.named_modules(prefix=prefix)
-    return {name: layer for name, layer in found if is_linear(layer)}
+    modules = module.named_modules(prefix=prefix)
+    return {name: layer for name, layer in modules if is_linear(layer)}
 
 
 def as_matrix(linear: nn.Module, tensor: Tensor) -> Tensor:
-    """Return a tensor of the shape of the layer's weight as ``(outputs, inputs)``, or the reverse.
+    """Convert between the layer's storage and ``(outputs, inputs)``, in either direction.
 
-    It shares memory with ``tensor``.
+    The result shares memory with ``tensor``.
     """
     return tensor.T if isinstance(linear, Conv1D) else tensor
 
 
 def matrix(linear: nn.Linear) -> Tensor:
-    """Return the layer's weight as ``(outputs, inputs)``; shares memory."""
+    """Return the layer's weight as ``(outputs, inputs)``, sharing memory."""
     return as_matrix(linear, linear.weight.detach())
 
 
 def gradient(linear: nn.Linear) -> Tensor:
     """Return the gradient of the layer's weight as ``(outputs, inputs)``; zeros if it has none."""
-    found = linear.weight.grad
-    return torch.zeros_like(matrix(linear)) if found is None else as_matrix(linear, found)
+    own = linear.weight.grad
+    return torch.zeros_like(matrix(linear)) if own is None else as_matrix(linear, own)
 
 
 class Called(TorchFunctionMode):
-    """Within, layers whose weight a model multiplies itself run their hooks as if it called them.
+    """Context in which hooks run for layers whose weight the model multiplies itself.
 
-    Mamba computes ``dt_proj.weight @ inputs`` and adds the bias later. The result is the model's
-    own to the bit; with hooks, gradients flow through the layer's call.
+    Mamba computes ``dt_proj.weight @ inputs`` and adds the bias later, without calling the layer.
+    Inside, such a layer is called too, so that its hooks run and gradients flow through the call.
+    The result equals the model's own to the bit.
 
     Args:
-        module: Where the layers are.
+        module: The module that contains the layers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -80,7 +81,8 @@ class Called(TorchFunctionMode):
             return result
         if not (layer._forward_hooks or layer._forward_pre_hooks):
             return result
-        made = layer(args[1].mT)
-        if not made.requires_grad:
+        output = layer(args[1].mT)
+        if not output.requires_grad:
             return result
-        return result.detach() + (made - made.detach()).mT  # the value, and the call's gradient
+        # the model's value with the gradient of the call
+        return result.detach() + (output - output.detach()).mT

@@ -1,4 +1,4 @@
-"""A model seen as what can be pruned in it: decoder blocks, units, and views of their weights."""
+"""A model as a set of prunable units: decoder blocks, units, and views of their weights."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class PrunableModel:
 
     Args:
         model: A decoder model of transformers.
-        exclude: Units whose name matches this regular expression are left alone.
-        units: What is removed: single ``weights``, or structures; see `models/units/`.
-        blocks: Names the decoder blocks, see `find_blocks`.
-        kept: Where walks find and leave statistics of the dense model; by default nowhere.
+        exclude: Regular expression; units whose name matches are not pruned.
+        units: Kind of units: single ``weights``, or structures; see `models/units/`.
+        blocks: Regular expression for the decoder blocks, see `find_blocks`.
+        kept: Cache in which walks store statistics of the dense model; None for no cache.
 
     Raises:
-        ModelError: No decoder blocks, or nothing prunable in them.
+        ModelError: There are no decoder blocks, or they hold nothing prunable.
         UnknownNameError: There is no such kind of units.
-        ConfigError: ``exclude`` or ``blocks`` is no regular expression, or ``exclude`` matches
+        ConfigError: ``exclude`` or ``blocks`` is not a regular expression, or ``exclude`` matches
             every unit.
     """
 
@@ -56,15 +56,16 @@ class PrunableModel:
         self.offload = offload_of(model)
         self.views: dict[str, View] = {}
         self.excluded: dict[str, View] = {}
-        excluded, found = _pattern(exclude), []
-        for index, unit in _units(model, self.prefix, self.blocks, UNITS.create(units)):
-            if excluded and excluded.search(unit.name):
+        pattern = _compile(exclude)
+        layout: list[Unit] = []
+        for index, unit in _find_units(model, self.prefix, self.blocks, UNITS.create(units)):
+            if pattern and pattern.search(unit.name):
                 self.excluded[unit.name] = unit.view
                 continue
             self.views[unit.name] = unit.view
             count, cost = unit.view.size
             zeros = unit.view.n_zeros()
-            found.append(
+            layout.append(
                 Unit(
                     name=unit.name,
                     block=index,
@@ -75,12 +76,12 @@ class PrunableModel:
                 )
             )
             self.release()
-        if not found:
+        if not layout:
             raise self._nothing()
-        self.layout = Layout(found)
+        self.layout = Layout(layout)
 
     def _nothing(self) -> ConfigError | ModelError:
-        """Return the error that there is nothing to prune."""
+        """Return the error for a model without prunable units."""
         if self.excluded:
             return ConfigError(
                 f"--exclude {self.exclude!r} matches all {len(self.excluded)} units, such as "
@@ -88,7 +89,7 @@ class PrunableModel:
             )
         return ModelError(
             f"no prunable {self.units} in the {len(self.blocks)} blocks {self.prefix}: choose "
-            "other blocks with --blocks REGEX, or something else with --units"
+            "other blocks with --blocks REGEX, or other units with --units"
         )
 
     def units_of(self, block: int) -> list[Unit]:
@@ -97,66 +98,66 @@ class PrunableModel:
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that hold the units' weights, each once."""
-        found = [p for view in self.views.values() for p in view.parameters()]
-        return list({id(parameter): parameter for parameter in found}.values())
+        parameters = [p for view in self.views.values() for p in view.parameters()]
+        return list({id(parameter): parameter for parameter in parameters}.values())
 
     def zeros(self) -> SparsityProfile:
-        """Return the profile that the weights have now: zeros counted in every unit."""
+        """Return the profile of the current weights, with the zeros counted in every unit."""
         return from_counts(self.layout, [view.n_zeros() for _, view in self.one_by_one()])
 
     def verify(self, profile: SparsityProfile) -> None:
-        """Check that the weights' zeros are exactly those of ``profile``, and in its patterns.
+        """Check that every unit has exactly the zeros of ``profile``, in its patterns.
 
         Raises:
-            ProfileError: They are not; the message names the first unit that differs.
+            ProfileError: A unit differs; the message names the first one.
         """
-        for unit, (wanted, pattern), found in zip(
+        for unit, (expected, pattern), actual in zip(
             self.layout, profile.states, self.zeros().removed, strict=True
         ):
-            if wanted != found:
+            if expected != actual:
                 raise ProfileError(
-                    f"{unit.name} has {found} zeros of {unit.count}, the profile says {wanted}"
+                    f"{unit.name} has {actual} zeros of {unit.count}, the profile says {expected}"
                 )
             if pattern and not _is_grouped(self.views[unit.name].read(), pattern):
-                raise ProfileError(f"{unit.name} is not {pattern}, as the profile says")
+                raise ProfileError(f"{unit.name} does not have the profile's pattern {pattern}")
 
     def snapshot(self) -> Mapping[str, Tensor]:
-        """Return copies of the units' weights as they are now, by name."""
+        """Return copies of the units' current weights, by name."""
         pairs = ((name, view.read()) for name, view in self.one_by_one())
         if self.offload is not None:
             return self.offload.copied(pairs)
         return {name: weight.clone() for name, weight in pairs}
 
     def present(self, block: int) -> AbstractContextManager[None]:
-        """Keep a block where it runs, to read and write its weights there."""
+        """Keep a block on its device inside, to read and write its weights there."""
         return nullcontext() if self.offload is None else self.offload.present(block)
 
     def check_not_offloaded(self) -> None:
-        """Check that all blocks stay where they run, as backward passes need them.
+        """Check that the model is in memory, which backward passes need.
 
         Raises:
             ConfigError: The model is offloaded.
         """
         if self.offload is not None:
             raise ConfigError(
-                "gradients need the whole model at once: leave out --offload, or the method that "
-                "takes them"
+                "gradients need the whole model in memory: leave out --offload, or choose a "
+                "method without gradients"
             )
 
     def release(self) -> None:
-        """Take weights that rest in a file out of memory."""
+        """Drop weights that rest in a file from memory."""
         if self.offload is not None:
             self.offload.release()
 
     def one_by_one(self) -> Iterator[tuple[str, View]]:
-        """Yield name and view of each unit; of an offloaded model, only that one is in memory."""
+        """Yield the name and view of each unit; an offloaded model loads one unit at a time."""
         for name, view in self.views.items():
             yield name, view
             self.release()
 
     @contextmanager
     def preserved(self) -> Iterator[Mapping[str, Tensor]]:
-        """Keep the units' weights as they are now, and put them back afterwards, whatever happens.
+        """Restore the units' current weights afterwards, also after an error.
 
         Yields:
             Copies of the weights by unit name.
@@ -171,7 +172,7 @@ class PrunableModel:
                 view.write(dense[name])
 
 
-def _units(
+def _find_units(
     model: nn.Module, prefix: str, blocks: nn.ModuleList, kind: UnitKind
 ) -> Iterator[tuple[int, FoundUnit]]:
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -181,7 +182,7 @@ def _units(
 
 
 def _is_grouped(weight: Tensor, pattern: str) -> bool:
-    """Whether every M consecutive inputs of ``(rows, columns)`` keep exactly N weights."""
+    """Return whether every M consecutive inputs of a matrix keep exactly N weights."""
     groups = Groups.parse(pattern)
     if groups is None or groups.keep is None or not groups.fits(weight.shape[1]):
         return False
@@ -189,8 +190,8 @@ def _is_grouped(weight: Tensor, pattern: str) -> bool:
     return bool((kept == groups.keep).all())
 
 
-def _pattern(exclude: str | None) -> re.Pattern[str] | None:
+def _compile(exclude: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(exclude) if exclude else None
     except re.error as error:
-        raise ConfigError(f"--exclude {exclude!r} is no regular expression: {error}") from error
+        raise ConfigError(f"--exclude {exclude!r} is not a regular expression: {error}") from error

@@ -1,4 +1,4 @@
-"""What pruning leaves alone in a model, and why; and which weights have more than one name."""
+"""Weights that pruning leaves unchanged, with the reasons, and weights with several names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.|$)|[Rr]outer$")
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """A parameter that no unit holds, or units that are excluded.
+    """A parameter outside of all units, or an excluded unit.
 
     Attributes:
-        name: Of the parameter, or of the unit.
-        weights: How many weights it has; those with several names count once.
-        why: Why it is left alone, in a few words.
+        name: Name of the parameter or unit.
+        weights: Number of its weights; weights with several names count once.
+        why: Reason why it is not pruned, in a few words.
     """
 
     name: str
@@ -28,29 +28,29 @@ class LeftAlone:
 
 
 def left_alone(subject: PrunableModel) -> list[LeftAlone]:
-    """Return all that no unit holds; with the units, these are all weights of the model."""
+    """Return all weights outside of the units; together they are all weights of the model."""
     model = subject.model
     pruned = {id(parameter) for parameter in subject.parameters()}
-    found, excluded = [], set()
+    result, excluded = [], set()
     for name, view in subject.excluded.items():
         count, cost = view.size
         excluded |= {id(parameter) for parameter in view.parameters()}
-        found.append(LeftAlone(name, count * cost, "excluded by --exclude"))
+        result.append(LeftAlone(name, count * cost, "excluded by --exclude"))
     for name, parameter in model.named_parameters():
         if id(parameter) not in pruned | excluded:
-            found.append(LeftAlone(name, parameter.numel(), _why(subject, name, parameter)))
-    return found
+            result.append(LeftAlone(name, parameter.numel(), _explain(subject, name, parameter)))
+    return result
 
 
 def shared_names(model: nn.Module) -> list[tuple[str, ...]]:
-    """Return the names of each parameter that has more than one, as tied weights have."""
+    """Return the names of each parameter with more than one name, e.g. tied weights."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [tuple(several) for several in names.values() if len(several) > 1]
 
 
-def _why(subject: PrunableModel, name: str, parameter: Tensor) -> str:
+def _explain(subject: PrunableModel, name: str, parameter: Tensor) -> str:
     model = subject.model
     place, _, leaf = name.rpartition(".")
     module = model.get_submodule(place)

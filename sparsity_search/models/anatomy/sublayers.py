@@ -1,4 +1,4 @@
-"""Attention and feed-forward of a block as linear layers by role, and structures in them."""
+"""Attention and feed-forward of a block: their linear layers by role, and their structures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsity_search.models.anatomy.roles import roles_of
 from sparsity_search.models.anatomy.unit_kind import Block
 from sparsity_search.models.anatomy.views import Part
 
-#: The roles of a sublayer's linears, the one that reads its structures first → its own role.
+#: Roles of a sublayer's linear layers, consumer first → role of the sublayer.
 _KINDS = {
     ("o", "q", "k", "v"): "attention",
     ("o", "qkv"): "attention",
@@ -23,7 +23,7 @@ _KINDS = {
     ("down", "up"): "feed_forward",
 }
 
-#: Roles of layers whose rows are of several kinds: these sublayers go only as a whole.
+#: Roles of layers with rows of several kinds: their sublayers can only be removed as a whole.
 _FUSED = {"qkv", "gate_up"}
 
 
@@ -34,8 +34,9 @@ class Sublayer:
     Attributes:
         name: Full name of its module.
         role: ``"attention"`` or ``"feed_forward"``.
-        linears: Its linear layers by role; the consumer first.
-        divisible: Whether its heads or channels are apart: not fused, nor normalised together.
+        linears: Its linear layers by role, consumer first.
+        divisible: Whether its heads or channels are independent: neither fused nor normalised
+            together.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Sublayer:
         return next(iter(self.linears.values()))
 
     def parts(self, index: dict[str, Tensor]) -> list[Part]:
-        """Return parts of structures from their columns or rows of each layer, by role."""
+        """Return the parts of structures, given their columns or rows in each layer by role."""
         consumer = self.consumer
         return [Part(self.linears[r], self.linears[r] is consumer, i) for r, i in index.items()]
 
@@ -60,7 +61,7 @@ class Sublayer:
         return {r: matrix(f).shape[f is consumer] for r, f in self.linears.items()}
 
     def whole(self) -> list[Part]:
-        """Return the parts of the one structure that is all of the sublayer."""
+        """Return the parts of a single structure, the whole sublayer."""
         return self.parts({role: torch.arange(size)[None] for role, size in self.sizes.items()})
 
 
@@ -71,54 +72,54 @@ def sublayers(block: Block) -> list[Sublayer]:
         ModelError: It has neither.
     """
     layers = named_linears(block.module, block.name)
-    found: dict[str, dict[str, nn.Linear]] = {}
+    modules: dict[str, dict[str, nn.Linear]] = {}
     for full, role in roles_of(layers).items():
-        found.setdefault(full.rpartition(".")[0], {})[role] = layers[full]
+        modules.setdefault(full.rpartition(".")[0], {})[role] = layers[full]
     result = [
-        _sublayer(block, name, kind, linears)
-        for name, linears in found.items()
+        _build_sublayer(block, name, kind, linears)
+        for name, linears in modules.items()
         for kind in _KINDS
         if set(kind) == set(linears)
     ]
     if not result:
         raise ModelError(
-            f"{block.name} has no attention or feed-forward that is known: {_told(block)}"
+            f"{block.name} has no recognised attention or feed-forward ({_list_roles(block)})"
         )
     return result
 
 
 def divisible(block: Block) -> list[Sublayer]:
-    """Return the sublayers whose heads or channels are apart, in forward order.
+    """Return the sublayers with independent heads or channels, in forward order.
 
     Raises:
         ModelError: There is none.
     """
-    found = [sublayer for sublayer in sublayers(block) if sublayer.divisible]
-    if not found:
+    result = [sublayer for sublayer in sublayers(block) if sublayer.divisible]
+    if not result:
         raise ModelError(
-            f"the heads and channels of {block.name} are not apart, remove sublayers or blocks "
-            f"with --units: {_told(block)}"
+            f"the heads and channels of {block.name} are not independent ({_list_roles(block)}): "
+            "choose --units sublayers or blocks"
         )
-    return found
+    return result
 
 
 def others(block: Block) -> list[str]:
-    """Return the modules of a block that have matrices, but are in no sublayer that is known.
+    """Return the names of a block's modules that hold matrices outside of its sublayers.
 
-    A block with such modules, e.g. experts or a Mamba mixer, is more than its sublayers.
+    Examples are experts or a Mamba mixer.
     """
-    known = {linear for sublayer in sublayers(block) for linear in sublayer.linears.values()}
+    inside = {linear for sublayer in sublayers(block) for linear in sublayer.linears.values()}
     return [
         name
         for name, module in block.module.named_modules()
-        if module not in known
+        if module not in inside
         and "norm" not in type(module).__name__.lower()
         and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
     ]
 
 
 def channels(sublayer: Sublayer) -> list[Part]:
-    """Return the parts of a feed-forward's channels: one row of its makers, one column."""
+    """Return the parts of a feed-forward's channels: a column of the consumer, rows elsewhere."""
     return sublayer.parts({r: torch.arange(n)[:, None] for r, n in sublayer.sizes.items()})
 
 
@@ -133,15 +134,15 @@ def n_groups(config: Any) -> int:
     return getattr(config, "num_key_value_heads", None) or int(config.num_attention_heads)
 
 
-def _sublayer(
+def _build_sublayer(
     block: Block, name: str, kind: tuple[str, ...], linears: dict[str, nn.Linear]
 ) -> Sublayer:
-    made = {matrix(linears[role]).shape[0] for role in kind[1:]}
+    widths = {matrix(linears[role]).shape[0] for role in kind[1:]}
     module = block.module.get_submodule(name.removeprefix(block.name).removeprefix("."))
     layers = set(linears.values())
-    # a norm over all heads changes what is left when one goes
+    # a norm over all heads changes the others when one is removed
     across = any(
-        parameter.ndim > 0 and parameter.shape[-1] in made
+        parameter.ndim > 0 and parameter.shape[-1] in widths
         for child in module.children()
         if child not in layers
         for parameter in child.parameters()
@@ -150,6 +151,6 @@ def _sublayer(
     return Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind}, apart)
 
 
-def _told(block: Block) -> str:
+def _list_roles(block: Block) -> str:
     roles = roles_of(named_linears(block.module, block.name))
     return f"its layers are {', '.join(roles.values())}"

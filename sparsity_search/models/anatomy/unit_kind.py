@@ -1,4 +1,4 @@
-"""What a kind of units is: how a decoder block is cut into prunable units."""
+"""Interface of kinds of units, which divide a decoder block into prunable units."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class FoundUnit:
-    """A unit of a block: its full name, what it does there, and its weights."""
+    """A unit of a block: its full name, its role and its weights."""
 
     name: str
     role: str
@@ -39,12 +39,12 @@ class FoundUnit:
 
 
 class UnitKind(ABC):
-    """Finds the units of a block. Plugins are frozen keyword-only dataclasses."""
+    """Base of kinds of units. Plugins are frozen keyword-only dataclasses."""
 
     @abstractmethod
     def find(self, block: Block) -> Iterator[FoundUnit]:
         """Yield the block's units in forward order.
 
         Raises:
-            ModelError: The block is not understood.
+            ModelError: This kind does not support the block.
         """

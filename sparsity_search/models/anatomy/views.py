@@ -1,7 +1,7 @@
-"""A unit's weights as one matrix, however the model stores them.
+"""Views of a unit's weights as one matrix, however the model stores them.
 
-Pruners and supernet only ever see a view, so that transposed, fused or 3-D weights need a new
-view here and nothing elsewhere.
+Pruners and the supernet use only views, so transposed, fused or 3-D weights need a new view here
+and no change elsewhere.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sparsity_search.models.anatomy.linears import as_matrix, gradient, matrix
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """How a change of a unit's weights changes what one linear layer writes.
+    """Effect of a change of a unit's weights on the outputs of one linear layer.
 
     Attributes:
         linear: The layer.
-        columns: Which of its inputs the change reads, ``(n,)`` int64; None for all.
+        columns: Indices of its inputs that the change reads, ``(n,)`` int64; None for all.
         weight: Change of its weight in these columns, ``(outputs, n)``.
         bias: Change of its bias, ``(outputs,)``; None for none.
     """
@@ -36,8 +36,8 @@ class Effect:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the change of the layer's outputs, ``(tokens, outputs)``, for its inputs."""
-        read = inputs if self.columns is None else inputs[:, self.columns]
-        return nn.functional.linear(read, self.weight, self.bias)
+        used = inputs if self.columns is None else inputs[:, self.columns]
+        return nn.functional.linear(used, self.weight, self.bias)
 
 
 class View(ABC):
@@ -45,7 +45,7 @@ class View(ABC):
 
     @abstractmethod
     def read(self) -> Tensor:
-        """Return the weights as one matrix; may share memory with the model."""
+        """Return the weights as one matrix, which may share memory with the model."""
 
     @abstractmethod
     def read_gradient(self) -> Tensor:
@@ -57,7 +57,7 @@ class View(ABC):
 
     @abstractmethod
     def write(self, weight: Tensor) -> None:
-        """Replace the weights, of the shape of `read`, in the model's dtype."""
+        """Replace the weights by ``weight``, in the shape of `read` and the model's dtype."""
 
     @property
     @abstractmethod
@@ -69,32 +69,32 @@ class View(ABC):
         return tensor
 
     def outputs(self, tensor: Tensor) -> Tensor:
-        """Return what the unit makes of the module's output, ``(…, outputs)``."""
+        """Return the unit's part of the module's output, ``(…, outputs)``."""
         return tensor
 
     def effects(self, change: Tensor) -> list[Effect]:
-        """Return through which linear layers a change of the weights, as `read` has them, acts.
+        """Return the effects on linear layers of a change of the weights, of the shape of `read`.
 
         Raises:
             ConfigError: The unit is not made of linear layers.
         """
         del change
         raise ConfigError(
-            "this method needs units in linear layers: leave experts out (--exclude)"
+            "this method needs units in linear layers: leave experts out with --exclude"
         )
 
     @property
     def structures(self) -> Structures | None:
-        """How the matrix is made of structures; None if single weights are removed."""
+        """Layout of the structures in the matrix; None if single weights are removed."""
         return None
 
     @property
     def size(self) -> tuple[int, int]:
-        """How many items can be removed, and how many weights one of them holds."""
+        """Number of items that can be removed, and weights per item."""
         return self.read().numel(), 1
 
     def n_zeros(self) -> int:
-        """Return how many items are exactly zero."""
+        """Return the number of items that are exactly zero."""
         weight = self.read()
         if self.structures is not None:
             return int(self.structures.empty(weight).sum())
@@ -117,7 +117,7 @@ class LinearView(View):
         return self.linear
 
     def read(self) -> Tensor:
-        """Return the layer's weight, a copy if it is stored transposed."""
+        """Return the layer's weight; a copy if it is stored transposed."""
         return matrix(self.linear).contiguous()
 
     def read_gradient(self) -> Tensor:
@@ -138,21 +138,21 @@ class LinearView(View):
 
 
 class RowsView(LinearView):
-    """Some rows (outputs) of a linear layer that is several in one.
+    """Some rows (outputs) of a fused linear layer.
 
     Args:
         linear: The layer.
-        rows: Which, ``(n,)`` int64 ascending.
+        rows: Indices of the rows, ``(n,)`` int64 ascending.
     """
 
     def __init__(self, linear: nn.Linear, rows: Tensor) -> None:
         super().__init__(linear)
         first, last = int(rows[0]), int(rows[-1])
-        together = last - first + 1 == len(rows)
-        self.rows: slice | Tensor = slice(first, last + 1) if together else rows
+        contiguous = last - first + 1 == len(rows)
+        self.rows: slice | Tensor = slice(first, last + 1) if contiguous else rows
 
     def read(self) -> Tensor:
-        """Return these rows of the layer's weight; a copy, unless they lie together."""
+        """Return these rows of the layer's weight; a copy unless they are contiguous."""
         return matrix(self.linear)[self.rows].contiguous()
 
     def read_gradient(self) -> Tensor:
@@ -168,13 +168,13 @@ class RowsView(LinearView):
         return tensor[..., self.rows]
 
     def effects(self, change: Tensor) -> list[Effect]:
-        """Return the layer with the change of its weight, none in other rows."""
+        """Return the layer with the change of its weight, which is zero in other rows."""
         return [Effect(self.linear, None, self.within(change.new_zeros(1), change))]
 
     def within(self, whole: Tensor, weight: Tensor) -> Tensor:
-        """Return a matrix, or a number for all of it, with ``weight`` in these rows.
+        """Return ``whole``, a matrix or a number, with ``weight`` in these rows.
 
-        The result has the shape of the layer's matrix; gradients flow to both.
+        The result has the shape of the layer's matrix. Gradients flow to both arguments.
         """
         result = whole.expand(matrix(self.linear).shape).clone()
         result[self.rows] = weight
@@ -183,7 +183,7 @@ class RowsView(LinearView):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What structures hold of one linear layer.
+    """The part of one linear layer that belongs to structures.
 
     Attributes:
         linear: The layer.
@@ -196,39 +196,39 @@ class Part:
     index: Tensor
 
     def gather(self, weight: Tensor) -> Tensor:
-        """Return what they hold of an ``(outputs, inputs)`` matrix, ``(hidden, count, size)``."""
+        """Return the part of an ``(outputs, inputs)`` matrix, ``(hidden, count, size)``."""
         return (weight if self.consumer else weight.T)[:, self.index]
 
     def scatter(self, values: Tensor) -> None:
-        """Write what `gather` returned."""
+        """Write values of the shape that `gather` returns."""
         weight = matrix(self.linear)
         target = weight if self.consumer else weight.T
         target[:, self.index.flatten()] = values.flatten(1).to(target)
 
     def narrowed(self, kept: Tensor) -> dict[str, Tensor]:
-        """Return the layer's parameters, as it stores them, with only some of its structures.
+        """Return the layer's parameters, in its own storage, with only some of the structures.
 
         Args:
-            kept: Which structures, ``(n,)`` int64.
+            kept: Indices of the structures, ``(n,)`` int64.
 
         Returns:
-            New tensors by name; what structures do not change is not among them.
+            New tensors by name, without parameters that do not depend on the structures.
         """
         weight, bias = matrix(self.linear), self.linear.bias
-        # ascending, so that heads stay beside those of their group
+        # ascending, so that heads stay next to those of their group
         rows = self.index[kept.cpu()].flatten().sort().values.to(weight.device)
-        found = as_matrix(self.linear, weight.index_select(int(self.consumer), rows))
+        narrow = as_matrix(self.linear, weight.index_select(int(self.consumer), rows))
         if self.consumer or bias is None:
-            return {"weight": found}
-        return {"weight": found, "bias": bias.detach()[rows]}
+            return {"weight": narrow}
+        return {"weight": narrow, "bias": bias.detach()[rows]}
 
 
 class StructuredView(View):
-    """Structures that several linear layers make and read, see `Structures`.
+    """Structures in several linear layers, see `Structures`.
 
     Args:
-        parts: Consumers first; every part has an equal number of structures.
-        alone: Whether nothing but these parts depends on how many structures there are.
+        parts: Parts of the layers, consumers first, each with the same number of structures.
+        alone: Whether only these parts depend on the number of structures.
     """
 
     def __init__(self, parts: Sequence[Part], *, alone: bool = True) -> None:
@@ -243,13 +243,13 @@ class StructuredView(View):
 
     @property
     def gained_bias(self) -> bool:
-        """Whether pruning gave a consumer a bias that it did not have."""
+        """Whether pruning added a bias to a consumer without one."""
         pairs = zip(self._consumers, self._without_bias, strict=True)
         return any(none and linear.bias is not None for linear, none in pairs)
 
     @property
     def parts(self) -> Sequence[Part]:
-        """What the structures hold of each linear layer."""
+        """The parts of the linear layers."""
         return self._parts
 
     @property
@@ -258,28 +258,28 @@ class StructuredView(View):
         return self._consumers[0]
 
     def inputs(self, tensor: Tensor) -> Tensor:
-        """Return the first consumer's input, structure by structure."""
+        """Return the first consumer's input, ordered by structure."""
         columns = self._parts[0].index.flatten().to(tensor.device)
         return tensor[..., columns]
 
     @property
     def structures(self) -> Structures:
-        """Shape of the matrix."""
+        """Layout of the matrix."""
         return self._structures
 
     @property
     def size(self) -> tuple[int, int]:
-        """Number of structures, and weights of one."""
+        """Number of structures, and weights per structure."""
         hidden = matrix(self._consumers[0]).shape[0]
         return self._structures.count, hidden * self._structures.width
 
     def read(self) -> Tensor:
         """Return a new tensor, ``(hidden, count · width + biases)``."""
-        return self._stack(matrix, _bias)
+        return self._stack(matrix, _read_bias)
 
     def read_gradient(self) -> Tensor:
-        """Return the gradient; zero for the biases."""
-        return self._stack(gradient, lambda linear: torch.zeros_like(_bias(linear)))
+        """Return the gradient, which is zero for the biases."""
+        return self._stack(gradient, lambda linear: torch.zeros_like(_read_bias(linear)))
 
     def parameters(self) -> list[Tensor]:
         """Return the weights of all parts."""
@@ -288,7 +288,7 @@ class StructuredView(View):
     def write(self, weight: Tensor) -> None:
         """Write the weights of all parts, and the consumers' biases.
 
-        A consumer that had no bias gets one where it is not zero, and loses it again.
+        A consumer without a bias gets one if it is not zero, and loses it again if it is.
         """
         sizes = [part.index.shape[1] for part in self._parts]
         bodies = torch.split(self._structures.bodies(weight), sizes, dim=2)
@@ -299,13 +299,13 @@ class StructuredView(View):
             _write_bias(linear, None if none and not bias.any() else bias)
 
     def unread(self) -> Tensor:
-        """Return which structures' columns of the consumers are all zeros, ``(count,)`` bool."""
+        """Return a mask of structures whose consumer columns are zeros, ``(count,)`` bool."""
         parts = [part for part in self._parts if part.consumer]
         read = [(matrix(p.linear) != 0).any(dim=0).cpu()[p.index].any(dim=1) for p in parts]
         return ~torch.stack(read).any(dim=0)
 
     def effects(self, change: Tensor) -> list[Effect]:
-        """Return the consumers: whatever makes a structure acts through them alone."""
+        """Return the effects on the consumers, the only layers through which structures act."""
         sizes = [part.index.shape[1] for part in self._parts]
         bodies = torch.split(self._structures.bodies(change), sizes, dim=2)
         biases = iter(self._structures.bias(change).T)
@@ -330,6 +330,6 @@ def _write_bias(linear: nn.Linear, bias: Tensor | None) -> None:
     linear.register_parameter("bias", parameter)
 
 
-def _bias(linear: nn.Linear) -> Tensor:
+def _read_bias(linear: nn.Linear) -> Tensor:
     zeros = linear.weight.detach().new_zeros(matrix(linear).shape[0])
     return zeros if linear.bias is None else linear.bias.detach()

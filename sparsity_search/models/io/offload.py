@@ -1,4 +1,4 @@
-"""Models larger than memory: the blocks' weights rest in a file, and one block at a time works."""
+"""Models larger than memory: block weights rest in a file, and one block is loaded at a time."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.mapped import Mapped
 
-#: Attribute of a model whose blocks are offloaded.
+#: Attribute of an offloaded model: its `Offload`.
 _OFFLOAD = "_sparsity_search_offload"
-#: Attribute of a parameter that works on the device: where it rests.
+#: Attribute of a parameter on the device: its tensor in the file.
 _RESTS = "_sparsity_search_rests"
-#: Number of the option in glibc's ``malloc.h``.
+#: Number of the option ``M_MMAP_THRESHOLD`` in glibc's ``malloc.h``.
 _MMAP_THRESHOLD = -3
 
 
 class Offload:
-    """Keeps the weights of a model's decoder blocks in a file, and moves them to the device.
+    """File with the weights of a model's decoder blocks, from which blocks are loaded to run.
 
-    Hooks move a block there before it runs and drop the copy afterwards; where the device is the
-    CPU the block works in the file's own pages, which are released afterwards. Outside of
-    `present`, the weights rest: they are read and written in the file, on the CPU.
+    Hooks copy a block to the device before it runs and drop the copy afterwards. If the device is
+    the CPU, the block runs on the file's own pages, which are released afterwards. Outside of
+    `present`, weights are read and written in the file, on the CPU.
 
     Args:
-        model: Its blocks may be on the meta device, with the weights in accelerate's hooks.
-        device: Where blocks run; everything outside of them moves there for good.
+        model: The model; its blocks may be on the meta device, with weights in accelerate's hooks.
+        device: Device on which blocks run; all other modules move to it permanently.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        _give_back()
+        _return_freed_memory()
         prefix, self._blocks = find_blocks(model)
         self._device = device
         self._pinned: set[nn.Module] = set()
-        self._weights = _weights_to_file(model, prefix)
+        self._weights = _move_weights_to_file(model, prefix)
         self._copies: list[weakref.ref[Mapped]] = []
         resting = {id(p) for p in self._blocks.parameters()}
         for parameter in model.parameters():
@@ -56,7 +56,7 @@ class Offload:
 
     @contextmanager
     def present(self, block: int) -> Iterator[None]:
-        """Keep a block on the device; what is written to its weights there stays."""
+        """Keep a block on the device inside; changes of its weights are kept."""
         module = self._blocks[block]
         self._enter(module)
         self._pinned.add(module)
@@ -64,24 +64,24 @@ class Offload:
             yield
         finally:
             self._pinned.discard(module)
-            _rest(module, keep=True)
+            _return_to_file(module, keep=True)
             self.release()
 
     def rest(self) -> None:
-        """Bring every block to rest; what was written on the device since is lost."""
+        """Return every block to the file; changes made on the device since are lost."""
         self._pinned.clear()
         for block in self._blocks:
-            _rest(block, keep=False)
+            _return_to_file(block, keep=False)
 
     def copied(self, tensors: Iterator[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Return copies of tensors that rest in a file as well, for as long as they are used."""
+        """Return copies of tensors in another file, which exists as long as they are used."""
         copies = Mapped(tensors)
         self._copies = [ref for ref in self._copies if ref() is not None]
         self._copies.append(weakref.ref(copies))
         return copies
 
     def release(self) -> None:
-        """Take what rests out of memory."""
+        """Drop the weights that rest in files from memory."""
         for file in (self._weights, *(ref() for ref in self._copies)):
             if file is not None:
                 file.release()
@@ -96,7 +96,7 @@ class Offload:
 
     def _leave(self, block: nn.Module) -> None:
         if block not in self._pinned:
-            _rest(block, keep=False)
+            _return_to_file(block, keep=False)
             self.release()
 
     def _send(self, tensor: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ class Offload:
 
 
 def offload_of(model: nn.Module) -> Offload | None:
-    """Return what keeps the weights of a model's blocks; None for a model all in memory."""
+    """Return the `Offload` of a model; None if the whole model is in memory."""
     return getattr(model, _OFFLOAD, None)
 
 
-def _give_back() -> None:
-    """Let freed tensors go back to the system at once: glibc would keep half of the peak."""
+def _return_freed_memory() -> None:
+    """Make glibc return freed tensors to the system at once; it would keep half of the peak."""
     option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if option is not None:
         option(_MMAP_THRESHOLD, 2**20)
@@ -117,17 +117,17 @@ def _give_back() -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _rest(block: nn.Module, *, keep: bool) -> None:
-    """Bring a block's parameters to where they rest.
+def _return_to_file(block: nn.Module, *, keep: bool) -> None:
+    """Return a block's parameters to the file.
 
     Args:
         block: The block.
-        keep: Take over what was written to the copies on the device.
+        keep: Whether to copy changes made on the device to the file.
     """
     for parameter in block.parameters():
         now = parameter.data
         rests = parameter.__dict__.pop(_RESTS, None)
-        if rests is None or (keep and rests.shape != now.shape):  # new, as an added bias is
+        if rests is None or (keep and rests.shape != now.shape):  # new, e.g. an added bias
             parameter.data = now.cpu()
         else:
             if keep and rests.data_ptr() != now.data_ptr():
@@ -135,8 +135,8 @@ def _rest(block: nn.Module, *, keep: bool) -> None:
             parameter.data = rests
 
 
-def _weights_to_file(model: nn.Module, prefix: str) -> Mapped:
-    """Move the weights of a model's blocks to a file; what is shared stays so."""
+def _move_weights_to_file(model: nn.Module, prefix: str) -> Mapped:
+    """Move the weights of a model's blocks to a file; shared weights stay shared."""
     from accelerate.hooks import remove_hook_from_module
     from accelerate.utils import align_module_device
 
@@ -161,12 +161,12 @@ def _weights_to_file(model: nn.Module, prefix: str) -> Mapped:
 
     file = Mapped(stream())
     remove_hook_from_module(model, recurse=True)
-    for module in model.modules():  # accelerate leaves the class's own method there
+    for module in model.modules():  # accelerate leaves a reference to the class's method
         module.__dict__.pop("forward", None)
-    made: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         name: nn.Parameter(tensor, requires_grad=False) for name, tensor in file.items()
     }
     for module, name, place in slots:
-        module._parameters[name] = made[place]
+        module._parameters[name] = parameters[place]
     model.__dict__.pop("hf_device_map", None)
     return file

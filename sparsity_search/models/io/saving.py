@@ -1,4 +1,4 @@
-"""Saving a model as a folder that `from_pretrained` loads: whole or absent."""
+"""Saving of a model as a folder that `from_pretrained` loads, complete or absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sparsity_search.utils.files import atomic_folder
 
-#: Largest file of weights; more go into several, with an index.
+#: Largest weight file; a larger model is split into several files with an index.
 SHARD = "5GB"
 
 
@@ -23,14 +23,14 @@ def save_checkpoint(
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer; reloading gives equal logits.
 
-    Tied weights are written once, and the settings of generation beside the configuration.
+    Tied weights are written once. The generation settings are written next to the configuration.
 
     Args:
         model: The model; its weights keep their number type.
         tokenizer: Its tokenizer.
-        folder: Replaced if it exists, and only once everything is written.
-        card: Text of its ``README.md``, if it is to have one.
-        max_shard_size: Largest file of weights; while one is written it may be in memory.
+        folder: The folder; if it exists, it is replaced once everything is written.
+        card: Text of its ``README.md``; None for no such file.
+        max_shard_size: Largest weight file; while it is written, it may be in memory.
     """
     with atomic_folder(Path(folder)) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)

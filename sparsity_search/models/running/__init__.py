@@ -1,1 +1,1 @@
-"""Running a model block by block, and what is gathered meanwhile."""
+"""Runs of a model block by block, and the data gathered from them."""

@@ -1,4 +1,4 @@
-"""The divergence of a pruned model, to second order in its profile."""
+"""The divergence of a pruned model from the dense one, to second order in its weights."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from sparsity_search.models.running.recording import (
 
 @dataclass(frozen=True, eq=False)
 class Divergence:
-    """``KL(dense ‖ pruned)`` on some text, mean over tokens in nats, around any profile.
+    """``KL(dense ‖ pruned)`` on a text, mean over tokens in nats, around any profile.
 
     Args:
-        subject: The model, dense now; later as it is pruned.
+        subject: The model, dense at construction; it may be pruned afterwards.
         text: ``(n_sequences, length)`` int64.
-        positions: How many positions of each sequence tell the second order.
-        seed: Of the labels drawn.
+        positions: Number of positions per sequence from which the second order is estimated.
+        seed: Seed of the labels drawn.
 
     Raises:
-        ModelError: What the model makes of its last hidden states is not understood.
+        ModelError: The head of the model is not supported, see `check_head`.
         ConfigError: A unit is not made of linear layers.
     """
 
@@ -50,24 +50,24 @@ class Divergence:
 
     @torch.inference_mode()
     def value(self) -> float:
-        """Return the divergence of the model as it is."""
+        """Return the divergence of the model with its current weights."""
         total = 0.0
         for index, rows in enumerate(self._batches()):
             total += divergence(self.subject.model, self._dense(index), self._hidden(rows))
         return max(total, 0.0) / self.text.numel()  # in this order NaN stays NaN
 
     def recorded(self) -> tuple[float, Recordings]:
-        """Return the divergence, and what its first and second order follow from.
+        """Return the divergence, and the recordings for its first and second order.
 
-        First order: the gradient of the divergence. Second order: Fisher information of the
-        pruned model at labels that it draws, positions taken as independent.
+        The first order is the gradient of the divergence. The second order is the Fisher
+        information of the pruned model at labels drawn from it, with independent positions.
         """
         total = 0.0
 
         def backward(scores: Tensor, rows: slice) -> Iterator[Backward]:
             nonlocal total
             expected = self._expected(rows.start // BATCH)
-            total += _divergence(expected, scores)
+            total += _sum_divergences(expected, scores)
             gradient = scores.float().softmax(-1) - expected.exp()
             yield Backward(gradient.to(scores.dtype), summed=True)
             yield from drawn_labels(scores, 1, self.seed, rows.start)
@@ -77,7 +77,7 @@ class Divergence:
         return max(total, 0.0) / self.text.numel(), recordings
 
     def change(self, name: str, change: Tensor, recordings: Recordings) -> float:
-        """Return what a change of one unit's weights is predicted to add to the divergence."""
+        """Return the predicted increase of the divergence when one unit's weights change."""
         view = self.subject.views[name]
         first = slope(view, change, recordings) / self.text.numel()
         return first + float(slopes(view, change, recordings).square().mean()) / 2
@@ -96,11 +96,11 @@ class Divergence:
 
     @torch.no_grad()
     def _expected(self, index: int) -> Tensor:
-        """Return the dense model's log-probabilities of a batch, in float32."""
+        """Return the dense model's log-probabilities for a batch, in float32."""
         return logits(self.subject.model, self._dense(index)).float().log_softmax(-1)
 
 
-def _divergence(expected: Tensor, scores: Tensor) -> float:
-    """Return the sum of divergences from log-probabilities to logits."""
-    found = scores.float().log_softmax(-1)
-    return float(torch.linalg.vecdot(expected.exp(), expected - found).double().sum())
+def _sum_divergences(expected: Tensor, scores: Tensor) -> float:
+    """Return the sum over positions of the divergence from log-probabilities to logits."""
+    pruned = scores.float().log_softmax(-1)
+    return float(torch.linalg.vecdot(expected.exp(), expected - pruned).double().sum())

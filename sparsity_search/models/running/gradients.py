@@ -10,7 +10,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 
 
 def weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, WeightGradient]:
-    """Return the gradient of each unit's weight, from one backward pass a sequence.
+    """Return the gradient of each unit's weight, from one backward pass per sequence.
 
     Args:
         subject: The model; unchanged afterwards.
@@ -27,7 +27,7 @@ def weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, Weight
         for parameter in parameters:
             parameter.requires_grad_(True)
         for sequence in tokens:
-            torch.autograd.backward(_loss(subject.model, sequence[None]))
+            torch.autograd.backward(_compute_loss(subject.model, sequence[None]))
             for name, view in subject.views.items():
                 gradient = view.read_gradient().float().cpu()
                 sums[name] += gradient
@@ -44,7 +44,7 @@ def weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, Weight
     }
 
 
-def _loss(model: nn.Module, tokens: Tensor) -> Tensor:
+def _compute_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of one sequence."""
     tokens = tokens.to(next(model.parameters()).device)
     with torch.enable_grad():

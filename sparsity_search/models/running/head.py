@@ -1,4 +1,4 @@
-"""The language-model head apart from the decoder, so that logits can be made in small chunks."""
+"""The language-model head, applied apart from the decoder to compute logits in small chunks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
 
-#: Positions whose logits are made at once, and tokens of the vocabulary that a CPU takes at once:
-#: 2 MB of float32, which stay in its cache. Larger tensors go back to the system whenever they
-#: are freed, and page faults then take as long as the sums.
+#: Positions and tokens of the vocabulary whose logits a CPU computes at once: 2 MB of float32,
+#: which stay in its cache. Larger tensors return to the system whenever they are freed, and page
+#: faults then take as long as the sums.
 POSITIONS, TILE = 512, 1024
 
 
@@ -28,14 +28,14 @@ def last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of hidden states, ``(..., vocabulary)``, in the model's dtype."""
-    return _finished(model, model.get_output_embeddings()(hidden))  # type: ignore[operator]
+    return _scale_and_cap(model, model.get_output_embeddings()(hidden))  # type: ignore[operator]
 
 
 def tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
     """Yield logits in float32, ``(..., part)``, for one part of the vocabulary after the other.
 
-    On a CPU, parts of `TILE` tokens; elsewhere, and of a head that is more than a linear layer,
-    the whole vocabulary is one part.
+    On a CPU, a part has `TILE` tokens. On other devices, and if the head is more than a linear
+    layer, the only part is the whole vocabulary.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if hidden.device.type != "cpu" or not _is_plain(head):
@@ -44,17 +44,17 @@ def tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
     for start in range(0, head.out_features, TILE):
         part = slice(start, start + TILE)
         bias = None if head.bias is None else head.bias[part]
-        yield _finished(model, nn.functional.linear(hidden, head.weight[part], bias)).float()
+        yield _scale_and_cap(model, nn.functional.linear(hidden, head.weight[part], bias)).float()
 
 
 def _is_plain(head: Any) -> bool:
-    """Return whether a head is a linear layer that nobody watches or runs in their own way."""
+    """Return whether a head is a linear layer without hooks or a replaced forward function."""
     watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not watched
 
 
-def _finished(model: nn.Module, scores: Tensor) -> Tensor:
-    """Return logits as the model scales and caps what its head gives."""
+def _scale_and_cap(model: nn.Module, scores: Tensor) -> Tensor:
+    """Scale and cap the outputs of the head as the model does."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     for name in ("logit_scale", "lm_head_multiplier"):
         if factor := getattr(config, name, None):
@@ -70,13 +70,13 @@ def check_head(model: nn.Module, tokens: Tensor) -> None:
     """Check on a few tokens that `logits` of `last_hidden` are the model's own.
 
     Raises:
-        ModelError: They are not: the model does something to its logits that is not known here.
+        ModelError: They are not, because the model transforms its logits in an unknown way.
     """
     few = tokens[:1, :8]
     own = model(input_ids=few.to(next(model.parameters()).device), use_cache=False).logits
     ours = logits(model, last_hidden(model, few))
     if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-2):
-        raise ModelError(f"the head of {type(model).__name__} is not understood: logits differ")
+        raise ModelError(f"the head of {type(model).__name__} is not supported: logits differ")
 
 
 @torch.inference_mode()
@@ -86,31 +86,31 @@ def loss(model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None = 
     Args:
         model: The model, for its head.
         hidden: Last hidden states, ``(length, hidden)``.
-        targets: The token that follows each, ``(length,)``.
-        chunk: Positions whose logits are made at once; by default `POSITIONS`.
+        targets: The token that follows each position, ``(length,)``.
+        chunk: Positions whose logits are computed at once; by default `POSITIONS`.
     """
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     pairs = (torch.split(t, chunk or POSITIONS) for t in (hidden, targets))
-    for states, wanted in zip(*pairs, strict=True):
-        total += _losses(model, states, wanted).double().sum()
+    for states, tokens in zip(*pairs, strict=True):
+        total += _compute_losses(model, states, tokens).double().sum()
     return total
 
 
-def _losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def _compute_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy at each position, ``(positions,)``."""
-    found = torch.zeros(len(targets), device=hidden.device)
+    target_scores = torch.zeros(len(targets), device=hidden.device)
     sums: list[Tensor] = []
     for scores in tiles(model, hidden):
         inside = (targets >= 0) & (targets < scores.shape[1])
         here = scores.gather(1, targets.clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
-        found = torch.where(inside, here, found)
+        target_scores = torch.where(inside, here, target_scores)
         sums.append(scores.logsumexp(-1))
-        targets = targets - scores.shape[1]  # counted from the next part
-    return torch.stack(sums).logsumexp(0) - found
+        targets = targets - scores.shape[1]  # relative to the next part
+    return torch.stack(sums).logsumexp(0) - target_scores
 
 
 def normalised(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of logits, ``(…, n)``, and the logsumexp they follow from."""
+    """Return the log-probabilities of logits, ``(…, n)``, and the logits' logsumexp, ``(…,)``."""
     sums = scores.logsumexp(-1)
     return scores - sums[..., None], sums
 
@@ -122,8 +122,8 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
     Args:
         model: The model, for its head.
         dense: Hidden states of the dense model, ``(…, hidden)``.
-        pruned: Of the pruned one, of the same shape.
-        chunk: Positions whose logits are made at once; by default `POSITIONS`.
+        pruned: Hidden states of the pruned model, of the same shape.
+        chunk: Positions whose logits are computed at once; by default `POSITIONS`.
     """
     total = 0.0
     pairs = (torch.split(states.flatten(0, -2), chunk or POSITIONS) for states in (dense, pruned))
@@ -131,19 +131,19 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
         parts = Parts()
         for teacher, student in zip(tiles(model, before), tiles(model, after), strict=True):
             expected, dense_sums = normalised(teacher)
-            found, pruned_sums = normalised(student)
-            within = torch.linalg.vecdot(expected.exp(), expected - found)
+            actual, pruned_sums = normalised(student)
+            within = torch.linalg.vecdot(expected.exp(), expected - actual)
             parts.add(within, dense_sums, pruned_sums)
         total += float(parts.divergence().double().sum())
-    return max(total, 0.0)  # rounding can leave less than nothing
+    return max(total, 0.0)  # rounding can make it negative
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Divergence over a vocabulary from its parts, by the chain rule.
+    """Divergence over a vocabulary, accumulated over its parts by the chain rule.
 
-    ``KL(p ‖ q)`` is that of which part is said, and the mean over ``p`` of those within the
-    parts (Cover and Thomas, Elements of Information Theory, theorem 2.5.3).
+    ``KL(p ‖ q)`` is the divergence of the choice of a part, plus the mean over ``p`` of the
+    divergences within the parts (Cover and Thomas, Elements of Information Theory, theorem 2.5.3).
     """
 
     _within: list[Tensor] = field(default_factory=list)
@@ -154,9 +154,9 @@ class Parts:
         """Add a part.
 
         Args:
-            within: Divergence within it at each position, ``(positions,)``.
-            dense: logsumexp of the dense model's logits in it.
-            pruned: Of the pruned model's.
+            within: Divergence within the part at each position, ``(positions,)``.
+            dense: logsumexp of the dense model's logits in the part, ``(positions,)``.
+            pruned: logsumexp of the pruned model's logits in the part, ``(positions,)``.
         """
         self._within.append(within)
         self._dense.append(dense)

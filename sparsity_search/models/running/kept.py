@@ -1,8 +1,8 @@
-"""Statistics of a dense model's inputs in a folder, for other pruners, targets and runs.
+"""A cache on disk of a dense model's statistics, for other pruners, targets and runs.
 
-They follow from the model, the text, the units and the kind of statistic, and so does the routing
-of mixtures. Kinds are kept apart: a Hessian's diagonal is summed in another order than the norms,
-and its last bits differ. Gradients are not kept.
+The statistics, and the routing of mixtures, depend on the model, the text, the units and the kind
+of statistic. Each kind has its own entry: a Hessian's diagonal is summed in another order than
+the norms, so its last bits differ. Gradients are not cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparsity_search.models.io.loading import weights_digest
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.utils import files as artefacts
 
-#: Of the files, and of how statistics are gathered: raise it when a bit of them changes.
+#: Version of the files and of the computation: increase it when a bit of the statistics changes.
 FORMAT = 1
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _ROUTING = ("tokens", "saliency", "coactivation")
 
 
 class Gathered(NamedTuple):
-    """What one block's run told, by unit name."""
+    """Statistics and routing gathered from one run of a block, by unit name."""
 
     block: int
     units: list[Unit]
@@ -46,18 +46,19 @@ class Gathered(NamedTuple):
     notes: tuple[str, ...]
 
 
-#: Yields what is gathered in each block but those that it is given.
+#: Yields the data gathered in each block, except in the given ones.
 Gather = Callable[[Collection[int]], Iterator[Gathered]]
 
 
 @dataclass(frozen=True)
 class KeptStatistics:
-    """Where statistics of one dense model are kept.
+    """Cache of the statistics of one dense model.
 
     Attributes:
-        folder: Has a folder for each text, choice of units and kind of statistic.
-        dense: What `weights_digest` tells of the model. While its weights are others, as pruned
-            ones are, nothing is kept or reused.
+        folder: The folder; it has a subfolder for each text, choice of units and kind of
+            statistic.
+        dense: The `weights_digest` of the dense model. While the model has other weights, e.g.
+            pruned ones, the cache is neither read nor written.
     """
 
     folder: Path
@@ -66,34 +67,34 @@ class KeptStatistics:
     def reused(
         self, subject: PrunableModel, tokens: Tensor, statistic: Statistic, gather: Gather
     ) -> Iterator[Gathered]:
-        """Yield what is known of each block, or else gathered now and kept.
+        """Yield the cached data of each block; gather and store missing blocks.
 
-        The text is run no further than to the last block that is not known. A block is gathered
-        before those known before it are yielded, so that it does not see what a caller does to
-        them.
+        The text is run only up to the last missing block. A missing block is gathered before the
+        cached blocks before it are yielded, so that changes which the caller makes to these do
+        not affect it.
 
         Args:
             subject: The model.
             tokens: The text, ``(n_sequences, length)`` int64.
-            statistic: What is gathered.
-            gather: How.
+            statistic: Kind of statistic to gather.
+            gather: Gathers the missing blocks.
         """
         if weights_digest(subject.model) != self.dense:
             yield from gather(())
             return
-        facts = {"model": self.dense, **_facts(subject, tokens, statistic)}
+        facts = {"model": self.dense, **_collect_facts(subject, tokens, statistic)}
         files = _Folder(self.folder / artefacts.digest(facts), facts, subject)
         n_blocks, next_block = len(subject.blocks), 0
-        for found in gather([block for block in range(n_blocks) if files.has(block)]):
-            files.save(found)
-            yield from map(files.load, range(next_block, found.block))
-            yield found
-            next_block = found.block + 1
+        for missing in gather([block for block in range(n_blocks) if files.has(block)]):
+            files.save(missing)
+            yield from map(files.load, range(next_block, missing.block))
+            yield missing
+            next_block = missing.block + 1
         yield from map(files.load, range(next_block, n_blocks))
 
 
 class _Folder:
-    """What was gathered of each block of a model."""
+    """Files with the gathered data of each block of a model."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], subject: PrunableModel) -> None:
         self._path = path
@@ -103,39 +104,40 @@ class _Folder:
     def has(self, block: int) -> bool:
         return self._files.has(block)
 
-    def save(self, found: Gathered) -> None:
-        """Write a block, if that can be; what units share is written once.
+    def save(self, gathered: Gathered) -> None:
+        """Write a block, with statistics that units share only once; warn if it fails.
 
-        The folder is locked no longer than that, so nobody waits for another's pruning.
+        The folder is locked only while the block is written, so that other runs do not wait for
+        the pruning in this one.
         """
-        distinct = list({id(s): s for s in found.statistics.values()}.values())
+        distinct = list({id(s): s for s in gathered.statistics.values()}.values())
         places = {id(s): place for place, s in enumerate(distinct)}
         facts = {
-            "inputs": {unit: places[id(s)] for unit, s in found.statistics.items()},
+            "inputs": {unit: places[id(s)] for unit, s in gathered.statistics.items()},
             "statistics": [(int(s.statistic), s.n_tokens, str(s.device)) for s in distinct],
-            "routing": list(found.routing),
-            "notes": found.notes,
+            "routing": list(gathered.routing),
+            "notes": gathered.notes,
         }
         tensors = {
             f"{place}/{key}": tensor
             for place, statistics in enumerate(distinct)
             for key, tensor in statistics.tensors().items()
         }
-        for unit, routing in found.routing.items():
+        for unit, routing in gathered.routing.items():
             tensors |= {f"{unit}/{key}": getattr(routing, key) for key in _ROUTING}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             with FileLock(self._path / ".lock"):
-                self._files.save(found.block, tensors, {"facts": json.dumps(facts)})
+                self._files.save(gathered.block, tensors, {"facts": json.dumps(facts)})
         except OSError as error:
-            _LOG.warning("cannot keep statistics in %s: %s", self._path, error)
+            _LOG.warning("cannot store statistics in %s: %s", self._path, error)
 
     def load(self, block: int) -> Gathered:
         tensors, metadata = self._files.load(block)
         facts = json.loads(metadata["facts"])
         distinct = [
             InputStatistics.from_tensors(
-                _below(tensors, f"{place}/"), Statistic(statistic), n_tokens, device
+                _select(tensors, f"{place}/"), Statistic(statistic), n_tokens, device
             )
             for place, (statistic, n_tokens, device) in enumerate(facts["statistics"])
         ]
@@ -144,18 +146,18 @@ class _Folder:
             units=self._subject.units_of(block),
             last=True,
             statistics={unit: distinct[place] for unit, place in facts["inputs"].items()},
-            routing={unit: Routing(**_below(tensors, f"{unit}/")) for unit in facts["routing"]},
+            routing={unit: Routing(**_select(tensors, f"{unit}/")) for unit in facts["routing"]},
             notes=tuple(facts["notes"]),
         )
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-    return {name: tensors[whole] for name, whole in found.items()}
+def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
 
 
-def _facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic) -> dict[str, Any]:
-    """Return what decides the statistics to the bit, besides the weights, flat."""
+def _collect_facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic) -> dict[str, Any]:
+    """Return all facts other than the weights on which the statistics depend, to the bit."""
     config: Any = subject.model.config
     device = next(subject.model.parameters()).device
     return {
@@ -167,7 +169,7 @@ def _facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic) -> dict
         "text": sequences.digest(tokens),
         "statistic": statistic.name,
         "device": str(device),
-        "processor": _processor(device),
+        "processor": _get_processor(device),
         "offload": subject.offload is not None,
         "threads": torch.get_num_threads(),
         "precision": torch.get_float32_matmul_precision(),
@@ -176,7 +178,7 @@ def _facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic) -> dict
     }
 
 
-def _processor(device: torch.device) -> str:
+def _get_processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability()

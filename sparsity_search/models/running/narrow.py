@@ -1,4 +1,4 @@
-"""Running a model without the structures that are zero in it: smaller products, equal outputs."""
+"""Runs of a model without its zero structures: smaller matrix products, equal outputs."""
 
 from __future__ import annotations
 
@@ -16,54 +16,53 @@ from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.layout import Unit
 
-#: Tokens on which units are tried out.
+#: Number of tokens on which units are tested.
 _TRIED = 8
-#: Greatest relative error that is rounding: bfloat16 makes less than half of it.
+#: Largest relative error from rounding; bfloat16 makes less than half of it.
 _ROUNDING = 1e-2
-#: Widths are rounded up to a multiple of this with empty structures.
+#: Widths are rounded up to a multiple of this, with empty structures.
 _MULTIPLE = 8
 
-#: A layer, and what takes the place of some of its parameters.
+#: A layer, and the replacements of some of its parameters.
 Narrowed = tuple[nn.Linear, dict[str, nn.Parameter]]
 
 
 class Narrow:
-    """Leaves structures that are zero in a model out of its matrix products.
+    """A model that runs without its zero structures.
 
-    A unit keeps its zeros, and its full size, where leaving them out is not known to be right:
-    each is tried out once, because a model's code may depend on a size. Models that are offloaded
-    keep all.
+    Each unit is tested once, because a model's code may depend on a size. A unit that fails the
+    test keeps its zeros and its full size, and so do all units of offloaded models.
 
     Args:
         subject: The model.
-        dense: Its dense weights by unit, to try with.
+        dense: Its dense weights by unit, for the tests.
     """
 
     def __init__(self, subject: PrunableModel, dense: Mapping[str, Tensor]) -> None:
         self._subject = subject
         self._dense = dense
-        self._known: dict[str, tuple[Hashable, list[Narrowed]]] = {}
+        self._cache: dict[str, tuple[Hashable, list[Narrowed]]] = {}
 
     @contextmanager
     def at(self, states: Mapping[str, Hashable]) -> Iterator[None]:
-        """Leave zeros out inside; the parameters of before are back afterwards.
+        """Leave zero structures out inside, and restore the parameters afterwards.
 
         Args:
-            states: Of units by name; equal ones mean equal weights. Others keep their size.
+            states: State of each unit to narrow, by name; equal states mean equal weights.
         """
         units = [self._unit(name, state) for name, state in states.items() if name in self._able]
-        with _replaced([layer for layers in units for layer in layers]):
+        with _replace_parameters([layer for layers in units for layer in layers]):
             yield
 
     def _unit(self, name: str, state: Hashable) -> list[Narrowed]:
-        """Return the layers of a unit, made anew if its state is."""
-        if name not in self._known or self._known[name][0] != state:
-            self._known[name] = state, _narrowed(self._able[name])
-        return self._known[name][1]
+        """Return the narrowed layers of a unit, from the cache if its state is the same."""
+        if name not in self._cache or self._cache[name][0] != state:
+            self._cache[name] = state, _narrow(self._able[name])
+        return self._cache[name][1]
 
     @cached_property
     def _able(self) -> dict[str, StructuredView]:
-        """The units from which structures can be left out."""
+        """Units whose structures can be left out."""
         views = self._subject.views
         several = [
             (unit, view)
@@ -80,56 +79,56 @@ class Narrow:
     def _works(
         self, unit: Unit, view: StructuredView, runner: BlockRunner, hidden: Sequence[Tensor]
     ) -> bool:
-        """Return whether the unit writes the same with half of it left out as with zeros.
+        """Return whether leaving out half of the unit has the same effect as zeros in that half.
 
-        It is the first half, so that all that is left is elsewhere than before.
+        The first half is left out, so that all remaining structures change their place.
         """
         present, halved = view.read(), self._dense[unit.name].clone()
         view.structures.bodies(halved)[:, : unit.count // 2] = 0
         view.write(halved)
         try:
-            expected = _written(view, unit.block, runner, hidden)
-            with _replaced(_narrowed(view)):
-                found = _written(view, unit.block, runner, hidden)
-            error = torch.linalg.vector_norm(found - expected)
+            expected = _run_consumer(view, unit.block, runner, hidden)
+            with _replace_parameters(_narrow(view)):
+                actual = _run_consumer(view, unit.block, runner, hidden)
+            error = torch.linalg.vector_norm(actual - expected)
             return bool(error <= _ROUNDING * torch.linalg.vector_norm(expected))
-        except Exception:  # the model's code may fail anyhow at a size that it does not expect
+        except Exception:  # arbitrary model code may raise any exception
             return False
         finally:
             view.write(present)
 
 
-def _narrowed(view: StructuredView) -> list[Narrowed]:
-    """Return the layers of a unit without the structures that nothing reads."""
+def _narrow(view: StructuredView) -> list[Narrowed]:
+    """Return the layers of a unit without the structures that the consumers do not read."""
     unread, shape = view.unread(), view.structures
     step = _MULTIPLE // gcd(_MULTIPLE, shape.inner)
-    most = max(1, int((~unread).sum()))  # not every model runs with none
+    most = max(1, int((~unread).sum()))  # some models do not run without any
     kept = fullest(unread, min(-(-most // step) * step, shape.count))
     if len(kept) == shape.count:
         return []
-    made = [(part.linear, part.narrowed(kept)) for part in view.parts]
+    layers = [(part.linear, part.narrowed(kept)) for part in view.parts]
     return [
         (linear, {name: nn.Parameter(t, requires_grad=False) for name, t in tensors.items()})
-        for linear, tensors in made
+        for linear, tensors in layers
     ]
 
 
 @contextmanager
-def _replaced(layers: Sequence[Narrowed]) -> Iterator[None]:
-    own = [(layer, {name: layer._parameters[name] for name in new}) for layer, new in layers]
+def _replace_parameters(layers: Sequence[Narrowed]) -> Iterator[None]:
+    originals = [(layer, {name: layer._parameters[name] for name in new}) for layer, new in layers]
     try:
         for layer, new in layers:
             layer._parameters.update(new)
         yield
     finally:
-        for layer, before in own:
+        for layer, before in originals:
             layer._parameters.update(before)
 
 
-def _written(
+def _run_consumer(
     view: StructuredView, block: int, runner: BlockRunner, hidden: Sequence[Tensor]
 ) -> Tensor:
-    """Return what a unit's consumer writes when its block runs, in float32."""
+    """Run a block and return the outputs of a unit's consumer, in float32."""
     seen: list[Tensor] = []
     handle = view.module.register_forward_hook(lambda *called: seen.append(called[2]))
     try:

@@ -1,4 +1,4 @@
-"""Outputs of the first blocks, which candidates that begin alike have in common: run once."""
+"""Reuse of the first blocks' outputs between candidates that share a prefix."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 
 @dataclass
 class _Path:
-    """What one text met on its last way through the model.
+    """The last pass of one text through the model.
 
     Attributes:
-        states: Of the blocks that it went through.
-        outputs: Those blocks' outputs, by index; not of all.
-        size: Memory that they take, in bytes.
+        states: States of the blocks in that pass.
+        outputs: Stored outputs of some of these blocks, by index.
+        size: Memory of the outputs, in bytes.
     """
 
     states: Sequence[Hashable] = ()
@@ -31,32 +31,32 @@ class _Path:
     size: int = 0
 
     def keep(self, index: int, output: Any) -> None:
-        known = self.outputs.get(index)
+        previous = self.outputs.get(index)
         self.outputs[index] = output
-        self.size += _n_bytes(output) - (0 if known is None else _n_bytes(known))
+        self.size += _count_bytes(output) - (0 if previous is None else _count_bytes(previous))
 
     def turn(self, states: Sequence[Hashable]) -> int:
-        """Go another way, and return how many blocks of the last one are on it."""
+        """Start a pass with new states; return the number of blocks shared with the last one."""
         pairs = zip(self.states, states, strict=False)
         shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(self.states))
         self.states = states
         for index in [i for i in self.outputs if i >= shared]:
-            self.size -= _n_bytes(self.outputs.pop(index))
+            self.size -= _count_bytes(self.outputs.pop(index))
         return shared
 
 
 class Prefixes:
-    """Runs a forward pass from the first block on that differs from the last pass of that text.
+    """A model whose forward passes start at the first block that differs from the last pass.
 
-    A block's output follows from the text and the states of the blocks up to it. Of every text
-    the outputs of its last pass are kept. If candidates come in the order of their states, each
-    node of their prefix tree is run once; skipped blocks cost nothing, and scores are equal to
-    the bit. Beyond the memory bound the text used longest ago is forgotten, then only every
-    second, third, … block's output is kept, and what lies between is run again.
+    A block's output depends on the text and the states of the blocks up to it. For every text,
+    the outputs of its last pass are stored. If candidates are sorted by their states, each node
+    of their prefix tree is run once. Skipped blocks cost nothing, and scores are equal to the
+    bit. If the memory is exhausted, the least recently used text is dropped; then only every
+    second, third, … block's output is stored, and the blocks between are run again.
 
     Args:
         subject: The model.
-        limit: Memory for outputs, in bytes; 0 keeps nothing.
+        limit: Memory for outputs, in bytes; 0 stores none.
     """
 
     def __init__(self, subject: PrunableModel, limit: int) -> None:
@@ -74,10 +74,10 @@ class Prefixes:
 
     @contextmanager
     def at(self, states: Sequence[Hashable]) -> Iterator[nn.Module]:
-        """Yield the model; it skips what can be skipped of its forward passes inside.
+        """Yield the model, whose forward passes inside skip shared blocks.
 
         Args:
-            states: Of each unit; equal ones mean equal weights.
+            states: State of each unit; equal states mean equal weights.
         """
         self._states = [tuple(states[p] for p in of) for of in self._positions]
         decoder: Any = self._model.base_model
@@ -91,7 +91,7 @@ class Prefixes:
             handle.remove()
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        key = _digest([*args, *kwargs.values()])
+        key = _compute_digest([*args, *kwargs.values()])
         self._path = self._paths[key] = self._paths.pop(key, _Path())
         shared = self._path.turn(self._states)
         unread = (i for i in range(shared) if self._read(i) and i not in self._path.outputs)
@@ -99,22 +99,22 @@ class Prefixes:
         self._start = max((i for i in self._path.outputs if i < end), default=-1)
 
     def _read(self, index: int) -> bool:
-        """Return whether somebody looks at a block's output, so that it has to be right."""
+        """Return whether a hook reads a block's output, so that it has to be correct."""
         return bool(self._blocks[index]._forward_hooks)
 
     def _skipping(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def skip(*args: Any, **kwargs: Any) -> Any:
-            if index <= self._start:  # what comes before the output of `start` is not used
+            if index <= self._start:  # only the output of `start` is used
                 return self._path.outputs.get(index, self._path.outputs[self._start])
             output = forward(*args, **kwargs)
-            if index in self._path.outputs or self._has_room(index, _n_bytes(output)):
+            if index in self._path.outputs or self._has_room(index, _count_bytes(output)):
                 self._path.keep(index, output)
             return output
 
         return skip
 
     def _has_room(self, index: int, size: int) -> bool:
-        """Return whether a block's output is to be kept, and forget other texts for it."""
+        """Return whether a block's output can be stored, and drop other texts to make room."""
         stride = math.ceil(size * len(self._blocks) / self._limit)
         if (index + 1) % stride and not self._read(index):
             return False
@@ -127,12 +127,12 @@ class Prefixes:
 
     @property
     def used(self) -> int:
-        """Memory that outputs take now, in bytes."""
+        """Memory of the stored outputs, in bytes."""
         return sum(path.size for path in self._paths.values())
 
 
-def _digest(values: Sequence[Any]) -> str:
-    """Return what identifies the arguments of a forward pass."""
+def _compute_digest(values: Sequence[Any]) -> str:
+    """Return a digest of the arguments of a forward pass."""
     total = hashlib.sha256()
     for value in values:
         if isinstance(value, Tensor):
@@ -145,6 +145,6 @@ def _digest(values: Sequence[Any]) -> str:
     return total.hexdigest()
 
 
-def _n_bytes(output: Any) -> int:
+def _count_bytes(output: Any) -> int:
     tensors = (output,) if isinstance(output, Tensor) else output
     return sum(t.nbytes for t in tensors if isinstance(t, Tensor))

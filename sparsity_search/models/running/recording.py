@@ -1,4 +1,4 @@
-"""What linear layers read, and gradients with respect to what they write, from backward passes."""
+"""Inputs and output gradients of linear layers, recorded in backward passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import View
 from sparsity_search.utils.random import derive_seed
 
-#: Sequences that pass the model at once; their graph is alive until the backward passes.
+#: Sequences per forward pass; their graph is in memory until the backward passes are done.
 BATCH = 2
 
 
@@ -23,29 +23,30 @@ class Backward(NamedTuple):
     """One backward pass.
 
     Attributes:
-        gradient: Of an objective with respect to the logits, ``(batch, length, vocabulary)``.
-        summed: Sum the layers' weight gradients over all positions, instead of keeping inputs
-            and output gradients of some.
+        gradient: Gradient of an objective with respect to the logits,
+            ``(batch, length, vocabulary)``.
+        summed: Whether to sum the layers' weight gradients over all positions. Otherwise inputs
+            and output gradients are kept at some positions.
     """
 
     gradient: Tensor
     summed: bool = False
 
 
-#: Yields the backward passes of the sequences in a slice, given their logits.
+#: Yields the backward passes for the sequences in a slice, given their logits.
 Differentiate = Callable[[Tensor, slice], Iterable[Backward]]
 
 
 @dataclass(eq=False)
 class Recording:
-    """What is known of one linear layer.
+    """Recorded data of one linear layer.
 
     Attributes:
-        inputs: At the positions kept, ``(n, inputs)`` a batch, in the model's dtype; layers that
-            read one tensor share its copy.
-        gradients: With respect to the outputs there, ``(n, outputs)`` a batch.
-        weight: Sum of weight gradients, ``(outputs, inputs)`` float32; None if none was asked for.
-        bias: Sum of output gradients, ``(outputs,)`` float32; likewise.
+        inputs: Inputs at the kept positions, ``(n, inputs)`` per batch, in the model's dtype;
+            layers that read the same tensor share one copy.
+        gradients: Gradients with respect to the outputs there, ``(n, outputs)`` per batch.
+        weight: Sum of weight gradients, ``(outputs, inputs)`` float32; None without summed passes.
+        bias: Sum of output gradients, ``(outputs,)`` float32; None without summed passes.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -54,33 +55,33 @@ class Recording:
     bias: Tensor | None = None
 
 
-#: Of each layer.
+#: Recording of each layer.
 Recordings = Mapping[nn.Module, Recording]
 
 
 def record(
     subject: PrunableModel, tokens: Tensor, positions: Tensor, differentiate: Differentiate
 ) -> Recordings:
-    """Return recordings of all linear layers through which the units act.
+    """Record all linear layers through which the units act.
 
-    The parameters take no gradients: a backward pass runs through the activations alone.
+    Parameters need no gradients: the backward passes run through the activations alone.
 
     Args:
         subject: The model; unchanged afterwards.
         tokens: ``(n_sequences, length)`` int64.
-        positions: Which positions of each sequence are kept, ``(n,)`` int64.
-        differentiate: Which backward passes to make.
+        positions: Positions to keep in each sequence, ``(n,)`` int64.
+        differentiate: Yields the backward passes.
 
     Raises:
-        ConfigError: A unit is not made of linear layers, or takes no part, or the model is
-            offloaded.
+        ConfigError: A unit is not made of linear layers, or is not used in the forward pass, or
+            the model is offloaded.
     """
     subject.check_not_offloaded()
     tape = _Tape(positions)
     linears = linears_of(subject)
-    found = {linear: Recording() for linear in linears}
+    recordings = {linear: Recording() for linear in linears}
     device = next(subject.model.parameters()).device
-    handles = [m.register_forward_hook(tape.tap(found[m])) for m in linears]
+    handles = [m.register_forward_hook(tape.tap(recordings[m])) for m in linears]
     handles.append(subject.blocks[0].register_forward_pre_hook(_start_graph, with_kwargs=True))
     try:
         for start in range(0, len(tokens), BATCH):
@@ -96,12 +97,12 @@ def record(
         tape.forget()
         for handle in handles:
             handle.remove()
-    if not all(recording.gradients or recording.bias is not None for recording in found.values()):
+    if not all(r.gradients or r.bias is not None for r in recordings.values()):
         raise ConfigError(
-            "this method needs units that take part when the model runs, but the layer of one "
-            "does not: leave it out (--exclude)"
+            "this method needs units that the forward pass uses, but it does not use the layer "
+            "of one: leave that unit out with --exclude"
         )
-    return found
+    return recordings
 
 
 def linears_of(subject: PrunableModel) -> set[nn.Module]:
@@ -115,25 +116,25 @@ def linears_of(subject: PrunableModel) -> set[nn.Module]:
 
 
 def slopes(view: View, change: Tensor, recordings: Recordings) -> Tensor:
-    """Return the directional derivative along a change of one unit, at each position kept.
+    """Return the directional derivative along a change of one unit, at each kept position.
 
-    At position ``t`` it is ``g_t · (ΔW x_t)``, with input ``x_t`` and output gradient ``g_t`` of
-    the linear layer; where the unit acts through several, their sum.
+    At position ``t`` it is ``g_t · (ΔW x_t)``, with the input ``x_t`` and the output gradient
+    ``g_t`` of the linear layer, summed over all layers through which the unit acts.
 
     Args:
         view: The unit.
         change: ΔW, of the shape of ``view.read()``.
-        recordings: Of its layers.
+        recordings: Recordings of its layers.
 
     Returns:
         ``(n,)`` float32.
     """
     total = torch.zeros(())
     for effect in view.effects(change):
-        kept = recordings[effect.linear]
+        recording = recordings[effect.linear]
         parts = [
             torch.linalg.vecdot(effect.outputs(inputs).float(), gradients.float())
-            for inputs, gradients in zip(kept.inputs, kept.gradients, strict=True)
+            for inputs, gradients in zip(recording.inputs, recording.gradients, strict=True)
         ]
         total = total + torch.cat(parts)
     return total
@@ -143,18 +144,18 @@ def slope(view: View, change: Tensor, recordings: Recordings) -> float:
     """Return the directional derivative along a change of one unit, summed over all positions."""
     total = 0.0
     for effect in view.effects(change):
-        kept = recordings[effect.linear]
-        assert kept.weight is not None
-        assert kept.bias is not None
-        read = slice(None) if effect.columns is None else effect.columns
-        total += float((kept.weight[:, read] * effect.weight).sum())
+        recording = recordings[effect.linear]
+        assert recording.weight is not None
+        assert recording.bias is not None
+        columns = slice(None) if effect.columns is None else effect.columns
+        total += float((recording.weight[:, columns] * effect.weight).sum())
         if effect.bias is not None:
-            total += float(kept.bias @ effect.bias.float())
+            total += float(recording.bias @ effect.bias.float())
     return total
 
 
 def runs(length: int, positions: int, span: int) -> Tensor:
-    """Return evenly spaced runs of ``span`` positions, about ``positions`` in all.
+    """Return evenly spaced runs of ``span`` consecutive positions, about ``positions`` in total.
 
     >>> runs(12, 4, 2).tolist()
     [2, 3, 8, 9]
@@ -170,9 +171,9 @@ def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Ite
 
     Args:
         logits: ``(batch, length, vocabulary)``.
-        draws: How many labels are drawn at each position, one backward pass each.
-        seed: Of the draws.
-        keys: What tells this batch's draws from others.
+        draws: Number of labels drawn at each position, with one backward pass each.
+        seed: Seed of the draws.
+        keys: Keys that distinguish the draws of this batch from others.
 
     Raises:
         NumericalError: The predictions are not finite.
@@ -180,7 +181,7 @@ def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Ite
     generator = torch.Generator(logits.device)
     generator.manual_seed(derive_seed(seed, "labels", *keys))
     probabilities = logits.float().softmax(-1)
-    if not probabilities.isfinite().all():  # drawing from them would stop a CUDA device
+    if not probabilities.isfinite().all():  # draws from them would stop a CUDA device
         raise NumericalError("the model's predictions are not finite")
     for _ in range(draws):
         labels = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
@@ -190,7 +191,7 @@ def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Ite
 
 
 def _start_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Make the first block's input the leaf of the graph: no parameter needs a gradient then."""
+    """Make the first block's input the leaf of the graph: no parameter needs a gradient."""
     if args:
         return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
     states = kwargs["hidden_states"].detach().requires_grad_(True)
@@ -198,11 +199,11 @@ def _start_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 class _Tape:
-    """Makes the hooks; they share the positions, and copies of what several layers read.
+    """Source of the hooks, which share the positions and the copies of common inputs.
 
     Attributes:
-        summed: What the present backward pass is for, see `Backward`.
-        sequences: How many there are in the present batch.
+        summed: Whether the current backward pass is summed, see `Backward`.
+        sequences: Number of sequences in the current batch.
     """
 
     def __init__(self, positions: Tensor) -> None:
@@ -217,13 +218,13 @@ class _Tape:
 
         def tapped(_: nn.Module, args: Sequence[Tensor], output: Tensor) -> None:
             inputs = args[0].detach()
-            kept = self._kept(args[0])
+            at_positions = self._copy(args[0])
 
             def keep(gradient: Tensor) -> None:
                 if self.summed:
                     _add(recording, inputs.flatten(0, -2), gradient.flatten(0, -2))
                 else:
-                    recording.inputs.append(kept)
+                    recording.inputs.append(at_positions)
                     recording.gradients.append(self._cut(gradient))
 
             output.register_hook(keep)  # type: ignore[no-untyped-call]
@@ -231,17 +232,17 @@ class _Tape:
         return tapped
 
     def forget(self) -> None:
-        """Let go of the graph: its hooks hold this tape, and neither would ever be freed."""
+        """Drop the graph, whose hooks refer to this tape: otherwise neither is ever freed."""
         self._last = (None, torch.empty(0))
 
-    def _kept(self, tensor: Tensor) -> Tensor:
-        """Return a copy at the positions kept; layers that read one tensor in turn share it."""
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy at the kept positions; consecutive layers that read a tensor share it."""
         if self._last[0] is not tensor:
             self._last = (tensor, self._cut(tensor))
         return self._last[1]
 
     def _cut(self, tensor: Tensor) -> Tensor:
-        """Return a copy at the positions kept; some layers get all sequences as one row."""
+        """Return a copy at the kept positions; some layers get all sequences as one row."""
         by_sequence = tensor.detach().reshape(self.sequences, -1, tensor.shape[-1])
         return by_sequence[:, self._positions.to(tensor.device)].flatten(0, 1)
 
@@ -250,5 +251,5 @@ def _add(recording: Recording, inputs: Tensor, gradients: Tensor) -> None:
     """Add the weight gradient of one batch."""
     parts = {"weight": (gradients.T @ inputs).float(), "bias": gradients.float().sum(0)}
     for name, part in parts.items():
-        known = getattr(recording, name)
-        setattr(recording, name, part if known is None else known.add_(part))
+        total = getattr(recording, name)
+        setattr(recording, name, part if total is None else total.add_(part))

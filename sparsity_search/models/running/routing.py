@@ -1,4 +1,4 @@
-"""What mixtures of experts do with the calibration text: who gets which tokens."""
+"""Statistics of mixtures of experts: the tokens routed to each expert."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.experts import ExpertLinear, ExpertMatrix, ExpertsView
 from sparsity_search.models.anatomy.views import View
 
-#: Tokens whose inputs to all experts side by side are held at once.
+#: Tokens whose inputs to all experts are in memory at once.
 _CHUNK = 256
 
 
 class RoutedGatherer:
-    """Accumulates what is known of units in mixtures of experts while a block runs.
+    """Accumulator of statistics and routing of units in mixtures while a block runs.
 
-    A single expert's matrices see the tokens that are routed to the expert, and no others. An
-    expert that gets none can then be shown all that the others get, as if it were chosen every
-    time.
+    The matrices of a single expert read only the tokens that are routed to it. An expert without
+    tokens can read the tokens of all others in a second run, see `all_tokens`.
 
     Args:
-        views: The block's views by unit name; those that are in no mixture are left out.
-        statistic: What to gather of the inputs.
+        views: The block's views by unit name; views outside of mixtures are ignored.
+        statistic: Kind of statistic to gather of the inputs.
     """
 
     def __init__(self, views: Mapping[str, View], statistic: Statistic) -> None:
@@ -42,9 +41,9 @@ class RoutedGatherer:
         self._singles = singles
         shared: dict[Any, InputStatistics] = {}
         self.statistics: dict[str, InputStatistics] = {}
-        self._leaders: list[str] = []  # one unit for each input
+        self._leaders: list[str] = []  # one unit per input
         for name, view in singles.items():
-            key = _input_of(view)
+            key = _get_input_key(view)
             if key not in shared:
                 weight = view.read()
                 shared[key] = InputStatistics(weight.shape[1], statistic, weight.device)
@@ -76,12 +75,12 @@ class RoutedGatherer:
 
     @property
     def unrouted(self) -> list[str]:
-        """Units of single experts that no token reached, by name."""
+        """Names of units of single experts that no token reached."""
         return [name for name in self._singles if not self.statistics[name].n_tokens]
 
     @contextmanager
     def all_tokens(self) -> Iterator[None]:
-        """Gather again, for the units that no token reached, as if all were routed to them."""
+        """Gather all tokens inside for the units that no token reached."""
         self._first = {name: self.statistics[name].n_tokens for name in self._singles}
         with self:
             yield
@@ -91,19 +90,19 @@ class RoutedGatherer:
         return {name: observer.routing() for name, observer in self._observers.items()}
 
     def notes(self) -> tuple[str, ...]:
-        """Return what there is to tell of experts with few tokens or none, by their module."""
+        """Return warnings about experts that received few or no tokens, by module."""
         none: dict[str, set[int]] = {}
         few: dict[str, set[int]] = {}
         for name, view in self._singles.items():
-            found = self.statistics[name]
-            tokens = self._first.get(name, found.n_tokens)
-            if tokens < found.n_inputs:
-                (few if tokens else none).setdefault(_module_name(name, view), set()).add(
+            statistics = self.statistics[name]
+            tokens = self._first.get(name, statistics.n_tokens)
+            if tokens < statistics.n_inputs:
+                (few if tokens else none).setdefault(_find_module_name(name, view), set()).add(
                     view.index
                 )
         return (
-            *_told(none, "no token is routed to {}: calibrated with all tokens"),
-            *_told(few, "fewer tokens than inputs are routed to {}"),
+            *_format_notes(none, "no token is routed to {}: calibrated with all tokens"),
+            *_format_notes(few, "fewer tokens than inputs are routed to {}"),
         )
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -127,20 +126,20 @@ class RoutedGatherer:
         return hook
 
     def _without_tokens(self) -> dict[nn.Module, list[nn.Module]]:
-        """Return those experts that got none, by the others beside them; for the second run."""
+        """Return for each expert with tokens the experts without, for the second run."""
         none: dict[Any, set[int]] = {}
         for name, view in self._linears.items():
             if self._first.get(name) == 0:
                 none.setdefault(view.mixture, set()).add(view.index)
-        found = {}
+        others = {}
         for mixture, indices in none.items():
             experts = list(mixture.experts.children())
             for index in set(range(len(experts))) - indices:
-                found[experts[index]] = [experts[other] for other in sorted(indices)]
-        return found
+                others[experts[index]] = [experts[other] for other in sorted(indices)]
+        return others
 
     def _show(self, others: list[nn.Module]) -> Any:
-        """Return a hook that shows an expert's tokens to the experts that got none."""
+        """Return a hook that calls the experts without tokens on an expert's tokens."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for other in others:
@@ -150,7 +149,7 @@ class RoutedGatherer:
 
 
 class _Observer:
-    """Accumulates the routing of one mixture, and what all its experts read, side by side."""
+    """Accumulator of the routing of one mixture, and of the inputs of all its experts."""
 
     def __init__(self, view: ExpertsView, statistic: Statistic) -> None:
         shape = view.structures
@@ -176,7 +175,7 @@ class _Observer:
                 self.statistics.add(self._side_by_side(*part))
 
     def routing(self) -> Routing:
-        """Return what was seen."""
+        """Return the routing of all tokens added so far."""
         tokens = self._together.diagonal()
         return Routing(
             tokens=tokens.clone(),
@@ -185,30 +184,30 @@ class _Observer:
         )
 
     def _side_by_side(self, hidden: Tensor, index: Tensor, gates: Tensor) -> Tensor:
-        """Return what the consumer reads: activations times gate weights, else zeros."""
+        """Return the consumer's inputs: activations times gate weights, else zeros."""
         shape = self.view.structures
-        made = hidden.new_zeros(len(hidden), shape.count, shape.inner)
+        result = hidden.new_zeros(len(hidden), shape.count, shape.inner)
         for local, number, rows, slots in self._routed(index):
             inner = self.view.bank.activations(local, hidden[rows])
-            made[rows, number] = (inner * gates[rows, slots, None]).to(made)
-        return made.flatten(1)
+            result[rows, number] = (inner * gates[rows, slots, None]).to(result)
+        return result.flatten(1)
 
     def _routed(self, index: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """Yield for each expert that gets tokens: its place now and in the dense model, where."""
+        """Yield each expert with tokens: its index now and in the dense model, rows and slots."""
         for local, number in enumerate(self.view.kept.tolist()):
             rows, slots = (index == local).nonzero(as_tuple=True)
             if len(rows):
                 yield local, number, rows, slots
 
 
-def _input_of(view: ExpertMatrix | ExpertLinear) -> Any:
-    """Return what is equal for matrices that read the same."""
+def _get_input_key(view: ExpertMatrix | ExpertLinear) -> Any:
+    """Return a key that is equal for matrices with the same input."""
     if isinstance(view, ExpertLinear):
         return view
     return view.module, view.index, view.bank.reads_tokens(view.name)
 
 
-def _module_name(name: str, view: ExpertMatrix | ExpertLinear) -> str:
+def _find_module_name(name: str, view: ExpertMatrix | ExpertLinear) -> str:
     """Return the full name of the module that holds the unit's expert."""
     if isinstance(view, ExpertMatrix):
         return name.rpartition(".")[0].rpartition(".")[0]
@@ -216,7 +215,7 @@ def _module_name(name: str, view: ExpertMatrix | ExpertLinear) -> str:
     return name.removesuffix(f".{own}")
 
 
-def _told(experts: Mapping[str, Iterable[int]], line: str) -> Iterator[str]:
-    for module, found in experts.items():
-        names = ", ".join(map(str, sorted(found)))
+def _format_notes(experts: Mapping[str, Iterable[int]], line: str) -> Iterator[str]:
+    for module, indices in experts.items():
+        names = ", ".join(map(str, sorted(indices)))
         yield f"{module}: " + line.format(f"expert {names}")

@@ -1,6 +1,6 @@
-"""The one block-by-block runner: hidden states in, hidden states out, for any use.
+"""The runner of single blocks: hidden states in, hidden states out.
 
-Statistics, sequential pruning and supernet building all walk the blocks with it.
+Statistics, sequential pruning and the supernet all run blocks with it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sparsity_search.models.anatomy.linears import Called
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import last_hidden
 
-#: Tokens that pass a block at once on a CPU, about. Of more, activations leave its cache, and go
-#: back to the system whenever they are freed: page faults then take a tenth of the time.
+#: Approximate number of tokens per forward pass on a CPU. With more tokens, activations leave its
+#: cache and return to the system whenever they are freed: page faults take a tenth of the time.
 _CPU_TOKENS = 512
-#: Tokens that pass a block at once elsewhere, about.
+#: Approximate number of tokens per forward pass on other devices.
 _TOKENS = 8192
 
 
 def at_once(device: torch.device, length: int) -> int:
-    """Return how many sequences of ``length`` tokens pass a block, or the model, at once."""
+    """Return the number of sequences of ``length`` tokens per forward pass."""
     return max(1, (_CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
 
 
@@ -34,26 +34,26 @@ class _Captured(Exception):
 
 
 class BlockRunner:
-    """Runs the decoder blocks of a model one at a time on stored hidden states.
+    """Runner of single decoder blocks on stored hidden states.
 
-    Each block is called with the arguments that the model itself gave it (masks and rotary
-    embeddings may differ between blocks). They are captured from one forward pass for each batch
-    size, in which only the first block is run: all sequences have one length and no padding, so
-    they do not depend on the text.
+    Each block is called with the arguments that the model itself passes to it (masks and rotary
+    embeddings may differ between blocks). They are captured from one forward pass per batch size,
+    in which only the first block is run. All sequences have one length and no padding, so the
+    arguments do not depend on the text.
 
     Args:
         subject: The model.
         tokens: ``(n_sequences, length)`` int64.
 
     Attributes:
-        batches: The tokens that pass a block at once.
+        batches: The tokens of each forward pass.
     """
 
     def __init__(self, subject: PrunableModel, tokens: Tensor) -> None:
         self._model = subject.model
         self._blocks = subject.blocks
         self._device = next(subject.model.parameters()).device
-        # between blocks, hidden states wait where the blocks of an offloaded model do
+        # hidden states of an offloaded model are in the CPU's memory between blocks
         self._waiting = self._device if subject.offload is None else torch.device("cpu")
         self.batches = torch.split(tokens, at_once(self._device, tokens.shape[1]))
         self._kwargs: dict[int, list[dict[str, Any]]] = {}
@@ -75,14 +75,14 @@ class BlockRunner:
 
     @torch.inference_mode()
     def finish(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Return what the decoder makes of the last block's outputs: its final norm, above all."""
+        """Return the decoder's outputs, given the last block's: mainly its final norm."""
         pairs = zip(self.batches, hidden, strict=True)
         return [self._finish(batch, states) for batch, states in pairs]
 
     def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
         states = states.to(self._device)
         output = (states,) if self._in_tuples else states
-        # what comes before the last block's output is not used
+        # only the last block's output is used
         with replaced(self._blocks, repeat(lambda *_, **__: output)):
             return last_hidden(self._model, batch)
 

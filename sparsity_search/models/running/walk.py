@@ -1,9 +1,10 @@
 """The walk over the blocks that every use of calibration text shares.
 
-At each block it gathers the statistics of its inputs, hands them to the caller, and goes on with
-the block's output. What the caller does to the block's weights in between decides what the next
-blocks see: nothing (dense inputs), or the pruned block (sequential pruning). A walk by sublayers
-comes to each block several times, so that its feed-forward sees the pruned attention.
+At each block, the walk gathers the statistics of its inputs, yields them to the caller, and
+continues with the block's output. If the caller does not change the block's weights, the next
+blocks get dense inputs; if the caller prunes them, they get the outputs of the pruned block
+(sequential pruning). A walk by sublayers visits each block several times, so that the
+feed-forward gets the outputs of the pruned attention.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.layout import Unit
 
-#: What is visited at once.
+#: Part of the model for which statistics are gathered at once.
 Refresh = Literal["block", "sublayer"]
 
 
@@ -38,11 +39,11 @@ class Visit:
     Attributes:
         block: Index of the block.
         units: Its units, or those of the sublayer, in forward order.
-        statistics: Of each unit's input, by unit name; units that read one tensor share one
-            object, and with it one factorisation.
-        evidence: What is known of each unit, by name.
-        notes: What there is to tell of the statistics, e.g. of experts that get no tokens.
-        last: Whether the block is not visited again.
+        statistics: Statistics of each unit's input, by unit name; units that read the same tensor
+            share one object, and with it one factorisation.
+        evidence: Calibration data of each unit, by name.
+        notes: Warnings about the statistics, e.g. about experts without tokens.
+        last: Whether this is the last visit to the block.
     """
 
     block: int
@@ -67,72 +68,72 @@ def walk(
     Args:
         subject: The model.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
-        statistic: What to gather of the inputs; for nothing, the text is not run, unless units
-            are the experts of mixtures, whose routing is always gathered.
-        rewritten: The caller rewrites each block's weights before it asks for the next visit, so
-            that the block has to run again for what the next one sees. Without, what
-            `PrunableModel.kept` has is not gathered again.
-        gradient: Gather the weights' gradients too, those of the model as it is at the start.
-        refresh: With ``"sublayer"`` the statistics of a block's later sublayers are gathered
+        statistic: Kind of statistic to gather of the inputs. With `Statistic.NONE` the text is not
+            run, unless units are the experts of mixtures, whose routing is always gathered.
+        rewritten: Whether the caller rewrites each block's weights before it requests the next
+            visit. If so, the block is run again for the inputs of the next one; if not, statistics
+            in the cache `PrunableModel.kept` are not gathered again.
+        gradient: Whether to gather the weights' gradients too, for the weights at the start.
+        refresh: With ``"sublayer"``, the statistics of a block's later sublayers are gathered
             after the earlier ones were rewritten.
 
     Raises:
-        ModelError: A unit's layer takes no part when the model runs.
+        ModelError: The forward pass does not use a unit's layer.
     """
     gradients = weight_gradients(subject, tokens) if gradient else {}
-    for found in _gathered(subject, tokens, statistic, refresh if rewritten else None):
-        units = found.units
+    for gathered in _gather(subject, tokens, statistic, refresh if rewritten else None):
+        units, statistics = gathered.units, gathered.statistics
         evidence = {
             unit.name: Evidence(
-                inputs=found.statistics[unit.name],
-                following=_following(unit, units, found.statistics),
+                inputs=statistics[unit.name],
+                following=_find_following(unit, units, statistics),
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
-                routing=found.routing.get(unit.name),
+                routing=gathered.routing.get(unit.name),
             )
             for unit in units
         }
-        with subject.present(found.block):
-            yield Visit(found.block, units, found.statistics, evidence, found.notes, found.last)
+        with subject.present(gathered.block):
+            yield Visit(gathered.block, units, statistics, evidence, gathered.notes, gathered.last)
 
 
-def _gathered(
+def _gather(
     subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: Refresh | None
 ) -> Iterator[Gathered]:
-    """Yield what is gathered in each block or sublayer; None: the weights stay as they are."""
+    """Yield the data of each block or sublayer; ``rewritten`` is None if no weights change."""
     routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
-    if statistic is Statistic.NONE and not routed:  # then the text need not be run at all
+    if statistic is Statistic.NONE and not routed:  # the text is not needed
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
-            nothing = {u.name: InputStatistics(0, statistic) for u in units}
-            yield Gathered(block, units, True, nothing, {}, ())
+            empty = {u.name: InputStatistics(0, statistic) for u in units}
+            yield Gathered(block, units, True, empty, {}, ())
     elif rewritten or subject.kept is None:
-        yield from _run(subject, tokens, statistic, rewritten)
+        yield from _run_blocks(subject, tokens, statistic, rewritten)
     else:
-        gather = partial(_run, subject, tokens, statistic, None)
+        gather = partial(_run_blocks, subject, tokens, statistic, None)
         yield from subject.kept.reused(subject, tokens, statistic, gather)
 
 
-def _run(
+def _run_blocks(
     subject: PrunableModel,
     tokens: Tensor,
     statistic: Statistic,
     rewritten: Refresh | None,
-    known: Collection[int] = (),
+    skipped: Collection[int] = (),
 ) -> Iterator[Gathered]:
-    """Run the text through the blocks, and look at all but those that are known."""
-    end = max({*range(len(subject.blocks))} - {*known}, default=-1) + 1
+    """Run the text through the blocks, and yield the data gathered in all but some."""
+    end = max({*range(len(subject.blocks))} - {*skipped}, default=-1) + 1
     if not end:
         return
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(end):
-        if block in known:
+        if block in skipped:
             hidden = runner.run(block, hidden)
             continue
         parts = [subject.units_of(block)]
         if rewritten == "sublayer":
-            parts = _sublayers(parts[0], f"{subject.prefix}.{block}.") or parts
+            parts = _group_by_sublayer(parts[0], f"{subject.prefix}.{block}.") or parts
         for units in parts:
             views = {unit.name: subject.views[unit.name] for unit in units}
             experts = RoutedGatherer(views, statistic)
@@ -140,42 +141,42 @@ def _run(
             others = _Gatherer(subject, plain, statistic)
             with others, experts:
                 output = runner.run(block, hidden)
-            _refuse_unseen(views, {**others.statistics, **experts.statistics})
+            _check_called(views, {**others.statistics, **experts.statistics})
             if experts.unrouted:
                 with experts.all_tokens():
                     runner.run(block, hidden)
-            found = {**others.statistics, **experts.statistics}
+            statistics = {**others.statistics, **experts.statistics}
             last = units is parts[-1]
-            yield Gathered(block, units, last, found, experts.routing(), experts.notes())
+            yield Gathered(block, units, last, statistics, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
 
 
-def _sublayers(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:
-    """Return the units of each module right below the block, in forward order.
+def _group_by_sublayer(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:
+    """Return the units of each direct child module of the block, in forward order.
 
-    Layers that lie right below the block themselves belong together.
+    Layers that are direct children themselves form one group.
     """
-    found: dict[str, list[Unit]] = {}
+    groups: dict[str, list[Unit]] = {}
     for unit in units:
         parent, dot, _ = unit.name.removeprefix(prefix).partition(".")
         named_after_module = bool(dot) or unit.cost > 1  # structures are
-        found.setdefault(parent if named_after_module else "", []).append(unit)
-    return list(found.values())
+        groups.setdefault(parent if named_after_module else "", []).append(unit)
+    return list(groups.values())
 
 
-def _refuse_unseen(names: Iterable[str], seen: Mapping[str, object]) -> None:
+def _check_called(names: Iterable[str], seen: Mapping[str, object]) -> None:
     for name in names:
         if name not in seen:
             raise ModelError(
-                f"{name} is not called when the model runs, so that nothing is known of its "
-                "inputs: leave such layers out with --exclude"
+                f"{name} is not called when the model runs, so it has no input statistics: leave "
+                "such layers out with --exclude"
             )
 
 
-def _following(
+def _find_following(
     unit: Unit, units: Sequence[Unit], statistics: dict[str, InputStatistics]
 ) -> InputStatistics | None:
-    """Return the statistics of what a gated feed-forward makes of this unit's output."""
+    """Return the input statistics of the layer that reads this unit's output, if any."""
     parent = unit.name.rpartition(".")[0]
     for other in units:
         is_next = other.role == FOLLOWED_BY.get(unit.role)
@@ -185,9 +186,9 @@ def _following(
 
 
 class _Gatherer:
-    """Accumulates statistics while a block runs: once for each distinct input tensor.
+    """Accumulator of statistics while a block runs, once for each distinct input tensor.
 
-    Which units share an input is seen in the first batch, by the identity of the tensor.
+    The first batch shows which units share an input, by the identity of the tensor.
     """
 
     def __init__(self, subject: PrunableModel, names: Sequence[str], statistic: Statistic) -> None:
@@ -220,7 +221,7 @@ class _Gatherer:
         return hook
 
     def _join(self, name: str, inputs: Tensor) -> None:
-        """Share the statistics of a unit that read this very tensor, or lead new ones."""
+        """Share the statistics of a unit that read this very tensor, or create new ones."""
         for seen, leader in self._current:
             if seen is inputs:
                 self.statistics[name] = self.statistics[leader]

@@ -1,1 +1,1 @@
-"""Changing the shape of a model: removing and merging parts."""
+"""Changes of a model's shape: removal and merging of parts."""

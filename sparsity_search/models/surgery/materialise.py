@@ -1,9 +1,9 @@
-"""Materialising: a model with empty structures becomes a really smaller one.
+"""Conversion of a model with empty structures into a smaller one without them.
 
-The result is of the same class, so that plain `from_pretrained` loads what is saved of it. Most
-architectures have one feed-forward width and one number of heads for all blocks: then every
-block keeps as many structures as the fullest one, the surplus as zeros (padding). Where the
-configuration holds one feed-forward width a block, each keeps its own.
+The result has the same class, so that `from_pretrained` loads its checkpoint. Most architectures
+have one feed-forward width and one number of heads for all blocks. Then every block keeps as many
+structures as the fullest one, with zeros as padding. If the configuration has a feed-forward
+width for each block, each block keeps its own.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.layout import Unit
 
-#: The configuration's switches for biases → the role of a layer that they give one.
+#: Switch for biases in configurations → role of a layer that it gives a bias.
 _BIASES = {"attention_bias": "o", "mlp_bias": "down"}
-#: Names that configurations have for the width of the feed-forward.
+#: Names of the feed-forward width in configurations.
 _WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
-#: Tokens on which an empty block is tried out.
+#: Number of tokens on which an empty block is tested.
 _TRIED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a materialised model keeps.
+    """Blocks and structures that a materialised model keeps.
 
     Attributes:
-        blocks: Indices of the blocks that stay, in order.
-        kept: For each unit of these blocks the structures that stay, ``(n,)`` int64, ascending.
-        padding: Weights that stay though they are zero.
-        per_block: Whether every block has a feed-forward width of its own.
+        blocks: Indices of the kept blocks, in order.
+        kept: For each unit of these blocks, the indices of the kept structures, ``(n,)`` int64,
+            ascending.
+        padding: Number of weights that are kept although they are zero.
+        per_block: Whether every block has its own feed-forward width.
     """
 
     blocks: tuple[int, ...]
@@ -57,11 +58,11 @@ class Shape:
 def saveable(subject: PrunableModel) -> PreTrainedModel:
     """Return the model in a form that `from_pretrained` loads.
 
-    This is the model itself, unless pruning added biases or removed experts.
+    The result is the model itself, unless pruning added biases or removed experts.
 
     Raises:
-        ModelError: Pruning added a bias, and the architecture has no place for it; or its
-            mixtures keep different numbers of experts.
+        ModelError: Pruning added a bias for which the architecture has no place, or the mixtures
+            keep different numbers of experts.
     """
     views = subject.views.values()
     if any(isinstance(view, StructuredView) and view.gained_bias for view in views):
@@ -71,28 +72,30 @@ def saveable(subject: PrunableModel) -> PreTrainedModel:
 
 
 def everything(subject: PrunableModel) -> Shape:
-    """Return the shape that keeps all, for a model whose pruner only added biases."""
+    """Return the shape that keeps everything, for a model whose pruner only added biases."""
     kept = {unit.name: torch.arange(unit.count) for unit in subject.layout}
     return Shape(blocks=tuple(range(len(subject.blocks))), kept=kept, padding=0, per_block=False)
 
 
 def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
-    """Return what the materialised model keeps of one with empty structures.
+    """Return the shape of a pruned model without its empty structures.
 
     Args:
         subject: The pruned model; its units are structures.
-        multiple: Feed-forward widths are rounded up to a multiple of this.
+        multiple: Feed-forward widths are rounded up to a multiple of this number.
 
     Raises:
-        ModelError: The units are single weights, or nothing would be left.
+        ModelError: The units are single weights, or every block is empty.
     """
-    empty = {unit.name: _empty(subject, unit) for unit in subject.layout}
-    gone = _gone(subject, empty)
+    empty = {unit.name: _find_empty(subject, unit) for unit in subject.layout}
+    gone = _find_removed_blocks(subject, empty)
     blocks = tuple(b for b in range(len(subject.blocks)) if b not in gone)
     if not blocks:
         raise ModelError("every block is removed: nothing is left to materialise")
     units = [unit for unit in subject.layout if unit.block in blocks]
-    per_block = isinstance(getattr(_text(subject), "intermediate_size", None), (list, tuple))
+    per_block = isinstance(
+        getattr(_get_text_config(subject), "intermediate_size", None), (list, tuple)
+    )
     kept = {}
     for unit in units:
         own = per_block and unit.role == "feed_forward"
@@ -105,75 +108,77 @@ def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
 
 
 def materialise(subject: PrunableModel, shape: Shape) -> PreTrainedModel:
-    """Return a new model of the same class that holds only what ``shape`` keeps.
+    """Return a new model of the same class with only the kept blocks and structures.
 
-    Its logits are those of the pruned model, up to rounding.
+    Its logits equal those of the pruned model up to rounding.
 
     Args:
         subject: The pruned model; not modified.
-        shape: What stays, from `plan`.
+        shape: The shape, from `plan`.
 
     Raises:
-        ModelError: The architecture cannot have this shape, or a bias that pruning added.
+        ModelError: The architecture does not support this shape, or a bias that pruning added.
     """
-    weights = _weights(subject, shape)
+    weights = _build_state(subject, shape)
     model: Any = subject.model
     try:
         with torch.random.fork_rng(devices=[]):
-            made = type(model)(_config(subject, shape))
-        made.to(device=model.device, dtype=model.dtype)
-        for name, value in made.state_dict().items():
+            new = type(model)(_build_config(subject, shape))
+        new.to(device=model.device, dtype=model.dtype)
+        for name, value in new.state_dict().items():
             if name not in weights and name.endswith(".bias"):
-                weights[name] = torch.zeros_like(value)  # its neighbour has one now
-        made.load_state_dict(weights)
-    except (RuntimeError, ValueError) as error:  # of torch, and of configurations
+                weights[name] = torch.zeros_like(value)  # the switch gives a neighbour a bias too
+        new.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:  # from torch and configurations
         reason = str(error).splitlines()[-1].strip()
-        raise ModelError(f"{type(model).__name__} cannot have this shape: {reason}") from error
-    made.generation_config = copy.deepcopy(model.generation_config)
-    result: PreTrainedModel = made.eval().requires_grad_(False)
+        raise ModelError(
+            f"{type(model).__name__} does not support this shape: {reason}"
+        ) from error
+    new.generation_config = copy.deepcopy(model.generation_config)
+    result: PreTrainedModel = new.eval().requires_grad_(False)
     return result
 
 
-def _text(subject: PrunableModel) -> Any:
+def _get_text_config(subject: PrunableModel) -> Any:
     return subject.model.config.get_text_config()  # type: ignore[operator, union-attr]
 
 
-def _empty(subject: PrunableModel, unit: Unit) -> Tensor:
+def _find_empty(subject: PrunableModel, unit: Unit) -> Tensor:
     view = subject.views[unit.name]
     if not isinstance(view, StructuredView):
         raise ModelError("only structures can be materialised, not single weights")
     return view.structures.empty(view.read()).cpu()
 
 
-def _gone(subject: PrunableModel, empty: Mapping[str, Tensor]) -> set[int]:
-    """Return the blocks whose units are all empty, and that do nothing therefore.
+def _find_removed_blocks(subject: PrunableModel, empty: Mapping[str, Tensor]) -> set[int]:
+    """Return the blocks whose units are all empty and that have no effect.
 
-    Whether they do is tried out: there may be more in a block than its units, or a norm behind.
+    The effect is tested, because a block may have other parts, such as a norm after its output.
     """
-    found = {
+    removed = {
         block
         for block in range(len(subject.blocks))
         if (units := subject.units_of(block))
-        and all(empty[unit.name].all() and not _bias(subject, unit).any() for unit in units)
+        and all(empty[unit.name].all() and not _read_bias(subject, unit).any() for unit in units)
     }
-    if found:
+    if removed:
         runner = BlockRunner(subject, torch.arange(_TRIED)[None])
         hidden = runner.embed()
         for block in range(len(subject.blocks)):
             before, hidden = hidden, runner.run(block, hidden)
             if not torch.equal(before[0], hidden[0]):
-                found.discard(block)
-    return found
+                removed.discard(block)
+    return removed
 
 
-def _bias(subject: PrunableModel, unit: Unit) -> Tensor:
+def _read_bias(subject: PrunableModel, unit: Unit) -> Tensor:
     view = subject.views[unit.name]
     assert isinstance(view, StructuredView)
     return view.structures.bias(view.read())
 
 
-def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
-    """Return the state of the new model, by its names."""
+def _build_state(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
+    """Return the state dict of the new model."""
     state = dict(subject.model.state_dict())
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     for unit_name, kept in shape.kept.items():
@@ -183,22 +188,22 @@ def _weights(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
             layer = names[id(part.linear.weight)].removesuffix("weight")
             state.update((layer + name, of) for name, of in part.narrowed(kept).items())
     prefix = subject.prefix + "."
-    moved = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(shape.blocks)}
+    renamed = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(shape.blocks)}
     weights = {}
     for name, value in state.items():
         block = f"{prefix}{name.removeprefix(prefix).partition('.')[0]}."
         if not name.startswith(prefix):
             weights[name] = value
-        elif block in moved:
-            weights[moved[block] + name.removeprefix(block)] = value
+        elif block in renamed:
+            weights[renamed[block] + name.removeprefix(block)] = value
     return weights
 
 
-def _config(subject: PrunableModel, shape: Shape) -> Any:
+def _build_config(subject: PrunableModel, shape: Shape) -> Any:
     """Return the model's configuration with the new widths and biases."""
     config: Any = copy.deepcopy(subject.model.config)
     text = config.get_text_config()
-    for name, value in vars(text).items():  # layer types and the like: one entry a block
+    for name, value in vars(text).items():  # e.g. layer types: one entry per block
         if isinstance(value, (list, tuple)) and len(value) == len(subject.blocks):
             setattr(text, name, [value[block] for block in shape.blocks])
     text.num_hidden_layers = len(shape.blocks)
@@ -210,10 +215,12 @@ def _config(subject: PrunableModel, shape: Shape) -> Any:
         if len(kept) == unit.count:
             continue
         if unit.role == "attention":
-            made = {roles[part.linear] for part in view.parts}
-            _fewer_heads(text, _text(subject), Fraction(len(kept), unit.count), "k" in made)
+            own_roles = {roles[part.linear] for part in view.parts}
+            _set_heads(
+                text, _get_text_config(subject), Fraction(len(kept), unit.count), "k" in own_roles
+            )
         else:
-            _fewer_channels(text, len(kept), shape.blocks.index(unit.block))
+            _set_channels(text, len(kept), shape.blocks.index(unit.block))
     biased = {role for linear, role in roles.items() if linear.bias is not None}
     for switch, role in _BIASES.items():
         if hasattr(text, switch) and role in biased:
@@ -221,8 +228,8 @@ def _config(subject: PrunableModel, shape: Shape) -> Any:
     return config
 
 
-def _fewer_heads(text: Any, dense: Any, share: Fraction, keys_too: bool) -> None:
-    """Write into a configuration that a share of the heads stays."""
+def _set_heads(text: Any, dense: Any, share: Fraction, keys_too: bool) -> None:
+    """Set the numbers of heads in a configuration when a share of them is kept."""
     text.head_dim = getattr(dense, "head_dim", None) or (
         dense.hidden_size // dense.num_attention_heads
     )
@@ -231,8 +238,8 @@ def _fewer_heads(text: Any, dense: Any, share: Fraction, keys_too: bool) -> None
         text.num_key_value_heads = int(n_groups(dense) * share)
 
 
-def _fewer_channels(text: Any, number: int, place: int) -> None:
-    """Write into a configuration how many channels the feed-forward at one place keeps."""
+def _set_channels(text: Any, number: int, place: int) -> None:
+    """Set the feed-forward width of one block in a configuration."""
     for name in _WIDTHS:
         if isinstance(widths := getattr(text, name, None), (list, tuple)):
             setattr(text, name, [*widths[:place], number, *widths[place + 1 :]])

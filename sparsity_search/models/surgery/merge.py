@@ -1,7 +1,7 @@
-"""Layer collapse: a kept block takes up the blocks behind it that are removed.
+"""Layer collapse: removed blocks are merged into the kept block before them.
 
-LaCo (Yang et al., arXiv 2402.11187). Norms and the biases of makers, which no unit holds, stay
-those of the kept block.
+LaCo (Yang et al., arXiv 2402.11187). Norms, and biases of layers other than the consumers, belong
+to no unit: those of the kept block stay.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import last_hidden
 from sparsity_search.profiles.profile import SparsityProfile
 
-#: Sequences that pass the model at once.
+#: Sequences per forward pass.
 _BATCH = 8
 
 
 def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
     """Return ``θ_l + Σ_k (θ_{l+k} − θ_l)``, where ``θ_l`` is always the weight before merging.
 
-    The differences from one and the same weight are what the paper writes. (To subtract the
-    weight merged so far, as the released code does, leaves nothing but the last block.)
+    This is the formula of the paper. (The released code subtracts the weight merged so far, which
+    leaves only the last block.)
 
     Args:
         weight: The kept unit's weight; not modified.
-        following: Weights of the removed units behind it, of the same shape.
+        following: Weights of the removed units after it, of the same shape.
 
     Returns:
         A new tensor, in float32 if anything is merged.
@@ -39,7 +39,7 @@ def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
     """
     if not following:
         return weight.clone()
-    # so written, one merged weight replaces the kept one without rounding
+    # in this form, a single merged weight replaces the kept one without rounding
     total = torch.stack([other.float() for other in following]).sum(dim=0)
     return total - (len(following) - 1) * weight.float()
 
@@ -47,12 +47,12 @@ def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
 def merge_removed(subject: PrunableModel, profile: SparsityProfile) -> None:
     """Merge each run of removed units into the unit of the same role in the block before it.
 
-    The weights are rewritten in place. Removed units are left for a pruner to empty. Those that
-    are empty already add nothing, and removed units with no kept unit before them are just lost.
+    The weights are rewritten in place. A pruner empties the removed units afterwards. Units that
+    are already empty add nothing, and removed units without a kept unit before them are lost.
 
     Args:
-        subject: The dense model, with units that hold one structure each.
-        profile: Which units are removed.
+        subject: The dense model, with units of one structure each.
+        profile: The profile of removed units.
 
     Raises:
         ConfigError: A unit holds more than one structure.
@@ -80,10 +80,10 @@ class CollapsePlan:
     """Settings of `collapse`; the defaults are those published for a model of 40 blocks.
 
     Args:
-        run: Blocks that are merged into one.
-        interval: How many blocks further down the next run starts after a merge.
+        run: Number of blocks that are merged into one.
+        interval: Distance in blocks, downwards, to the start of the next run after a merge.
         threshold: Cosine with the dense model's last hidden states that a merge has to exceed.
-        lowest: The first block that may take up others.
+        lowest: Index of the first block into which others may be merged.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -102,24 +102,24 @@ class CollapsePlan:
 
 
 def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> SparsityProfile:
-    """Collapse the model in place, from the top down, and return which blocks are gone.
+    """Collapse the model in place, from the top down, and return the profile of removed blocks.
 
-    A run of blocks is merged into its first one if the last hidden states stay similar to those
-    of the dense model; later merges may take up merged blocks. How much is removed is decided by
-    the threshold alone.
+    A run of blocks is merged into its first block if the last hidden states stay similar to those
+    of the dense model. Later merges may include merged blocks. The threshold alone determines how
+    much is removed.
 
     Args:
         subject: The dense model with blocks as units, none excluded.
         tokens: A few short sequences, ``(n_sequences, length)`` int64.
-        plan: How.
+        plan: Settings.
 
     Raises:
         ConfigError: The units are not all blocks.
     """
     layout = subject.layout
     if subject.units != "blocks" or len(layout) != len(subject.blocks):
-        raise ConfigError("a collapse needs units blocks, and none of them excluded")
-    dense = _outputs(subject.model, tokens)
+        raise ConfigError("a collapse needs --units blocks without --exclude")
+    dense = _compute_last_hidden(subject.model, tokens)
     alive = [unit.name for unit in layout if not unit.zeros]
     place = len(alive) - plan.run
     while place >= plan.lowest:
@@ -128,7 +128,7 @@ def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> Spar
         _merge(subject, first, others)
         for name in others:
             subject.views[name].write(torch.zeros_like(before[name]))
-        if mean_similarity(dense, _outputs(subject.model, tokens)) > plan.threshold:
+        if mean_similarity(dense, _compute_last_hidden(subject.model, tokens)) > plan.threshold:
             alive[place + 1 : place + plan.run] = []
             place -= plan.interval
         else:
@@ -140,18 +140,18 @@ def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> Spar
 
 
 def mean_similarity(dense: Tensor, pruned: Tensor) -> float:
-    """Return the mean cosine of sequences' hidden states, each sequence one long vector.
+    """Return the mean cosine of sequences' hidden states, each sequence as one long vector.
 
     Args:
-        dense: ``(n_sequences, length, hidden)`` float32.
-        pruned: The same of another model.
+        dense: Hidden states of the dense model, ``(n_sequences, length, hidden)`` float32.
+        pruned: Hidden states of the pruned model, of the same shape.
     """
     cosines = nn.functional.cosine_similarity(dense.flatten(1), pruned.flatten(1), dim=1)
     return float(cosines.mean())
 
 
 @torch.inference_mode()
-def _outputs(model: nn.Module, tokens: Tensor) -> Tensor:
+def _compute_last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the last hidden states of all sequences in float32, on the CPU."""
     batches = torch.split(tokens, _BATCH)
     return torch.cat([last_hidden(model, batch).float().cpu() for batch in batches])

@@ -53,9 +53,9 @@ def test_the_choice_is_kept_for_later_calls_and_copies() -> None:
 @pytest.mark.parametrize(
     ("pattern", "error", "message"),
     [
-        ("absent", ModelError, r"is no module list of Towers: encoder\.layers, "),
+        ("absent", ModelError, r"matches no module list of Towers: encoder\.layers, "),
         ("layers", ModelError, r"matches encoder.layers, decoder.layers: name one"),
-        ("(", ConfigError, "--blocks '\\(' is no regular expression"),
+        ("(", ConfigError, "--blocks '\\(' is not a regular expression"),
     ],
 )
 def test_faults(pattern: str, error: type[Exception], message: str) -> None:

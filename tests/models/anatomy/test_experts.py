@@ -196,7 +196,7 @@ def test_an_expert_that_is_empty_already() -> None:
 def test_routers_that_are_not_understood() -> None:
     model = tiny_mixtral()
     model.model.layers[1].mlp.gate.register_buffer("e_score_correction_bias", torch.zeros(8))
-    with pytest.raises(ModelError, match="router of mlp is not understood"):
+    with pytest.raises(ModelError, match="router of mlp is not supported"):
         PrunableModel(model, units="experts")
 
 

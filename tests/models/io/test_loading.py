@@ -131,7 +131,7 @@ def test_a_quantized_model_is_refused(folder: Path) -> None:
     model.hf_quantizer = Quantizer()
     model.config.quantization_config = type("Config", (), {"quant_method": "gptq"})()
     with pytest.raises(ModelError, match="quantized"):
-        loading._make_plain(model)
+        loading._drop_gguf_settings(model)
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:

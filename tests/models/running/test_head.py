@@ -120,7 +120,7 @@ def test_a_head_that_is_not_understood() -> None:
     strange = Strange(tiny_llama().config).eval()
     with torch.no_grad():
         strange.load_state_dict(tiny_llama().state_dict())
-    with pytest.raises(ModelError, match="head of Strange is not understood"):
+    with pytest.raises(ModelError, match="head of Strange is not supported"):
         check_head(strange, torch.arange(12).view(1, 12))
 
 

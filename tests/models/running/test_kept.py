@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written(
     (tmp_path / "file").touch()
     subject = keeping(tmp_path / "file", tiny_llama())
     assert told(visits_of(subject, tokens)) == told(visits_of(plain(subject), tokens))
-    assert caplog.text.count("cannot keep statistics in") == 3
+    assert caplog.text.count("cannot store statistics in") == 3
 
 
 @pytest.mark.parametrize("name", ["owl", "dlp", "mrp", "essential", "ramp", "knapsack"])

@@ -235,13 +235,13 @@ def test_only_changed_units_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> No
         narrow, states = Narrow(subject, dense), remove(subject, 0)
         with narrow.at(states):
             pass
-        original = module._narrowed
+        original = module._narrow
 
         def spy(view: StructuredView) -> Any:
             made.append(view)
             return original(view)
 
-        monkeypatch.setattr(module, "_narrowed", spy)
+        monkeypatch.setattr(module, "_narrow", spy)
         with narrow.at(states):
             assert made == []
         last = subject.layout[-1].name

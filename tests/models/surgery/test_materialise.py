@@ -181,7 +181,7 @@ def test_widths_that_the_architecture_fixes(family: str, role: str) -> None:
             weight = view.read()
             view.structures.bodies(weight)[:, 0] = 0
             view.write(weight)
-    with pytest.raises(ModelError, match="ForCausalLM cannot have this shape"):
+    with pytest.raises(ModelError, match="ForCausalLM does not support this shape"):
         materialise(subject, plan(subject))
 
 
@@ -225,7 +225,7 @@ def test_a_bias_without_a_place(tiny_tokens: Tensor) -> None:
     weight = view.read()
     weight[:, -1] = 1.0
     view.write(weight)
-    with pytest.raises(ModelError, match=r"cannot have this shape: .*down_proj\.bias"):
+    with pytest.raises(ModelError, match=r"does not support this shape: .*down_proj\.bias"):
         materialise(subject, everything(subject))
 
 
