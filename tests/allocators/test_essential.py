@@ -41,13 +41,8 @@ def allocated(
 def curves(
     subject: PrunableModel, tokens: Tensor, allocator: EssentialAllocator
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    found = {}
-    gradient = allocator.pruner.needs_gradient  # type: ignore[union-attr]
-    for visit in walk(subject, tokens, Statistic.HESSIAN, rewritten=False, gradient=gradient):
-        for unit in visit.units:
-            weight = subject.views[unit.name].read()
-            found[unit.name] = allocator.curve(weight, unit, visit.evidence)
-    return found
+    names = [unit.name for unit in subject.layout]
+    return dict(zip(names, allocator.curves(subject, tokens), strict=True))
 
 
 def linear_io(subject: PrunableModel, tokens: Tensor, name: str) -> tuple[Tensor, Tensor]:
