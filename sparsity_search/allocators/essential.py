@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,17 +14,13 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.pruning.walk import Pruned, pruned_units
 from sparsity_search.registry import PRUNERS, plugin_field
 
-#: Kinds of units whose layer error is that of one linear.
-_KINDS = ("weights", "width", "heads")
 #: Differences of relative errors that are rounding.
 _DECIMALS = 6
 
@@ -49,6 +46,8 @@ class EssentialAllocator(Allocator):
         levels: Sparsities at which units are pruned, rising within 0 … 1.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads")
+
     pruner: Pruner = plugin_field(PRUNERS, "wanda")
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
@@ -57,27 +56,14 @@ class EssentialAllocator(Allocator):
         if not self.levels or any(not low < high for low, high in pairwise(limits)):
             raise ConfigError(f"levels must rise strictly within 0 … 1, not {list(self.levels)}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the knees, from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The pruner does not prune the model's units, or units have no layer error.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight or an input is not finite.
         """
-        layout, pruner = subject.layout, self.pruner
-        allowed = [kind for kind in pruner.units if kind in _KINDS]
-        if subject.units not in allowed:
-            raise ConfigError(
-                f"essential measures layer errors of {', '.join(_KINDS)}, and its pruner removes "
-                f"{', '.join(pruner.units)}: choose other --units than {subject.units}, or "
-                "another pruner"
-            )
-        budget.check(layout, bounds)
-        knees = [knee(*curve) for curve in self.curves(subject, tokens)]
-        return budget.project(layout, np.array(knees), bounds)
+        curves = self.curves(problem.subject, problem.tokens)
+        return np.array([knee(*curve) for curve in curves])
 
     def curves(
         self, subject: PrunableModel, tokens: Tensor

@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
-
-#: Kinds of units of which a part can be removed.
-_KINDS = ("weights", "width", "heads", "experts")
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +23,7 @@ class RampAllocator(Allocator):
         slope: Sparsity that each block has more than the one before it.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "experts")
     needs_text: ClassVar[bool] = False
 
     slope: float = 0.007
@@ -38,18 +32,7 @@ class RampAllocator(Allocator):
         if not -1 <= self.slope <= 1:
             raise ConfigError(f"slope must lie in [-1, 1], not {self.slope}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the ramp; neither ``tokens`` nor weights are read.
-
-        Raises:
-            ConfigError: The units go as a whole.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
-        """
-        del tokens
-        layout = subject.layout
-        if subject.units not in _KINDS:
-            raise ConfigError(f"a ramp needs units {', '.join(_KINDS)}, not {subject.units}")
-        depths = np.array([unit.block for unit in layout])
-        return budget.project(layout, budget.target + self.slope * depths, bounds)
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the ramp."""
+        depths = np.array([unit.block for unit in problem.layout])
+        return problem.target + self.slope * depths

@@ -36,7 +36,7 @@ class BlockErrorSensitivity(ShortText):
         seed: int = 0,
     ) -> Scores:
         """Return the errors, see `Sensitivity.measure`."""
-        self.check(subject.units)
+        self.check_units(subject.units)
         runner = BlockRunner(subject, self.text(tokens))
         before, block = runner.embed(), 0
         after, losses = runner.run(0, before), []

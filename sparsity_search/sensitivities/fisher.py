@@ -75,7 +75,7 @@ class FisherSensitivity(ShortText):
             ConfigError: A unit is not made of linear layers.
             NumericalError: A gradient is not finite.
         """
-        self.check(subject.units)
+        self.check_units(subject.units)
         text = self.text(tokens)
         span = min(self.span or text.shape[1], text.shape[1])
         positions = runs(text.shape[1], self.positions, span)

@@ -46,7 +46,7 @@ class LayerErrorSensitivity(Sensitivity):
         seed: int = 0,
     ) -> Scores:
         """Return the errors, see `Sensitivity.measure`."""
-        self.check(subject.units)
+        self.check_units(subject.units)
         units = pruned_units(
             subject, tokens, pruner, tables, seed=seed, statistic=Statistic.HESSIAN
         )

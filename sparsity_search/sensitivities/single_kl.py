@@ -43,7 +43,7 @@ class SingleKLSensitivity(ShortText):
         Raises:
             ModelError: What the model makes of its last hidden states is not understood.
         """
-        self.check(subject.units)
+        self.check_units(subject.units)
         text = self.text(tokens)
         check_head(subject.model, text)
         runner, n_blocks = BlockRunner(subject, text), len(subject.blocks)

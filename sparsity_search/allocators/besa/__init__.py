@@ -22,12 +22,11 @@ from sparsity_search.allocators.besa.differentiable import (
 from sparsity_search.allocators.besa.prodigy import Prodigy
 from sparsity_search.allocators.besa.tradeoffs import balanced, shifted
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.profile import SparsityProfile
 
 _CHOICES = {
     "per": ("row", "layer"),
@@ -127,37 +126,24 @@ class BESAAllocator(Allocator):
         if self.epochs < 0 or self.sequences < 1:
             raise ConfigError("epochs must be at least 0, and sequences at least 1")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of what `detailed` learns.
-
-        Raises:
-            ConfigError: The units are not single weights.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
-            NumericalError: A weight, an input or a loss is not finite.
-        """
-        return self.detailed(subject, tokens, budget, bounds).profile
-
-    def detailed(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> Allocation:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile, and the sparsity of each row of each unit, ``(rows,)`` float32.
 
-        The mean of a unit's rows is its sparsity in the profile. For errors see `allocate`.
+        The mean of a unit's rows is its sparsity in the profile.
+
+        Raises:
+            NumericalError: A weight, an input or a loss is not finite.
         """
-        if subject.units != "weights":
-            raise ConfigError("besa learns rates of single weights: choose --units weights")
-        layout = subject.layout
-        budget.check(layout, bounds)
-        found = list(self._train(subject, tokens[: self.sequences], budget.target, bounds))
-        profile = budget.project(layout, _wanted(layout, found, budget.target, bounds), bounds)
+        layout, target = problem.layout, problem.target
+        text = problem.tokens[: self.sequences]
+        learned = list(self._train(problem.subject, text, target, problem.bounds))
+        profile = problem.project(_wanted(layout, learned, target, problem.bounds))
         arrays = {
             layout[unit].name: _scaled(rates, profile.sparsities[unit])
-            for trained in found
+            for trained in learned
             for unit, rates in zip(trained.units, trained.rates, strict=True)
         }
-        off = max(abs(trained.sparsity - budget.target) for trained in found)
+        off = max(abs(trained.sparsity - target) for trained in learned)
         note = f"learned sparsities of blocks were within {off:.4f} of the target before the shift"
         return Allocation(profile, arrays, (note,))
 

@@ -300,12 +300,6 @@ def test_what_is_not_finite(value: float, tokens: Tensor) -> None:
         learned(subject, tokens)
 
 
-def test_units() -> None:
-    subject = PrunableModel(tiny_llama(layers=1), units="width")
-    with pytest.raises(ConfigError, match="choose --units weights"):
-        learned(subject, random_tokens(1, 8))
-
-
 SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"per": "head"}, "per must be row or layer, not 'head'"),
     ({"scope": "all"}, "scope must be block or model"),
