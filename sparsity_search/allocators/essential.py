@@ -17,7 +17,7 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.pruning.walk import Pruned, pruned_units
 from sparsity_search.registry import PRUNERS, plugin_field
 
@@ -85,11 +85,11 @@ class EssentialAllocator(Allocator):
 
     def _counts(self, n_items: int) -> list[int]:
         """Return distinct counts of items near the levels, neither none nor all."""
-        pattern = Pattern.of(self.pruner)
+        groups = groups_of(self.pruner)
         # groups of M lose a whole number each
-        steps = pattern.group if pattern is not None and pattern.group else n_items
-        found = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))
-        return [int(n) * n_items // steps for n in found if 0 < n < steps]
+        steps = n_items if groups is None else groups.group
+        numbers = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))
+        return [int(n) * n_items // steps for n in numbers if 0 < n < steps]
 
 
 def _relative_errors(pruned: Pruned) -> np.ndarray:

@@ -19,7 +19,7 @@ from sparsity_search.models.running.divergence import Divergence
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
 from sparsity_search.solvers.decisions import Options
 from sparsity_search.solvers.greedy import trimmed
@@ -133,12 +133,11 @@ class GaussNewtonAllocator(Allocator):
         return found, values
 
     def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> _Grid:
-        pattern = Pattern.of(self.pruner)
-        if pattern is None or pattern.scope != "group":
+        groups = groups_of(self.pruner)
+        if groups is None:
             spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
             return _spaced(start.layout, bounds, start, spacing)
-        keep = "*" if pattern.keep is None else pattern.keep
-        return _legal(start, bounds, budget, f"{keep}:{pattern.group}")
+        return _legal(start, bounds, budget, str(groups))
 
 
 class _Window(NamedTuple):

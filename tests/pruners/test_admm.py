@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.admm import AdmmPruner, _smallest_of_rows, scheduled
 from sparsity_search.pruners.bases.order import removal_order, sort_keys, tie_breaks
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
-from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 24, 48

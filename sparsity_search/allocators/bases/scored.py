@@ -20,7 +20,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.profiles.scores import Scores, tables
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import PRUNERS, SENSITIVITIES, converted_field, plugin_field
 from sparsity_search.solvers.decisions import Options, Rules, chosen, stepped
 from sparsity_search.solvers.greedy import trimmed
@@ -180,7 +180,5 @@ class ScoredAllocator(Allocator):
     @property
     def _pattern(self) -> str | None:
         """The pruner's pattern as text, if its masks come in groups."""
-        found = Pattern.of(self.pruner)
-        if found is None or found.scope != "group":
-            return None
-        return f"{'*' if found.keep is None else found.keep}:{found.group}"
+        groups = groups_of(self.pruner)
+        return None if groups is None else str(groups)
