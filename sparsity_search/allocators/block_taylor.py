@@ -27,6 +27,9 @@ class BlockTaylorAllocator(Allocator):
     """
 
     units: ClassVar[tuple[str, ...]] = DEPTH
+    experimental: ClassVar[str] = (
+        "perplexity 41.2 without 3 of 30 blocks, where block_influence has 24.4 (SmolLM2-135M)"
+    )
 
     sequences: int | None = None
     keep_first: int = 4

@@ -23,6 +23,10 @@ class ERAllocator(Allocator):
     """
 
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.64 times that of uniform with SparseGPT, 9.01 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
     def propose(self, problem: AllocationProblem) -> np.ndarray:
         """Return sparsities from the shapes alone."""

@@ -31,6 +31,10 @@ class GlobalMagnitudeAllocator(Allocator):
 
     units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "experts")
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.11 times that of uniform with SparseGPT, 1.34 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
     floor: float = 0.05
 

@@ -24,6 +24,10 @@ class LAMPAllocator(Allocator):
     """
 
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.49 times that of uniform with SparseGPT, 4.81 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
     def propose(self, problem: AllocationProblem) -> np.ndarray:
         """Return the sparsities at the global threshold.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,11 @@ class MRPAllocator(Allocator):
         step: Sparsity that a block gains at a time.
         metric: Scores: ``wanda``, ``|W_ij| · rms(x_j)``, or ``magnitude``, ``|W_ij|``.
     """
+
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.08 times that of uniform with SparseGPT, 0.99 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
     m: float = 5.0
     start: float = 0.5

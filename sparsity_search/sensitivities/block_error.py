@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ class BlockErrorSensitivity(ShortText):
     ``‖y' − y‖² / ‖y − x‖²`` over all tokens, with the block's dense input ``x`` and output ``y``.
     Costs one forward pass of a block for each unit and level; the text may be short.
     """
+
+    experimental: ClassVar[str] = (
+        "perplexity of its knapsack with Wanda at 70% 2.65 times that of uniform (SmolLM2-135M)"
+    )
 
     def measure(
         self,

@@ -33,6 +33,9 @@ class LayerErrorSensitivity(Sensitivity):
     """
 
     units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "sublayers")
+    experimental: ClassVar[str] = (
+        "perplexity of its knapsack with Wanda at 70% 1.40 times that of uniform (SmolLM2-135M)"
+    )
 
     relative: bool = True
 
