@@ -37,8 +37,8 @@ ALLOCATORS = (
     *("mrp", "dsa", "als", "er", "lamp", "global_magnitude", "pq_index"),
     *("essential", "besa"),
 )
-#: Dear ones and other settings, measured in one place only.
-VARIANTS = ("ramp", "ramp[slope=0.0035]")
+#: Other settings, measured in one place only.
+VARIANTS = ("ramp[slope=0.0035]",)
 #: The best of one seed, which two more seeds follow for.
 LEADING = ("gauss_newton[start=cfsp]", "gauss_newton", "cfsp", "knapsack")
 #: Pruner, sparsity, allocators and seeds of each part.

@@ -233,7 +233,7 @@ def rows(bench: Bench, wanted: Sequence[str], pruners: Sequence[str]) -> list[di
             for shrink in (0.25, 0.5, 1.0):
                 label = f"{name} x {shrink}"
                 plugins[label] = ALLOCATORS.create("knapsack", use_pairs=True, shrink=shrink)
-                predicted[label] = [plugins[label].predicted(scores, p) for p in profiles]
+                predicted[label] = [plugins[label].predict(scores, p) for p in profiles]
         for label, plugin in plugins.items():
             profile = plugin.solve(scores, budget, bounds)
             tau = kendalltau(predicted[label], measured).statistic

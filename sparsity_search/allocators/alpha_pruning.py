@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.errors import NumericalError
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.views import View
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 _TAILS = ("mid", "scan", "peak")
 _PERS = ("block", "linear")
@@ -50,6 +47,7 @@ class AlphaPruningAllocator(Allocator):
         spread: Half the range of the rates (τ in the paper, epsilon in the code).
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads")
     needs_text: ClassVar[bool] = False
 
     tail: str = "mid"
@@ -66,28 +64,20 @@ class AlphaPruningAllocator(Allocator):
             raise ValueError("compat is about tail: peak only")
         check_spread(self.spread)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from the weights alone; ``tokens`` are not read.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from the weights alone.
 
         Raises:
-            ConfigError: The units are neither weights nor structures of linear layers.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight is not finite.
         """
-        del tokens
-        layout = subject.layout
-        budget.check(layout, bounds)
-        if layout.counts.max() == 1:
-            raise ConfigError(_units_message())
-        alphas = np.array([self._exponent(subject.views[unit.name]) for unit in layout])
+        layout = problem.layout
+        alphas = np.array([self._exponent(problem.subject.views[u.name]) for u in layout])
         if self.per == "block":
             blocks = np.array([unit.block for unit in layout])
             alphas = np.array([_mean(alphas[blocks == block]) for block in blocks])
         alphas = np.where(np.isnan(alphas), _mean(alphas), alphas)
         sizes = layout.counts * layout.costs
-        return budget.project(layout, scaled(alphas, sizes, budget.target, self.spread), bounds)
+        return scaled(alphas, sizes, problem.target, self.spread)
 
     def _exponent(self, view: View) -> float:
         """Return the mean exponent of a unit's matrices; NaN if none has one."""
@@ -185,14 +175,7 @@ def _matrices(view: View) -> Sequence[Tensor]:
     """Return the weights of a unit's linear layers."""
     if view.structures is None:
         return [view.read()]
-    found = [parameter.detach() for parameter in view.parameters()]
-    if any(parameter.ndim != 2 for parameter in found):
-        raise ConfigError(_units_message())
-    return found
-
-
-def _units_message() -> str:
-    return "alpha_pruning needs linears of many items: choose --units weights, width or heads"
+    return [parameter.detach() for parameter in view.parameters()]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.bases.hidden import block_sizes, check_divisible, sampled_rows
+from sparsity_search.allocators.bases.blocks import block_sizes
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.utils.random import generator
 
 _SCOPES = ("block", "linear")
 #: A feature that varies less than this, relative to its size, does not vary.
@@ -56,6 +55,8 @@ class ALSAllocator(Allocator):
         seed: Draws these tokens.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "experts")
+
     per: str = "block"
     reach: float = 0.2
     granularity: float = 0.05
@@ -70,29 +71,23 @@ class ALSAllocator(Allocator):
         if self.samples < 2:
             raise ConfigError(f"samples must be at least 2, not {self.samples}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The units go as a whole or stay.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: Activations are not finite.
         """
-        layout = subject.layout
-        check_divisible(layout, "als")
-        budget.check(layout, bounds)
-        between, within = self._redundancies(subject, tokens)
+        layout = problem.layout
+        between, within = self._redundancies(problem.subject, problem.tokens)
         sizes = np.array(list(block_sizes(layout).values()))
-        ratios = self._ratios(between, sizes, budget.target)
+        ratios = self._ratios(between, sizes, problem.target)
         of_block = dict(zip(block_sizes(layout), ratios, strict=True))
         wanted = np.array([of_block[unit.block] for unit in layout])
         for block, redundancy in within.items():
             inner = np.array([i for i, unit in enumerate(layout) if unit.block == block])
             weights = (layout.counts * layout.costs)[inner]
             wanted[inner] = self._ratios(redundancy, weights, float(of_block[block]))
-        return budget.project(layout, wanted, bounds)
+        return wanted
 
     def _ratios(self, redundancy: np.ndarray, sizes: np.ndarray, target: float) -> np.ndarray:
         scale = 2 * min(target, 1 - target)
@@ -127,6 +122,24 @@ class ALSAllocator(Allocator):
                     ]
                 )
         return redundancies(blocks), within
+
+
+def sampled_rows(sizes: Sequence[int], samples: int, seed: int) -> list[Tensor]:
+    """Return which tokens of each batch are in a random sample of all, without repetition.
+
+    Args:
+        sizes: Tokens of each batch.
+        samples: Tokens to draw at most.
+        seed: Of the draw.
+
+    Returns:
+        Positions within each batch, rising, ``(n,)`` int64 each.
+    """
+    drawn = np.sort(generator(seed, "tokens").permutation(sum(sizes))[:samples])
+    ends = np.cumsum(sizes)
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    starts = ends - np.asarray(sizes)
+    return [torch.from_numpy(part - start) for part, start in zip(parts, starts, strict=True)]
 
 
 @contextmanager

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from sparsity_search.allocators.bases.depth import Removal, least
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +25,24 @@ class AngularDistanceAllocator(Allocator):
     leave no run so long, the longest goes that there is, and then the longest of what is left.
     """
 
-    units: ClassVar[str] = "blocks"
+    units: ClassVar[tuple[str, ...]] = ("blocks",)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile that removes the best run.
 
         Raises:
-            ConfigError: The units are not blocks.
             NumericalError: No distance is finite.
         """
-        removal = Removal(subject, budget, bounds, kinds=("blocks",))
-        distances = angular_distances(subject, tokens)
+        layout, removal = problem.layout, Removal(problem)
+        distances = angular_distances(problem.subject, problem.tokens)
         while candidates := removal.candidates():
-            runs = _runs(subject.layout, candidates, removal)
-            most = max(_cost(subject.layout, run) for run in runs.values())
-            longest = [ends for ends, run in runs.items() if _cost(subject.layout, run) == most]
+            runs = _runs(layout, candidates, removal)
+            most = max(_cost(layout, run) for run in runs.values())
+            longest = [ends for ends, run in runs.items() if _cost(layout, run) == most]
             scores = {i: float(distances[ends]) for i, ends in enumerate(longest)}
             for position in runs[longest[least(scores, scores)]]:
                 removal.remove(position)
-        return removal.profile()
+        return removal.allocation()
 
 
 def _cost(layout: Layout, positions: list[int]) -> int:

@@ -9,12 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import Removal, emptied
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.allocators.bases.depth import DEPTH, Removal, emptied
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +25,17 @@ class BlockInfluenceAllocator(Allocator):
     the block has without its feed-forward.
     """
 
-    units: ClassVar[str] = "blocks"
+    units: ClassVar[tuple[str, ...]] = DEPTH
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile that removes the units of least influence.
 
         Raises:
-            ConfigError: The units are neither blocks nor sublayers.
             NumericalError: No influence is finite.
         """
-        removal = Removal(subject, budget, bounds)
-        found = influences(subject, tokens)
-        return removal.by_score({i: found[u.name] for i, u in enumerate(subject.layout)})
+        by_name = influences(problem.subject, problem.tokens)
+        scores = {i: by_name[unit.name] for i, unit in enumerate(problem.layout)}
+        return Removal(problem).by_score(scores)
 
 
 def influences(subject: PrunableModel, tokens: Tensor) -> dict[str, float]:

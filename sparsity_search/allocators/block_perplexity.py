@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, check_settings
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.allocators.bases.depth import (
+    DEPTH,
+    Removal,
+    RemovalLosses,
+    check_settings,
+)
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class BlockPerplexityAllocator(Allocator):
         keep_last: Blocks at the end that go only when no other unit is left.
     """
 
-    units: ClassVar[str] = "blocks"
+    units: ClassVar[tuple[str, ...]] = DEPTH
 
     sequences: int | None = None
     keep_first: int = 0
@@ -36,15 +36,12 @@ class BlockPerplexityAllocator(Allocator):
     def __post_init__(self) -> None:
         check_settings(self.sequences, keep_first=self.keep_first, keep_last=self.keep_last)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile that removes the units of least perplexity.
 
         Raises:
-            ConfigError: The units are neither blocks nor sublayers.
             NumericalError: No loss is finite.
         """
-        removal = Removal(subject, budget, bounds, keep=(self.keep_first, self.keep_last))
-        losses = RemovalLosses(subject, tokens, self.sequences)
-        return removal.by_score(losses.of(range(len(subject.layout))))
+        removal = Removal(problem, keep=(self.keep_first, self.keep_last))
+        losses = RemovalLosses(problem.subject, problem.tokens, self.sequences)
+        return removal.by_score(losses.of(range(len(problem.layout))))

@@ -7,12 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import Removal, check_settings
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.allocators.bases.depth import DEPTH, Removal, check_settings
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.gradients import weight_gradients
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,10 @@ class BlockTaylorAllocator(Allocator):
         keep_last: Blocks at the end that go only when no other unit is left.
     """
 
-    units: ClassVar[str] = "blocks"
+    units: ClassVar[tuple[str, ...]] = DEPTH
+    experimental: ClassVar[str] = (
+        "perplexity 41.2 without 3 of 30 blocks, where block_influence has 24.4 (SmolLM2-135M)"
+    )
 
     sequences: int | None = None
     keep_first: int = 4
@@ -37,17 +38,15 @@ class BlockTaylorAllocator(Allocator):
     def __post_init__(self) -> None:
         check_settings(self.sequences, keep_first=self.keep_first, keep_last=self.keep_last)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile that removes the units of least importance.
 
         Raises:
-            ConfigError: The units are neither blocks nor sublayers.
             NumericalError: No importance is finite.
         """
-        removal = Removal(subject, budget, bounds, keep=(self.keep_first, self.keep_last))
-        importances = taylor_importances(subject, tokens[: self.sequences])
+        removal = Removal(problem, keep=(self.keep_first, self.keep_last))
+        text = problem.tokens[: self.sequences]
+        importances = taylor_importances(problem.subject, text)
         return removal.by_score(dict(enumerate(importances)))
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+import numpy as np
 
 from sparsity_search.allocators.bases.offsets import Offsets, as_offsets, role_offsets
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.registry import converted_field
 
 
@@ -27,19 +25,15 @@ class ByRoleAllocator(Allocator):
         offsets: By role, what is added to its sparsity; 0 for roles that are not named.
     """
 
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
     needs_text: ClassVar[bool] = False
 
     offsets: Offsets = converted_field(as_offsets, ())
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile; neither ``tokens`` nor weights are read.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the target plus the offset of each unit's role.
 
         Raises:
             UnknownNameError: No unit has a role that is named.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
-        del tokens
-        wanted = budget.target + role_offsets(subject.layout, self.offsets)
-        return budget.project(subject.layout, wanted, bounds)
+        return problem.target + role_offsets(problem.layout, self.offsets)

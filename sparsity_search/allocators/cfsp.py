@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.hidden import block_sizes, check_divisible, mean_angle
+from sparsity_search.allocators.bases.blocks import block_sizes
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 #: The released code sums angles over 128 sequences of 1024 tokens, and divides by 1e4.
 _TOKENS = 128 * 1024 / 1e4
@@ -41,34 +42,28 @@ class CFSPAllocator(Allocator):
         contrast: How much the importance matters (``a`` in the released code); 0 is uniform.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "experts")
+
     contrast: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.contrast) and self.contrast >= 0):
             raise ConfigError(f"contrast must be at least 0, not {self.contrast}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The units go as a whole or stay.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: Hidden states are not finite.
         """
-        layout = subject.layout
-        check_divisible(layout, "cfsp")
-        budget.check(layout, bounds)
-        sizes = block_sizes(layout)
-        found = importances(subject, tokens)
-        importance = np.array([found[block] for block in sizes])
+        sizes = block_sizes(problem.layout)
+        turns = importances(problem.subject, problem.tokens)
+        importance = np.array([turns[block] for block in sizes])
         densities = block_densities(
-            self.contrast * importance, np.array(list(sizes.values())), budget.target
+            self.contrast * importance, np.array(list(sizes.values())), problem.target
         )
         of_block = dict(zip(sizes, densities, strict=True))
-        wanted = np.array([1 - of_block[unit.block] for unit in layout])
-        return budget.project(layout, wanted, bounds)
+        return np.array([1 - of_block[unit.block] for unit in problem.layout])
 
 
 def importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
@@ -86,6 +81,27 @@ def importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
     if not np.isfinite(found).all():
         raise NumericalError("hidden states are not finite: the model's weights are too large")
     return found
+
+
+@torch.inference_mode()
+def mean_angle(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the mean angle between hidden states over pi, token by token: 0 to 1.
+
+    By ``2 atan2(|u - v|, |u + v|)`` of unit vectors, which unlike an arc cosine is exact for
+    small angles in float32. A zero vector is at a right angle to every other, and at none to
+    another zero.
+
+    Args:
+        before: Batches of hidden states, ``(batch, length, hidden)`` each.
+        after: The same number of them, of the same shapes.
+    """
+    total, count = 0.0, 0
+    for old, new in zip(before, after, strict=True):
+        u, v = (torch.nn.functional.normalize(x.float(), dim=-1, eps=1e-30) for x in (old, new))
+        halves = torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
+        total += float(halves.double().sum())
+        count += halves.numel()
+    return 2 * total / (torch.pi * count)
 
 
 def block_densities(importance: np.ndarray, sizes: np.ndarray, target: float) -> np.ndarray:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import check_kind, measured
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 _STATISTICS = ("median", "mean")
 
@@ -33,6 +32,8 @@ class DLPAllocator(Allocator):
         statistic: ``median``, as in the paper, or ``mean``, as the released code has it.
     """
 
+    units: ClassVar[tuple[str, ...]] = KINDS
+
     spread: float = 0.15
     statistic: str = "median"
 
@@ -42,21 +43,14 @@ class DLPAllocator(Allocator):
             known = ", ".join(_STATISTICS)
             raise ConfigError(f"statistic must be one of {known}, not {self.statistic!r}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The units are whole sublayers, blocks or experts.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A score is not finite.
         """
-        check_kind(subject)
-        budget.check(subject.layout, bounds)
-        centres = measured(subject, tokens, median if self.statistic == "median" else mean)
-        wanted = budget.target + rescaled(centres, self.spread)
-        return budget.project(subject.layout, wanted, bounds)
+        centres = measured(problem, median if self.statistic == "median" else mean)
+        return problem.target + rescaled(centres, self.spread)
 
 
 def median(scores: list[Tensor]) -> float:

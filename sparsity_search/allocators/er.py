@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from sparsity_search.allocators.bases.thresholds import check_weights, kept_in_proportion
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.allocators.bases.thresholds import kept_in_proportion
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +23,14 @@ class ERAllocator(Allocator):
     """
 
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.64 times that of uniform with SparseGPT, 9.01 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from the shapes alone; ``tokens`` are not read.
-
-        Raises:
-            ConfigError: The units are structures.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
-        """
-        del tokens
-        layout = subject.layout
-        budget.check(layout, bounds)
-        check_weights(subject, "er")
-        sides = np.array([sum(subject.views[unit.name].read().shape) for unit in layout])
-        counts = kept_in_proportion(layout, sides, bounds, budget.n_removed(layout))
-        return budget.project(layout, counts / layout.counts, bounds)
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from the shapes alone."""
+        layout, views = problem.layout, problem.subject.views
+        sides = np.array([sum(views[unit.name].read().shape) for unit in layout])
+        counts = kept_in_proportion(layout, sides, problem.bounds, problem.n_removed)
+        return np.asarray(counts / layout.counts)

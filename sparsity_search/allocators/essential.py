@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,19 +14,13 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.walk import walk
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.layout import Unit
-from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
+from sparsity_search.pruning.walk import Pruned, pruned_units
 from sparsity_search.registry import PRUNERS, plugin_field
-from sparsity_search.utils.random import derive_seed
 
-#: Kinds of units whose layer error is that of one linear.
-_KINDS = ("weights", "width", "heads")
 #: Differences of relative errors that are rounding.
 _DECIMALS = 6
 
@@ -51,6 +46,8 @@ class EssentialAllocator(Allocator):
         levels: Sparsities at which units are pruned, rising within 0 … 1.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads")
+
     pruner: Pruner = plugin_field(PRUNERS, "wanda")
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
@@ -59,71 +56,55 @@ class EssentialAllocator(Allocator):
         if not self.levels or any(not low < high for low, high in pairwise(limits)):
             raise ConfigError(f"levels must rise strictly within 0 … 1, not {list(self.levels)}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the knees, from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The pruner does not prune the model's units, or units have no layer error.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight or an input is not finite.
         """
-        layout, pruner = subject.layout, self.pruner
-        allowed = [kind for kind in pruner.units if kind in _KINDS]
-        if subject.units not in allowed:
-            raise ConfigError(
-                f"essential measures layer errors of {', '.join(_KINDS)}, and its pruner removes "
-                f"{', '.join(pruner.units)}: choose other --units than {subject.units}, or "
-                "another pruner"
-            )
-        budget.check(layout, bounds)
-        gradient = pruner.needs_gradient
-        knees = {
-            unit.name: knee(*self.curve(subject.views[unit.name].read(), unit, visit.evidence))
-            for visit in walk(
-                subject, tokens, Statistic.HESSIAN, rewritten=False, gradient=gradient
-            )
-            for unit in visit.units
-        }
-        return budget.project(layout, np.array([knees[unit.name] for unit in layout]), bounds)
+        curves = self.curves(problem.subject, problem.tokens)
+        return np.array([knee(*curve) for curve in curves])
 
-    def curve(
-        self, weight: Tensor, unit: Unit, evidence: Mapping[str, Evidence]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a unit's sparsities, from 0 to 1, and its relative error at each.
+    def curves(
+        self, subject: PrunableModel, tokens: Tensor
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield each unit's sparsities, from 0 to 1, and its relative error at each.
 
         Args:
-            weight: As its view reads it.
-            unit: The unit.
-            evidence: What is known of units, by name.
+            subject: The dense model; unchanged afterwards.
+            tokens: Calibration text, ``(n_sequences, length)`` int64.
 
         Raises:
             NumericalError: An error is not finite.
         """
-        known, counts = evidence[unit.name], self._counts(unit.count)
-        dense, bias = _linear(weight, known)
-        whole = output_energy(dense, torch.zeros_like(bias), known.inputs)
-        errors = [0.0]
-        if counts:
-            seed = derive_seed(0, "ties", unit.name)
-            variants = self.pruner.prune(weight, known, counts, seed=seed)
-            for count in counts:
-                made, moved = _linear(variants.at(weight, count), known)
-                errors.append(output_energy(made - dense, moved - bias, known.inputs))
-        errors.append(whole)
-        if not np.isfinite(errors).all():
-            raise NumericalError(f"the layer error of {unit.name} is not finite")
-        relative = np.array(errors) / whole if whole > 0 else np.zeros(len(errors))
-        return np.array([0, *counts, unit.count]) / unit.count, relative
+        tables = [self._counts(unit.count) for unit in subject.layout]
+        units = pruned_units(subject, tokens, self.pruner, tables, statistic=Statistic.HESSIAN)
+        for counts, pruned in zip(tables, units, strict=True):
+            items = pruned.unit.count
+            yield np.array([0, *counts, items]) / items, _relative_errors(pruned)
 
     def _counts(self, n_items: int) -> list[int]:
         """Return distinct counts of items near the levels, neither none nor all."""
-        pattern = Pattern.of(self.pruner)
+        groups = groups_of(self.pruner)
         # groups of M lose a whole number each
-        steps = pattern.group if pattern is not None and pattern.group else n_items
-        found = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))
-        return [int(n) * n_items // steps for n in found if 0 < n < steps]
+        steps = n_items if groups is None else groups.group
+        numbers = np.unique(np.rint(np.array(self.levels) * steps).astype(np.int64))
+        return [int(n) * n_items // steps for n in numbers if 0 < n < steps]
+
+
+def _relative_errors(pruned: Pruned) -> np.ndarray:
+    """Return the relative error of dense, of each level, and of nothing left; zeros if silent."""
+    inputs = pruned.evidence.inputs
+    dense, bias = _linear(pruned.dense, pruned.evidence)
+    whole = output_energy(dense, torch.zeros_like(bias), inputs)
+    errors = [0.0]
+    for level in pruned.levels:
+        weight, moved = _linear(level, pruned.evidence)
+        errors.append(output_energy(weight - dense, moved - bias, inputs))
+    errors.append(whole)
+    if not np.isfinite(errors).all():
+        raise NumericalError(f"the layer error of {pruned.unit.name} is not finite")
+    return np.array(errors) / whole if whole > 0 else np.zeros(len(errors))
 
 
 def _linear(weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.divergence import Divergence
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
 from sparsity_search.solvers.decisions import Options
 from sparsity_search.solvers.greedy import trimmed
@@ -63,6 +64,8 @@ class GaussNewtonAllocator(Allocator):
         seed: Of the labels drawn, and of ties among the pruner's scores.
     """
 
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
+
     pruner: Pruner = plugin_field(PRUNERS, "wanda")
     start: Allocator = plugin_field(ALLOCATORS, "uniform")
     stages: int = 1
@@ -83,25 +86,15 @@ class GaussNewtonAllocator(Allocator):
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name} must lie in (0, 1], not {value}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of least divergence that was found.
+    def propose(self, problem: AllocationProblem) -> Allocation:
+        """Return the profile of least divergence, with the divergences on the way as a note.
 
         Raises:
-            ConfigError: A unit is not made of linear layers, or not one that the pruner removes.
+            ConfigError: A unit is not made of linear layers.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
-        return self.detailed(subject, tokens, budget, bounds).profile
-
-    def detailed(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> Allocation:
-        """Return what `allocate` does, with the divergences on the way as a note."""
-        budget.check(subject.layout, bounds)
-        if subject.units not in self.pruner.units:
-            kinds = " or ".join(self.pruner.units)
-            raise ConfigError(f"the allocator's pruner removes {kinds}, not {subject.units}")
+        subject, tokens = problem.subject, problem.tokens
+        budget, bounds = problem.budget, problem.bounds
         found = self.start.allocate(subject, tokens, budget, bounds)
         notes = []
         for _ in range(self.stages):
@@ -140,12 +133,11 @@ class GaussNewtonAllocator(Allocator):
         return found, values
 
     def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> _Grid:
-        pattern = Pattern.of(self.pruner)
-        if pattern is None or pattern.scope != "group":
+        groups = groups_of(self.pruner)
+        if groups is None:
             spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
             return _spaced(start.layout, bounds, start, spacing)
-        keep = "*" if pattern.keep is None else pattern.keep
-        return _legal(start, bounds, budget, f"{keep}:{pattern.group}")
+        return _legal(start, bounds, budget, str(groups))
 
 
 class _Window(NamedTuple):

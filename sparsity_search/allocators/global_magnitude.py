@@ -8,12 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparsity_search.allocators.bases.thresholds import softened, threshold_counts
-from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.views import View
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +29,12 @@ class GlobalMagnitudeAllocator(Allocator):
             item. It gives way only where the budget cannot be met otherwise.
     """
 
+    units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "experts")
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.11 times that of uniform with SparseGPT, 1.34 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
     floor: float = 0.05
 
@@ -41,27 +42,19 @@ class GlobalMagnitudeAllocator(Allocator):
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be in [0, 1), not {self.floor}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of the global threshold; ``tokens`` are not read.
+    def propose(self, problem: AllocationProblem) -> Allocation:
+        """Return the profile of the global threshold, above the floors.
 
         Raises:
-            ConfigError: The units are single structures.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight is not finite.
         """
-        del tokens
-        layout = subject.layout
-        budget.check(layout, bounds)
-        if layout.counts.max() == 1:
-            raise ConfigError("global_magnitude needs units of many items: choose --units weights")
-        n_removed = budget.n_removed(layout)
-        limits = softened(layout, bounds, (1 - self.floor) * layout.counts, n_removed)
+        layout, views = problem.layout, problem.subject.views
+        most = (1 - self.floor) * layout.counts
+        limits = softened(layout, problem.bounds, most, problem.n_removed)
         counts = threshold_counts(
-            layout, lambda name: magnitudes(subject.views[name]), limits, n_removed
+            layout, lambda name: magnitudes(views[name]), limits, problem.n_removed
         )
-        return budget.project(layout, counts / layout.counts, limits)
+        return Allocation(problem.budget.project(layout, counts / layout.counts, limits))
 
 
 def magnitudes(view: View) -> Tensor:

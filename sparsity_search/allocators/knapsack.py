@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsity_search.allocators.bases.scored import ScoredAllocator, Wanted
+from sparsity_search.allocators.bases.scored import ScoredAllocator, Solution
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
@@ -65,19 +65,19 @@ class KnapsackAllocator(ScoredAllocator):
         everywhere = Bounds.of(options.layout)
         return Programme(options, everywhere).solve(losses, self.time_limit).levels
 
-    def wanted(self, scores: Scores, budget: Budget, bounds: Bounds) -> Wanted:
+    def solve_counts(self, scores: Scores, budget: Budget, bounds: Bounds) -> Solution:
         """Return the counts of least loss; within limits, if there are any."""
         if not self.limits:
-            return super().wanted(scores, budget, bounds)
+            return super().solve_counts(scores, budget, bounds)
         programme = self._programme(scores.layout, budget, bounds)
-        found = programme.solve(programme.options.losses(scores), self.time_limit)
-        return Wanted(found.counts, final=True, notes=_told(found))
+        choice = programme.solve(programme.options.losses(scores), self.time_limit)
+        return Solution(choice.counts, final=True, notes=_notes(choice))
 
     def _programme(self, layout: Layout, budget: Budget, bounds: Bounds) -> Programme:
         return Programme(chosen(layout, budget, bounds, self.rules), bounds, self.rules.limits)
 
 
-def _told(found: Chosen) -> tuple[str, ...]:
-    if not found.gap:
+def _notes(choice: Chosen) -> tuple[str, ...]:
+    if not choice.gap:
         return ()
-    return (f"stopped by time_limit within {found.gap:.2g} of the optimum",)
+    return (f"stopped by time_limit within {choice.gap:.2g} of the optimum",)

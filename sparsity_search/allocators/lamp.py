@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.thresholds import check_weights, threshold_counts
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.allocators.bases.thresholds import threshold_counts
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,28 +24,25 @@ class LAMPAllocator(Allocator):
     """
 
     needs_text: ClassVar[bool] = False
+    experimental: ClassVar[str] = (
+        "perplexity at 70% 1.49 times that of uniform with SparseGPT, 4.81 times with Wanda "
+        "(SmolLM2-135M)"
+    )
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of the global threshold; ``tokens`` are not read.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the sparsities at the global threshold.
 
         Raises:
-            ConfigError: The units are structures.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight is not finite.
         """
-        del tokens
-        layout = subject.layout
-        budget.check(layout, bounds)
-        check_weights(subject, "lamp")
+        layout, views = problem.layout, problem.subject.views
         counts = threshold_counts(
             layout,
-            lambda name: lamp_scores(subject.views[name].read()),
-            bounds,
-            budget.n_removed(layout),
+            lambda name: lamp_scores(views[name].read()),
+            problem.bounds,
+            problem.n_removed,
         )
-        return budget.project(layout, counts / layout.counts, bounds)
+        return np.asarray(counts / layout.counts)
 
 
 def lamp_scores(weight: Tensor) -> Tensor:

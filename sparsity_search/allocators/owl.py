@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import check_kind, measured
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 _PER = ("block", "linear")
 
@@ -34,6 +33,8 @@ class OWLAllocator(Allocator):
         per: One ratio for each ``block``, as in the paper, or for each ``linear``.
     """
 
+    units: ClassVar[tuple[str, ...]] = KINDS
+
     m: float = 5.0
     spread: float = 0.08
     per: str = "block"
@@ -45,23 +46,14 @@ class OWLAllocator(Allocator):
         if self.per not in _PER:
             raise ConfigError(f"per must be one of {', '.join(_PER)}, not {self.per!r}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The units are whole sublayers, blocks or experts.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A score is not finite.
         """
-        check_kind(subject)
-        budget.check(subject.layout, bounds)
-        ratios = measured(
-            subject, tokens, lambda scores: outlier_ratio(scores, self.m), per=self.per
-        )
-        wanted = budget.target - rescaled(ratios, self.spread)
-        return budget.project(subject.layout, wanted, bounds)
+        ratios = measured(problem, lambda scores: outlier_ratio(scores, self.m), per=self.per)
+        return problem.target - rescaled(ratios, self.spread)
 
 
 def outlier_ratio(scores: list[Tensor], m: float) -> float:

@@ -9,16 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from sparsity_search.allocators.bases.thresholds import (
-    check_weights,
     kept_in_proportion,
     removed_in_proportion,
     softened,
 )
 from sparsity_search.errors import NumericalError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 _SOLVED = ("gamma", "eta")
 
@@ -65,29 +61,23 @@ class PQIndexAllocator(Allocator):
         if not 0 < self.cap <= 1:
             raise ValueError(f"cap must be in (0, 1], not {self.cap}")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from the weights alone; ``tokens`` are not read.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from the weights alone.
 
         Raises:
-            ConfigError: The units are structures.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A weight is not finite.
         """
-        del tokens
-        layout = subject.layout
-        budget.check(layout, bounds)
-        check_weights(subject, "pq_index")
-        indices = [pq_index(subject.views[u.name].read(), self.p, self.q) for u in layout]
+        layout, n_removed = problem.layout, problem.n_removed
+        weights = (problem.subject.views[unit.name].read() for unit in layout)
+        indices = [pq_index(weight, self.p, self.q) for weight in weights]
         kept = kept_fraction(np.array(indices), self.p, self.q, self.eta)
-        n_removed, alive = budget.n_removed(layout), layout.counts - layout.zeros
-        limits = softened(layout, bounds, layout.zeros + self.cap * alive, n_removed)
+        alive = layout.counts - layout.zeros
+        limits = softened(layout, problem.bounds, layout.zeros + self.cap * alive, n_removed)
         if self.solve == "gamma":
             counts = removed_in_proportion(layout, alive * (1 - kept), limits, n_removed)
         else:
             counts = kept_in_proportion(layout, alive * kept, limits, n_removed)
-        return budget.project(layout, counts / layout.counts, limits)
+        return np.asarray(counts / layout.counts)
 
 
 def pq_index(weight: Tensor, p: float, q: float) -> float:

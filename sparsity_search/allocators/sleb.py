@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, check_settings, least
-from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.allocators.bases.depth import (
+    DEPTH,
+    Removal,
+    RemovalLosses,
+    check_settings,
+    least,
+)
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class SLEBAllocator(Allocator):
         barrier: Blocks at either end that go only when no other unit is left.
     """
 
-    units: ClassVar[str] = "blocks"
+    units: ClassVar[tuple[str, ...]] = DEPTH
 
     sequences: int | None = None
     barrier: int = 1
@@ -36,17 +39,15 @@ class SLEBAllocator(Allocator):
     def __post_init__(self) -> None:
         check_settings(self.sequences, barrier=self.barrier)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile that the greedy steps end with.
 
         Raises:
-            ConfigError: The units are neither blocks nor sublayers.
             NumericalError: In some step, no loss is finite.
         """
-        removal = Removal(subject, budget, bounds, keep=(self.barrier, self.barrier))
-        losses = RemovalLosses(subject, tokens, self.sequences)
+        subject = problem.subject
+        removal = Removal(problem, keep=(self.barrier, self.barrier))
+        losses = RemovalLosses(subject, problem.tokens, self.sequences)
         with subject.preserved():
             for position in removal.removed:
                 _empty(subject, position)
@@ -54,7 +55,7 @@ class SLEBAllocator(Allocator):
                 position = least(losses.of(candidates), candidates)
                 removal.remove(position)
                 _empty(subject, position)
-        return removal.profile()
+        return removal.allocation()
 
 
 def _empty(subject: PrunableModel, position: int) -> None:

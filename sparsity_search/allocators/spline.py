@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
-from torch import Tensor
 
 from sparsity_search.allocators.bases.offsets import (
     Offsets,
@@ -16,10 +15,8 @@ from sparsity_search.allocators.bases.offsets import (
     role_offsets,
 )
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.registry import converted_field
 
 
@@ -41,6 +38,7 @@ class SplineAllocator(Allocator):
         offsets: By role, what is added besides; 0 for roles that are not named.
     """
 
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
     needs_text: ClassVar[bool] = False
 
     knots: tuple[float, ...] = (0.0,) * 5
@@ -51,20 +49,15 @@ class SplineAllocator(Allocator):
             raise ConfigError(f"knots must be at least two, not {len(self.knots)}")
         check_offsets("knots", self.knots)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile; neither ``tokens`` nor weights are read.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the target plus the curve at each unit's block and the offset of its role.
 
         Raises:
             UnknownNameError: No unit has a role that is named.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
-        del tokens
-        layout = subject.layout
-        curve = over_depth(self.knots, len(subject.blocks))
-        wanted = budget.target + curve[[unit.block for unit in layout]]
-        return budget.project(layout, wanted + role_offsets(layout, self.offsets), bounds)
+        curve = over_depth(self.knots, len(problem.subject.blocks))
+        at_blocks = curve[[unit.block for unit in problem.layout]]
+        return np.asarray(problem.target + at_blocks + role_offsets(problem.layout, self.offsets))
 
 
 def over_depth(knots: tuple[float, ...], n_blocks: int) -> np.ndarray:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+import numpy as np
 
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
+from sparsity_search.interfaces.units import ALL_UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformAllocator(Allocator):
     """The target sparsity in every unit, as far as bounds allow."""
 
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
     needs_text: ClassVar[bool] = False
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the uniform profile; ``tokens`` are not read."""
-        del tokens
-        return budget.uniform(subject.layout, bounds)
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return the target for every unit."""
+        return np.full(len(problem.layout), problem.target)

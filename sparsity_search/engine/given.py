@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import ClassVar
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.transfer import transfer
 from sparsity_search.registry import FORMATS
@@ -23,6 +21,8 @@ class GivenProfile(Allocator):
     Args:
         profile: What the file holds.
     """
+
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
 
     profile: SparsityProfile
 
@@ -41,16 +41,10 @@ class GivenProfile(Allocator):
         found: SparsityProfile = FORMATS.create("profile").read(text).profile
         return cls(profile=found)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile; the same units keep its shape, others take it over by depth.
-
-        Raises:
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
-        """
-        del tokens
-        return transfer(self.profile, subject.layout, budget, bounds)
+    def propose(self, problem: AllocationProblem) -> Allocation:
+        """Return the profile; the same units keep its shape, others take it over by depth."""
+        moved = transfer(self.profile, problem.layout, problem.budget, problem.bounds)
+        return Allocation(moved)
 
     def __repr__(self) -> str:
         return f"GivenProfile({self.profile.digest})"

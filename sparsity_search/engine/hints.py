@@ -37,7 +37,7 @@ def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
             if load_scores(Path(name)).layout.digest != layout.digest:
                 raise ProfileError(f"the scores in {name} are of another model, or of other units")
         elif name != GRADIENTS:
-            SENSITIVITIES.create(name).check(kind)
+            SENSITIVITIES.create(name).check_units(kind)
 
 
 def identity(name: str) -> str:

@@ -15,7 +15,7 @@ from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.budget import Budget
-from sparsity_search.pruning.patterns import Pattern, with_pattern
+from sparsity_search.pruning.patterns import groups_of, with_pattern
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory
 from sparsity_search.spaces.files import SpaceFile
 
@@ -79,10 +79,10 @@ def _final(config: RunConfig, pruner: Pruner) -> Pruner:
         raise ConfigError(
             f"--finalise {section.name} removes {kinds}, not {unit_kind(config, pruner)}"
         )
-    pattern = Pattern.of(pruner)
-    if pattern is None or pattern.scope != "group" or "pattern" in section.parameters:
+    groups = groups_of(pruner)
+    if groups is None or "pattern" in section.parameters:
         return final
-    return with_pattern(final, f"{'*' if pattern.keep is None else pattern.keep}:{pattern.group}")
+    return with_pattern(final, str(groups))
 
 
 def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:

@@ -1,4 +1,4 @@
-"""What a local pruner is: one weight, what is known of it, and counts give variants."""
+"""The interface of a local pruner: a weight, its evidence and counts give variants."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import Variants
+from sparsity_search.interfaces.units import SupportsUnits
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner(ABC):
+class Pruner(SupportsUnits, ABC):
     """A local pruner. Plugins are frozen keyword-only dataclasses whose fields have defaults.
 
     Attributes:
@@ -27,9 +28,11 @@ class Pruner(ABC):
         updates: Whether kept weights change, so that each level is a copy of its own.
         merges: Whether `merge` does anything: then units are not pruned independently, and a
             supernet cannot hold them.
+        experimental: Why the method is not recommended, with a figure, if it loses to a simpler
+            one in the project's own tables. It is shown by ``ls``, and warned of once.
     """
 
-    units: ClassVar[tuple[str, ...]] = ("weights",)
+    experimental: ClassVar[str] = ""
     updates: ClassVar[bool] = False
     merges: ClassVar[bool] = False
 

@@ -8,20 +8,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.units import SupportsUnits
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.scores import Scores
 
 
-class Sensitivity(ABC):
+class Sensitivity(SupportsUnits, ABC):
     """Measures or estimates losses. Plugins are frozen keyword-only dataclasses.
 
     Attributes:
-        units: The kinds of units whose losses it can tell; see `models/units/`.
+        units: The kinds of units whose losses it can measure; see `models/units/`.
+        experimental: Why the method is not recommended, with a figure, if it loses to a simpler
+            one in the project's own tables. It is shown by ``ls``, and warned of once.
     """
 
     units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "sublayers", "blocks")
+    experimental: ClassVar[str] = ""
 
     @abstractmethod
     def measure(
@@ -38,21 +41,12 @@ class Sensitivity(ABC):
         Args:
             subject: The dense model; unchanged afterwards.
             tokens: Calibration text, ``(n_sequences, length)`` int64.
-            pruner: What removes the items.
+            pruner: Removes the items.
             tables: Increasing counts of each unit, beyond its zeros.
             seed: Of all random draws, and of ties among the pruner's scores.
 
         Raises:
-            ConfigError: The units are of a kind that it cannot, or not in linear layers.
+            ConfigError: The method or the pruner is not for units of this kind, or a unit is not
+                made of linear layers.
             NumericalError: A loss is not finite.
         """
-
-    def check(self, kind: str) -> None:
-        """Check that units of a kind can be measured.
-
-        Raises:
-            ConfigError: They cannot.
-        """
-        if kind not in self.units:
-            name, kinds = type(self).__name__, ", ".join(self.units)
-            raise ConfigError(f"{name} measures {kinds}, not {kind}: choose another sensitivity")

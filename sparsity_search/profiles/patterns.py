@@ -1,47 +1,126 @@
-"""N:M patterns as text and numbers: of each group of M consecutive inputs, N weights are kept."""
+"""Which weights of a matrix compete with each other: the patterns that a mask can have."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-_TEXT = re.compile(r"(\d+|\*):(\d+)")
+from sparsity_search.errors import ConfigError
+
+#: Columns of a block in the ``block`` pattern, as in SparseGPT (arXiv 2301.00774, section 3.3).
+BLOCK = 128
+
+_SCOPES = ("layer", "row", "block")
+_GROUPS = re.compile(r"(\d+|\*):(\d+)")
 
 
 @dataclass(frozen=True)
-class Groups:
-    """A pattern ``N:M``, or ``*:M``.
+class Pattern:
+    """Which weights of a matrix compete with each other.
 
     Attributes:
-        size: Weights of a group.
-        keep: How many of them are kept; None for any number.
+        scope: ``layer``, ``row``, ``block`` (128 columns of all rows) or ``group`` (some
+            consecutive columns of one row).
+        group: Columns of a group (M), 0 for other scopes.
+        keep: Weights that a group keeps (N), or None where the counts decide.
     """
 
-    size: int
+    scope: str
+    group: int = 0
     keep: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Groups | None:
-        """Return the pattern that a text means; None if it means none.
+    def parse(cls, text: str) -> Pattern:
+        """Return the pattern that ``text`` means.
 
-        >>> Groups.parse("2:4"), Groups.parse("*:8"), Groups.parse("5:4")
-        (Groups(size=4, keep=2), Groups(size=8, keep=None), None)
+        Args:
+            text: ``layer``, ``row``, ``block``, ``N:M`` (**keep** N of M consecutive inputs, or
+                leave the unit dense) or ``*:M`` (the counts decide how many of M are kept).
+
+        Raises:
+            ConfigError: It is none of these.
         """
-        found = _TEXT.fullmatch(text)
-        if not found:
+        if not isinstance(text, str):  # YAML reads 2:4 as a number to the base 60
+            raise ConfigError(f'pattern must be text, not {text!r}: write "2:4" with quotes')
+        pattern = cls(text) if text in _SCOPES else cls.parse_groups(text)
+        if pattern is None:
+            raise ConfigError(f"pattern must be layer, row, block, N:M or *:M, not {text!r}")
+        return pattern
+
+    @classmethod
+    def parse_groups(cls, text: str) -> Pattern | None:
+        """Return the pattern that ``N:M`` or ``*:M`` means; None for any other text.
+
+        >>> str(Pattern.parse_groups("2:4")), Pattern.parse_groups("5:4")
+        ('2:4', None)
+        """
+        match = _GROUPS.fullmatch(text)
+        if not match:
             return None
-        size, keep = int(found[2]), None if found[1] == "*" else int(found[1])
-        return cls(size, keep) if size > 0 and (keep is None or keep <= size) else None
+        group, keep = int(match[2]), None if match[1] == "*" else int(match[1])
+        legal = group > 0 and (keep is None or keep <= group)
+        return cls("group", group, keep) if legal else None
+
+    def __str__(self) -> str:
+        if not self.is_grouped:
+            return self.scope
+        return f"{'*' if self.keep is None else self.keep}:{self.group}"
 
     @property
-    def kept(self) -> range:
-        """Numbers of weights that a group may keep, less than all, increasing."""
-        return range(self.size) if self.keep is None else range(self.keep, self.keep + 1)
+    def is_grouped(self) -> bool:
+        """Whether weights compete in groups of M consecutive inputs."""
+        return self.scope == "group"
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity of ``N:M``; None where the counts decide."""
+        return None if self.keep is None else 1 - self.keep / self.group
 
     def fits(self, n_weights: int) -> bool:
         """Whether so many weights are whole groups."""
-        return n_weights % self.size == 0
+        return n_weights % self.group == 0
 
-    def zeros(self, n_weights: int, keep: int) -> int:
-        """Return the zeros of ``n_weights`` of which every group keeps ``keep``."""
-        return n_weights // self.size * (self.size - keep)
+    def counts(self, n_weights: int) -> list[int]:
+        """Return how many of ``n_weights``, which are whole groups, can be zero, increasing.
+
+        Weights that are left dense are not among them.
+
+        >>> Pattern.parse("2:4").counts(8), Pattern.parse("*:4").counts(8)
+        ([4], [2, 4, 6, 8])
+        """
+        kept = range(self.group) if self.keep is None else [self.keep]
+        return [n_weights // self.group * (self.group - keep) for keep in reversed(kept)]
+
+    def check(self, shape: Sequence[int], counts: Sequence[int]) -> None:
+        """Check that counts of zeros, more than there are already, are possible.
+
+        Args:
+            shape: Rows and columns of the matrix.
+            counts: Zeros in all of it.
+
+        Raises:
+            ConfigError: The columns are not whole groups, or a count is not the same number for
+                every group, or not the number that the pattern says.
+        """
+        if not self.is_grouped:
+            return
+        rows, columns = shape
+        if columns % self.group:
+            raise ConfigError(
+                f"{columns} inputs are no whole number of groups of {self.group}: "
+                "leave such units out with --exclude"
+            )
+        size = rows * columns
+        for count in counts:
+            each, rest = divmod(count * self.group, size)
+            if rest or (self.keep is not None and each not in (0, self.group - self.keep)):
+                meaning = "as many zeros" if self.keep is None else f"{self.keep} kept"
+                raise ConfigError(
+                    f"{count} zeros of {size} do not mean {meaning} in each group of "
+                    f"{self.group}: choose a sparsity and a space whose steps are such numbers"
+                )
+
+    def removed_in_group(self, count: int, n_weights: int) -> int:
+        """Return how many weights of each group are zero when ``count`` of ``n_weights`` are."""
+        return count * self.group // n_weights

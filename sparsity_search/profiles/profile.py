@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.profiles.patterns import Groups
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.utils.files import digest
 
 FORMAT = 1
@@ -182,11 +182,11 @@ def zeros_of(unit: Unit, pattern: str) -> int:
     Raises:
         ProfileError: No such pattern, or the unit is no whole number of groups.
     """
-    groups = Groups.parse(pattern)
+    groups = Pattern.parse_groups(pattern)
     whole = groups is not None and unit.cost == 1 and groups.fits(unit.count)
-    if groups is None or groups.keep in (None, groups.size) or not whole:
+    if groups is None or groups.keep in (None, groups.group) or not whole:
         raise ProfileError(
             f"{unit.name}: {unit.count} items of {unit.cost} weights cannot be {pattern!r}"
         )
-    (keep,) = groups.kept
-    return groups.zeros(unit.count, keep)
+    (zeros,) = groups.counts(unit.count)
+    return zeros

@@ -12,10 +12,10 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners.bases.quotas import smallest
 from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
-from sparsity_search.pruning.patterns import Pattern
 
 #: Below this the inverse is not safe in float32; the scaled Hessian has unit diagonal.
 _LEAST_RHO = 0.01
@@ -102,7 +102,7 @@ class AdmmPruner(MaskedPruner):
                 yield partial(_given, removed)
             return
         pattern = Pattern.parse(self.pattern)
-        pattern.check(weight, counts)
+        pattern.check(weight.shape, counts)
         zero, ties = weight == 0, tie_breaks(weight.shape, seed, weight.device)
         dead = evidence.inputs.norms().to(weight.device) == 0
         existing = int(zero.sum())
@@ -114,7 +114,7 @@ class AdmmPruner(MaskedPruner):
                 return smallest(keys, number)
             if pattern.scope == "row":
                 return _smallest_of_rows(keys, zero.sum(dim=1), number)
-            each = pattern.removed_in_group(count, weight)
+            each = pattern.removed_in_group(count, weight.numel())
             unsafe = smallest_of_groups(keys, pattern.group, each)
             return smallest(keys.masked_fill_(~unsafe, _LAST), number)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
 from sparsity_search.pruners.bases.update import Updated, UpdatePruner
-from sparsity_search.pruning.patterns import Pattern
 
 #: The penalty's factor where the support changes by at least a share of its size (section 3.2).
 _FACTORS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -75,7 +75,7 @@ class ALPSPruner(UpdatePruner):
     ) -> Iterator[Updated]:
         """Yield the solution of each count."""
         pattern = Pattern.parse(self.pattern)
-        pattern.check(weight, counts)
+        pattern.check(weight.shape, counts)
         spectrum = spectrum_of(evidence.inputs, self.damping).to(weight.device)
         weights = weight.float().contiguous()
         scaled = (weights * spectrum.scale).masked_fill_(spectrum.dead, 0)
@@ -206,7 +206,7 @@ def smallest(pattern: Pattern, count: int, zero: Tensor, ties: Tensor) -> Choose
         zero: ``(rows, columns)`` bool, entries that go before all others (of their group).
         ties: Distinct integers of the same shape, which decide between equal magnitudes.
     """
-    number = pattern.removed_in_group(count, zero) if pattern.group else count
+    number = pattern.removed_in_group(count, zero.numel()) if pattern.group else count
     size = pattern.group or zero.numel()
 
     def lowest(keys: Tensor) -> Tensor:

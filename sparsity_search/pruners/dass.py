@@ -13,8 +13,8 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import RankedVariants
 from sparsity_search.interfaces.pruner import check_counts
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.score import ScorePruner, ranked
-from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ class LaCoPruner(StructuredPruner):
     """
 
     units: ClassVar[tuple[str, ...]] = ("blocks", "sublayers")
+    experimental: ClassVar[str] = (
+        "perplexity 44,539 after merging 3 of 30 blocks, where dropping them has 24.4 "
+        "(SmolLM2-135M)"
+    )
     merges: ClassVar[bool] = True
 
     def merge(self, subject: PrunableModel, profile: SparsityProfile) -> None:

@@ -13,10 +13,10 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.bits import keep
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InverseFactor
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners.bases.quotas import block_quotas, smallest
 from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
-from sparsity_search.pruning.patterns import Pattern
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
 _STACK_BYTES = 2**28
@@ -86,9 +86,9 @@ class SparseGPTPruner(MaskedPruner):
             return sort_keys(saliency, zero[:, columns], ties[:, columns])
 
         pattern = Pattern.parse(self.pattern)
-        pattern.check(weight, counts)
-        if pattern.scope == "group":
-            numbers = [pattern.removed_in_group(count, weight) for count in counts]
+        pattern.check(weight.shape, counts)
+        if pattern.is_grouped:
+            numbers = [pattern.removed_in_group(count, weight.numel()) for count in counts]
 
             def choose_groups(current: Tensor, columns: slice) -> Tensor:
                 pairs = zip(keys(current, columns), numbers, strict=True)

@@ -13,9 +13,9 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import RankedVariants, codes_of
 from sparsity_search.interfaces.pruner import check_counts
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
 from sparsity_search.pruners.bases.score import ScorePruner
-from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class WandaCumulativePruner(ScorePruner):
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> RankedVariants:
         """Return nested masks, see `Pruner.prune`."""
-        if Pattern.parse(self.pattern).scope == "group":
+        if Pattern.parse(self.pattern).is_grouped:
             return super().prune(weight, evidence, counts, seed=seed)
         table = check_counts(counts, weight)
         score = self.finite_score(weight, evidence)

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import with_pattern
-from sparsity_search.utils.random import derive_seed
+from sparsity_search.pruning.walk import visit_units, walk_for
 
 
 def prune_sequentially(
@@ -34,7 +33,7 @@ def prune_sequentially(
         on_block: Called with the index of each block when it is done.
 
     Returns:
-        What the pruner had to say of single units.
+        The pruner's remarks on single units.
 
     Raises:
         ConfigError: The pruner cannot have the profile's patterns.
@@ -43,19 +42,13 @@ def prune_sequentially(
     notes = []
     pruners = {pattern: with_pattern(pruner, pattern) for pattern in {"", *profile.patterns}}
     pruner.merge(subject, profile)
-    gradient = pruner.needs_gradient
-    for visit in walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient):
-        for unit in visit.units:
-            view = subject.views[unit.name]
-            count, pattern = profile.states[subject.layout.position(unit.name)]
-            variants = pruners[pattern].prune(
-                view.read(),
-                visit.evidence[unit.name],
-                [count],
-                seed=derive_seed(seed, "ties", unit.name),
-            )
-            view.write(variants.at(view.read(), count))
-            notes += [f"{unit.name}: {note}" for note in variants.notes]
+    for visit in walk_for(pruner, subject, tokens, rewritten=True):
+        for reached in visit_units(subject, visit):
+            name = reached.unit.name
+            count, pattern = profile.states[subject.layout.position(name)]
+            variants = reached.prune(pruners[pattern], [count], seed)
+            reached.view.write(variants.at(reached.weight, count))
+            notes += [f"{name}: {note}" for note in variants.notes]
         notes += visit.notes
         on_block(visit.block)
     subject.verify(profile)

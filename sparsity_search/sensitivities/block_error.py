@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
+from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
 from sparsity_search.sensitivities.bases.short_text import ShortText
-from sparsity_search.sensitivities.bases.variants import pruned_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class BlockErrorSensitivity(ShortText):
     ``‖y' − y‖² / ‖y − x‖²`` over all tokens, with the block's dense input ``x`` and output ``y``.
     Costs one forward pass of a block for each unit and level; the text may be short.
     """
+
+    experimental: ClassVar[str] = (
+        "perplexity of its knapsack with Wanda at 70% 2.65 times that of uniform (SmolLM2-135M)"
+    )
 
     def measure(
         self,
@@ -36,13 +41,14 @@ class BlockErrorSensitivity(ShortText):
         seed: int = 0,
     ) -> Scores:
         """Return the errors, see `Sensitivity.measure`."""
-        self.check(subject.units)
+        self.check_units(subject.units)
         runner = BlockRunner(subject, self.text(tokens))
         before, block = runner.embed(), 0
         after, losses = runner.run(0, before), []
         with subject.preserved():
-            for unit, view, levels, _ in pruned_units(subject, tokens, pruner, tables, seed):
-                dense = view.read().clone()
+            for unit, view, dense, levels, _ in pruned_units(
+                subject, tokens, pruner, tables, seed=seed
+            ):
                 while block < unit.block:
                     before, block = after, block + 1
                     after = runner.run(block, before)

@@ -20,9 +20,9 @@ from sparsity_search.models.running.recording import (
     slopes,
 )
 from sparsity_search.profiles.scores import Scores
+from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
 from sparsity_search.sensitivities.bases.short_text import ShortText
-from sparsity_search.sensitivities.bases.variants import pruned_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,15 @@ class FisherSensitivity(ShortText):
             ConfigError: A unit is not made of linear layers.
             NumericalError: A gradient is not finite.
         """
-        self.check(subject.units)
+        self.check_units(subject.units)
         text = self.text(tokens)
         span = min(self.span or text.shape[1], text.shape[1])
         positions = runs(text.shape[1], self.positions, span)
         recordings = record(subject, text, positions, self._differentiate(seed))
         losses, samples = [], []
-        for unit, view, levels, _ in pruned_units(subject, tokens, pruner, tables, seed):
-            dense = view.read()
+        for unit, view, dense, levels, _ in pruned_units(
+            subject, tokens, pruner, tables, seed=seed
+        ):
             found = torch.stack([slopes(view, level - dense, recordings) for level in levels])
             found = found.view(len(found), -1, span).sum(-1)
             losses.append(rising(found.double().square().mean(1).cpu() / 2 / span, unit.name))

@@ -15,8 +15,8 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.sensitivity import Sensitivity
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.scores import Scores
+from sparsity_search.pruning.walk import Pruned, pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
-from sparsity_search.sensitivities.bases.variants import Pruned, pruned_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,9 @@ class LayerErrorSensitivity(Sensitivity):
     """
 
     units: ClassVar[tuple[str, ...]] = ("weights", "width", "heads", "sublayers")
+    experimental: ClassVar[str] = (
+        "perplexity of its knapsack with Wanda at 70% 1.40 times that of uniform (SmolLM2-135M)"
+    )
 
     relative: bool = True
 
@@ -46,15 +49,19 @@ class LayerErrorSensitivity(Sensitivity):
         seed: int = 0,
     ) -> Scores:
         """Return the errors, see `Sensitivity.measure`."""
-        self.check(subject.units)
-        found = pruned_units(subject, tokens, pruner, tables, seed, Statistic.HESSIAN)
-        losses = tuple(self._errors(pruned) for pruned in found)
+        self.check_units(subject.units)
+        units = pruned_units(
+            subject, tokens, pruner, tables, seed=seed, statistic=Statistic.HESSIAN
+        )
+        losses = tuple(self._errors(pruned) for pruned in units)
         return Scores(subject.layout, tuple(np.array(table) for table in tables), losses)
 
     def _errors(self, pruned: Pruned) -> np.ndarray:
-        moments, dense = _moments(pruned), pruned.view.read().float()
+        moments, dense = _moments(pruned), pruned.dense.float()
         whole = _reader(pruned, dense)
-        whole[:, pruned.inputs.n_inputs :] = 0  # the bias is no size of what the weights write
+        whole[:, pruned.evidence.inputs.n_inputs :] = (
+            0  # the bias is no size of what the weights write
+        )
         size = _error(whole, moments) if self.relative else 1.0
         changes = (_reader(pruned, level.float() - dense) for level in pruned.levels)
         return rising([_error(c, moments) / (size or 1.0) for c in changes], pruned.unit.name)
@@ -62,10 +69,10 @@ class LayerErrorSensitivity(Sensitivity):
 
 def _moments(pruned: Pruned) -> Tensor:
     """Return the mean of ``x xᵀ``; behind the inputs of structures stands a constant 1."""
-    hessian = pruned.inputs.hessian()
+    hessian = pruned.evidence.inputs.hessian()
     if pruned.view.structures is None:
         return hessian
-    mean, one = pruned.inputs.mean()[:, None], hessian.new_ones(1, 1)
+    mean, one = pruned.evidence.inputs.mean()[:, None], hessian.new_ones(1, 1)
     return torch.cat([torch.cat([hessian, mean], dim=1), torch.cat([mean.T, one], dim=1)])
 
 

@@ -13,9 +13,9 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import check_head, divergence
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
+from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
 from sparsity_search.sensitivities.bases.short_text import ShortText
-from sparsity_search.sensitivities.bases.variants import pruned_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SingleKLSensitivity(ShortText):
         Raises:
             ModelError: What the model makes of its last hidden states is not understood.
         """
-        self.check(subject.units)
+        self.check_units(subject.units)
         text = self.text(tokens)
         check_head(subject.model, text)
         runner, n_blocks = BlockRunner(subject, text), len(subject.blocks)
@@ -56,8 +56,9 @@ class SingleKLSensitivity(ShortText):
         hidden, block = runner.embed(), 0
         teacher, losses = ending(hidden, 0), []
         with subject.preserved():
-            for unit, view, levels, _ in pruned_units(subject, tokens, pruner, tables, seed):
-                dense = view.read().clone()
+            for unit, view, dense, levels, _ in pruned_units(
+                subject, tokens, pruner, tables, seed=seed
+            ):
                 while block < unit.block:
                     hidden, block = runner.run(block, hidden), block + 1
                 found = []

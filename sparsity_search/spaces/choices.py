@@ -10,7 +10,7 @@ import numpy as np
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.patterns import Groups
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.profiles.profile import zeros_of
 from sparsity_search.spaces.prices import Prices
 from sparsity_search.spaces.tables import LevelTables
@@ -34,18 +34,18 @@ def n_of_m(layout: Layout, pattern: str) -> Choices:
     Raises:
         ConfigError: No such pattern, or a unit is no whole number of groups.
     """
-    groups = Groups.parse(pattern)
-    if groups is None or groups.keep == groups.size:
+    groups = Pattern.parse_groups(pattern)
+    if groups is None or groups.keep == groups.group:
         raise ConfigError(f"pattern of a space must be N:M with N < M, or *:M, not {pattern!r}")
     for unit in layout:
         if unit.cost != 1 or not groups.fits(unit.count):
             raise ConfigError(
                 f"{unit.name} has {unit.count} items of {unit.cost} weights: that is no whole "
-                f"number of groups of {groups.size} weights; leave such units out with --exclude"
+                f"number of groups of {groups.group} weights; leave such units out with --exclude"
             )
     return tuple(
-        (u.zeros, *(c for n in reversed(groups.kept) if (c := groups.zeros(u.count, n)) > u.zeros))
-        for u in layout
+        (unit.zeros, *(count for count in groups.counts(unit.count) if count > unit.zeros))
+        for unit in layout
     )
 
 

@@ -13,13 +13,13 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.variants import UnchangedVariants, Variants, on_cpu
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.walk import Refresh, Visit, walk
+from sparsity_search.models.running.walk import Refresh, Visit
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.profiles.profile import SparsityProfile, zeros_of
 from sparsity_search.pruning.patterns import with_pattern
+from sparsity_search.pruning.walk import visit_units, walk_for
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.switch import Supernet, variants_name
-from sparsity_search.utils.random import derive_seed
 
 #: What the blocks after a block of a supernet see.
 Propagate = Literal["centre", "dense", "expectation", "mean"]
@@ -83,13 +83,8 @@ def build(
     with subject.preserved():
         rewritten = plan.propagate != "dense"
         made: dict[str, Variants] = {}
-        for visit in walk(
-            subject,
-            tokens,
-            plan.pruner.requires,
-            rewritten=rewritten,
-            gradient=plan.pruner.needs_gradient,
-            refresh=plan.refresh,
+        for visit in walk_for(
+            plan.pruner, subject, tokens, rewritten=rewritten, refresh=plan.refresh
         ):
             known = folder is not None and folder.has(visit.block)
             if folder and known:
@@ -142,18 +137,13 @@ def tasks(
 def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str, Variants]:
     """Return the variants of the units visited."""
     made: dict[str, Variants] = {}
-    for unit in visit.units:
+    for reached in visit_units(subject, visit):
+        unit = reached.unit
         position = subject.layout.position(unit.name)
         patterns = plan.patterns[position] if plan.patterns else ()
-        for name, (pruner, counts) in tasks(
-            plan.pruner, unit, plan.tables[position], patterns
-        ).items():
-            made[name] = pruner.prune(
-                subject.views[unit.name].read(),
-                visit.evidence[unit.name],
-                counts,
-                seed=derive_seed(plan.seed, "ties", unit.name),
-            ).packed()
+        by_name = tasks(plan.pruner, unit, plan.tables[position], patterns)
+        for name, (pruner, counts) in by_name.items():
+            made[name] = reached.prune(pruner, counts, plan.seed).packed()
         made.setdefault(unit.name, UnchangedVariants(counts=(unit.zeros,)))
     return made
 

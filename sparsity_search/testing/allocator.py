@@ -1,4 +1,4 @@
-"""What every allocator must do, whatever its method."""
+"""The rules that every allocator keeps, see `sparsity_search.interfaces.allocator.Allocator`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.errors import InfeasibleBudgetError
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.interfaces.allocator import Allocator
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.evaluator import random_tokens, weights_of
-from sparsity_search.testing.models import tiny_llama
+from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 TARGETS = (0.1, 0.37, 0.5, 0.7, 0.95)
 #: Patterns of units left alone: none, one matrix, one sublayer, a whole block.
@@ -26,7 +27,7 @@ class AllocatorContract:
     @pytest.fixture
     def subject(self, allocator: Allocator) -> PrunableModel:
         """A tiny random model, with the units that the allocator is for."""
-        return PrunableModel(tiny_llama(), units=allocator.units)
+        return PrunableModel(tiny_llama(), units=allocator.units[0])
 
     @pytest.fixture
     def tokens(self) -> Tensor:
@@ -45,7 +46,7 @@ class AllocatorContract:
         self, allocator: Allocator, tokens: Tensor, target: float, exclude: str | None
     ) -> None:
         """As well as its units allow, at all targets, also where blocks differ in size."""
-        subject = PrunableModel(tiny_llama(), exclude, allocator.units)
+        subject = PrunableModel(tiny_llama(), exclude, allocator.units[0])
         budget = Budget(target)
         profile = allocator.allocate(subject, tokens, budget, Bounds.of(subject.layout))
         assert profile.layout == subject.layout
@@ -72,7 +73,7 @@ class AllocatorContract:
 
     def test_units_that_stay_or_go(self, allocator: Allocator, tokens: Tensor) -> None:
         """The first unit is left alone and the last removed, whatever their scores."""
-        subject = PrunableModel(tiny_llama(layers=4), units=allocator.units)
+        subject = PrunableModel(tiny_llama(layers=4), units=allocator.units[0])
         counts, n_units = subject.layout.counts, len(subject.layout)
         bounds = Bounds(
             lower=np.where(np.arange(n_units) == n_units - 1, counts, 0),
@@ -102,20 +103,35 @@ class AllocatorContract:
         high: float,
     ) -> None:
         """Bounds that no profile meets are an error before the model runs."""
-
-        def runs(*_: object) -> None:
-            raise AssertionError("the model ran")
-
-        subject.model.register_forward_pre_hook(runs)
-        with pytest.raises(InfeasibleBudgetError, match="out of reach"):
+        forbid_running(subject.model)
+        with pytest.raises(InfeasibleBudgetError):
             allocator.allocate(subject, tokens, Budget(0.5), Bounds.of(subject.layout, low, high))
+
+    @pytest.mark.parametrize("kind", ALL_UNITS)
+    def test_kinds_of_units(self, allocator: Allocator, tokens: Tensor, kind: str) -> None:
+        """The method serves the kinds that it declares; others are errors before the model runs.
+
+        A kind that a plugin in the fields is not for is an error too.
+        """
+        model = tiny_mixtral() if kind == "experts" else tiny_llama(layers=2)
+        subject = PrunableModel(model, units=kind)
+        budget, bounds = Budget(0.5), Bounds.of(subject.layout)
+        try:
+            allocator.check_units(kind)
+        except ConfigError:
+            forbid_running(subject.model)
+            with pytest.raises(ConfigError):
+                allocator.allocate(subject, tokens, budget, bounds)
+        else:
+            assert kind in allocator.units
+            assert_meets(allocator.allocate(subject, tokens, budget, bounds), budget)
 
     def test_existing_zeros(self, allocator: Allocator, tokens: Tensor) -> None:
         """What is zero in the dense model counts as removed."""
         model = tiny_llama(layers=5)
-        view = list(PrunableModel(model, units=allocator.units).views.values())[2]
+        view = list(PrunableModel(model, units=allocator.units[0]).views.values())[2]
         view.write(torch.zeros_like(view.read()))
-        subject = PrunableModel(model, units=allocator.units)
+        subject = PrunableModel(model, units=allocator.units[0])
         assert subject.layout.zeros[2] == subject.layout.counts[2]
         profile = allocator.allocate(subject, tokens, Budget(0.3), Bounds.of(subject.layout))
         assert_meets(profile, Budget(0.3))
@@ -140,6 +156,15 @@ class AllocatorContract:
         with torch.random.fork_rng(devices=[]):
             torch.rand(7)
             assert allocator.allocate(subject, tokens, Budget(0.5), bounds) == first
+
+
+def forbid_running(model: nn.Module) -> None:
+    """Make every forward pass of a model fail."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the model ran")
+
+    model.register_forward_pre_hook(fail)
 
 
 def assert_meets(profile: SparsityProfile, budget: Budget) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.sensitivity import Sensitivity
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.registry import PRUNERS
@@ -66,9 +67,10 @@ class SensitivityContract:
             assert losses[-1] > 0
 
     def test_other_units(self, sensitivity: Sensitivity) -> None:
-        """Experts, and what else it cannot, are refused by name."""
-        with pytest.raises(ConfigError, match="experts"):
-            sensitivity.check("experts")
+        """Units of a kind that the method is not for are refused."""
+        for kind in set(ALL_UNITS) - set(sensitivity.units):
+            with pytest.raises(ConfigError):
+                sensitivity.check_units(kind)
 
     def test_model_is_unchanged(
         self, sensitivity: Sensitivity, subject: PrunableModel, tokens: Tensor, pruner: Pruner

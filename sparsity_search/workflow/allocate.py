@@ -36,7 +36,7 @@ def allocate(
     monitor = monitor or Monitor()
     budget, plugin = Budget(config.budget.target), allocator(config, name)
     requests = [calibration(config.data)] if plugin.needs_text else []
-    kind = config.model.units or plugin.units
+    kind = config.model.units or plugin.units[0]
     session = open_session(
         config.model, requests, config.study.seed, monitor, kind, config.data.statistics
     )

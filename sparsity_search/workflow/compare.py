@@ -25,7 +25,7 @@ from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.report.comparison import COMPARISON, FORMAT, write_tables
@@ -304,7 +304,6 @@ def _check_count(case: Case, profile: SparsityProfile) -> tuple[str, ...]:
     if abs(profile.n_removed - wanted) < profile.layout.costs.max():
         return ()
     told = f"removes {profile.n_removed} weights, the budget says {wanted}"
-    pattern = Pattern.of(case.pruning)
-    if case.own_profile and pattern is not None and pattern.scope == "group":
+    if case.own_profile and groups_of(case.pruning) is not None:
         return (told,)
     raise ProfileError(f"{case.allocator} {told}")

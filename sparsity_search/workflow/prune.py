@@ -19,7 +19,7 @@ from sparsity_search.models.surgery.materialise import materialise, plan, saveab
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import pattern_of
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import model_card
 from sparsity_search.runs import directory
@@ -147,7 +147,7 @@ def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
 
 def _target(config: RunConfig, pruner: Pruner) -> float:
     """Return the sparsity asked for, or the one that an N:M pattern means."""
-    pattern = Pattern.of(pruner)
+    pattern = pattern_of(pruner)
     if config.budget.sparsity is None and pattern and pattern.sparsity is not None:
         return pattern.sparsity
     return config.budget.target

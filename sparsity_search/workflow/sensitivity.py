@@ -36,7 +36,7 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     build, pruner = factory_of(config), pruner_of(config)
     plugin: Sensitivity = build.resolve(SENSITIVITIES, config.sensitivity.spec)
     kind = unit_kind(config, pruner)
-    plugin.check(kind)
+    plugin.check_units(kind)
     if pruner.merges:
         raise ConfigError("this pruner merges removed units into kept ones: use drop instead")
     measured = {"sensitivity": plugin, "pruner": pruner}

@@ -59,7 +59,7 @@ def solve(
     found = {}
     with monitor.stage(f"solve {name}", len(budgets)) as advance:
         for file, budget in zip(files, budgets, strict=True):
-            found[file] = plugin.solved(scores, budget, bounds)
+            found[file] = plugin.solve(scores, budget, bounds)
             advance()
     for (file, allocation), budget in zip(found.items(), budgets, strict=True):
         write_json(file, _artefact(plugin, scores, budget, allocation))

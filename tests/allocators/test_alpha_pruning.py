@@ -21,7 +21,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.testing.models import tiny_llama, tiny_mixtral
+from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
 
@@ -279,13 +279,6 @@ def test_structures_have_the_mean_of_their_linears(
     # a narrow model has few structures, and rounding is coarse: only the ends are certain
     blocks = found.grouped("block")
     assert blocks[1] < blocks[3]
-
-
-@pytest.mark.parametrize("units", ["blocks", "sublayers", "experts"])
-def test_other_structures_are_refused(units: str) -> None:
-    subject = PrunableModel(tiny_mixtral() if units == "experts" else tiny_llama(), units=units)
-    with pytest.raises(ConfigError, match="choose --units weights, width or heads"):
-        allocated(subject)
 
 
 def test_weights_must_be_finite() -> None:

@@ -11,8 +11,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import sparsity_search.allocators.als as module
-from sparsity_search.allocators.als import ALSAllocator, programme, redundancies, similarities
-from sparsity_search.allocators.bases.hidden import sampled_rows
+from sparsity_search.allocators.als import (
+    ALSAllocator,
+    programme,
+    redundancies,
+    sampled_rows,
+    similarities,
+)
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -272,8 +277,6 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_errors(tiny_tokens: Tensor) -> None:
-    with pytest.raises(ConfigError, match="choose --units weights, width or heads"):
-        allocated(PrunableModel(tiny_llama(), units="sublayers"), tiny_tokens)
     model = tiny_llama()
     model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
     with pytest.raises(NumericalError, match="activations are not finite"):

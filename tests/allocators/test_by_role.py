@@ -11,6 +11,7 @@ from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import ALLOCATORS, describe
 from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
@@ -20,7 +21,7 @@ ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 def allocated(offsets: object, target: float = 0.5) -> SparsityProfile:
     layout = SUBJECT.layout
-    allocator = ByRoleAllocator(offsets=offsets)  # type: ignore[arg-type]
+    allocator = ALLOCATORS.create("by_role", offsets=offsets)
     return allocator.allocate(SUBJECT, NOTHING, Budget(target), Bounds.of(layout))
 
 
@@ -55,12 +56,12 @@ def test_equal_over_depth_and_exact() -> None:
 
 def test_is_a_value() -> None:
     one, other = (
-        ByRoleAllocator(offsets={"q": 0.1, "k": 0}),
+        ALLOCATORS.create("by_role", offsets={"q": 0.1, "k": 0}),
         ByRoleAllocator(offsets=(("k", 0.0), ("q", 0.1))),
     )
     assert one == other
     assert hash(one) == hash(other)
-    assert repr(one) == "ByRole(offsets=(('k', 0.0), ('q', 0.1)))"
+    assert describe(one) == "ByRole(offsets=(('k', 0.0), ('q', 0.1)))"
     assert not ByRoleAllocator.needs_text
 
 
@@ -68,4 +69,4 @@ def test_faults() -> None:
     with pytest.raises(UnknownNameError, match="'gat': did you mean 'gate'"):
         allocated({"gat": 0.1})
     with pytest.raises(ConfigError, match=r"offsets must lie in \[-1, 1\]"):
-        ByRoleAllocator(offsets={"q": 2.0})
+        ALLOCATORS.create("by_role", offsets={"q": 2.0})

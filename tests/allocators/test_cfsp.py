@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsity_search.allocators.cfsp as module
-from sparsity_search.allocators.bases.hidden import mean_angle
-from sparsity_search.allocators.cfsp import CFSPAllocator, block_densities, importances
+from sparsity_search.allocators.cfsp import CFSPAllocator, block_densities, importances, mean_angle
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -176,9 +175,6 @@ def test_uniform(
 
 
 def test_errors(tiny_tokens: Tensor) -> None:
-    for units in ("blocks", "sublayers"):
-        with pytest.raises(ConfigError, match="choose --units weights, width or heads"):
-            allocated(PrunableModel(tiny_llama(), units=units), tiny_tokens)
     for value in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="contrast must be at least 0"):
             ALLOCATORS.create("cfsp", contrast=value)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sparsity_search.allocators.dlp as module
 from sparsity_search.allocators.dlp import DLPAllocator
-from sparsity_search.errors import ConfigError, InfeasibleBudgetError
+from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
@@ -131,14 +131,3 @@ def test_defaults() -> None:
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ALLOCATORS.create("dlp", **settings)
-
-
-def test_errors(tiny_tokens: Tensor) -> None:
-    subject = PrunableModel(tiny_llama(), units="blocks")
-    with pytest.raises(ConfigError, match="choose --units weights, width or heads, not blocks"):
-        allocated(subject, tiny_tokens)
-    subject = PrunableModel(tiny_llama())
-    with pytest.raises(InfeasibleBudgetError):
-        DLPAllocator().allocate(
-            subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout, 0.6, 1.0)
-        )

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from sparsity_search.allocators.bases.thresholds import kept_in_proportion
 from sparsity_search.allocators.er import ERAllocator
-from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
@@ -114,8 +113,5 @@ def test_matrices_of_experts() -> None:
     )
 
 
-def test_structures_are_refused() -> None:
-    subject = PrunableModel(tiny_llama(), units="heads")
-    with pytest.raises(ConfigError, match="choose --units weights"):
-        ERAllocator().allocate(subject, NOTHING, Budget(0.5), Bounds.of(subject.layout))
+def test_no_text_is_read() -> None:
     assert not ERAllocator.needs_text

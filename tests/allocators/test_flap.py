@@ -215,17 +215,9 @@ def test_standardised() -> None:
     assert module.standardised(torch.full((5,), 3.0)).tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("units", ["weights", "sublayers", "blocks"])
-def test_needs_structures_to_rank(units: str, tokens: Tensor) -> None:
-    subject = subject_of(units)
-    with pytest.raises(ConfigError, match="choose --units width or heads"):
-        allocated(subject, tokens)
-
-
 def test_errors(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="metric must be one of WIFV, IFV, WIFN"):
         ALLOCATORS.create("flap", metric="wifv")
-    assert FLAPAllocator.units == "width"
     subject = subject_of()
     subject.views["model.layers.0.mlp"].module.weight[0, 0] = 1e30
     with pytest.raises(NumericalError, match="not finite"):

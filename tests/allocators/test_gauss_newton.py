@@ -244,7 +244,9 @@ def test_other_pruners_and_units(
     units: str, pruner: Any, spacing: float, tiny_tokens: Tensor
 ) -> None:
     subject, budget = PrunableModel(tiny_llama(layers=4), units=units), Budget(0.6)
-    method = GaussNewtonAllocator(**{**QUICK, "spacing": spacing, "pruner": pruner, "reach": 0.3})
+    method = ALLOCATORS.create(
+        "gauss_newton", **{**QUICK, "spacing": spacing, "pruner": pruner, "reach": 0.3}
+    )
     found = method.detailed(subject, tiny_tokens, budget, Bounds.of(subject.layout))
     assert_meets(found.profile, budget)
     if units == "weights":  # also where the grid is coarse, the start is uniform
@@ -260,7 +262,7 @@ def test_other_pruners_and_units(
 def test_patterns(pattern: str, target: float, legal: Any, tiny_tokens: Tensor) -> None:
     subject, budget = PrunableModel(tiny_llama()), Budget(target)
     pruner = {"name": "wanda", "pattern": pattern}
-    found = GaussNewtonAllocator(**QUICK, pruner=pruner).allocate(
+    found = ALLOCATORS.create("gauss_newton", **QUICK, pruner=pruner).allocate(
         subject, tiny_tokens, budget, Bounds.of(subject.layout)
     )
     eighths = np.array(found.removed) * 8 / subject.layout.counts
@@ -274,7 +276,7 @@ def test_a_pattern_that_cannot_meet_the_budget(
     tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
     tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    method = GaussNewtonAllocator(pruner={"name": "wanda", "pattern": "2:4"})
+    method = ALLOCATORS.create("gauss_newton", pruner={"name": "wanda", "pattern": "2:4"})
     with pytest.raises(InfeasibleBudgetError, match="out of reach"):
         method.allocate(tiny_subject, tiny_tokens, Budget(0.6), Bounds.of(tiny_subject.layout))
 
@@ -354,7 +356,7 @@ def test_settings(given_: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("units", "pruner", "message"),
     [
-        ("width", "wanda", "removes weights, not width"),
+        ("width", "wanda", "WandaPruner needs units weights"),
         ("blocks", "laco", "search with drop"),
         ("weights", "wanda", "leave experts out"),
     ],
@@ -371,8 +373,8 @@ def test_refused(units: str, pruner: str, message: str, tiny_tokens: Tensor) -> 
 def test_it_starts_from_another_profile(tiny_tokens: Tensor, start: Any) -> None:
     subject = PrunableModel(tiny_llama(layers=2, seed=3))
     budget, bounds = Budget(0.6), Bounds.of(subject.layout)
-    method = GaussNewtonAllocator(start=start, **QUICK)
-    profile = method.start.allocate(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
+    method = ALLOCATORS.create("gauss_newton", start=start, **QUICK)
+    profile = method.start.allocate(subject, tiny_tokens, budget, bounds)
     found = method.detailed(subject, tiny_tokens, budget, bounds)
     expected = pruned_divergence(subject, tiny_tokens, profile, 4, WandaPruner())
     assert told(found)[0] == pytest.approx(expected, rel=1e-3)
@@ -386,12 +388,14 @@ def test_a_stage_goes_on_where_the_last_ended(tiny_tokens: Tensor, pruner: str) 
     subject = PrunableModel(tiny_llama(layers=2, seed=3))
     budget, bounds = Budget(0.6), Bounds.of(subject.layout)
     settings = {**QUICK, "pruner": pruner}
-    both = GaussNewtonAllocator(stages=2, **settings).detailed(
+    both = ALLOCATORS.create("gauss_newton", stages=2, **settings).detailed(
         subject, tiny_tokens, budget, bounds
     )
-    nested = GaussNewtonAllocator(start={"name": "gauss_newton", **settings}, **settings)
+    nested = ALLOCATORS.create(
+        "gauss_newton", start={"name": "gauss_newton", **settings}, **settings
+    )
     second = nested.detailed(subject, tiny_tokens, budget, bounds)
-    first = nested.start.detailed(subject, tiny_tokens, budget, bounds)  # type: ignore[union-attr]
+    first = nested.start.detailed(subject, tiny_tokens, budget, bounds)
     assert both.profile == second.profile
     assert both.profile != first.profile
     assert both.notes == (*first.notes, *second.notes)
@@ -400,4 +404,4 @@ def test_a_stage_goes_on_where_the_last_ended(tiny_tokens: Tensor, pruner: str) 
 @pytest.mark.parametrize("start", [3, {"m": 4}, {"name": 3}])
 def test_starts_that_are_none(start: Any) -> None:
     with pytest.raises(ConfigError, match=r"allocator must be|allocator with settings needs"):
-        GaussNewtonAllocator(start=start)
+        ALLOCATORS.create("gauss_newton", start=start)

@@ -199,13 +199,6 @@ def test_a_floor_keeps_one_structure() -> None:
     assert allocated(subject, 0.5, floor=0.0).removed[0] == subject.layout.counts[0]
 
 
-@pytest.mark.parametrize("units", ["blocks", "sublayers"])
-def test_single_structures_are_refused(units: str) -> None:
-    subject = PrunableModel(tiny_llama(), units=units)
-    with pytest.raises(ConfigError, match="choose --units weights"):
-        allocated(subject, 0.5)
-
-
 def test_existing_zeros_go_first() -> None:
     subject = scaled_blocks([1.0, 1.0])
     view = subject.views[subject.layout[3].name]

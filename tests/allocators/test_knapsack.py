@@ -16,7 +16,8 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.pruners.wanda import WandaPruner
-from sparsity_search.registry import ALLOCATORS
+from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.solvers.decisions import as_limits
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.solver_problems import layout_of, random_scores, scores_of
 from tests.helpers.solver_toys import Toy
@@ -46,7 +47,7 @@ def test_is_the_optimum_in_closed_form(target: float) -> None:
         reached = np.minimum(middle / a, 1) @ layout.counts < target * layout.n_weights
         low, high = (middle, high) if reached else (low, middle)
     for solver in SOLVERS:
-        found = solver(sensitivity=Toy()).solve(scores, Budget(target), everywhere(layout))
+        found = solver(sensitivity=Toy()).solve(scores, Budget(target), everywhere(layout)).profile
         assert found.n_removed == Budget(target).n_removed(layout)
         np.testing.assert_allclose(found.sparsities, np.minimum(high / a, 1), atol=0.006)
 
@@ -62,11 +63,11 @@ def test_budget_and_bounds_are_exact(
     low, high = target - 0.07, min(1.0, target + 0.2)
     bounds = Bounds.of(layout, [low, 0, 0, 0, 0], [high, high, 1, 1, 1])
     allocator = solver(sensitivity=Toy())
-    found = allocator.solve(scores, Budget(target), bounds)
+    found = allocator.solve(scores, Budget(target), bounds).profile
     assert found.n_removed == Budget(target).n_removed(layout)
     assert (bounds.lower <= found.removed).all()
     assert (found.removed <= bounds.upper).all()
-    assert allocator.solve(scores, Budget(target), bounds) == found
+    assert allocator.solve(scores, Budget(target), bounds).profile == found
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -76,7 +77,9 @@ def test_is_no_worse_than_uniform_or_the_other_solvers(seed: int) -> None:
     for target in (0.9, 0.6, 0.3):
         budget = Budget(target)
         exact, *others = (
-            scores.loss(solver(sensitivity=Toy()).solve(scores, budget, everywhere(layout)))
+            scores.loss(
+                solver(sensitivity=Toy()).solve(scores, budget, everywhere(layout)).profile
+            )
             for solver in SOLVERS
         )
         others.append(scores.loss(budget.uniform(layout)))
@@ -92,13 +95,13 @@ def test_equal_curves_give_the_uniform_profile(
 ) -> None:
     layout = layout_of([400, 37, 1000, 333])
     scores = scores_of(layout, lambda i, s: power * layout.counts[i] * s**2)
-    found = solver(sensitivity=Toy()).solve(scores, Budget(0.37), everywhere(layout))
+    found = solver(sensitivity=Toy()).solve(scores, Budget(0.37), everywhere(layout)).profile
     assert found == Budget(0.37).uniform(layout)
 
 
 def test_one_unit(toy: KnapsackAllocator) -> None:
     layout = layout_of([1000])
-    found = toy.solve(random_scores(layout, 0), Budget(0.377), everywhere(layout))
+    found = toy.solve(random_scores(layout, 0), Budget(0.377), everywhere(layout)).profile
     assert found.removed == (377,)
 
 
@@ -106,8 +109,10 @@ def test_one_unit(toy: KnapsackAllocator) -> None:
 def test_tied_units_share_a_sparsity(solver: type[ScoredAllocator]) -> None:
     layout = layout_of([400, 200, 1000, 600] * 3)
     scores = random_scores(layout, 5, convex=True)
-    found = solver(sensitivity=Toy(), tied=("block",)).solve(
-        scores, Budget(0.37), everywhere(layout)
+    found = (
+        solver(sensitivity=Toy(), tied=("block",))
+        .solve(scores, Budget(0.37), everywhere(layout))
+        .profile
     )
     assert found.n_removed == Budget(0.37).n_removed(layout)
     shares = found.sparsities.reshape(3, 4)
@@ -118,15 +123,15 @@ def test_tied_units_share_a_sparsity(solver: type[ScoredAllocator]) -> None:
 def test_limits(toy: KnapsackAllocator) -> None:
     layout = layout_of([400, 200, 1000, 600] * 2)
     scores = random_scores(layout, 1, convex=True)
-    limited = dataclasses.replace(toy, limits={"q|v": [0.6, 0.65], "d": [0, 0.3]})
-    found = limited.solve(scores, Budget(0.5), everywhere(layout))
+    limited = dataclasses.replace(toy, limits=as_limits({"q|v": [0.6, 0.65], "d": [0, 0.3]}))
+    found = limited.solve(scores, Budget(0.5), everywhere(layout)).profile
     assert found.n_removed == Budget(0.5).n_removed(layout)
     assert 0.6 <= np.array(found.removed)[[0, 1, 4, 5]].sum() / 1200 <= 0.65
     assert np.array(found.removed)[[3, 7]].sum() / 1200 <= 0.3
     assert hash(limited) == hash(dataclasses.replace(limited, limits=limited.limits))
-    wide = dataclasses.replace(toy, limits={".*": [0, 1]})
-    free = scores.loss(toy.solve(scores, Budget(0.5), everywhere(layout)))
-    same = scores.loss(wide.solve(scores, Budget(0.5), everywhere(layout)))
+    wide = dataclasses.replace(toy, limits=as_limits({".*": [0, 1]}))
+    free = scores.loss(toy.solve(scores, Budget(0.5), everywhere(layout)).profile)
+    same = scores.loss(wide.solve(scores, Budget(0.5), everywhere(layout)).profile)
     assert free <= same * 1.0001 <= free * 1.01
 
 
@@ -139,11 +144,13 @@ def test_limits_out_of_reach_are_refused_before_any_work(
             raise AssertionError("something was measured")
 
     bounds = everywhere(tiny_subject.layout)
-    knapsack = KnapsackAllocator(sensitivity=Never(), limits={"gate|up|down": [0.0, 0.1]})
+    knapsack = KnapsackAllocator(
+        sensitivity=Never(), limits=as_limits({"gate|up|down": [0.0, 0.1]})
+    )
     with pytest.raises(InfeasibleBudgetError, match=r"give 0 to 0\.39"):
         knapsack.allocate(tiny_subject, tiny_tokens, Budget(0.5), bounds)
     with pytest.raises(UnknownNameError, match="no role matches 'gat'"):
-        KnapsackAllocator(sensitivity=Never(), limits={"gat": (0.0, 0.1)}).allocate(
+        KnapsackAllocator(sensitivity=Never(), limits=as_limits({"gat": (0.0, 0.1)})).allocate(
             tiny_subject, tiny_tokens, Budget(0.5), bounds
         )
 
@@ -183,7 +190,7 @@ def test_structures(
 ) -> None:
     subject = PrunableModel(tiny_llama(num_attention_heads=8, num_key_value_heads=4), units=units)
     layout, costs = subject.layout, subject.layout.costs
-    allocator = solver(sensitivity=Toy(), pruner=pruner)
+    allocator = solver(sensitivity=Toy(), pruner=PRUNERS.create(pruner))
     for target in (0.2, 0.55):
         found = allocator.allocate(subject, tiny_tokens, Budget(target), everywhere(layout))
         missing = Budget(target).n_removed(layout) - found.n_removed
@@ -203,8 +210,8 @@ def test_pairs(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     assert second != first
     assert second.n_removed == budget.n_removed(layout)
     scores = paired.measure(tiny_subject, tiny_tokens)
-    assert paired.predicted(scores, second) < paired.predicted(scores, first)
-    assert dataclasses.replace(paired, shrink=0.0).solve(scores, budget, bounds) == first
+    assert paired.predict(scores, second) < paired.predict(scores, first)
+    assert dataclasses.replace(paired, shrink=0.0).solve(scores, budget, bounds).profile == first
 
 
 def test_tells_the_predicted_losses(
@@ -217,7 +224,7 @@ def test_tells_the_predicted_losses(
     assert best < uniform
     assert found.notes == (f"predicted loss {best:.6g}; of the uniform profile {uniform:.6g}",)
     asked = dataclasses.replace(toy, use_pairs=True)
-    assert asked.solved(scores, budget, everywhere(layout)).notes[1] == "no pairs were measured"
+    assert asked.solve(scores, budget, everywhere(layout)).notes[1] == "no pairs were measured"
 
 
 def test_a_stopped_solver_is_told(toy: KnapsackAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +238,9 @@ def test_a_stopped_solver_is_told(toy: KnapsackAllocator, monkeypatch: pytest.Mo
         return found
 
     layout = layout_of([400, 200])
-    limited = dataclasses.replace(toy, limits={"q": [0.0, 0.5]})
+    limited = dataclasses.replace(toy, limits=as_limits({"q": [0.0, 0.5]}))
     monkeypatch.setattr(integer, "milp", stopped)
-    notes = limited.solved(random_scores(layout, 0), Budget(0.5), everywhere(layout)).notes
+    notes = limited.solve(random_scores(layout, 0), Budget(0.5), everywhere(layout)).notes
     assert notes[1] == "stopped by time_limit within 0.014 of the optimum"
 
 
@@ -246,7 +253,9 @@ def test_arguments_of_the_sensitivity(tiny_subject: PrunableModel, tiny_tokens: 
             seen.update(tokens=tokens, pruner=pruner, tables=tables, seed=seed)
             return super().measure(subject, tokens, pruner, tables, seed=seed)
 
-    knapsack = KnapsackAllocator(sensitivity=Spy(), pruner="magnitude", levels=(0.25, 1.0), seed=7)
+    knapsack = KnapsackAllocator(
+        sensitivity=Spy(), pruner=PRUNERS.create("magnitude"), levels=(0.25, 1.0), seed=7
+    )
     bounds = everywhere(tiny_subject.layout)
     knapsack.allocate(tiny_subject, tiny_tokens, Budget(0.5), bounds)
     assert torch.equal(seen["tokens"], tiny_tokens)  # type: ignore[arg-type]
@@ -257,7 +266,7 @@ def test_arguments_of_the_sensitivity(tiny_subject: PrunableModel, tiny_tokens: 
 
 def test_a_pruner_of_other_units_is_refused(tiny_tokens: Tensor, toy: KnapsackAllocator) -> None:
     subject = PrunableModel(tiny_llama(), units="width")
-    with pytest.raises(ConfigError, match="removes weights, not width: choose another"):
+    with pytest.raises(ConfigError, match="WandaPruner needs units weights"):
         toy.allocate(subject, tiny_tokens, Budget(0.5), everywhere(subject.layout))
 
 

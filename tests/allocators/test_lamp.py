@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_search.allocators.lamp import LAMPAllocator, lamp_scores
-from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.errors import NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
@@ -120,12 +120,6 @@ def test_equal_magnitudes_keep_equally_many() -> None:
         view.write(view.read().sign() * 3)
     left = subject.layout.counts - np.array(allocated(subject, 0.8).removed)
     np.testing.assert_allclose(left, left.mean(), atol=1)
-
-
-def test_structures_are_refused() -> None:
-    subject = PrunableModel(tiny_llama(), units="width")
-    with pytest.raises(ConfigError, match="choose --units weights"):
-        allocated(subject, 0.5)
 
 
 def test_weights_must_be_finite() -> None:

@@ -242,9 +242,6 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("metric", ["wanda", "magnitude"])
 def test_errors(metric: str, tiny_tokens: Tensor) -> None:
-    for units in ("width", "blocks"):
-        with pytest.raises(ConfigError, match="choose --units weights"):
-            allocated(PrunableModel(tiny_llama(), units=units), tiny_tokens, metric=metric)
     model = tiny_llama()
     model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(NumericalError, match="scores are not finite"):

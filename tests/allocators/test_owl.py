@@ -191,13 +191,6 @@ def assert_near(found: SparsityProfile, expected: np.ndarray) -> None:
     assert (off < 1.5).all()
 
 
-@pytest.mark.parametrize("units", ["blocks", "sublayers"])
-def test_other_units(units: str, tiny_tokens: Tensor) -> None:
-    subject = PrunableModel(tiny_llama(), units=units)
-    with pytest.raises(ConfigError, match=f"choose --units weights, width or heads, not {units}"):
-        OWLAllocator().allocate(subject, tiny_tokens, Budget(0.4), Bounds.of(subject.layout))
-
-
 def test_not_finite_scores(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     name = "model.layers.2.mlp.down_proj"  # nothing reads its output
     tiny_subject.views[name].module.weight[0, 0] = float("nan")

@@ -158,12 +158,6 @@ def test_only_weights_that_are_not_zero_count() -> None:
     )
 
 
-def test_structures_are_refused() -> None:
-    subject = PrunableModel(tiny_llama(), units="width")
-    with pytest.raises(ConfigError, match="choose --units weights"):
-        allocated(subject, 0.5)
-
-
 def test_weights_must_be_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
         pq_index(torch.tensor([1.0, float("inf")]), 0.5, 1.0)

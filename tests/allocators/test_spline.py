@@ -11,6 +11,7 @@ from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama
 
 NOTHING = torch.empty(0, 0)
@@ -21,7 +22,7 @@ KNOTS = st.lists(st.floats(-1, 1), min_size=2, max_size=7).map(tuple)
 def allocated(
     subject: PrunableModel = SUBJECT, target: float = 0.5, **given: object
 ) -> SparsityProfile:
-    allocator = SplineAllocator(**given)  # type: ignore[arg-type]
+    allocator = ALLOCATORS.create("spline", **given)
     return allocator.allocate(subject, NOTHING, Budget(target), Bounds.of(subject.layout))
 
 
@@ -131,11 +132,13 @@ def test_offsets_are_added() -> None:
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SplineAllocator(**settings)  # type: ignore[arg-type]
+        ALLOCATORS.create("spline", **settings)
 
 
 def test_unknown_role() -> None:
     with pytest.raises(UnknownNameError, match="offsets: no unit"):
         allocated(offsets={"attention": 0.1})
     assert not SplineAllocator.needs_text
-    assert hash(SplineAllocator(knots=[0, 1])) == hash(SplineAllocator(knots=(0.0, 1.0)))  # type: ignore[arg-type]
+    assert hash(ALLOCATORS.create("spline", knots=[0, 1])) == hash(
+        SplineAllocator(knots=(0.0, 1.0))
+    )

@@ -12,7 +12,8 @@ from sparsity_search.engine.plugins import Plugins, allocator
 from sparsity_search.errors import SparsitySearchError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.profiles.patterns import Pattern
+from sparsity_search.pruning.patterns import pattern_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.testing.models import tiny_llama
 
@@ -81,7 +82,7 @@ def test_initial_files_that_hold_no_profile(
 def test_the_last_pruner_keeps_the_pattern() -> None:
     options = {**NEEDED, "pruner.pattern": "2:4", "finalise.name": "wanda+refit"}
     final = Plugins.of(load_config(None, options)).final
-    assert Pattern.of(final) == Pattern.parse("2:4")
+    assert pattern_of(final) == Pattern.parse("2:4")
     own = {**NEEDED, "pruner.name": "sparsegpt", "finalise.name": "alps"}
     assert Plugins.of(load_config(None, own)).final == PRUNERS.create("alps")
     assert Plugins.of(load_config(None, NEEDED)).final == PRUNERS.create("wanda")

@@ -88,7 +88,7 @@ def test_rows_of_a_comparison(configure: Configure, tmp_path: Path) -> None:
             pruner: configure(**{"pruner.name": pruner}).pruner
             for pruner in ("wanda", "sparsegpt")
         }
-        allocators = ("owl", "dlp", "essential", "ramp[spreads=[0.1,0.2]]")
+        allocators = ("owl", "dlp", "essential")
         plan = Plan(config=config, allocators=allocators, pruners=pruners, sparsities=(0.6,))
         compare(plan, tmp_path / name)
         files = (tmp_path / name / "rows").glob("*.json")

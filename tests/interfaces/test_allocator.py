@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from torch import Tensor
 
 from sparsity_search.allocators.uniform import UniformAllocator
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
@@ -35,19 +34,11 @@ class Rows(Allocator):
     needs_text = False
     arrays: bool = True
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        return self.detailed(subject, tokens, budget, bounds).profile
-
-    def detailed(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> Allocation:
-        names = [unit.name for unit in subject.layout][:2]
+    def propose(self, problem: AllocationProblem) -> Allocation:
+        names = [unit.name for unit in problem.layout][:2]
         rates = np.arange(64, dtype=np.float32).reshape(32, 2)
         found = {name: rates[:, i] for i, name in enumerate(names)}  # columns: not contiguous
-        profile = budget.uniform(subject.layout, bounds)
-        return Allocation(profile, found if self.arrays else {}, ("one thing", "another"))
+        return Allocation(problem.uniform, found if self.arrays else {}, ("one thing", "another"))
 
 
 @pytest.mark.parametrize("arrays", [True, False])

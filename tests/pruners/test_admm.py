@@ -12,11 +12,12 @@ from torch.testing import assert_close
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.admm import AdmmPruner, _smallest_of_rows, scheduled
 from sparsity_search.pruners.bases.order import removal_order, sort_keys, tie_breaks
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 24, 48
@@ -297,7 +298,7 @@ def test_without_a_factor_the_diagonal_is_used(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("mask", ["wanda", {"name": "wanda"}, WandaPruner()])
 def test_a_mask_by_name_settings_or_pruner(mask: Pruner) -> None:
-    pruner = AdmmPruner(mask=mask)
+    pruner = PRUNERS.create("admm", mask=mask)
     assert pruner == AdmmPruner(mask=WandaPruner()) != AdmmPruner()
     assert hash(pruner) == hash(AdmmPruner(mask=WandaPruner()))
     assert pruner.requires is Statistic.HESSIAN
@@ -333,4 +334,4 @@ def test_asks_for_the_gradient_if_the_mask_does() -> None:
 )
 def test_illegal_settings(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        AdmmPruner(**settings)  # type: ignore[arg-type]
+        PRUNERS.create("admm", **settings)

@@ -11,6 +11,7 @@ import sparsity_search.pruners.alps as module
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.alps import (
     ALPSPruner,
     Spectrum,
@@ -21,7 +22,6 @@ from sparsity_search.pruners.alps import (
 )
 from sparsity_search.pruners.bases.order import tie_breaks
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
-from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 

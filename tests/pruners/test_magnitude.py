@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import removal_order, sort_keys
 from sparsity_search.pruners.magnitude import MagnitudePruner
-from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.testing.pruner import evidence, gaussian
 
 

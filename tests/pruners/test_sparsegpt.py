@@ -15,6 +15,7 @@ from sparsity_search.pruners.bases.quotas import block_quotas
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner, Swept, sweep
 from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
@@ -267,7 +268,7 @@ def test_groups_equal_the_naive_method(keep: int, group: int) -> None:
 @pytest.mark.parametrize("mask", ["wanda", {"name": "magnitude", "pattern": "row"}, WandaPruner()])
 def test_the_sweep_of_a_given_mask(mask: WandaPruner | str | dict[str, str]) -> None:
     weight, inputs = problem()
-    pruner = SparseGPTPruner(mask=mask)  # type: ignore[arg-type]
+    pruner = PRUNERS.create("sparsegpt", mask=mask)
     assert isinstance(pruner.mask, (WandaPruner, MagnitudePruner))
     statistics = evidence(inputs, Statistic.HESSIAN)
     table = [100, 600, 900]
@@ -284,4 +285,4 @@ def test_illegal_pattern_and_mask() -> None:
     with pytest.raises(ConfigError, match="block or N:M"):
         SparseGPTPruner(pattern="row")
     with pytest.raises(ConfigError, match="needs a name"):
-        SparseGPTPruner(mask={"pattern": "row"})  # type: ignore[arg-type]
+        PRUNERS.create("sparsegpt", mask={"pattern": "row"})

@@ -4,13 +4,14 @@ import pytest
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.dass import DassPruner
 from sparsity_search.pruners.drop import DropPruner
 from sparsity_search.pruners.refit import RefitPruner
 from sparsity_search.pruners.ria import RiaPruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
-from sparsity_search.pruning.patterns import Pattern, with_pattern
+from sparsity_search.pruning.patterns import groups_of, pattern_of, with_pattern
 from sparsity_search.registry import PRUNERS
 from tests.helpers.names import OF_WEIGHTS
 
@@ -22,9 +23,15 @@ OTHERWISE = {"dass"}
 def test_every_pruner_of_weights_can_have_another_pattern(name: str) -> None:
     pruner = PRUNERS.create(name)
     for pattern in ("2:4", "4:8"):
-        assert Pattern.of(with_pattern(pruner, pattern)) == Pattern.parse(pattern)
+        assert pattern_of(with_pattern(pruner, pattern)) == Pattern.parse(pattern)
     assert with_pattern(pruner, "") is pruner
     assert pruner == PRUNERS.create(name)
+
+
+def test_only_patterns_of_groups_are_groups() -> None:
+    assert groups_of(WandaPruner()) is None
+    assert groups_of(DropPruner()) is None
+    assert groups_of(RefitPruner(mask=WandaPruner(pattern="*:8"))) == Pattern("group", 8)
 
 
 def test_only_the_pattern_changes() -> None:
@@ -45,10 +52,10 @@ def test_a_mask_source_has_the_pattern() -> None:
 @pytest.mark.parametrize(
     ("pruner", "message"),
     [
-        (DropPruner(), "Drop has no patterns"),
-        (DassPruner(), "Dass cannot prune 2:4 as sparse kernels need it"),
-        (RefitPruner(mask=DassPruner()), "Dass cannot prune 2:4"),
-        (RiaPruner(permutation="heuristic", pattern="*:4"), "Ria cannot prune 2:4"),
+        (DropPruner(), "DropPruner has no patterns"),
+        (DassPruner(), "DassPruner cannot prune 2:4 as sparse kernels need it"),
+        (RefitPruner(mask=DassPruner()), "DassPruner cannot prune 2:4"),
+        (RiaPruner(permutation="heuristic", pattern="*:4"), "RiaPruner cannot prune 2:4"),
     ],
 )
 def test_pruners_that_cannot(pruner: Pruner, message: str) -> None:

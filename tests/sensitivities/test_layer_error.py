@@ -76,7 +76,7 @@ def test_an_empty_unit_loses_nothing(tiny_subject: PrunableModel, tiny_tokens: T
 
 def test_blocks_are_refused(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(), units="blocks")
-    with pytest.raises(ConfigError, match=r"LayerError measures .*, not blocks"):
+    with pytest.raises(ConfigError, match="blocks"):
         LayerErrorSensitivity().measure(subject, tiny_tokens, PRUNERS.create("drop"), [(1,)] * 3)
 
 

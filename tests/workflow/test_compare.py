@@ -15,12 +15,12 @@ from sparsity_search.engine.cases import Plan, parse_label, slug, split
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError
 from sparsity_search.evaluators.perplexity import PerplexityEvaluator
-from sparsity_search.interfaces.allocator import Allocation
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.registry import PRUNERS
+from sparsity_search.registry import PRUNERS, describe
 from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, with_defaults
@@ -75,14 +75,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         found["pruned"].append((profile.removed, pruner, tokens, options["seed"]))
         return prune_sequentially(subject, profile, pruner, tokens, **options)
 
-    inner = OWLAllocator.allocate
+    inner = OWLAllocator.propose
 
-    def allocate(self: OWLAllocator, subject: Any, tokens: Any, *rest: Any) -> Any:
-        found["allocated"].append((self, tokens))
-        return inner(self, subject, tokens, *rest)
+    def propose(self: OWLAllocator, problem: AllocationProblem) -> Any:
+        found["allocated"].append((self, problem.tokens))
+        return inner(self, problem)
 
     monkeypatch.setattr(module, "prune_sequentially", prune)
-    monkeypatch.setattr(OWLAllocator, "allocate", allocate)
+    monkeypatch.setattr(OWLAllocator, "propose", propose)
     return found
 
 
@@ -227,11 +227,11 @@ def test_a_method_that_refuses_is_a_row(make: Make, tmp_path: Path) -> None:
 def test_a_profile_of_another_size_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pages: None
 ) -> None:
-    def allocate(self: OWLAllocator, subject: Any, tokens: Any, budget: Any, bounds: Any) -> Any:
-        exact = budget.uniform(subject.layout, bounds)
-        return from_counts(subject.layout, [exact.removed[0] - 1, *exact.removed[1:]])
+    def propose(_: OWLAllocator, problem: AllocationProblem) -> Allocation:
+        first, *others = problem.uniform.removed
+        return Allocation(from_counts(problem.layout, [first - 1, *others]))
 
-    monkeypatch.setattr(OWLAllocator, "allocate", allocate)
+    monkeypatch.setattr(OWLAllocator, "propose", propose)
     compare(make(), tmp_path / "out")
     assert "the budget says 16589" in rows(tmp_path / "out")["wanda-60-owl-seed0"]["error"]
 
@@ -337,7 +337,7 @@ def test_composed_pruners_and_variants_have_keys(make: Make) -> None:
     assert uniform.key == "wanda+refit-67.5-uniform-seed0"
     assert owl.key == "wanda+refit-67.5-owl_m=7_spread=0.2-seed0"
     assert owl.profile_key == "67.5-owl_m=7_spread=0.2-seed0"
-    assert repr(owl.allocating).startswith("OWL(m=7, spread=0.2")
+    assert describe(owl.allocating).startswith("OWL(m=7, spread=0.2")
     assert "mask=Wanda" in repr(owl.pruning)
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import check_head, loss
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.profiles.profile import from_counts
 
-#: Kinds of units that go as a whole.
+#: Kinds of units that go as a whole, the usual one first.
 DEPTH = ("blocks", "sublayers")
 
 
@@ -29,35 +29,16 @@ class Removal:
     left of it than any unit holds that may still go.
 
     Args:
-        subject: The model.
-        budget: The global budget.
-        bounds: Fewest and most items to remove from each unit.
-        kinds: The kinds of units that the method can remove.
+        problem: Model, budget and bounds.
         keep: How many blocks at the first and at the last end go only when no other unit is left.
-
-    Raises:
-        ConfigError: The model's units are of another kind.
-        InfeasibleBudgetError: No profile within the bounds meets the budget.
     """
 
-    def __init__(
-        self,
-        subject: PrunableModel,
-        budget: Budget,
-        bounds: Bounds,
-        *,
-        kinds: Sequence[str] = DEPTH,
-        keep: tuple[int, int] = (0, 0),
-    ) -> None:
-        if subject.units not in kinds:
-            allowed = " or ".join(kinds)
-            raise ConfigError(f"this allocator needs units {allowed}, not {subject.units}")
-        self._layout = subject.layout
-        budget.check(self._layout, bounds)
-        self._upper = bounds.upper
-        self._counts = bounds.lower.copy()
-        self.left = budget.n_removed(self._layout) - int(self._counts @ self._layout.costs)
-        first, last = keep[0], len(subject.blocks) - keep[1]
+    def __init__(self, problem: AllocationProblem, *, keep: tuple[int, int] = (0, 0)) -> None:
+        self._layout = problem.layout
+        self._upper = problem.bounds.upper
+        self._counts = problem.bounds.lower.copy()
+        self.left = problem.n_removed - int(self._counts @ self._layout.costs)
+        first, last = keep[0], len(problem.subject.blocks) - keep[1]
         self._inner = np.array([first <= unit.block < last for unit in self._layout])
 
     @property
@@ -77,15 +58,15 @@ class Removal:
         self._counts[position] = 1
         self.left -= int(self._layout.costs[position])
 
-    def by_score(self, scores: Mapping[int, float]) -> SparsityProfile:
+    def by_score(self, scores: Mapping[int, float]) -> Allocation:
         """Remove units by rising score, those of equal score in forward order."""
         while candidates := self.candidates():
             self.remove(least(scores, candidates))
-        return self.profile()
+        return self.allocation()
 
-    def profile(self) -> SparsityProfile:
+    def allocation(self) -> Allocation:
         """Return the profile of what is removed."""
-        return from_counts(self._layout, self._counts)
+        return Allocation(from_counts(self._layout, self._counts))
 
 
 def least(scores: Mapping[int, float], candidates: Iterable[int]) -> int:

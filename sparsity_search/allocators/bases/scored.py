@@ -1,24 +1,26 @@
-"""What the allocators share that solve measured losses: the loss of each unit at some counts."""
+"""The base class of allocators that measure the loss of each unit and solve for the budget."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.sensitivity import Sensitivity
+from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.profiles.scores import Scores, tables
-from sparsity_search.pruning.patterns import Pattern
+from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import PRUNERS, SENSITIVITIES, converted_field, plugin_field
 from sparsity_search.solvers.decisions import Options, Rules, chosen, stepped
 from sparsity_search.solvers.greedy import trimmed
@@ -31,13 +33,13 @@ def _names(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
-    """What a solver found.
+class Solution:
+    """The counts of a solver.
 
     Attributes:
         counts: Count of each unit, ``(n_units,)``; floats where the options lie between integers.
         final: Whether the counts are kept as they are: they are a pattern's, or within limits.
-        notes: What there is to tell.
+        notes: Lines for people.
     """
 
     counts: np.ndarray
@@ -61,6 +63,8 @@ class ScoredAllocator(Allocator):
             a solver finds such cancellations.
         seed: Of the measurement.
     """
+
+    units: ClassVar[tuple[str, ...]] = ALL_UNITS
 
     sensitivity: Sensitivity = plugin_field(SENSITIVITIES, "fisher")
     pruner: Pruner = plugin_field(PRUNERS, "wanda")
@@ -87,39 +91,24 @@ class ScoredAllocator(Allocator):
     def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
         """Return an option of each group, ``(n_groups,)`` int64, of little loss in all."""
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of least predicted loss.
+    def propose(self, problem: AllocationProblem) -> Allocation:
+        """Return the profile of least predicted loss, with the predicted losses as a note.
 
         Raises:
-            ConfigError: The pruner cannot remove the model's units.
             InfeasibleBudgetError: No profile within bounds and limits meets the budget.
             NumericalError: A loss is not finite.
         """
-        return self.detailed(subject, tokens, budget, bounds).profile
-
-    def detailed(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> Allocation:
-        """Return what `allocate` does, with the predicted losses as a note."""
-        self.check(subject.layout, budget, bounds)
-        return self.solved(self.measure(subject, tokens), budget, bounds)
+        self.check(problem.layout, problem.budget, problem.bounds)
+        scores = self.measure(problem.subject, problem.tokens)
+        return self.solve(scores, problem.budget, problem.bounds)
 
     def measure(self, subject: PrunableModel, tokens: Tensor) -> Scores:
         """Return the losses that `solve` needs, for any budget.
 
         Raises:
-            ConfigError: The pruner cannot remove the model's units, or the sensitivity cannot
-                measure them.
+            ConfigError: The pruner or the sensitivity is not for the model's kind of units.
         """
-        self.sensitivity.check(subject.units)
-        if subject.units not in self.pruner.units:
-            kinds = " or ".join(self.pruner.units)
-            raise ConfigError(
-                f"the allocator's pruner removes {kinds}, not {subject.units}: choose another "
-                "with the setting pruner"
-            )
+        self.check_units(subject.units)
         counts = self.tables(subject.layout)
         return self.sensitivity.measure(subject, tokens, self.pruner, counts, seed=self.seed)
 
@@ -142,33 +131,29 @@ class ScoredAllocator(Allocator):
         if self._pattern is not None:
             chosen(layout, budget, bounds, self.rules)
 
-    def solve(self, scores: Scores, budget: Budget, bounds: Bounds) -> SparsityProfile:
-        """Return the profile of least predicted loss, without the model.
+    def solve(self, scores: Scores, budget: Budget, bounds: Bounds) -> Allocation:
+        """Return the profile of least predicted loss, without the model; losses are a note.
 
         Raises:
             InfeasibleBudgetError: No profile within bounds and limits meets the budget.
         """
-        return self.solved(scores, budget, bounds).profile
-
-    def solved(self, scores: Scores, budget: Budget, bounds: Bounds) -> Allocation:
-        """Return what `solve` does, with the predicted losses as a note."""
         layout = scores.layout
         self.check(layout, budget, bounds)
-        wanted = self.wanted(scores, budget, bounds)
+        solution = self.solve_counts(scores, budget, bounds)
         uniform = budget.uniform(layout, bounds)
-        least = self.predicted(scores, uniform)
-        if wanted.final:
-            profile = from_counts(layout, np.rint(wanted.counts).astype(np.int64))
+        least = self.predict(scores, uniform)
+        if solution.final:
+            profile = from_counts(layout, np.rint(solution.counts).astype(np.int64))
         else:
-            profile = budget.project(layout, wanted.counts / layout.counts, bounds)
+            profile = budget.project(layout, solution.counts / layout.counts, bounds)
             # where curves are equal or constant, many profiles are best
-            if least <= self.predicted(scores, profile) * (1 + 1e-9):
+            if least <= self.predict(scores, profile) * (1 + 1e-9):
                 profile = uniform
-        loss = self.predicted(scores, profile)
-        told = f"predicted loss {loss:.6g}; of the uniform profile {least:.6g}"
-        return Allocation(profile, notes=(told, *wanted.notes))
+        loss = self.predict(scores, profile)
+        note = f"predicted loss {loss:.6g}; of the uniform profile {least:.6g}"
+        return Allocation(profile, notes=(note, *solution.notes))
 
-    def wanted(self, scores: Scores, budget: Budget, bounds: Bounds) -> Wanted:
+    def solve_counts(self, scores: Scores, budget: Budget, bounds: Bounds) -> Solution:
         """Return the counts of least loss, the budget met up to a step."""
         rules = self.rules
         make = stepped if rules.equal_steps(scores.layout) else chosen
@@ -180,14 +165,14 @@ class ScoredAllocator(Allocator):
         if rules.pattern is not None:
             levels = trimmed(options, losses, levels)
         notes = ("no pairs were measured",) if self.use_pairs and scores.pairs is None else ()
-        return Wanted(options.chosen(levels), final=rules.pattern is not None, notes=notes)
+        return Solution(options.chosen(levels), final=rules.pattern is not None, notes=notes)
 
-    def predicted(self, scores: Scores, profile: SparsityProfile) -> float:
-        """Return what a profile is predicted to lose, with pairs where they are used."""
-        found = scores.loss(profile)
+    def predict(self, scores: Scores, profile: SparsityProfile) -> float:
+        """Return the predicted loss of a profile, with pairs where they are used."""
+        loss = scores.loss(profile)
         if self._paired(scores):
-            found += self.shrink * pair_loss(scores, np.array(profile.removed))
-        return found
+            loss += self.shrink * pair_loss(scores, np.array(profile.removed))
+        return loss
 
     def _paired(self, scores: Scores) -> bool:
         return self.use_pairs and scores.pairs is not None
@@ -195,7 +180,5 @@ class ScoredAllocator(Allocator):
     @property
     def _pattern(self) -> str | None:
         """The pruner's pattern as text, if its masks come in groups."""
-        found = Pattern.of(self.pruner)
-        if found is None or found.scope != "group":
-            return None
-        return f"{'*' if found.keep is None else found.keep}:{found.group}"
+        groups = groups_of(self.pruner)
+        return None if groups is None else str(groups)

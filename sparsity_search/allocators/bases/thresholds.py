@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.errors import NumericalError
 from sparsity_search.profiles.budget import Bounds, water_fill
 from sparsity_search.profiles.layout import Layout
 
@@ -18,16 +17,6 @@ _SHIFTS = (20, 9, 0)
 _BINS = 1 << 11
 #: A share of a unit's items that counts as none; above the rounding of float64.
 _LEAST_SHARE = 1e-12
-
-
-def check_weights(subject: PrunableModel, name: str) -> None:
-    """Check that the units are single weights.
-
-    Raises:
-        ConfigError: They are structures.
-    """
-    if any(view.structures is not None for view in subject.views.values()):
-        raise ConfigError(f"{name} is for single weights: choose --units weights")
 
 
 def threshold_counts(

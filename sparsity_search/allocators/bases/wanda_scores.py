@@ -1,4 +1,4 @@
-"""What the allocators by Wanda's scores share: one number for each block of the dense model."""
+"""Wanda's scores of the dense model, reduced to one number for each block or unit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, NumericalError
+from sparsity_search.errors import NumericalError
 from sparsity_search.evidence.statistics import Statistic
+from sparsity_search.interfaces.allocator import AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.walk import Visit, walk
 
@@ -16,22 +17,8 @@ from sparsity_search.models.running.walk import Visit, walk
 KINDS = ("weights", "width", "heads")
 
 
-def check_kind(subject: PrunableModel) -> None:
-    """Check that the units' weights can be scored.
-
-    Raises:
-        ConfigError: The units are whole sublayers, blocks or experts.
-    """
-    if subject.units not in KINDS:
-        raise ConfigError(
-            f"this allocator scores weights: choose --units {', '.join(KINDS[:-1])} or "
-            f"{KINDS[-1]}, not {subject.units}"
-        )
-
-
 def measured(
-    subject: PrunableModel,
-    tokens: Tensor,
+    problem: AllocationProblem,
     measure: Callable[[list[Tensor]], float],
     *,
     per: str = "block",
@@ -39,8 +26,7 @@ def measured(
     """Return what ``measure`` makes of the scores of each unit's block, in one dense pass.
 
     Args:
-        subject: The dense model.
-        tokens: Calibration text, ``(n_sequences, length)`` int64.
+        problem: The dense model and the text.
         measure: Takes the scores of each unit, see `unit_scores`.
         per: ``block`` for one number for all units of a block, ``linear`` for one each.
 
@@ -50,8 +36,8 @@ def measured(
     Raises:
         NumericalError: A score is not finite.
     """
-    found: dict[str, float] = {}
-    for visit in walk(subject, tokens, Statistic.NORM, rewritten=False):
+    subject, found = problem.subject, dict[str, float]()
+    for visit in walk(subject, problem.tokens, Statistic.NORM, rewritten=False):
         names = [unit.name for unit in visit.units]
         groups = [names] if per == "block" else [[name] for name in names]
         for group in filter(None, groups):

@@ -19,24 +19,15 @@ from sparsity_search.allocators.besa.differentiable import (
     kept,
     ranks,
 )
-from sparsity_search.allocators.besa.prodigy import Prodigy
 from sparsity_search.allocators.besa.tradeoffs import balanced, shifted
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.interfaces.allocator import Allocation, Allocator
+from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.profile import SparsityProfile
 
-_CHOICES = {
-    "per": ("row", "layer"),
-    "scope": ("block", "model"),
-    "reference": ("pruned", "dense"),
-    "optimizer": ("adamw", "prodigy"),
-}
-#: Learning rates, unless told; Prodigy's is a factor of the step that it finds.
-_LEARNING_RATES = {"adamw": 0.1, "prodigy": 1.0}
+_CHOICES = {"per": ("row", "layer"), "scope": ("block", "model")}
 #: Where a block's error is measured, between the ends of its range around the target.
 _LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 
@@ -86,15 +77,9 @@ class BESAAllocator(Allocator):
         scope: Each ``block`` meets the target, as published, or the ``model`` does.
         spread: With ``scope="model"``: how far a block may be from the target.
         penalty: Weight of the sparsity term (β in the released code).
-        reference: Input of the dense block whose output is wanted: that of the ``pruned`` model
-            before it (released for rows), or of the ``dense`` model (released for layers).
-        smooth: A sigmoid before the softmax, as released: starts at 0.5 and cannot leave
-            0.376 … 0.624.
         width: Standard deviation of the first mixture around the target; infinite: the flattest
             mixture, all logits 0 at 0.5, as published.
-        optimizer: ``adamw`` (without weight decay) or ``prodigy`` (arXiv 2306.06101).
-        learning_rate: Of the optimizer; None is 0.1 for ``adamw`` and 1 for ``prodigy``.
-        d_coef: Factor of the step size that ``prodigy`` finds.
+        learning_rate: Of AdamW, which has no weight decay here.
         epochs: How often each block sees the text.
         sequences: How many calibration sequences to use; a step takes one.
     """
@@ -104,12 +89,8 @@ class BESAAllocator(Allocator):
     scope: str = "block"
     spread: float = 0.2
     penalty: float = 5.0
-    reference: str = "pruned"
-    smooth: bool = False
     width: float = math.inf
-    optimizer: str = "adamw"
-    learning_rate: float | None = None
-    d_coef: float = 5.0
+    learning_rate: float = 0.1
     epochs: int = 1
     sequences: int = 8
 
@@ -122,42 +103,31 @@ class BESAAllocator(Allocator):
             raise ConfigError("step must lie in (0, 1], and spread in (0, 1)")
         if not (0 <= self.penalty < math.inf and self.width > 0):
             raise ConfigError("penalty must be at least 0 and finite, and width positive")
-        if not (0 < self.d_coef < math.inf and 0 < self._learning_rate < math.inf):
-            raise ConfigError("learning_rate and d_coef must be positive and finite")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                f"learning_rate must be positive and finite, not {self.learning_rate}"
+            )
         if self.epochs < 0 or self.sequences < 1:
             raise ConfigError("epochs must be at least 0, and sequences at least 1")
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile of what `detailed` learns.
-
-        Raises:
-            ConfigError: The units are not single weights.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
-            NumericalError: A weight, an input or a loss is not finite.
-        """
-        return self.detailed(subject, tokens, budget, bounds).profile
-
-    def detailed(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> Allocation:
+    def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile, and the sparsity of each row of each unit, ``(rows,)`` float32.
 
-        The mean of a unit's rows is its sparsity in the profile. For errors see `allocate`.
+        The mean of a unit's rows is its sparsity in the profile.
+
+        Raises:
+            NumericalError: A weight, an input or a loss is not finite.
         """
-        if subject.units != "weights":
-            raise ConfigError("besa learns rates of single weights: choose --units weights")
-        layout = subject.layout
-        budget.check(layout, bounds)
-        found = list(self._train(subject, tokens[: self.sequences], budget.target, bounds))
-        profile = budget.project(layout, _wanted(layout, found, budget.target, bounds), bounds)
+        layout, target = problem.layout, problem.target
+        text = problem.tokens[: self.sequences]
+        learned = list(self._train(problem.subject, text, target, problem.bounds))
+        profile = problem.project(_wanted(layout, learned, target, problem.bounds))
         arrays = {
             layout[unit].name: _scaled(rates, profile.sparsities[unit])
-            for trained in found
+            for trained in learned
             for unit, rates in zip(trained.units, trained.rates, strict=True)
         }
-        off = max(abs(trained.sparsity - budget.target) for trained in found)
+        off = max(abs(trained.sparsity - target) for trained in learned)
         note = f"learned sparsities of blocks were within {off:.4f} of the target before the shift"
         return Allocation(profile, arrays, (note,))
 
@@ -169,15 +139,14 @@ class BESAAllocator(Allocator):
             h for batch in BlockRunner(subject, tokens).embed() for h in torch.split(batch, 1)
         ]
         runner = BlockRunner(subject, tokens[:1])
-        dense, layout = hidden, subject.layout
+        layout = subject.layout
         for index in range(len(subject.blocks)):
             block, outputs = observe(subject, runner, index, hidden)
-            wanted = dense = runner.run(index, dense) if self.reference == "dense" else outputs
             if not block.views:
                 hidden = outputs
                 continue
             units = [layout.position(name) for name in block.views]
-            masks = self._fit(block, hidden, wanted, target)
+            masks = self._fit(block, hidden, outputs, target)
             size = layout.counts[units].sum()
             limits = bounds.lower[units].sum() / size, bounds.upper[units].sum() / size
             reach = self.spread * _LEVELS if self.scope == "model" else np.zeros(1)
@@ -190,7 +159,8 @@ class BESAAllocator(Allocator):
             )
             if len(trained.levels) > 1:
                 errors = [
-                    _error(block, hidden, wanted, _hard(masks, trained, s)) for s in trained.levels
+                    _error(block, hidden, outputs, _hard(masks, trained, s))
+                    for s in trained.levels
                 ]
                 trained = trained._replace(errors=np.array(errors))
             hard = _hard(masks, trained, float(np.clip(target, *limits)))
@@ -205,11 +175,11 @@ class BESAAllocator(Allocator):
         wanted: Sequence[Tensor],
         target: float,
     ) -> dict[str, LearnedMask]:
-        """Return masks of a block's units, trained so that it puts out what is wanted."""
+        """Return masks of a block's units, trained so that its outputs come near to ``wanted``."""
         masks = {name: self._mask(block, name, target) for name in block.views}
         logits = [mask.logits for mask in masks.values()]
         sizes = [mask.ranks.numel() for mask in masks.values()]
-        optimizer = self._optimizer(logits)
+        optimizer = torch.optim.AdamW(logits, lr=self.learning_rate, weight_decay=0.0)
         for _ in range(self.epochs):
             for states, output in zip(hidden, wanted, strict=True):
                 soft = {name: mask.mask() for name, mask in masks.items()}
@@ -233,21 +203,9 @@ class BESAAllocator(Allocator):
             raise NumericalError(f"{name}: scores are not finite")
         rates = candidate_rates(self.step)
         first = initial_logits(rates, target, self.width)
-        if self.smooth:  # as released: most targets are out of its reach anyway
-            first = torch.zeros_like(first)
         groups = len(weight) if self.per == "row" else 1
         logits = first.to(weight.device).repeat(groups, 1).requires_grad_()
-        return LearnedMask(ranks(scores, weight == 0), logits, rates, self.smooth)
-
-    def _optimizer(self, logits: list[Tensor]) -> torch.optim.Optimizer | Prodigy:
-        if self.optimizer == "prodigy":
-            return Prodigy(logits, self._learning_rate, self.d_coef)
-        return torch.optim.AdamW(logits, lr=self._learning_rate, weight_decay=0.0)
-
-    @property
-    def _learning_rate(self) -> float:
-        given = self.learning_rate
-        return _LEARNING_RATES[self.optimizer] if given is None else given
+        return LearnedMask(ranks(scores, weight == 0), logits, rates)
 
 
 def _hard(masks: Mapping[str, LearnedMask], trained: _Trained, level: float) -> dict[str, Tensor]:

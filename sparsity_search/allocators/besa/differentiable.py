@@ -52,17 +52,6 @@ def initial_logits(rates: Tensor, target: float, width: float = math.inf) -> Ten
     return (logits - logits.max()).float()
 
 
-def combination(logits: Tensor, smooth: bool = False) -> Tensor:
-    """Return the weights of the candidates, ``(groups, n)``, that sum to 1 in each group.
-
-    Args:
-        logits: ``(groups, n)``.
-        smooth: Take a sigmoid before the softmax, as the released code does. No two weights then
-            differ by more than a factor e, and rates beyond about 0.376 … 0.624 cannot be had.
-    """
-    return (logits.sigmoid() if smooth else logits).softmax(dim=1)
-
-
 def thresholds(rates: Tensor, columns: int) -> list[int]:
     """Return how many of ``columns`` weights each candidate removes, rounded down."""
     return [math.floor(columns * rate + 1e-9) for rate in rates.tolist()]
@@ -110,17 +99,15 @@ class LearnedMask:
         ranks: Place of each weight in its row, ``(rows, columns)`` int64.
         logits: ``(groups, n)`` float32; one group for each row, or one for all.
         rates: Candidates, ``(n,)`` float64.
-        smooth: See `combination`.
     """
 
     ranks: Tensor
     logits: Tensor
     rates: Tensor
-    smooth: bool = False
 
     def sparsity(self) -> Tensor:
         """Return the combined rate of each group, ``(groups,)``."""
-        return combination(self.logits, self.smooth) @ self.rates.to(self.logits)
+        return self.logits.softmax(dim=1) @ self.rates.to(self.logits)
 
     def row_rates(self) -> Tensor:
         """Return the rate of each row, ``(rows,)`` float64, on the CPU."""
@@ -133,7 +120,7 @@ class LearnedMask:
         to be kept, as if the mask were that.
         """
         columns = self.ranks.shape[1]
-        weights = combination(self.logits, self.smooth)
+        weights = self.logits.softmax(dim=1)
         rate = (weights @ self.rates.to(weights)).detach()
         counts = (rate * columns + _ROUNDING).floor()
         hard = (self.ranks >= counts[:, None]).to(weights)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import check_kind, measured
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
 from sparsity_search.allocators.dsa.expressions import Expression
-from sparsity_search.interfaces.allocator import Allocator
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,8 @@ class DSAAllocator(Allocator):
         spread: Half the range of sparsities over blocks (λ in the released code).
     """
 
+    units: ClassVar[tuple[str, ...]] = KINDS
+
     expression: str = "asin(atan(var(abslog(x))))"
     spread: float = 0.08
 
@@ -49,19 +49,12 @@ class DSAAllocator(Allocator):
         check_spread(self.spread)
         Expression.parse(self.expression)
 
-    def allocate(
-        self, subject: PrunableModel, tokens: Tensor, budget: Budget, bounds: Bounds
-    ) -> SparsityProfile:
-        """Return the profile from one pass of ``tokens`` through the dense model.
+    def propose(self, problem: AllocationProblem) -> np.ndarray:
+        """Return sparsities from one pass of the text through the dense model.
 
         Raises:
-            ConfigError: The units are whole sublayers, blocks or experts.
-            InfeasibleBudgetError: No profile within the bounds meets the budget.
             NumericalError: A score is not finite.
         """
-        check_kind(subject)
-        budget.check(subject.layout, bounds)
         program = Expression.parse(self.expression)
-        values = measured(subject, tokens, lambda scores: program(torch.cat(scores)))
-        wanted = budget.target + rescaled(values, self.spread)
-        return budget.project(subject.layout, wanted, bounds)
+        values = measured(problem, lambda scores: program(torch.cat(scores)))
+        return problem.target + rescaled(values, self.spread)

@@ -15,7 +15,7 @@ from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import View
 from sparsity_search.models.io.offload import offload_of
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.profiles.patterns import Groups
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import UNITS
 
@@ -182,11 +182,11 @@ def _find_units(
 
 
 def _is_grouped(weight: Tensor, pattern: str) -> bool:
-    """Return whether every M consecutive inputs of a matrix keep exactly N weights."""
-    groups = Groups.parse(pattern)
+    """Whether every M consecutive inputs of ``(rows, columns)`` keep exactly N weights."""
+    groups = Pattern.parse_groups(pattern)
     if groups is None or groups.keep is None or not groups.fits(weight.shape[1]):
         return False
-    kept = (weight != 0).reshape(len(weight), -1, groups.size).sum(dim=-1)
+    kept = (weight != 0).reshape(len(weight), -1, groups.group).sum(dim=-1)
     return bool((kept == groups.keep).all())
 
 

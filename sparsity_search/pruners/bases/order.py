@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsity_search.pruning.patterns import BLOCK, Pattern
+from sparsity_search.profiles.patterns import BLOCK, Pattern
 from sparsity_search.utils.random import derive_seed
 
 
@@ -50,7 +50,7 @@ def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> T
         return order
     rounds = _rounds(keys, pattern).flatten()
     order = order[rounds[order].argsort(stable=True)]
-    if pattern.scope == "group":
+    if pattern.is_grouped:
         return order
     is_zero = zero.flatten()[order]
     return torch.cat([order[is_zero], order[~is_zero]])
@@ -65,7 +65,7 @@ def _rounds(keys: Tensor, pattern: Pattern) -> Tensor:
     """Return when an entry goes among those that it competes with; of the shape of ``keys``."""
     if pattern.scope == "row":
         return _ranks(keys)
-    if pattern.scope == "group":
+    if pattern.is_grouped:
         return _ranks(keys.reshape(-1, pattern.group)).view(keys.shape)
     blocks = torch.split(keys, BLOCK, dim=1)
     shares = [(_ranks(b.reshape(1, -1)).view(b.shape) + 0.5) / b.numel() for b in blocks]

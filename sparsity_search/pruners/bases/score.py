@@ -12,8 +12,8 @@ from sparsity_search.errors import NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.variants import GroupedVariants, RankedVariants, codes_of
 from sparsity_search.interfaces.pruner import Pruner, check_counts
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import removal_order
-from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,9 @@ def ranked(
         ConfigError: A count is not possible in the pattern.
     """
     existing = int((weight == 0).sum())
-    pattern.check(weight, [count for count in counts if count > existing])
+    pattern.check(weight.shape, [count for count in counts if count > existing])
     order = removal_order(score, weight == 0, pattern, seed)
-    if pattern.scope != "group":
+    if not pattern.is_grouped:
         return RankedVariants(counts=counts, codes=codes_of(order, counts).view(weight.shape))
     prefixes = [count if count > existing else 0 for count in counts]
     return GroupedVariants(counts=counts, codes=codes_of(order, prefixes).view(weight.shape))

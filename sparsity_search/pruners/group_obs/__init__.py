@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
 from sparsity_search.pruners.bases.quotas import block_quotas, smallest
 from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
 from sparsity_search.pruners.group_obs.subsets import cheapest_subset
-from sparsity_search.pruning.patterns import Pattern
 
 #: Bound on the systems of the rows that are solved together; larger ones leave the cache.
 _SOLVE_BYTES = 2**22
@@ -111,7 +111,7 @@ class GroupOBSPruner(MaskedPruner):
                 yield partial(_given, given)
             return
         pattern = Pattern.parse(self.pattern)
-        pattern.check(weight, counts)
+        pattern.check(weight.shape, counts)
         ties = tie_breaks(weight.shape, seed, weight.device)
         known = _Known(weight == 0, dead.to(weight.device), ties)
         for count in counts:
@@ -120,7 +120,7 @@ class GroupOBSPruner(MaskedPruner):
                 yield partial(_least_of_block, known, quotas)
                 continue
             choose = _least_of_groups if self.rule == "single" else _cheapest_of_groups
-            number = pattern.removed_in_group(count, weight)
+            number = pattern.removed_in_group(count, weight.numel())
             yield partial(choose, known, pattern.group, number)
 
 

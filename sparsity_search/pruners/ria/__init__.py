@@ -13,9 +13,9 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import RankedVariants
 from sparsity_search.interfaces.pruner import check_counts
+from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.score import ScorePruner, ranked
 from sparsity_search.pruners.ria.permutation import METHODS, channel_order
-from sparsity_search.pruning.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RiaPruner(ScorePruner):
         if self.permutation not in ("none", *METHODS):
             known = ", ".join(METHODS)
             raise ConfigError(f"permutation must be none, {known}, not {self.permutation!r}")
-        if self.permutation != "none" and Pattern.parse(self.pattern).scope != "group":
+        if self.permutation != "none" and not Pattern.parse(self.pattern).is_grouped:
             raise ConfigError(f"permutation needs an N:M pattern, not {self.pattern!r}")
 
     @property
@@ -95,7 +95,7 @@ class RiaPruner(ScorePruner):
     def _arranged(self, weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Return the score, in the given order of columns, and a better order."""
         pattern = Pattern.parse(self.pattern)
-        pattern.check(weight, [])
+        pattern.check(weight.shape, [])
         score = self.finite_score(weight, evidence)
         keep = pattern.group // 2 if pattern.keep is None else pattern.keep
         return score, channel_order(score, keep, pattern.group, self.permutation)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, emptied, least
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ModelError, NumericalError
+from sparsity_search.interfaces.allocator import AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running import head
 from sparsity_search.models.running.gradients import weight_gradients
@@ -42,6 +43,10 @@ def subject_of(costs: list[int]) -> Any:
         Unit(name=str(i), block=i, role="block", count=1, cost=c) for i, c in enumerate(costs)
     ]
     return SimpleNamespace(layout=Layout(units), units="blocks", blocks=costs)
+
+
+def problem(subject: Any, target: float, bounds: Bounds) -> AllocationProblem:
+    return AllocationProblem(subject, torch.empty(0, 0), Budget(target), bounds)
 
 
 def bounds_for(n_units: int, forced: set[int], banned: set[int]) -> Bounds:
@@ -84,18 +89,20 @@ def test_removal_by_score_is_one_pass_by_score(data: st.DataObject) -> None:
     subject = subject_of(costs)
     total = budget.n_removed(subject.layout)
     try:
-        removal = Removal(subject, budget, bounds, keep=keep)
+        budget.check(subject.layout, bounds)
     except InfeasibleBudgetError:
         return
-    profile = removal.by_score(dict(enumerate(scores)))
+    removal = Removal(problem(subject, budget.target, bounds), keep=keep)
+    profile = removal.by_score(dict(enumerate(scores))).profile
     assert set(np.flatnonzero(profile.removed)) == one_pass(costs, scores, total, bounds, keep)
     off = total - profile.n_removed
     assert 0 <= off == removal.left < max(costs)
 
 
 def test_what_does_not_fit_is_passed_over() -> None:
-    removal = Removal(subject_of([6, 3, 6, 3]), Budget(0.5), bounds_for(4, set(), set()))
-    assert removal.by_score({0: 0.0, 1: 3.0, 2: 1.0, 3: 2.0}).removed == (1, 0, 0, 1)
+    removal = Removal(problem(subject_of([6, 3, 6, 3]), 0.5, bounds_for(4, set(), set())))
+    found = removal.by_score({0: 0.0, 1: 3.0, 2: 1.0, 3: 2.0})
+    assert found.profile.removed == (1, 0, 0, 1)
 
 
 def test_what_is_kept_goes_only_when_nothing_else_is_left() -> None:
@@ -103,8 +110,8 @@ def test_what_is_kept_goes_only_when_nothing_else_is_left() -> None:
     free = bounds_for(4, set(), set())
     scores = {0: 0.0, 1: 1.0, 2: 2.0, 3: 0.5}
     for target, removed in [(0.5, (0, 1, 0, 0)), (0.85, (0, 1, 1, 0)), (0.95, (1, 1, 1, 0))]:
-        removal = Removal(subject, Budget(target), free, keep=(1, 1))
-        assert removal.by_score(scores).removed == removed
+        removal = Removal(problem(subject, target, free), keep=(1, 1))
+        assert removal.by_score(scores).profile.removed == removed
 
 
 def test_least() -> None:
@@ -114,18 +121,6 @@ def test_least() -> None:
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(NumericalError, match="no depth score is finite"):
             least({0: bad, 1: bad}, [0, 1])
-
-
-@pytest.mark.parametrize("units", ["weights", "width", "heads", "sublayers"])
-@pytest.mark.parametrize("name", DEPTH)
-def test_other_units_are_refused(name: str, units: str, tiny_tokens: Tensor) -> None:
-    if units == "sublayers" and name != "angular_distance":
-        return
-    subject = PrunableModel(tiny_llama(), units=units)
-    with pytest.raises(ConfigError, match=f"needs units blocks.*not {units}"):
-        ALLOCATORS.create(name).allocate(
-            subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout)
-        )
 
 
 @pytest.mark.parametrize("units", ["blocks", "sublayers"])

@@ -65,8 +65,8 @@ def test_the_penalty_holds_the_target(target: float) -> None:
 def test_a_step_descends_the_published_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, target, start = normal(3, 20), 0.4, normal(11)
     monkeypatch.setattr(module, "initial_logits", lambda *_: start)  # not at the target
-    plain = lambda self, logits: torch.optim.SGD(logits, lr=1.0)  # noqa: E731
-    monkeypatch.setattr(BESAAllocator, "_optimizer", plain)
+    plain = lambda logits, **_: torch.optim.SGD(logits, lr=1.0)  # noqa: E731
+    monkeypatch.setattr(torch.optim, "AdamW", plain)
     block, states, wanted = linear_block(weight)
     states, wanted = states[:1], wanted[:1]
     allocator = BESAAllocator(step=0.1, penalty=3.0)

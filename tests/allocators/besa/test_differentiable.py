@@ -12,14 +12,12 @@ from torch import Tensor
 from sparsity_search.allocators.besa.differentiable import (
     LearnedMask,
     candidate_rates,
-    combination,
     initial_logits,
     keep_probability,
     kept,
     ranks,
     thresholds,
 )
-from sparsity_search.allocators.besa.prodigy import Prodigy
 from sparsity_search.allocators.besa.tradeoffs import balanced, shifted
 
 
@@ -51,7 +49,7 @@ def test_candidates() -> None:
 def test_starts_at_the_target(target: float, step: float, width: float) -> None:
     rates = candidate_rates(step)
     logits = initial_logits(rates, target, width)
-    weights = combination(logits[None].double())
+    weights = logits[None].double().softmax(dim=1)
     assert float(weights.sum()) == pytest.approx(1)
     assert float(weights @ rates) == pytest.approx(target, abs=1e-6)
 
@@ -65,24 +63,10 @@ def test_start_is_flat_or_a_peak() -> None:
     assert float(weights @ (rates - 0.4).square()) == pytest.approx(0.05**2, rel=1e-3)
 
 
-def test_reach_of_combinations() -> None:
-    rates = candidate_rates(0.01)
-    steep = 1e4 * (rates[None] - 0.6)
-    ends = torch.cat([steep, -steep, *(1e4 * (rates[None] - c) for c in (0.37, 0.62))])
-    plain = combination(ends) @ rates
-    assert plain.max() == pytest.approx(1)
-    assert plain.min() == pytest.approx(0)
-    smooth = combination(ends, smooth=True) @ rates
-    limit = math.sqrt(math.e) / (1 + math.sqrt(math.e))
-    assert smooth.max() == pytest.approx(limit, abs=0.005)  # 0.6225, beyond any 70%
-    assert smooth.max() < 0.63
-    assert smooth.min() > 1 - 0.63
-
-
 @pytest.mark.parametrize(("columns", "step"), [(7, 0.1), (24, 0.1), (50, 0.3), (150, 0.01)])
 def test_keep_probability_by_definition(columns: int, step: float) -> None:
     rates = candidate_rates(step)
-    weights = combination(drawn(3, len(rates)))
+    weights = drawn(3, len(rates)).softmax(dim=1)
     found = keep_probability(weights, thresholds(rates, columns))
     for group in range(3):
         for rank in range(columns):
@@ -106,7 +90,7 @@ def test_gradient_of_the_soft_mask() -> None:
     upstream, logits = drawn(4, 13, seed=2), drawn(4, 11).requires_grad_()
 
     def loss(x: Tensor) -> Tensor:
-        return (keep_probability(combination(x), thresholds(rates, 13)) * upstream).sum()
+        return (keep_probability(x.softmax(dim=1), thresholds(rates, 13)) * upstream).sum()
 
     assert torch.autograd.gradcheck(loss, (logits,))
     found = torch.autograd.grad(loss(logits), logits)[0]
@@ -152,54 +136,6 @@ def test_ranks() -> None:
     assert ranks(scores, first).tolist() == [[0, 1, 3, 2], [1, 0, 3, 2]]
     rows = kept(ranks(scores, first), torch.tensor([0.5, 0.3], dtype=torch.float64))
     assert rows.tolist() == [[False, False, True, True], [True, False, True, True]]
-
-
-def prodigy_by_hand(
-    start: list[float], curvature: list[float], steps: int, lr: float, d_coef: float
-) -> tuple[list[float], float]:
-    """Algorithm 4 of arXiv 2306.06101, number by number, on ``Σ c x² / 2``."""
-    x, n, d, b3 = list(start), range(len(start)), 1e-6, math.sqrt(0.999)
-    m, v, s, r = [0.0 for _ in n], [0.0 for _ in n], [0.0 for _ in n], 0.0
-    for _ in range(steps):
-        g = [curvature[i] * x[i] for i in n]
-        m = [0.9 * m[i] + 0.1 * d * g[i] for i in n]
-        v = [0.999 * v[i] + 0.001 * d**2 * g[i] ** 2 for i in n]
-        inner = sum(g[i] * (start[i] - x[i]) for i in n)
-        r = b3 * r + (1 - b3) * lr * d**2 * inner
-        s = [b3 * s[i] + (1 - b3) * lr * d**2 * g[i] for i in n]
-        x = [x[i] - lr * d * m[i] / (math.sqrt(v[i]) + d * 1e-8) for i in n]
-        d = max(d, d_coef * r / sum(map(abs, s)))
-    return x, d
-
-
-@pytest.mark.parametrize(("lr", "d_coef"), [(1.0, 1.0), (0.5, 3.0)])
-def test_prodigy(lr: float, d_coef: float) -> None:
-    start, curvature = [3.0, -1.0, 0.5], [1.0, 4.0, 0.1]
-    parts = [torch.tensor(start[:2]).double(), torch.tensor(start[2:]).double()]
-    weights = [torch.tensor(curvature[:2]).double(), torch.tensor(curvature[2:]).double()]
-    optimizer = Prodigy(parts, lr, d_coef)
-    for step in range(1, 61):
-        before = optimizer.d
-        for part, weight in zip(parts, weights, strict=True):
-            part.grad = weight * part
-        optimizer.step()
-        assert optimizer.d >= before
-        if step in (1, 2, 12, 60):
-            expected, d = prodigy_by_hand(start, curvature, step, lr, d_coef)
-            np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-9)
-            assert optimizer.d == pytest.approx(d)
-    assert optimizer.d > 0.01  # from a millionth
-
-
-def test_prodigy_without_gradient() -> None:
-    x = torch.ones(2)
-    optimizer = Prodigy([x])
-    with pytest.raises(ValueError, match="no gradient"):
-        optimizer.step()
-    x.grad = torch.zeros(2)
-    optimizer.step()
-    assert x.tolist() == [1, 1]
-    assert optimizer.d == 1e-6
 
 
 @given(

@@ -135,9 +135,3 @@ def test_defaults() -> None:
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ALLOCATORS.create("dsa", **settings)
-
-
-def test_other_units(tiny_tokens: Tensor) -> None:
-    subject = PrunableModel(tiny_llama(), units="sublayers")
-    with pytest.raises(ConfigError, match="choose --units weights, width or heads"):
-        allocated(subject, tiny_tokens)

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sparsity_search.allocators.ramp import Trials
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.offload import Offload
@@ -18,7 +17,6 @@ from sparsity_search.models.running import walk as module
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.walk import Visit, walk
 from sparsity_search.profiles.budget import Budget
-from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.supernet.build import SupernetPlan, build
@@ -351,22 +349,13 @@ def test_a_folder_that_cannot_be_written(
     assert caplog.text.count("cannot store statistics in") == 3
 
 
-@pytest.mark.parametrize("name", ["owl", "dlp", "mrp", "essential", "ramp", "knapsack"])
+@pytest.mark.parametrize("name", ["owl", "dlp", "mrp", "essential", "knapsack"])
 def test_allocators_find_the_same(name: str, tmp_path: Path, tokens: Tensor) -> None:
     subject, allocator = keeping(tmp_path, tiny_llama()), ALLOCATORS.create(name)
     budget, limits = Budget(0.6), bounds_of(subject.layout, {})
     wanted = allocator.allocate(plain(subject), tokens, budget, limits)
     for _ in range(2):
         assert allocator.allocate(subject, tokens, budget, limits) == wanted
-
-
-def test_ramp_compares_with_what_the_pruned_model_reads(tmp_path: Path, tokens: Tensor) -> None:
-    subject = keeping(tmp_path, tiny_llama())
-    profile = Budget(0.6).uniform(subject.layout)
-    wanted = Trials(plain(subject), tokens, WandaPruner()).misalignment(profile, "model")
-    assert wanted > 0
-    for _ in range(2):
-        assert Trials(subject, tokens, WandaPruner()).misalignment(profile, "model") == wanted
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])

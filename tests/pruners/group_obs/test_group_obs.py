@@ -17,6 +17,7 @@ from sparsity_search.pruners.group_obs.subsets import cheapest_subset, subset_lo
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 from tests.helpers.group_obs import (
     COLUMNS,
@@ -90,7 +91,7 @@ def test_one_block_is_the_least_squares(share: float) -> None:
 
 def test_one_block_of_a_given_mask_is_the_least_squares() -> None:
     weight, inputs = problem()
-    pruner = GroupOBSPruner(block_size=COLUMNS, mask="wanda")  # type: ignore[arg-type]
+    pruner = GroupOBSPruner(block_size=COLUMNS, mask=WandaPruner())
     ours = prune(weight, inputs, 150, pruner)
     assert torch.equal(ours == 0, prune(weight, inputs, 150, WandaPruner()) == 0)
     best = ls_oracle(weight, hessian_of(inputs), ours != 0)
@@ -378,7 +379,7 @@ def test_quotas_use_up_zeros_then_dead_inputs() -> None:
 )
 def test_illegal_settings(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        GroupOBSPruner(**settings)  # type: ignore[arg-type]
+        PRUNERS.create("group_obs", **settings)
 
 
 def test_large_groups_by_the_single_rule() -> None:

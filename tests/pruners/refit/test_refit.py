@@ -18,6 +18,7 @@ from sparsity_search.pruners.refit import RefitPruner
 from sparsity_search.pruners.refit.least_squares import least_squares, unit_hessian
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
 
 ROWS, COLUMNS = 24, 48
@@ -253,7 +254,7 @@ def test_without_a_factor_the_diagonal_is_used(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("mask", ["magnitude", {"name": "magnitude"}, MagnitudePruner()])
 def test_a_mask_by_name_settings_or_pruner(mask: Pruner | str) -> None:
-    pruner = RefitPruner(mask=mask)
+    pruner = PRUNERS.create("refit", mask=mask)
     assert pruner == RefitPruner(mask=MagnitudePruner())
     assert hash(pruner) == hash(RefitPruner(mask=MagnitudePruner()))
     assert pruner.requires is Statistic.HESSIAN
@@ -290,6 +291,6 @@ def test_illegal_settings(settings: dict[str, float]) -> None:
 
 def test_illegal_masks() -> None:
     with pytest.raises(ConfigError, match="needs a name"):
-        RefitPruner(mask={"pattern": "row"})  # type: ignore[arg-type]
+        PRUNERS.create("refit", mask={"pattern": "row"})
     with pytest.raises(UnknownNameError, match="wanda"):
-        RefitPruner(mask="wanta")
+        PRUNERS.create("refit", mask="wanta")
