@@ -45,7 +45,7 @@ class SupernetObjective:
         self._switch.to(profile)
         with self._switch.narrow(), self._prefixes.at(profile.states) as model:
             found = self._proxy.score(model, rows[len(parts) :])
-        return self._proxy.joined([*parts, *found.parts]) if parts else found
+        return self._proxy.combine([*parts, *found.parts]) if parts else found
 
     def rows(self, fidelity: Fidelity) -> list[int]:
         """Return the sequences of a fidelity.
