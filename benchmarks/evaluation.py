@@ -43,9 +43,8 @@ from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
 TOKENS, LENGTH, POSITIONS = 2048, 512, 128
-#: Published settings of EvoPress's mutation; and the same within a sixth of the depth.
+#: Published settings of EvoPress's mutation.
 EVOPRESS = {"max_switches": 3, "strides": (1,)}
-WINDOW = 1 / 6
 
 
 @dataclass
@@ -60,17 +59,12 @@ class Bench:
     def text(self) -> Tensor:
         return self.session.text["search"]
 
-    def children(self, n: int, genes: range | None = None) -> list[Candidate]:
+    def children(self, n: int) -> list[Candidate]:
         """Return children of the uniform candidate, ordered as a study orders them."""
-        history, rng = History(), generator(0, "children", genes.start if genes else 0)
+        history, rng = History(), generator(0, "children", 0)
         history.close_round([self.space.uniform])
         searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
-        if genes is None:
-            return sorted(searcher.ask(self.space, history, n, rng))
-        found: set[Candidate] = set()
-        while len(found) < n:
-            found.add(searcher._mutation.child(self.space, self.space.uniform, rng, None, genes))
-        return sorted(found)
+        return sorted(searcher.ask(self.space, history, n, rng))
 
     def naive(self, candidates: Sequence[Candidate]) -> list[float]:
         """Score each with a forward pass of the whole model and full softmaxes of all logits."""
@@ -190,26 +184,22 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to score, and what is scored: one rung, or one for each window."""
+    """A way to score, and the rung that is scored."""
 
     score: Callable[[Sequence[Candidate]], list[float]]
-    groups: list[list[Candidate]]
+    candidates: list[Candidate]
     prefixes: bool = True
     positions: int = LENGTH
 
 
 def made_ways(made: Bench, n: int) -> dict[str, Way]:
-    """Return the ways; three windows, for what one saves falls off evenly with its depth."""
+    """Return the ways by name."""
     children = made.children(n)
-    width = round(WINDOW * made.space.n_genes)
-    starts = [round(i * (made.space.n_genes - width) / 2) for i in range(3)]
-    windows = [made.children(n, range(start, start + width)) for start in starts]
     all_, few = made.ours(1024, None), made.ours(1024, POSITIONS)
     return {
-        "whole, in parts": Way(made.ours(0, None), [children], prefixes=False),
-        "prefixes": Way(all_, [children]),
-        "prefixes, 128 positions": Way(few, [children], positions=POSITIONS),
-        "window, prefixes": Way(all_, windows),
+        "whole, in parts": Way(made.ours(0, None), children, prefixes=False),
+        "prefixes": Way(all_, children),
+        "prefixes, 128 positions": Way(few, children, positions=POSITIONS),
     }
 
 
@@ -222,18 +212,17 @@ def repeat(made: Bench, ways: Mapping[str, Way], every: int) -> dict[str, Any]:
         every: Whole passes are made for one candidate of so many.
     """
     head = head_share(made.session)
-    known = ways["prefixes"].groups[0][::every]
+    known = ways["prefixes"].candidates[::every]
     naive, expected = timed(made.naive, known)
     rows: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[Candidate, float]] = {}
     for name, way in ways.items():
-        groups = way.groups if way.prefixes else [known]
-        runs = [timed(way.score, group) for group in groups]
-        scores[name] = dict(zip(groups[0], runs[0][1], strict=True))
-        shares = [blocks_run(made.space, group) for group in groups]
-        blocks = statistics.mean(shares) if way.prefixes else 1.0
+        candidates = way.candidates if way.prefixes else known
+        seconds, values = timed(way.score, candidates)
+        scores[name] = dict(zip(candidates, values, strict=True))
+        blocks = blocks_run(made.space, candidates) if way.prefixes else 1.0
         rows[name] = {
-            "ratio": statistics.mean(seconds for seconds, _ in runs) / naive,
+            "ratio": seconds / naive,
             "blocks run": blocks,
             "bound": blocks * (1 - head) + way.positions / LENGTH * head,
         }

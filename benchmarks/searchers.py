@@ -109,7 +109,6 @@ CASES = {
     "from gauss_newton, gradients, 2 stages, fresh": Case(
         WEIGHTS, {"hints": ["gradients"], **FRESH}, stages=2, initial=(GAUSS_NEWTON, "uniform")
     ),
-    "evolution, window": Case(WEIGHTS, {"searcher": {"name": "evolution", "window": 1 / 6}}),
     "from gauss_newton": Case(WEIGHTS, initial=(GAUSS_NEWTON, "uniform")),
     "from gauss_newton, gradients": Case(
         WEIGHTS, {"hints": ["gradients"]}, initial=(GAUSS_NEWTON, "uniform")

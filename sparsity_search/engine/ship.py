@@ -139,7 +139,7 @@ class _Judge:
             with Prefixes(self._subject, self._limit).at(profile.states) as model:
                 for key, proxy in self._proxies.items():
                     parts[key] += proxy.score(model, rows[key]).parts
-        return {key: proxy.joined(parts[key]).value for key, proxy in self._proxies.items()}
+        return {key: proxy.combine(parts[key]).value for key, proxy in self._proxies.items()}
 
 
 def _saving(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:

@@ -209,7 +209,7 @@ class _HiddenStateProxy(Proxy):
                     kl = self._dense.divergence.of(model, row, last[i])
                     part = part + self._settings.kl_weight * kl
                 parts.append(part)
-        return self.read(parts)
+        return self.read_back(parts)
 
     def _error(self, row: int, states: dict[int, Tensor]) -> Tensor:
         """Return the weighted sum over blocks of one sequence's error, in float64."""

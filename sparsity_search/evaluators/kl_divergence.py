@@ -76,4 +76,4 @@ class _KLProxy(Proxy):
                 self._divergence.of(model, row, states)
                 for row, states in zip(batch, hidden, strict=True)
             ]
-        return self.read(parts)
+        return self.read_back(parts)

@@ -54,9 +54,9 @@ class _PerplexityProxy(Proxy):
                 loss(model, states, targets.to(states.device), self._chunk) / len(targets)
                 for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
             ]
-        return self.read(parts)
+        return self.read_back(parts)
 
-    def joined(self, parts: Sequence[float]) -> Score:
+    def combine(self, parts: Sequence[float]) -> Score:
         """Return the perplexity of rows from their mean losses."""
         mean = sum(parts) / len(parts)
         return Score(math.exp(mean) if mean < 700 else math.inf, tuple(parts))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.interfaces.format import Document, Format, finite
+from sparsity_search.formats.bases.layers import parse_number
+from sparsity_search.interfaces.format import Document, Format
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 
@@ -68,7 +69,7 @@ def _unit(row: dict[str, str | None], where: str) -> tuple[Unit, int]:
     )
     removed = _integer(row, "removed", where, least=0)
     if row.get("sparsity"):
-        stated = finite(row["sparsity"], where)
+        stated = parse_number(row["sparsity"], where)
         if abs(stated - removed / unit.count) > _TOLERANCE:
             raise ProfileError(
                 f"{where}: {removed} of {unit.count} is not sparsity {stated}; counts hold, so "

@@ -9,16 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ProfileError
-from sparsity_search.interfaces.format import (
-    Document,
-    Format,
-    by_name,
-    from_sparsities,
-    needed,
-    of_whole_layers,
-    single_weights,
-    whole_layers,
+from sparsity_search.formats.bases.layers import (
+    check_single_weights,
+    join_rows,
+    match_values,
+    require_layout,
+    round_to_counts,
+    sum_rows,
 )
+from sparsity_search.interfaces.format import Document, Format
 from sparsity_search.profiles.budget import Bounds, water_fill
 from sparsity_search.profiles.layout import Layout
 
@@ -68,9 +67,9 @@ class EvopressFormat(Format):
             if match[1] in levels:
                 raise ProfileError(f"line {number}: {match[1]} has a level already")
             levels[match[1]] = int(match[2])
-        (base, step), units = self._scale(), needed(layout)
-        found = by_name(units, levels)
-        layers, places = whole_layers(units)
+        (base, step), units = self._scale(), require_layout(layout)
+        found = match_values(units, levels)
+        layers, places = join_rows(units)
         sparsities = base + found * step / layers.counts[places]
         for unit, level, sparsity in zip(units, found, sparsities, strict=True):
             if not -_EXACT <= sparsity <= 1 + _EXACT:
@@ -78,12 +77,12 @@ class EvopressFormat(Format):
                     f"{unit.name}: level {level:.0f} of {step} weights on {base} of "
                     f"{unit.count} is sparsity {sparsity:.4g}; are sparsity and step right?"
                 )
-        return Document(from_sparsities(units, sparsities))
+        return Document(round_to_counts(units, sparsities))
 
     def write(self, document: Document) -> str:
         """Return the nearest levels that together move what the profile moves."""
-        single_weights(document.profile, "EvoPress's levels")
-        profile, (base, step) = of_whole_layers(document.profile), self._scale()
+        check_single_weights(document.profile, "EvoPress's levels")
+        profile, (base, step) = sum_rows(document.profile), self._scale()
         counts = profile.layout.counts
         wanted = (np.array(profile.removed) - base * counts) / step
         most = np.full(len(counts), self.max_level)

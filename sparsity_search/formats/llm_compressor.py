@@ -9,16 +9,15 @@ from typing import Any, Literal, get_args
 import yaml
 
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.formats.bases.yaml import load
-from sparsity_search.interfaces.format import (
-    Document,
-    Format,
-    from_sparsities,
-    needed,
-    of_whole_layers,
-    ratios_by_name,
-    single_weights,
+from sparsity_search.formats.bases.layers import (
+    check_single_weights,
+    match_ratios,
+    require_layout,
+    round_to_counts,
+    sum_rows,
 )
+from sparsity_search.formats.bases.yaml import load
+from sparsity_search.interfaces.format import Document, Format
 from sparsity_search.profiles.layout import Layout
 
 Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
@@ -60,13 +59,13 @@ class LlmCompressorFormat(Format):
                 ratios[target] = modifier["sparsity"]
         if not ratios:
             raise ProfileError(f"the recipe holds neither {' nor '.join(_MODIFIERS)}")
-        units = needed(layout)
-        return Document(from_sparsities(units, ratios_by_name(units, ratios)))
+        units = require_layout(layout)
+        return Document(round_to_counts(units, match_ratios(units, ratios)))
 
     def write(self, document: Document) -> str:
         """Return the recipe as YAML."""
-        single_weights(document.profile, "llm-compressor's modifiers")
-        profile = of_whole_layers(document.profile)
+        check_single_weights(document.profile, "llm-compressor's modifiers")
+        profile = sum_rows(document.profile)
         layers: dict[float, list[str]] = {}
         for unit, sparsity in zip(profile.layout, profile.sparsities.tolist(), strict=True):
             layers.setdefault(sparsity, []).append(unit.name)

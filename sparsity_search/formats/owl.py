@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.formats.bases.layers import match_ratios, require_layout, round_to_counts
 from sparsity_search.formats.bases.yaml import load
-from sparsity_search.interfaces.format import (
-    Document,
-    Format,
-    from_sparsities,
-    needed,
-    ratios_by_name,
-)
+from sparsity_search.interfaces.format import Document, Format
 from sparsity_search.profiles.layout import Layout
 
 
@@ -45,8 +40,8 @@ class OwlFormat(Format):
             ratios = dict(enumerate(ratios))
         if not isinstance(ratios, dict) or not ratios:
             raise ProfileError("a mapping of layer names or block indices to sparsities is needed")
-        units = needed(layout)
-        return Document(from_sparsities(units, ratios_by_name(units, ratios)))
+        units = require_layout(layout)
+        return Document(round_to_counts(units, match_ratios(units, ratios)))
 
     def write(self, document: Document) -> str:
         """Return the mapping as JSON, which is YAML too."""

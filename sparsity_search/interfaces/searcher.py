@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials.history import History
+
+#: Most proposals that are drawn for each candidate that is needed.
+_TRIES = 50
 
 
 class Space(Protocol):
@@ -68,36 +72,96 @@ class Space(Protocol):
 class Searcher(ABC):
     """Proposes candidates. Plugins are frozen keyword-only dataclasses of hyper-parameters.
 
-    A searcher has no state: the history is the state. Equal arguments give equal candidates, so
-    a resumed study goes on exactly as an uninterrupted one (the Designer of Vizier,
-    arXiv 2408.11527).
+    A plugin writes `propose`; a study calls `ask`. This is one round::
+
+        ask    propose → keep new and distinct ones → fill up by fallback → n candidates
+        study  measure the candidates rung by rung → add them to the history → ask again
+
+    Rules for plugins:
+
+    - A searcher has no state: the history is the state. Equal arguments give equal candidates,
+      so a resumed study goes on exactly as an uninterrupted one (the Designer of Vizier,
+      arXiv 2408.11527).
+    - ``rng`` is the only source of randomness, and the history is only read.
+    - Every proposal is a legal candidate: take it from a method of the space.
+    - `Space.switch` returns None where the bounds allow no move of that stride: yield the parent
+      then, or try a stride of 1.
+
+    Attributes:
+        experimental: Why users should prefer another searcher; empty if there is no reason.
     """
 
+    experimental: ClassVar[str] = ""
+
     @abstractmethod
-    def ask(
+    def propose(
         self, space: Space, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
-        """Return up to ``n`` distinct candidates of ``space`` for the next round.
+    ) -> Iterator[Candidate]:
+        """Yield candidates of ``space``, in order of preference.
+
+        `ask` drops repeats and candidates that were measured before. It takes at most ``50 n``
+        proposals, so the iterator may be endless.
 
         Args:
             space: Where to search.
-            history: Everything measured in completed rounds; `History.survivors` are the
-                parents. Never empty: round 0 measures the initial candidates.
-            n: How many are wanted.
+            history: Everything measured in completed rounds; never empty, since round 0 measures
+                the initial candidates. `History.survivors` are the parents; there are none if
+                all candidates failed.
+            n: How many new candidates the round needs.
             rng: The only source of randomness.
-
-        Returns:
-            Candidates; an empty sequence ends the study.
         """
 
-    def data_digest(self) -> str | None:
-        """Return what identifies the contents of the files that it reads; by default none.
+    def fallback(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:
+        """Yield candidates for a round that the proposals do not fill: random ones.
 
-        A search goes on only with the same: the settings hold a file's path alone.
+        A plugin whose study ends with its proposals overrides this with an empty iterator.
+        """
+        while True:
+            yield space.sample(rng)
+
+    def ask(
+        self, space: Space, history: History, n: int, rng: np.random.Generator
+    ) -> Sequence[Candidate]:
+        """Return the candidates of the next round: distinct, and never measured before.
+
+        Returns:
+            ``n`` candidates, or fewer where the space has hardly any new ones. An empty sequence
+            ends the study.
+        """
+        new = take_new(self.propose(space, history, n, rng), n, history.seen)
+        if len(new) < n:
+            others = self.fallback(space, rng)
+            new += take_new(others, n - len(new), {*history.seen, *new})
+        return new
+
+    def data_digest(self) -> str | None:
+        """Return a digest of the files that the settings name; None if they name no file.
+
+        A search is resumed only with the same digest, since the settings hold paths alone.
         """
         return None
 
     def notes(self, space: Space, history: History) -> tuple[str, ...]:
-        """Return lines on how the search went, for its record; by default none."""
+        """Return lines about the finished search, for its record; by default none."""
         del space, history
         return ()
+
+
+def take_new(
+    proposals: Iterable[Candidate], n: int, seen: Container[Candidate]
+) -> list[Candidate]:
+    """Return the first ``n`` distinct proposals that are not in ``seen``.
+
+    Args:
+        proposals: Candidates, repeats among them; may be endless. No more are drawn than needed,
+            and at most ``50 n``.
+        n: How many to take, at least 1. Fewer are returned if the proposals run out.
+        seen: Candidates to leave out.
+    """
+    new: dict[Candidate, None] = {}
+    for candidate in islice(proposals, _TRIES * n):
+        if candidate not in seen:
+            new[candidate] = None
+        if len(new) == n:
+            break
+    return list(new)

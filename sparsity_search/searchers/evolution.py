@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -33,8 +33,6 @@ class EvolutionSearcher(Searcher):
         within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
         tournament: Offspring drawn for each one that is measured, by the first hint of the space;
             without a hint it means nothing.
-        window: Share of the genes, next to each other in depth, that all offspring of a round
-            change; where it lies is drawn each round. What lies before it is run once a round.
         random_rounds: Rounds of random candidates before the first mutations; the paper starts
             so where whole blocks are dropped.
         spread: Deviation in levels of these random candidates.
@@ -45,15 +43,12 @@ class EvolutionSearcher(Searcher):
     adaptive: bool = False
     within: Literal["all", "role"] = "all"
     tournament: int = 4
-    window: float = 1.0
     random_rounds: int = 0
     spread: float = 1.0
 
     def __post_init__(self) -> None:
         if self.random_rounds < 0 or not self.spread > 0:
             raise ConfigError("random_rounds must not be negative, and spread be positive")
-        if not 0 < self.window <= 1:
-            raise ConfigError(f"window must lie in (0, 1], not {self.window}")
         _ = self._mutation
 
     @cached_property
@@ -65,32 +60,20 @@ class EvolutionSearcher(Searcher):
             tournament=self.tournament,
         )
 
-    def ask(
+    def propose(
         self, space: Space, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
-        """Return up to ``n`` new offspring of the last survivors; random ones if none is left."""
-        parents, seen = history.survivors, history.seen
-        likely = stride_shares(self.strides, history.winners) if self.adaptive else None
-        at_random = len(history.winners) <= self.random_rounds
-        genes = self._genes(space.n_genes, rng)
-        found: dict[Candidate, None] = {}
-        for attempt in range(50 * n):
-            if len(found) == n or not parents:
-                break
-            if at_random:
-                child = space.sample(rng, self.spread)
-            else:
-                parent = parents[attempt % len(parents)]
-                child = self._mutation.child(space, parent, rng, likely, genes)
-            if child not in seen:
-                found[child] = None
-        if not found and parents and self.within == "all":  # mutations may not reach what is left
-            drawn = (space.sample(rng, self.spread) for _ in range(20 * n))
-            found = dict.fromkeys(child for child in drawn if child not in seen)
-        return list(found)[:n]
+    ) -> Iterator[Candidate]:
+        """Yield offspring of the last survivors; random candidates in the first rounds."""
+        del n
+        if len(history.winners) <= self.random_rounds:
+            return self._sample(space, rng)
+        shares = stride_shares(self.strides, history.winners) if self.adaptive else None
+        return self._mutation.children(space, history.survivors, rng, shares)
 
-    def _genes(self, n_genes: int, rng: np.random.Generator) -> range:
-        """Return the genes that a round changes."""
-        width = min(n_genes, max(2, round(self.window * n_genes)))
-        start = int(rng.integers(n_genes - width + 1)) if width < n_genes else 0
-        return range(start, start + width)
+    def fallback(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:
+        """Yield random candidates; none within roles, whose totals stay."""
+        return super().fallback(space, rng) if self.within == "all" else iter(())
+
+    def _sample(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:
+        while True:
+            yield space.sample(rng, self.spread)

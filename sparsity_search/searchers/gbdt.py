@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -70,6 +71,11 @@ class GbdtSearcher(Searcher):
     depth: int = 4
     rate: float = 0.05
 
+    experimental: ClassVar[str] = (
+        "its trees rank the candidates of a search worse than the model of `predictor` does, see "
+        "docs/predictor.md"
+    )
+
     def __post_init__(self) -> None:
         for name, least in (("pairs", 4), ("tied", 1), ("samples", 1), ("finalists", 0)):
             if getattr(self, name) < least:
@@ -96,15 +102,25 @@ class GbdtSearcher(Searcher):
     def ask(
         self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> Sequence[Candidate]:
-        """Return random candidates, later the finalists; none when all were measured."""
+        """Return random pairs, later the finalists; none when all of these were measured."""
+        left = self.pairs - len(_measured(history))
+        wanted = min(n, left if left > 0 else self.finalists + left)
+        return super().ask(space, history, wanted, rng) if wanted > 0 else []
+
+    def propose(
+        self, space: Space, history: History, n: int, rng: np.random.Generator
+    ) -> Iterator[Candidate]:
+        """Yield random candidates until there are enough pairs, then the samples, best first."""
+        del n
         measured = _measured(history)
-        left = self.pairs - len(measured)
-        if left > 0:
-            return self._at_random(space, history.seen, len(measured), min(n, left), rng)
-        wanted = min(n, self.finalists + left)
-        if wanted <= 0:
-            return []
-        return self._ranked(space, measured[: self.pairs], history.seen)[:wanted]
+        if len(measured) < self.pairs:
+            return self._at_random(space, history.seen, len(measured), rng)
+        return iter(self._ranked(space, measured[: self.pairs], history.seen))
+
+    def fallback(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:
+        """Yield nothing: the study ends with the protocol."""
+        del space, rng
+        return iter(())
 
     def report(self, space: Space, history: History) -> Figures | None:
         """Return how well the held-out pairs are predicted; None before all are measured."""
@@ -123,29 +139,25 @@ class GbdtSearcher(Searcher):
         return (f"predictor, {found.n} held-out pairs: {judged}",)
 
     def _at_random(
-        self,
-        space: Space,
-        seen: Set[Candidate],
-        start: int,
-        n: int,
-        rng: np.random.Generator,
-    ) -> list[Candidate]:
-        """Return ``n`` new random candidates, the first of them tied; fewer where few are left."""
+        self, space: Space, seen: Set[Candidate], n_pairs: int, rng: np.random.Generator
+    ) -> Iterator[Candidate]:
+        """Yield random candidates, tied while there are too few tied pairs.
+
+        The last of them are `_MISSES` in a row that are not new. After half as many, candidates
+        are no longer tied.
+        """
         middle, half = _ranges(space, self.spread)
         runs, n_tied = _runs(space, self.tied), round(self.tied_share * self.pairs)
-        found: dict[Candidate, None] = {}
-        misses = 0
-        while len(found) < n and misses < _MISSES:
+        known, misses = set(seen), 0
+        while misses < _MISSES:
             drawn = rng.uniform(-1, 1, space.n_genes)
-            if start + len(found) < n_tied and misses < _MISSES / 2:
+            if n_pairs < n_tied and misses < _MISSES / 2:
                 drawn = drawn[runs]
             candidate = space.balance(middle + half * drawn)
-            if candidate in seen or candidate in found:
-                misses += 1
-            else:
-                found[candidate] = None
-                misses = 0
-        return list(found)
+            is_new = candidate not in known
+            n_pairs, misses = n_pairs + is_new, 0 if is_new else misses + 1
+            known.add(candidate)
+            yield candidate
 
     def _ranked(
         self, space: Space, measured: Sequence[Measurement], seen: Set[Candidate]

@@ -62,50 +62,35 @@ class OptunaSearcher(Searcher):
         if self.startup < 2:
             raise ConfigError(f"startup must be at least 2, not {self.startup}")
 
-    def ask(
+    def propose(
         self, space: Space, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
-        """Return ``n`` candidates, fewer where the space has hardly any that are new.
-
-        What the sampler proposes again is passed over, and after four proposals for each candidate
-        wanted the rest are random.
-        """
-        told = one_fidelity(history, max(self.startup, space.n_genes + 1))
-        seen = history.seen
-        found: dict[Candidate, None] = {}
-        for proposal in self._proposals(space, told, 4 * n, rng):
-            if len(found) == n:
-                break
-            if proposal not in seen:
-                found[proposal] = None
-        return list(found)
-
-    def _proposals(
-        self, space: Space, told: Sequence[Measurement], n: int, rng: np.random.Generator
     ) -> Iterator[Candidate]:
-        """Yield ``n`` candidates of the sampler, then ``5 n`` random ones."""
+        """Yield ``4 n`` proposals of the sampler; none before it begins."""
         seed = int(rng.integers(2**31))
-        finite = [m for m in told if not m.failed]
-        if finite and (len(told) >= self.startup or not _SAMPLERS[self.sampler]):
-            distributions = _distributions(space)
+        known = one_fidelity(history, max(self.startup, space.n_genes + 1))
+        waits = _SAMPLERS[self.sampler] and len(known) < self.startup
+        if waits or all(m.failed for m in known):
+            return
+        distributions = _distributions(space)
+        with _quiet():
+            study = self._study(distributions, known, seed)
+        for _ in range(4 * n):
             with _quiet():
-                study = self._study(distributions, told, seed)
-            for _ in range(n):
-                with _quiet():
-                    asked = study.ask(distributions).params
-                yield space.balance(np.array([asked[name] for name in distributions]))
-        for _ in range(5 * n):
-            yield space.sample(rng)
+                values = study.ask(distributions).params
+            yield space.balance(np.array([values[name] for name in distributions]))
 
     def _study(
-        self, distributions: Mapping[str, BaseDistribution], told: Sequence[Measurement], seed: int
+        self,
+        distributions: Mapping[str, BaseDistribution],
+        measured: Sequence[Measurement],
+        seed: int,
     ) -> optuna.Study:
         study = optuna.create_study(sampler=self._sampler(seed))
-        worst = max(m.score.value for m in told if not m.failed)
+        worst = max(m.score.value for m in measured if not m.failed)
         study.add_trials(
             [
                 _trial(m.candidate, worst if m.failed else m.score.value, distributions)
-                for m in told
+                for m in measured
             ]
         )
         return study

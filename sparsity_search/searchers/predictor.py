@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,17 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher, Space, take_new
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.features import Features
-from sparsity_search.searchers.bases.models import Kind, ModelSettings, Objective, Pairs, fit
+from sparsity_search.searchers.bases.models import (
+    Fitted,
+    Kind,
+    ModelSettings,
+    Objective,
+    Pairs,
+    fit,
+)
 from sparsity_search.searchers.bases.mutation import Mutation
 from sparsity_search.searchers.bases.training import (
     RankCorrelation,
@@ -108,30 +115,37 @@ class PredictorSearcher(Searcher):
             tournament=self.tournament,
         )
 
-    def ask(
+    def propose(
         self, space: Space, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
-        """Return up to ``n`` new offspring; none if no move is left.
+    ) -> Iterator[Candidate]:
+        """Yield the predictor's picks of a pool of offspring, then offspring as they are drawn.
 
         Raises:
             ConfigError: The data set does not fit the space.
         """
-        seen, plain = history.seen, self._mutation
         pairs = self._pairs(space, history)
-        if not self._trusted(space, history, pairs):
-            return _offspring(space, history.survivors, plain, rng, n, seen)
-        model = fit(pairs, self._model, len(history.winners))
+        if self._trusted(space, history, pairs):
+            model = fit(pairs, self._model, len(history.winners))
+            ranked = self._rank(space, self._pool(space, history, n, rng), model)
+            yield from ranked[: n - round(self.random_share * n)]
+        yield from self._mutation.children(space, history.survivors, rng)
+
+    def _pool(
+        self, space: Space, history: History, n: int, rng: np.random.Generator
+    ) -> list[Candidate]:
+        """Return up to ``pool · n`` new offspring of the survivors and the elite."""
         parents = list(dict.fromkeys([*history.survivors, *self._elite(history)]))
-        pool = _offspring(space, parents, self._single, rng, n * self.pool, seen)
+        children = self._single.children(space, parents, rng)
+        return take_new(children, n * self.pool, history.seen)
+
+    def _rank(self, space: Space, pool: Sequence[Candidate], model: Fitted) -> list[Candidate]:
+        """Return a pool, best first by predicted score less ``explore`` times its spread."""
         if not pool:
             return []
         levels = np.array(pool, dtype=np.float64)
         mean, spread = model.predict(Features(space).blocks(levels))
         order = np.argsort(mean - self.explore * spread, kind="stable")
-        picked = [pool[i] for i in order[: n - round(self.random_share * n)]]
-        more = n - len(picked)
-        rest = _offspring(space, history.survivors, plain, rng, more, seen | set(picked))
-        return [*picked, *rest]
+        return [pool[i] for i in order]
 
     def data_digest(self) -> str | None:
         """Return the digest of the data set, if there is one."""
@@ -190,25 +204,3 @@ class PredictorSearcher(Searcher):
         highest = max(reversed(alive), key=lambda m: m.fidelity.tokens).fidelity
         best = rank(m for m in alive if m.fidelity == highest)
         return [m.candidate for m in best[: self.elite]]
-
-
-def _offspring(
-    space: Space,
-    parents: Sequence[Candidate],
-    mutation: Mutation,
-    rng: np.random.Generator,
-    n: int,
-    seen: Set[Candidate],
-) -> list[Candidate]:
-    """Return up to ``n`` new children of the parents in turn, in the order they were drawn."""
-    found: dict[Candidate, None] = {}
-    for attempt in range(50 * n):
-        if len(found) == n or not parents:
-            break
-        child = mutation.child(space, parents[attempt % len(parents)], rng)
-        if child not in seen:
-            found[child] = None
-    if not found and parents:  # nothing new near by: anywhere then
-        drawn = (space.sample(rng) for _ in range(50))
-        found = {child: None for child in drawn if child not in seen}
-    return list(found)[:n]

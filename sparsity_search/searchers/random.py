@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,16 +26,10 @@ class RandomSearcher(Searcher):
         if not self.spread > 0:
             raise ValueError(f"spread must be positive, not {self.spread}")
 
-    def ask(
+    def propose(
         self, space: Space, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
-        """Return ``n`` candidates, fewer where the space has hardly any that are new."""
-        seen = history.seen
-        found: dict[Candidate, None] = {}
-        for _ in range(20 * n):
-            if len(found) == n:
-                break
-            candidate = space.sample(rng, self.spread)
-            if candidate not in seen:
-                found[candidate] = None
-        return list(found)
+    ) -> Iterator[Candidate]:
+        """Yield random candidates without end."""
+        del history, n
+        while True:
+            yield space.sample(rng, self.spread)

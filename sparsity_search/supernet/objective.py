@@ -45,7 +45,7 @@ class SupernetObjective:
         self._switch.to(profile)
         with self._switch.narrow(), self._prefixes.at(profile.states) as model:
             score = self._proxy.score(model, rows[len(parts) :])
-        return self._proxy.joined([*parts, *score.parts]) if parts else score
+        return self._proxy.combine([*parts, *score.parts]) if parts else score
 
     def rows(self, fidelity: Fidelity) -> list[int]:
         """Return the indices of a fidelity's sequences.

@@ -19,26 +19,33 @@ def rows() -> list[dict[str, Any]]:
     return easy(30, tiny_llama())
 
 
-#: Settings of plugins that cannot do with their defaults, given a folder for files.
-SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "tasks": lambda folder: {"files": (write(folder / "questions.jsonl", rows()),)},
+def tasks(folder: Path, **settings: Any) -> Evaluator:
+    file = write(folder / "questions.jsonl", rows())
+    return EVALUATORS.create("tasks", files=(file,), **settings)
+
+
+#: Plugins that need more than their defaults, given a folder for files; one is discrete.
+CREATE: dict[str, Callable[[Path], Evaluator]] = {
+    "tasks": tasks,
+    "tasks, error": lambda folder: tasks(folder, measure="error", examples=5),
 }
-WITH_DATA = [n for n in EVALUATORS.names() if EVALUATORS.get(n).own_data != Evaluator.own_data]
+WITH_DATA = list(CREATE)
+OF_TEXT = [name for name in EVALUATORS.names() if name not in CREATE]
 
 
 def create(request: pytest.FixtureRequest, folder: Path) -> Any:
-    settings = SETTINGS.get(request.param, lambda _: {})(folder)
-    return EVALUATORS.create(request.param, **settings)
+    name = request.param
+    return CREATE[name](folder) if name in CREATE else EVALUATORS.create(name)
 
 
 class TestEvaluators(EvaluatorContract):
-    @pytest.fixture(params=EVALUATORS.names())
+    @pytest.fixture(params=[*OF_TEXT, *WITH_DATA])
     def evaluator(self, request: pytest.FixtureRequest, tmp_path: Path) -> Evaluator:
         return create(request, tmp_path)
 
 
 class TestOfText(TextContract):
-    @pytest.fixture(params=[name for name in EVALUATORS.names() if name not in WITH_DATA])
+    @pytest.fixture(params=OF_TEXT)
     def evaluator(self, request: pytest.FixtureRequest, tmp_path: Path) -> Evaluator:
         return create(request, tmp_path)
 

@@ -23,9 +23,8 @@ def directly(dense: nn.Module, model: nn.Module, tokens: Tensor) -> list[float]:
     return (p.exp() * (p - q)).sum(-1).mean(-1).tolist()
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 24, 1000])
 @pytest.mark.parametrize("factor", [0.9, 0.0])
-@pytest.mark.parametrize("tile", [1, 7, 2048])
+@pytest.mark.parametrize(("chunk", "tile"), [(1, 30), (7, 7), (24, 2048), (1000, 30)])
 def test_is_the_divergence_of_full_softmaxes(
     factor: float, chunk: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,18 +36,18 @@ def test_is_the_divergence_of_full_softmaxes(
     assert score.value == pytest.approx(sum(expected) / 6, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("positions", [1, 7, 24, 99])
+@pytest.mark.parametrize("positions", [1, 7, 99])
 def test_positions_are_a_fair_sample(positions: int) -> None:
     dense, model = tiny_llama(), scaled(0.0)
-    tokens = random_tokens(200, 24)
+    tokens = random_tokens(80, 24)
     expected = torch.tensor(directly(dense, model, tokens))
     proxy = KLDivergenceEvaluator(positions=positions, chunk=5).bind(dense, tokens)
-    found = torch.tensor(proxy.score(model, range(200)).parts)
+    found = torch.tensor(proxy.score(model, range(80)).parts)
     deviation = (found - expected).std()
     if positions >= 24:
         assert_close(found, expected, rtol=1e-4, atol=1e-6)
     else:
-        assert abs(found.mean() - expected.mean()) < 4 * deviation / 200**0.5
+        assert abs(found.mean() - expected.mean()) < 4 * deviation / 80**0.5
         assert deviation > 1e-3
     assert proxy.score(model, [3, 5]).parts == pytest.approx(found[[3, 5]].tolist(), rel=1e-5)
 

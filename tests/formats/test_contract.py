@@ -59,21 +59,21 @@ def test_structures_round_trip(name: str, profile: SparsityProfile) -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
 def test_a_format_without_sizes_asks_for_them(name: str) -> None:
     format_ = exact(name)
-    with pytest.raises(ConfigError, match="--reference"):
+    with pytest.raises(ConfigError) as refusal:
         format_.read(format_.write(Document(PROFILE)))
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
 def test_files_of_other_models_are_refused(name: str) -> None:
     format_ = exact(name)
     text = format_.write(Document(PROFILE))
-    with pytest.raises(ProfileError, match=r"model\.layers\.1"):
-        format_.read(text, Layout(LAYOUT[:3]))
-    text = format_.write(Document(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
-    with pytest.raises(
-        ProfileError, match=r"no value for 3 units.*model\.layers\.1\.self_attn\.q"
-    ):
-        format_.read(text, LAYOUT)
+    few = format_.write(Document(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
+    for file, layout in ((text, Layout(LAYOUT[:3])), (few, LAYOUT)):
+        with pytest.raises(ProfileError) as refusal:
+            format_.read(file, layout)
+        assert "model.layers.1" in str(refusal.value)  # a unit of one and not of the other
+        assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,8 +82,9 @@ def test_files_of_other_models_are_refused(name: str) -> None:
     text=st.text(max_size=200) | st.text(alphabet="{}[]:,\"'-0123456789.e&*!\n ab", max_size=60)
 )
 def test_nonsense_is_refused_in_one_way(name: str, text: str) -> None:
-    with pytest.raises(SparsitySearchError):
+    with pytest.raises(SparsitySearchError) as refusal:
         exact(name).read(text, LAYOUT)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

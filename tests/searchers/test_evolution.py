@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.searchers.random import RandomSearcher
@@ -12,11 +11,8 @@ from sparsity_search.testing.problems import (
     TOY_LADDER,
     MemoryStore,
     SeparableProblem,
-    toy_space,
     uneven_spaces,
 )
-from sparsity_search.trials.history import History
-from sparsity_search.utils.random import generator
 
 SPACES = uneven_spaces()
 
@@ -52,23 +48,3 @@ def test_within_roles_where_steps_differ(name: str) -> None:
     problem = SeparableProblem(SPACES[name])
     score = found(EvolutionSearcher(within="role"), problem, 0)
     assert score < problem.exact(problem.space.base)
-
-
-@pytest.mark.parametrize(("window", "width"), [(1.0, 24), (0.5, 12), (0.26, 6), (0.01, 2)])
-def test_a_round_changes_genes_next_to_each_other(window: float, width: int) -> None:
-    space = toy_space(*[100] * 24)
-    history, starts = History(), set()
-    history.close_round([space.uniform])
-    searcher = EvolutionSearcher(window=window)
-    for seed in range(60):
-        changed = np.nonzero(np.array(searcher.ask(space, history, 40, generator(seed))))[1]
-        assert changed.max() - changed.min() < width
-        starts.add(int(changed.min()))
-    assert len(starts) > (1 if width < 24 else 0)
-    assert set(range(24 - width, 24)) & starts or width == 24
-
-
-@pytest.mark.parametrize("window", [0.0, -0.1, 1.1])
-def test_windows_that_are_none(window: float) -> None:
-    with pytest.raises(ConfigError, match=r"window must lie in \(0, 1\]"):
-        EvolutionSearcher(window=window)

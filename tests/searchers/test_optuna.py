@@ -195,9 +195,9 @@ def test_is_silent() -> None:
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys; from sparsity_search.searchers.optuna import Optuna\n"
+        "import sys; from sparsity_search.searchers.optuna import OptunaSearcher\n"
         "from sparsity_search.testing.problems import *\n"
-        "toy_history(Optuna(startup=2), SeparableProblem(toy_parametric()))\n"
+        "toy_history(OptunaSearcher(startup=2), SeparableProblem(toy_parametric()))\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Searchers of the full space on a problem of pairs whose optimum is known: 20 seeds each."""
+"""Searchers of the full space on a problem of pairs whose optimum is known: nine seeds each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsity_search.testing.problems import TOY_LADDER, MemoryStore, toy_space
 from tests.helpers.pairwise import PairwiseProblem
 
 SPACE = toy_space(*(100,) * 8, reach=4)
-SEEDS = range(20)
+SEEDS = range(9)
 #: Measurements within which nine tenths of the possible gain are found, in the median.
 STATED: dict[str, tuple[Searcher, int]] = {
     "evolution": (EvolutionSearcher(), 200),
@@ -52,17 +52,17 @@ def measured(
     return gain(), len(store.measurements)
 
 
+def test_random_search_does_not_near_the_optimum() -> None:
+    most = 2 * max(stated for _, stated in STATED.values())
+    runs = [measured(RandomSearcher(), seed, lambda g, n: g >= 0.9 or n >= most) for seed in SEEDS]
+    assert median([gain for gain, _ in runs]) < 0.9
+
+
 @pytest.mark.parametrize("name", STATED)
-def test_nears_the_optimum_where_random_search_does_not(name: str) -> None:
+def test_nears_the_optimum(name: str) -> None:
     searcher, stated = STATED[name]
-    runs = [measured(searcher, seed, lambda g, n: g >= 0.9 or n >= 2 * stated) for seed in SEEDS]
-    needed = [n if gain >= 0.9 else float("inf") for gain, n in runs]
-    assert median(needed) <= stated
-    blind = [
-        measured(RandomSearcher(), seed, lambda g, n: g >= 0.9 or n >= 2 * stated)
-        for seed in SEEDS
-    ]
-    assert median([gain for gain, _ in blind]) < 0.9
+    runs = [measured(searcher, seed, lambda g, n: g >= 0.9 or n >= stated) for seed in SEEDS]
+    assert median([gain for gain, _ in runs]) >= 0.9
 
 
 def test_the_published_protocol_gains_more_than_random_search() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -45,11 +45,14 @@ class Scripted(Searcher):
 
     rounds: tuple[tuple[Candidate, ...], ...]
 
-    def ask(
+    def propose(
         self, space: SearchSpace, history: History, n: int, rng: np.random.Generator
-    ) -> Sequence[Candidate]:
+    ) -> Iterator[Candidate]:
         done = len(history.winners) - 1
-        return self.rounds[done] if done < len(self.rounds) else ()
+        return iter(self.rounds[done] if done < len(self.rounds) else ())
+
+    def fallback(self, space: SearchSpace, rng: np.random.Generator) -> Iterator[Candidate]:
+        return iter(())
 
 
 def make(objective: SeparableProblem | None = None, **changes: Any) -> Study:

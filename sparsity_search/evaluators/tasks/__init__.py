@@ -172,7 +172,7 @@ class _TasksProxy(Proxy):
         found = iter(self._ask(model, indices))
         losses = [self._loss(question, found) for question in asked]
         parts = [sum(losses[i : i + size]) / size for i in range(0, len(losses), size)]
-        return self.joined(parts)
+        return self.combine(parts)
 
     def _loss(self, question: Question, found: Iterator[float]) -> float:
         """Return what one question counts; not a number if the model is broken."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Literal
 
 import numpy as np
@@ -43,14 +43,26 @@ class Mutation:
         if self.tournament < 1:
             raise ConfigError(f"tournament must be at least 1, not {self.tournament}")
 
-    def pools(self, space: Space, genes: Sequence[int] | None = None) -> list[list[int]]:
-        """Return which of some genes may switch with each other; by default of all."""
-        genes = range(space.n_genes) if genes is None else genes
+    def pools(self, space: Space) -> list[list[int]]:
+        """Return the groups of genes that may switch with each other."""
         if self.within == "all":
-            return [list(genes)]
+            return [list(range(space.n_genes))]
         roles = dict.fromkeys(space.roles)
-        pools = [[g for g in genes if space.roles[g] == name] for name in roles]
+        pools = [[g for g, role in enumerate(space.roles) if role == name] for name in roles]
         return [pool for pool in pools if len(pool) > 1]
+
+    def children(
+        self,
+        space: Space,
+        parents: Sequence[Candidate],
+        rng: np.random.Generator,
+        likely: np.ndarray | None = None,
+    ) -> Iterator[Candidate]:
+        """Yield children of the parents in turn without end; none if there are no parents.
+
+        See `child` for the arguments.
+        """
+        return (self.child(space, parent, rng, likely) for parent in cycle(parents))
 
     def child(
         self,
@@ -58,7 +70,6 @@ class Mutation:
         parent: Candidate,
         rng: np.random.Generator,
         likely: np.ndarray | None = None,
-        genes: Sequence[int] | None = None,
     ) -> Candidate:
         """Return a child; the parent itself where the bounds allow no move.
 
@@ -67,20 +78,18 @@ class Mutation:
             parent: What to change.
             rng: The only source of randomness.
             likely: Probability of each stride, ``(n_strides,)``; by default all are equal.
-            genes: Which may change; by default all.
         """
-        pools = self.pools(space, genes)
+        pools = self.pools(space)
         if not pools:
             return parent
         children = self.tournament if space.hints else 1
-        found = [self._switched(space, parent, pools, rng, likely) for _ in range(children)]
-        if len(found) == 1:
-            return found[0]
-        advice = space.hints[0]
-        moved = [child for child in found if child != parent]
-        return min(moved, key=advice.loss, default=parent)
+        drawn = [self._switch(space, parent, pools, rng, likely) for _ in range(children)]
+        if len(drawn) == 1:
+            return drawn[0]
+        moved = [child for child in drawn if child != parent]
+        return min(moved, key=space.hints[0].loss, default=parent)
 
-    def _switched(
+    def _switch(
         self,
         space: Space,
         parent: Candidate,
@@ -99,7 +108,7 @@ class Mutation:
 
 
 def stride_shares(strides: Sequence[int], winners: Sequence[Sequence[Candidate]]) -> np.ndarray:
-    """Return how likely each stride shall be, from the changes that won so far, ``(n_strides,)``.
+    """Return the probability of each stride from the changes that won so far, ``(n_strides,)``.
 
     The stride nearest to the largest change of level by which a round's winner differs from the
     one before gets a point; earlier points fade by a tenth a round. Every stride keeps the share

@@ -105,7 +105,7 @@ def test_bad_settings(settings: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
-    """8,400 generations in each of 12 spaces: 10⁵ mutations, units of mixed sizes among them."""
+    """1,500 generations in each space; their units have mixed sizes and steps."""
     space, mutation = LEVELS[name], Mutation(strides=(1, 2, 4))
     low, high = space.levels.lower, space.levels.upper
     saved = [
@@ -114,7 +114,7 @@ def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
     ]
     budget = space.budget.n_removed(space.layout)
     rng, child, seen = generator(0, name), space.sample(generator(1, name)), set()
-    for _ in range(8_400):
+    for _ in range(1_500):
         child = mutation.child(space, child, rng)
         places = np.array(child) - low
         assert (places >= 0).all()

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from sparsity_search.formats.bases.layers import join_rows, sum_rows
 from sparsity_search.formats.evopress import EvopressFormat
 from sparsity_search.formats.llm_compressor import LlmCompressorFormat
 from sparsity_search.formats.owl import OwlFormat
-from sparsity_search.interfaces.format import Document, of_whole_layers, whole_layers
+from sparsity_search.interfaces.format import Document
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
 
@@ -23,16 +24,16 @@ FUSED = Layout(
 PROFILE = from_counts(FUSED, [10, 8, 2, 30])
 
 
-def test_whole_layers() -> None:
-    layers, places = whole_layers(FUSED)
+def test_rows_of_a_layer_are_joined() -> None:
+    layers, places = join_rows(FUSED)
     assert [(u.name, u.count, u.zeros) for u in layers] == [("h.0.qkv", 40, 3), ("h.0.up", 40, 0)]
     assert places.tolist() == [0, 0, 0, 1]
-    assert of_whole_layers(PROFILE) == from_counts(layers, [20, 30])
+    assert sum_rows(PROFILE) == from_counts(layers, [20, 30])
 
 
 def test_layers_alone_stay_as_they_are() -> None:
     layout = Layout(list(FUSED)[3:])
-    assert of_whole_layers(from_counts(layout, [7])) == from_counts(layout, [7])
+    assert sum_rows(from_counts(layout, [7])) == from_counts(layout, [7])
 
 
 def test_recipes_name_layers() -> None:
