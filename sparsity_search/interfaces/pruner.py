@@ -21,7 +21,27 @@ from sparsity_search.profiles.profile import SparsityProfile
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(SupportsUnits, ABC):
-    """A local pruner. Plugins are frozen keyword-only dataclasses whose fields have defaults.
+    """Base class of local pruners, which prune one unit at a time.
+
+    A walk over the model visits each unit with its evidence: statistics of its inputs, if
+    `requires` asks for them, and gradients, if `needs_gradient` does. `prune` then returns the
+    unit's variants: the weight at each count of zeros that is asked for. Profiles, supernets and
+    sensitivities differ only in the counts.
+
+    Rules, which the contracts in `sparsity_search.testing.pruner` and
+    `sparsity_search.testing.structured` test:
+
+    * A plugin is a frozen keyword-only dataclass, and every field has a default. Equal settings
+      are equal and hashable, and print as one line.
+    * A variant has exactly its count of zeros, in every storage type, with ties, with inputs that
+      are always zero, few, or copies of each other. Weights that are zero already go first.
+    * It is the same alone as in a table, and with inputs times a constant. It does not depend on
+      the seed unless scores are equal.
+    * Kept weights change only if `updates` says so. The given weight is never written to.
+    * In an N:M pattern each group has its zeros exactly.
+    * Weights or statistics that are not finite, and counts or patterns that are not possible,
+      are errors.
+    * Equal arguments give equal bits. The global random state is neither read nor changed.
 
     Attributes:
         units: The kinds of units that it prunes, the usual one first; see `models/units/`.

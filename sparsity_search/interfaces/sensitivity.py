@@ -15,7 +15,17 @@ from sparsity_search.profiles.scores import Scores
 
 
 class Sensitivity(SupportsUnits, ABC):
-    """Measures or estimates losses. Plugins are frozen keyword-only dataclasses.
+    """Base class of sensitivities, which measure or estimate the losses of single units.
+
+    Rules, which `sparsity_search.testing.sensitivity.SensitivityContract` tests:
+
+    * A plugin is a frozen keyword-only dataclass, and every field has a default. Equal settings
+      are equal and hashable, and print as one line.
+    * There is a loss for each count. It never falls as more is removed, and a unit that is
+      removed whole has a positive loss.
+    * Units of a kind that the method is not for are an error.
+    * The model's weights are as before afterwards, to the bit; no hook and no gradient is left.
+    * Equal arguments give equal losses. The global random state is neither read nor changed.
 
     Attributes:
         units: The kinds of units whose losses it can measure; see `models/units/`.

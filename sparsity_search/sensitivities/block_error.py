@@ -16,11 +16,11 @@ from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
-from sparsity_search.sensitivities.bases.short_text import ShortText
+from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockErrorSensitivity(ShortText):
+class BlockErrorSensitivity(ShortTextSensitivity):
     """Squared error of the block's output with one unit pruned, relative to what the block adds.
 
     ``‖y' − y‖² / ‖y − x‖²`` over all tokens, with the block's dense input ``x`` and output ``y``.

@@ -22,11 +22,11 @@ from sparsity_search.models.running.recording import (
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
-from sparsity_search.sensitivities.bases.short_text import ShortText
+from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherSensitivity(ShortText):
+class FisherSensitivity(ShortTextSensitivity):
     """KL to the dense model to second order, from gradients at labels that the model draws.
 
     For a small change ``ΔW`` of the weights, ``KL(dense ‖ pruned) ≈ ½ E[(Σ_t c_t)²] / T`` nats a

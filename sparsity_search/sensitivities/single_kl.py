@@ -15,11 +15,11 @@ from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import rising
-from sparsity_search.sensitivities.bases.short_text import ShortText
+from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleKLSensitivity(ShortText):
+class SingleKLSensitivity(ShortTextSensitivity):
     """``KL(dense ‖ pruned)`` with one unit pruned at a time, mean over tokens, in nats.
 
     What additive methods assume to add up (EvoPress, arXiv 2410.14649, section 2, shows that it

@@ -1,4 +1,4 @@
-"""What every sensitivity must do, whatever its method."""
+"""The rules that every sensitivity keeps, see `interfaces.sensitivity.Sensitivity`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class SensitivityContract:
     @pytest.fixture
     def pruner(self, subject: PrunableModel) -> Pruner:
         """A pruner for these units."""
-        found: Pruner = PRUNERS.create(KINDS[subject.units])
-        return found
+        pruner: Pruner = PRUNERS.create(KINDS[subject.units])
+        return pruner
 
     @pytest.fixture
     def tokens(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every pruner of structures must do, whatever its method."""
+"""The rules that every pruner of structures keeps, see `interfaces.pruner.Pruner`."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class StructuredPrunerContract:
     def test_illegal_counts(self, pruner: Pruner) -> None:
         """A table that is not increasing, or leaves the unit's size, is refused."""
         for counts in ([-1], [1, 1], [1, 0], [shape_for(pruner).count + 1]):
-            with pytest.raises(ConfigError, match="counts"):
+            with pytest.raises(ConfigError):
                 self.run(pruner, counts=counts)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -223,7 +223,7 @@ class StructuredPrunerContract:
         evidence = Evidence(
             inputs=gathered(inputs, pruner.requires), gradient=gradient_of(8, inputs)
         )
-        with pytest.raises(ConfigError, match="structures"):
+        with pytest.raises(ConfigError):
             pruner.prune(gaussian(8, 16), evidence, [1], seed=0)
 
     def assert_same(self, pruner: Pruner, some: Variants, all_: Variants) -> None:

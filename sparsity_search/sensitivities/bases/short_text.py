@@ -11,7 +11,7 @@ from sparsity_search.interfaces.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortText(Sensitivity):
+class ShortTextSensitivity(Sensitivity):
     """Measures on the beginning of the calibration text.
 
     Attributes:
