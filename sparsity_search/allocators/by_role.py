@@ -22,7 +22,7 @@ class ByRoleAllocator(Allocator):
     have in common changes nothing, and without any the profile is the uniform one.
 
     Args:
-        offsets: By role, what is added to its sparsity; 0 for roles that are not named.
+        offsets: By role, added to the target; 0 for roles that are not named.
     """
 
     units: ClassVar[tuple[str, ...]] = ALL_UNITS

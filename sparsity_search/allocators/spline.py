@@ -34,8 +34,8 @@ class SplineAllocator(Allocator):
     over few parameters (space ``depth_spline``).
 
     Args:
-        knots: What is added to the sparsity at each knot, first block first; at least two.
-        offsets: By role, what is added besides; 0 for roles that are not named.
+        knots: Added to the target at each knot, first block first; at least two.
+        offsets: By role, added to the curve; 0 for roles that are not named.
     """
 
     units: ClassVar[tuple[str, ...]] = ALL_UNITS

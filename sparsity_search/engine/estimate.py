@@ -18,7 +18,7 @@ from sparsity_search.models.running.head import last_hidden
 from sparsity_search.models.running.runner import at_once
 from sparsity_search.models.running.walk import walk
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import tasks
+from sparsity_search.supernet.build import split_by_pattern
 
 #: Bytes of work for each weight of a unit that is pruned: scores, their order, and copies of both.
 _WORK = 32
@@ -185,7 +185,9 @@ def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunCon
     for unit in visit.units:
         position = subject.layout.position(unit.name)
         weight = subject.views[unit.name].read()
-        for by, counts in tasks(pruner, unit, tables[position], patterns[position]).values():
+        for by, counts in split_by_pattern(
+            pruner, unit, tables[position], patterns[position]
+        ).values():
             variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0).packed()
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started

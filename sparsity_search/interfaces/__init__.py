@@ -1,1 +1,1 @@
-"""What plugins are: one base class a kind, in one file each."""
+"""The base classes of plugins, one file a kind."""

@@ -19,7 +19,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 
 @dataclass(frozen=True, eq=False)
 class AllocationProblem:
-    """What an allocator is asked: how much each unit of a model loses.
+    """The question to an allocator: how much of each unit of a model goes.
 
     Attributes:
         subject: The dense model.

@@ -58,12 +58,12 @@ class Pruner(SupportsUnits, ABC):
 
     @property
     def requires(self) -> Statistic:
-        """What it has to know about the inputs."""
+        """The statistics of the inputs that it needs."""
         return Statistic.NONE
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it has to know the weight's gradient."""
+        """Whether it needs the weight's gradient."""
         return False
 
     @property

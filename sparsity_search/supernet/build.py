@@ -21,20 +21,20 @@ from sparsity_search.pruning.walk import visit_units, walk_for
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.switch import Supernet, variants_name
 
-#: What the blocks after a block of a supernet see.
+#: The output of a block that later blocks of a supernet see.
 Propagate = Literal["centre", "dense", "expectation", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetPlan:
-    """What a supernet holds and how it is made.
+    """The contents of a supernet, and how it is built.
 
     Attributes:
         pruner: Makes the variants.
         tables: For each unit of the layout, the increasing counts it has variants at.
         centre: A profile whose counts are in the tables.
-        propagate: What the blocks after a block see: its output at the ``"centre"`` profile, as
-            in sequential pruning; the ``"dense"`` one (EvoPress, arXiv 2410.14649); or that of
+        propagate: The output of a block that later blocks see: that at the ``"centre"`` profile,
+            as in sequential pruning; the ``"dense"`` one (EvoPress, arXiv 2410.14649); or that of
             weights mixed from all variants of each unit, by the share that each keeps
             (``"expectation"``, Týr-the-Pruner, arXiv 2503.09657, equation 5) or equally
             (``"mean"``).
@@ -112,10 +112,10 @@ def _stored(subject: PrunableModel, folder: SupernetFolder) -> dict[str, Variant
     return found
 
 
-def tasks(
+def split_by_pattern(
     pruner: Pruner, unit: Unit, table: tuple[int, ...], patterns: Sequence[str] = ()
 ) -> dict[str, tuple[Pruner, tuple[int, ...]]]:
-    """Return who prunes a unit to which counts, by `variants_name`.
+    """Return the pruner and the counts of each set of variants of a unit, by `variants_name`.
 
     Args:
         pruner: Makes the variants.
@@ -141,7 +141,7 @@ def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str
         unit = reached.unit
         position = subject.layout.position(unit.name)
         patterns = plan.patterns[position] if plan.patterns else ()
-        by_name = tasks(plan.pruner, unit, plan.tables[position], patterns)
+        by_name = split_by_pattern(plan.pruner, unit, plan.tables[position], patterns)
         for name, (pruner, counts) in by_name.items():
             made[name] = reached.prune(pruner, counts, plan.seed).packed()
         made.setdefault(unit.name, UnchangedVariants(counts=(unit.zeros,)))
@@ -149,7 +149,7 @@ def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str
 
 
 def _rewrite(subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet) -> None:
-    """Give the units visited the weights that those after them shall see."""
+    """Write the weights that later units should see."""
     for unit in visit.units:
         view = subject.views[unit.name]
         position = subject.layout.position(unit.name)

@@ -127,7 +127,7 @@ class AllocatorContract:
             assert_meets(allocator.allocate(subject, tokens, budget, bounds), budget)
 
     def test_existing_zeros(self, allocator: Allocator, tokens: Tensor) -> None:
-        """What is zero in the dense model counts as removed."""
+        """Items that are zero in the dense model count as removed."""
         model = tiny_llama(layers=5)
         view = list(PrunableModel(model, units=allocator.units[0]).views.values())[2]
         view.write(torch.zeros_like(view.read()))

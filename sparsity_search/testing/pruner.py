@@ -199,7 +199,7 @@ class PrunerContract:
         self.assert_same(self.run(pruner, inputs=inputs), scaled, gaussian(ROWS, COLUMNS))
 
     def test_round_trip(self, pruner: Pruner) -> None:
-        """What is stored gives the same variants when it is read."""
+        """Stored variants are the same when they are read."""
         variants = self.run(pruner)
         read = variants_from_tensors(variants.kind, variants.counts, variants.tensors())
         for count in COUNTS:

@@ -192,7 +192,7 @@ class StructuredPrunerContract:
             )
 
     def test_round_trip(self, pruner: Pruner) -> None:
-        """What is stored gives the same variants when it is read."""
+        """Stored variants are the same when they are read."""
         variants, weight = self.run(pruner), matrix_for(pruner)
         read = variants_from_tensors(variants.kind, variants.counts, variants.tensors())
         for count in variants.counts:

@@ -1,4 +1,4 @@
-"""What the allocators of depth share: removing whole blocks or sublayers within a budget."""
+"""Removal of whole blocks or sublayers within a budget, for the allocators of depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What allocators from the weights alone share: a global threshold, shares, soft limits."""
+"""A global threshold, shares and soft limits, for allocators from the weights alone."""
 
 from __future__ import annotations
 

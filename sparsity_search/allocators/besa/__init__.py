@@ -33,7 +33,7 @@ _LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 
 
 class _Trained(NamedTuple):
-    """What is learned of one block.
+    """The rates learned in one block.
 
     Attributes:
         units: Positions of its units in the layout.
@@ -252,7 +252,7 @@ def _error(
 def _wanted(
     layout: Layout, found: Sequence[_Trained], target: float, bounds: Bounds
 ) -> np.ndarray:
-    """Return the sparsity of each unit: each block's shifted to what the block shall have."""
+    """Return the sparsity of each unit: those of a block shifted to the block's target."""
     sizes = np.array([layout.counts[trained.units].sum() for trained in found])
     curves = [trained.levels for trained in found], [trained.errors for trained in found]
     sparsities = np.zeros(len(layout))

@@ -29,7 +29,7 @@ class MaskedBlock:
 
     Attributes:
         module: The block.
-        kwargs: What the model calls it with besides hidden states.
+        kwargs: The arguments that the model passes in addition to hidden states.
         views: Of its units, by name.
         statistics: Of its units' inputs, by name.
     """

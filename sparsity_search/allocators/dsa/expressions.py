@@ -126,8 +126,8 @@ class Expression:
     def __call__(self, scores: Tensor) -> float:
         """Return its value for ``scores``, flat in float32, which are not modified.
 
-        The scores are taken as they come, the value in float64. As in DSA's released code, a
-        value that is undefined (NaN) counts as 0, an infinite one as -1.
+        The value is computed in float64. As in DSA's released code, an undefined value (NaN)
+        counts as 0, an infinite one as -1.
         """
         for name in self.scores:
             scores = SCORES[name](scores)

@@ -88,7 +88,7 @@ class ColumnPruner(StructuredPruner):
         return evidence.inputs.damped_hessian(self.damping).to(consumer.device)
 
     def _live(self, consumer: Tensor, evidence: Evidence) -> Tensor:
-        """Return the consumer with zeros on dead inputs: what these weights are is no matter."""
+        """Return the consumer with zeros on dead inputs: these do not affect the output."""
         dead = evidence.inputs.inverse_factor(self.damping).dead
         return consumer.masked_fill(dead.to(consumer.device), 0)
 
@@ -194,7 +194,7 @@ class Greedy:
 
 
 class Eliminated(NamedTuple):
-    """What greedy elimination did.
+    """The result of greedy elimination.
 
     Attributes:
         order: Groups in the order in which they were removed, ``(count,)`` int64.

@@ -19,12 +19,12 @@ from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
 
 
 class Compensation(NamedTuple):
-    """What makes up for the removed structures, for each count; None is left as it was.
+    """New consumers and biases that compensate the removed structures; None: unchanged.
 
     Attributes:
         consumers: ``(len(counts), hidden, count · inner)``, in the weight's dtype.
         biases: ``(len(counts), hidden, biases)``, in the weight's dtype.
-        notes: What there is to tell.
+        notes: Remarks for people.
     """
 
     consumers: Tensor | None = None

@@ -118,7 +118,7 @@ def masks(
 
 
 def damping_notes(inputs: InputStatistics, damping: float) -> tuple[str, ...]:
-    """Return what there is to tell of the damping that the Hessian needed."""
+    """Return a note if the Hessian needed more damping than was asked for."""
     factor = inputs.inverse_factor(damping)
     if factor.fallback:
         return ("the Hessian cannot be factorised: its diagonal was used",)

@@ -27,7 +27,7 @@ _MOST_SUBSETS = 256
 
 
 class Block(NamedTuple):
-    """What there is to choose from: some columns, once those before them are settled.
+    """Some columns to choose from, after those before them are settled.
 
     Attributes:
         weights: ``(rows, width)``, as the blocks before have left them.
@@ -125,7 +125,7 @@ class GroupOBSPruner(MaskedPruner):
 
 
 class _Known(NamedTuple):
-    """What choices depend on besides the current weights; of the whole matrix."""
+    """Facts on the whole matrix that choices depend on, in addition to the current weights."""
 
     zero: Tensor
     dead: Tensor

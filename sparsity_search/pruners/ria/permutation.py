@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-#: What a channel permutation can be, besides ``none``.
+#: Methods of channel permutation.
 METHODS = ("heuristic", "assignment")
 
 

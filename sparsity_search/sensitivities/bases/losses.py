@@ -1,4 +1,4 @@
-"""What the sensitivities make of the losses that they found."""
+"""Losses that never fall as more is removed."""
 
 from __future__ import annotations
 
