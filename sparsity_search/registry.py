@@ -275,6 +275,17 @@ def describe(plugin: object) -> str:
     return f"{name}({', '.join(f'{n}={describe(getattr(plugin, n))}' for n in shown)})"
 
 
+def name_plugin(plugin: object) -> str:
+    """Return the name that users know a plugin by: its file's, or its class from outside.
+
+    >>> name_plugin(PRUNERS.create("flap"))
+    'flap'
+    """
+    package, _, name = type(plugin).__module__.rpartition(".")
+    own = package.startswith(f"{__package__}.")
+    return name if own else type(plugin).__qualname__
+
+
 def is_experimental(plugin: type) -> bool:
     """Whether a plugin class says that it loses to a simpler one in the project's tables."""
     return bool(getattr(plugin, "experimental", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.registry import name_plugin
 
 #: Every kind of units of the package; see `models/units/`.
 ALL_UNITS = ("weights", "width", "heads", "sublayers", "blocks", "experts")
@@ -29,7 +30,7 @@ class SupportsUnits:
             *others, last = self.units
             kinds = f"{', '.join(others)} or {last}" if others else last
             raise ConfigError(
-                f"{type(self).__name__} needs units {kinds}, not {kind}: "
+                f"{name_plugin(self)} needs units {kinds}, not {kind}: "
                 "choose these with --units, or another method"
             )
         for part in vars(self).values():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.profiles.patterns import Pattern
+from sparsity_search.registry import name_plugin
 
 
 def pattern_of(pruner: Pruner) -> Pattern | None:
@@ -40,10 +41,10 @@ def with_pattern(pruner: Pruner, pattern: str) -> Pruner:
     if source is not None:
         return replace(pruner, mask=with_pattern(source, pattern))  # type: ignore[call-arg]
     if not hasattr(pruner, "pattern"):
-        raise ConfigError(f"{type(pruner).__name__} has no patterns, so it cannot prune {pattern}")
+        raise ConfigError(f"{name_plugin(pruner)} has no patterns, so it cannot prune {pattern}")
     if not pruner.groups_inputs:
         raise ConfigError(
-            f"{type(pruner).__name__} cannot prune {pattern} as sparse kernels need it: with its "
+            f"{name_plugin(pruner)} cannot prune {pattern} as sparse kernels need it: with its "
             "settings the groups are not consecutive inputs of the stored matrix"
         )
     return replace(pruner, pattern=pattern)  # type: ignore[call-arg]

@@ -266,7 +266,7 @@ def test_arguments_of_the_sensitivity(tiny_subject: PrunableModel, tiny_tokens: 
 
 def test_a_pruner_of_other_units_is_refused(tiny_tokens: Tensor, toy: KnapsackAllocator) -> None:
     subject = PrunableModel(tiny_llama(), units="width")
-    with pytest.raises(ConfigError, match="WandaPruner needs units weights"):
+    with pytest.raises(ConfigError, match="wanda needs units weights"):
         toy.allocate(subject, tiny_tokens, Budget(0.5), everywhere(subject.layout))
 
 

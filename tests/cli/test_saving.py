@@ -127,7 +127,7 @@ def test_prune_with_the_profile(
     outcome = cli("prune", model, "--profile", profile, "--out", tmp_path / "dass", *small,
                   "--pruner", "dass")  # fmt: skip
     assert outcome.code == 2
-    assert "Dass cannot prune" in outcome.err
+    assert "dass cannot prune" in outcome.err
 
 
 def test_a_supernet_on_disk(cli: Cli, model: Path, tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ REFUSED = {
         ["--saving", 0.2, "--space", "per_block"],
         "leave it out and give",
     ),
-    "structures": (["--saving", 0.2, "--pruner", "flap"], "FLAP has no patterns"),
-    "groups of outputs": (["--saving", 0.2, "--pruner", "dass"], "Dass cannot prune"),
+    "structures": (["--saving", 0.2, "--pruner", "flap"], "flap has no patterns"),
+    "groups of outputs": (["--saving", 0.2, "--pruner", "dass"], "dass cannot prune"),
 }
 
 

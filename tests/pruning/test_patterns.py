@@ -52,10 +52,10 @@ def test_a_mask_source_has_the_pattern() -> None:
 @pytest.mark.parametrize(
     ("pruner", "message"),
     [
-        (DropPruner(), "DropPruner has no patterns"),
-        (DassPruner(), "DassPruner cannot prune 2:4 as sparse kernels need it"),
-        (RefitPruner(mask=DassPruner()), "DassPruner cannot prune 2:4"),
-        (RiaPruner(permutation="heuristic", pattern="*:4"), "RiaPruner cannot prune 2:4"),
+        (DropPruner(), "drop has no patterns"),
+        (DassPruner(), "dass cannot prune 2:4 as sparse kernels need it"),
+        (RefitPruner(mask=DassPruner()), "dass cannot prune 2:4"),
+        (RiaPruner(permutation="heuristic", pattern="*:4"), "ria cannot prune 2:4"),
     ],
 )
 def test_pruners_that_cannot(pruner: Pruner, message: str) -> None:
