@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.anatomy.linears import matrix, named_linears
-from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.linears import matrix
 from sparsity_search.models.anatomy.unit_kind import Block
 from sparsity_search.models.anatomy.views import Part
 
@@ -70,19 +69,18 @@ def sublayers(block: Block) -> list[Sublayer]:
     Raises:
         ModelError: It has neither.
     """
-    layers = named_linears(block.module, block.name)
-    found: dict[str, dict[str, nn.Linear]] = {}
-    for full, role in roles_of(layers).items():
-        found.setdefault(full.rpartition(".")[0], {})[role] = layers[full]
+    parents: dict[str, list[tuple[str, nn.Linear]]] = {}
+    for full, role in block.roles.items():
+        parents.setdefault(full.rpartition(".")[0], []).append((role, block.linears[full]))
     result = [
-        _sublayer(block, name, kind, linears)
-        for name, linears in found.items()
+        _sublayer(block, name, kind, dict(pairs))
+        for name, pairs in parents.items()
         for kind in _KINDS
-        if set(kind) == set(linears)
+        if sorted(kind) == sorted(role for role, _ in pairs)
     ]
     if not result:
         raise ModelError(
-            f"{block.name} has no attention or feed-forward that is known: {_told(block)}"
+            f"{block.name} has no attention or feed-forward that is known: {_list_roles(block)}"
         )
     return result
 
@@ -97,7 +95,7 @@ def divisible(block: Block) -> list[Sublayer]:
     if not found:
         raise ModelError(
             f"the heads and channels of {block.name} are not apart, remove sublayers or blocks "
-            f"with --units: {_told(block)}"
+            f"with --units: {_list_roles(block)}"
         )
     return found
 
@@ -150,6 +148,5 @@ def _sublayer(
     return Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind}, apart)
 
 
-def _told(block: Block) -> str:
-    roles = roles_of(named_linears(block.module, block.name))
-    return f"its layers are {', '.join(roles.values())}"
+def _list_roles(block: Block) -> str:
+    return f"its layers are {', '.join(block.roles.values())}"
