@@ -46,7 +46,7 @@ def influences(subject: PrunableModel, tokens: Tensor) -> dict[str, float]:
         tokens: Calibration text, ``(n_sequences, length)`` int64.
     """
     # excluded units take part, too: without them the residual stream would not be complete
-    every = PrunableModel(subject.model, units=subject.units)
+    every = PrunableModel(subject.model, units=subject.units, roles=subject.roles)
     runner = BlockRunner(every, tokens)
     hidden = runner.embed()
     found = {}

@@ -17,6 +17,8 @@ def verify(
     blocks: options.Blocks = None,
     offload: options.Offload = False,
     trust_remote_code: options.TrustRemoteCode = False,
+    config: options.Config = None,
+    set_: options.Set = None,
 ) -> None:
     """Check that a checkpoint's zeros are exactly those of a profile.
 

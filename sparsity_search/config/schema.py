@@ -60,6 +60,8 @@ class ModelSection(Section):
             decoder blocks; by default they are found by their number.
         units: What is removed: single ``weights``, or structures, see `models/units/`; by
             default what the pruner usually removes.
+        roles: Roles of linear layers by regular expression on the name within the block, e.g.
+            ``mixer.in_proj: gate``; they go before the roles that names have.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ModelSection(Section):
     exclude: str | None = None
     blocks: str | None = None
     units: str | None = None
+    roles: dict[str, str] = {}
 
 
 class DataSection(Section):

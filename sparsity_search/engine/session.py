@@ -100,7 +100,7 @@ def open_session(
             offload=model.offload,
         )
         kept = None if folder is None else KeptStatistics(folder, loaded.digest)
-        subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept)
+        subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept, roles=model.roles)
     with monitor.stage("draw text"):
         fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
         text = draw(fitting, loaded, seed)

@@ -33,7 +33,9 @@ def comparison(
         out: Its folder.
     """
     was = session.subject
-    subject = PrunableModel(smaller, was.exclude, was.units, f"^{re.escape(was.prefix)}$")
+    subject = PrunableModel(
+        smaller, was.exclude, was.units, f"^{re.escape(was.prefix)}$", roles=was.roles
+    )
     dense = session.loaded.model
     tokens = session.text["calibration"][:1, :_TOKENS]
     speed = tokens_per_second([dense, smaller], tokens)

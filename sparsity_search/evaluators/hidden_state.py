@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError, ModelError
 from sparsity_search.evaluators.bases.kl import Divergence, check_kl_settings
 from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
-from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.running.head import check_head, last_hidden
 from sparsity_search.trials.history import Score
 
@@ -85,10 +85,10 @@ class HiddenStateEvaluator(Evaluator):
         """
         if self.kl_weight:
             check_head(dense, tokens)
-        subject = PrunableModel(dense)
-        weights = self._weights(len(subject.blocks))
+        prefix, blocks = find_blocks(dense)
+        weights = self._weights(len(blocks))
         whole = self.kl_weight > 0
-        reader = _Reader(subject.prefix, len(subject.blocks), tuple(weights), whole)
+        reader = _Reader(prefix, len(blocks), tuple(weights), whole)
         rows = range(len(tokens))
         read = [reader.read(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])]
         kept = {block: torch.cat([states[block] for states, _ in read]) for block in weights}

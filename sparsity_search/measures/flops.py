@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.measure import Measure
-from sparsity_search.models.anatomy.linears import named_linears
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.roles import roles_of
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.spaces.prices import Curve
@@ -43,14 +43,13 @@ class FlopsMeasure(Measure):
     def curves(self, subject: PrunableModel) -> Sequence[Curve]:
         """Return a straight line for each unit."""
         self.check(subject.units)
-        linears = named_linears(subject.model)
-        roles = {id(linears[name]): role for name, role in roles_of(linears).items()}
+        roles = subject.linear_roles()
         return [self._curve(unit, subject, roles) for unit in subject.layout]
 
-    def _curve(self, unit: Unit, subject: PrunableModel, roles: dict[int, str]) -> Curve:
+    def _curve(self, unit: Unit, subject: PrunableModel, roles: dict[nn.Linear, str]) -> Curve:
         view = subject.views[unit.name]
         assert isinstance(view, StructuredView)  # of all these kinds
-        widths = [(roles[id(part.linear)], part.index.shape[1]) for part in view.parts]
+        widths = [(roles[part.linear], part.index.shape[1]) for part in view.parts]
         fused = any(role == "qkv" for role, _ in widths)
         times = _OVER_CONTEXT_IF_FUSED if fused else _OVER_CONTEXT
         channels = sum(width * times.get(role, 0) for role, width in widths)

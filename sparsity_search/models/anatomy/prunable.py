@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.models.anatomy.blocks import find_blocks
+from sparsity_search.models.anatomy.linears import named_linears
+from sparsity_search.models.anatomy.roles import check_patterns
 from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import View
 from sparsity_search.models.io.offload import offload_of
@@ -32,12 +34,14 @@ class PrunableModel:
         units: Kind of units: single ``weights``, or structures; see `models/units/`.
         blocks: Regular expression for the decoder blocks, see `find_blocks`.
         kept: Cache in which walks store statistics of the dense model; None for no cache.
+        roles: Roles of linear layers by regular expression on the name within the block; they
+            precede the roles that names have, see `roles_of`.
 
     Raises:
         ModelError: There are no decoder blocks, or they hold nothing prunable.
         UnknownNameError: There is no such kind of units.
-        ConfigError: ``exclude`` or ``blocks`` is not a regular expression, or ``exclude`` matches
-            every unit.
+        ConfigError: ``exclude`` or ``blocks`` is not a regular expression, ``exclude`` matches
+            every unit, or ``roles`` are not legal, see `check_patterns`.
     """
 
     def __init__(
@@ -47,18 +51,23 @@ class PrunableModel:
         units: str = "weights",
         blocks: str | None = None,
         kept: KeptStatistics | None = None,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.kept = kept
         self.units = units
         self.exclude = exclude
+        self.roles = dict(roles or {})
         self.prefix, self.blocks = find_blocks(model, blocks)
+        if self.roles:
+            names = (name for block in self.blocks for name in named_linears(block))
+            check_patterns(self.roles, names)
         self.offload = offload_of(model)
         self.views: dict[str, View] = {}
         self.excluded: dict[str, View] = {}
         pattern = _compile(exclude)
         layout: list[Unit] = []
-        for index, unit in _find_units(model, self.prefix, self.blocks, UNITS.create(units)):
+        for index, unit in self._find_units(UNITS.create(units)):
             if pattern and pattern.search(unit.name):
                 self.excluded[unit.name] = unit.view
                 continue
@@ -91,6 +100,24 @@ class PrunableModel:
             f"no prunable {self.units} in the {len(self.blocks)} blocks {self.prefix}: choose "
             "other blocks with --blocks REGEX, or other units with --units"
         )
+
+    def linear_roles(self) -> dict[nn.Linear, str]:
+        """Return the role of each linear layer in the blocks."""
+        return {
+            block.linears[name]: role
+            for block in self._describe_blocks()
+            for name, role in block.roles.items()
+        }
+
+    def _describe_blocks(self) -> Iterator[Block]:
+        config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        for index, block in enumerate(self.blocks):
+            yield Block(f"{self.prefix}.{index}", block, config, self.model, self.roles)
+
+    def _find_units(self, kind: UnitKind) -> Iterator[tuple[int, FoundUnit]]:
+        for index, block in enumerate(self._describe_blocks()):
+            for unit in kind.find(block):
+                yield index, unit
 
     def units_of(self, block: int) -> list[Unit]:
         """Return the units of one decoder block, in forward order."""
@@ -170,15 +197,6 @@ class PrunableModel:
                 self.offload.rest()
             for name, view in self.one_by_one():
                 view.write(dense[name])
-
-
-def _find_units(
-    model: nn.Module, prefix: str, blocks: nn.ModuleList, kind: UnitKind
-) -> Iterator[tuple[int, FoundUnit]]:
-    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    for index, block in enumerate(blocks):
-        for unit in kind.find(Block(f"{prefix}.{index}", block, config, model)):
-            yield index, unit
 
 
 def _is_grouped(weight: Tensor, pattern: str) -> bool:

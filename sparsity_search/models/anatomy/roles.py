@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from sparsity_search.errors import ConfigError
+
+#: Names that an error lists, at most.
+_LISTED = 8
 
 #: Last part of a module's name → role. Names that are not here keep theirs as the role.
 ROLES: dict[str, str] = {
@@ -47,19 +54,68 @@ OUTPUT_OF: dict[tuple[str, ...], str] = {
 FOLLOWED_BY: dict[str, str] = {"gate": "down", "up": "down"}
 
 
-def roles_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the role of each linear layer of a model, or of a part of it, by full name.
+def roles_of(
+    names: Iterable[str], patterns: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Return the role of each linear layer of a block, or of a part of it, by name.
+
+    Args:
+        names: Names of linear layers.
+        patterns: Roles by regular expression. A layer whose name matches one has its role;
+            all others have the role of their name and of their neighbours.
 
     >>> list(roles_of(["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]).values())
     ['qkv', 'o', 'up', 'down']
     >>> list(roles_of(["mixer.in_proj", "mixer.out_proj"]).values())  # no attention
     ['in_proj', 'out_proj']
+    >>> list(roles_of(["mixer.in_proj", "mixer.out_proj"], {"mixer.in": "qkv"}).values())
+    ['qkv', 'o']
     """
     parts = {name: name.rpartition(".") for name in names}
+    stated = {name: next(iter(_match(name, patterns)), "") for name in parts}
     neighbours: dict[str, set[str]] = {}
-    for parent, _, last in parts.values():
-        neighbours.setdefault(parent, set()).add(ROLES.get(last, last))
-    return {name: _role(last, neighbours[parent]) for name, (parent, _, last) in parts.items()}
+    for name, (parent, _, last) in parts.items():
+        neighbours.setdefault(parent, set()).add(stated[name] or ROLES.get(last, last))
+    return {
+        name: stated[name] or _role(last, neighbours[parent])
+        for name, (parent, _, last) in parts.items()
+    }
+
+
+def check_patterns(patterns: Mapping[str, str], names: Iterable[str]) -> None:
+    """Check that each regular expression gives some linear layer its only role.
+
+    Args:
+        patterns: Roles by regular expression.
+        names: Names of linear layers within their blocks, of all blocks.
+
+    Raises:
+        ConfigError: A pattern is no regular expression or matches no layer, a role is empty, or
+            patterns give one layer several roles.
+    """
+    names = dict.fromkeys(names)
+    for pattern, role in patterns.items():
+        try:
+            used = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise ConfigError(
+                f"model.roles: {pattern!r} is no regular expression: {error}"
+            ) from error
+        if not role:
+            raise ConfigError(f"model.roles: {pattern!r} needs a role, such as gate")
+        if not used:
+            raise ConfigError(
+                f"model.roles: {pattern!r} matches no linear layer of a block: they are "
+                f"{', '.join(list(names)[:_LISTED])}{', …' if len(names) > _LISTED else ''}"
+            )
+    for name in names:
+        roles = _match(name, patterns)
+        if len(set(roles)) > 1:
+            raise ConfigError(f"model.roles: {name} matches patterns of {' and '.join(roles)}")
+
+
+def _match(name: str, patterns: Mapping[str, str]) -> list[str]:
+    return [role for pattern, role in patterns.items() if re.search(pattern, name)]
 
 
 def _role(last: str, neighbours: set[str]) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.anatomy.linears import matrix, named_linears
-from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.linears import matrix
 from sparsity_search.models.anatomy.unit_kind import Block
 from sparsity_search.models.anatomy.views import Part
 
@@ -71,15 +70,14 @@ def sublayers(block: Block) -> list[Sublayer]:
     Raises:
         ModelError: It has neither.
     """
-    layers = named_linears(block.module, block.name)
-    modules: dict[str, dict[str, nn.Linear]] = {}
-    for full, role in roles_of(layers).items():
-        modules.setdefault(full.rpartition(".")[0], {})[role] = layers[full]
+    parents: dict[str, list[tuple[str, nn.Linear]]] = {}
+    for full, role in block.roles.items():
+        parents.setdefault(full.rpartition(".")[0], []).append((role, block.linears[full]))
     result = [
-        _build_sublayer(block, name, kind, linears)
-        for name, linears in modules.items()
+        _build_sublayer(block, name, kind, dict(pairs))
+        for name, pairs in parents.items()
         for kind in _KINDS
-        if set(kind) == set(linears)
+        if sorted(kind) == sorted(role for role, _ in pairs)
     ]
     if not result:
         raise ModelError(
@@ -152,5 +150,4 @@ def _build_sublayer(
 
 
 def _list_roles(block: Block) -> str:
-    roles = roles_of(named_linears(block.module, block.name))
-    return f"its layers are {', '.join(roles.values())}"
+    return f"its layers are {', '.join(block.roles.values())}"

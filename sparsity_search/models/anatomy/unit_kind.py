@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from sparsity_search.models.anatomy.linears import named_linears
+from sparsity_search.models.anatomy.roles import roles_of
 from sparsity_search.models.anatomy.views import View
 
 
@@ -21,12 +24,25 @@ class Block:
         module: The block.
         config: The text model's configuration.
         model: The whole model.
+        patterns: Roles of linear layers by regular expression, see `roles_of`.
     """
 
     name: str
     module: nn.Module
     config: Any
     model: nn.Module
+    patterns: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linear layers by full name, in forward order."""
+        return named_linears(self.module, self.name)
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """The role of each linear layer by full name."""
+        full = {name.removeprefix(f"{self.name}."): name for name in self.linears}
+        return {full[name]: role for name, role in roles_of(full, self.patterns).items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,7 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.structures import fullest
 from sparsity_search.models.anatomy.experts import resized
-from sparsity_search.models.anatomy.linears import named_linears
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.roles import roles_of
 from sparsity_search.models.anatomy.sublayers import n_groups
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
@@ -207,8 +205,7 @@ def _build_config(subject: PrunableModel, shape: Shape) -> Any:
         if isinstance(value, (list, tuple)) and len(value) == len(subject.blocks):
             setattr(text, name, [value[block] for block in shape.blocks])
     text.num_hidden_layers = len(shape.blocks)
-    linears = named_linears(subject.model)
-    roles = {linears[name]: role for name, role in roles_of(linears).items()}
+    roles = subject.linear_roles()
     for name, kept in shape.kept.items():
         unit, view = subject.layout[subject.layout.position(name)], subject.views[name]
         assert isinstance(view, StructuredView)

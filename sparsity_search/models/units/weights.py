@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,8 +16,7 @@ from sparsity_search.models.anatomy.experts import (
     unknown,
 )
 from sparsity_search.models.anatomy.fused import READERS, rows_by_role
-from sparsity_search.models.anatomy.linears import is_linear, named_linears
-from sparsity_search.models.anatomy.roles import roles_of
+from sparsity_search.models.anatomy.linears import is_linear
 from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import LinearView, RowsView
 
@@ -36,15 +35,13 @@ class WeightUnits(UnitKind):
         gates = {gate for mixture in found for gate in mixture.gates()}
         banks = {mixture.experts: mixture.bank for mixture in found if mixture.bank}
         listed = {part: place for mixture in found for part, place in _places(mixture)}
-        linears = named_linears(block.module, block.name)
-        roles = roles_of(linears)
         for name, module in block.module.named_modules():
             full = f"{block.name}.{name}"
             if is_linear(module) and module not in gates:
                 if own := listed.get(module):
-                    yield FoundUnit(full, roles[full], ExpertLinear(module, *own))
+                    yield FoundUnit(full, block.roles[full], ExpertLinear(module, *own))
                 else:
-                    yield from _linear_units(block, full, linears, roles)
+                    yield from _linear_units(block, full)
             if bank := banks.get(module):
                 for index in range(bank.count):
                     for matrix, role in bank.roles.items():
@@ -55,14 +52,12 @@ class WeightUnits(UnitKind):
             yield FoundUnit(full, "unknown", UnknownView(full, parameter))
 
 
-def _linear_units(
-    block: Block, name: str, linears: Mapping[str, nn.Linear], roles: Mapping[str, str]
-) -> Iterator[FoundUnit]:
+def _linear_units(block: Block, name: str) -> Iterator[FoundUnit]:
     """Yield a linear layer, or its rows by role if it is a fused projection."""
-    linear, role, parent = linears[name], roles[name], name.rpartition(".")[0]
+    linear, role, parent = block.linears[name], block.roles[name], name.rpartition(".")[0]
     readers = [
-        linears[other]
-        for other, its in roles.items()
+        block.linears[other]
+        for other, its in block.roles.items()
         if its == READERS.get(role) and other.rpartition(".")[0] == parent
     ]
     rows = rows_by_role(block.model, linear, readers[0], role) if readers else {}

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from sparsity_search.errors import ConfigError
+from sparsity_search.measures.flops import FlopsMeasure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.roles import ROLES, roles_of
+from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES
+from tests.helpers.odd_model import ROLES as ODD_ROLES
+from tests.helpers.odd_model import odd_model
 
 DENSE = ("q", "k", "v", "o", "gate", "up", "down")
 PLAIN = ("q", "k", "v", "o", "up", "down")
@@ -68,3 +73,48 @@ def test_only_neighbours_decide() -> None:
 def test_names_are_in_order() -> None:
     assert list(roles_of(ROLES)) == list(ROLES)
     assert roles_of([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "roles"),
+    [
+        ({}, "wk out_proj"),
+        ({"wk": "k"}, "k o"),  # the neighbour of keys is their output
+        ({r"^x\.wk$": "other", "proj$": "last"}, "other last"),
+        ({"out": "down", "nothing": "up"}, "wk down"),
+    ],
+)
+def test_patterns_go_before_names(patterns: dict[str, str], roles: str) -> None:
+    assert list(roles_of(["x.wk", "x.out_proj"], patterns).values()) == roles.split()
+
+
+def test_structures_of_an_odd_family() -> None:
+    """A feed-forward that is known by its roles alone has channels, and costs as Llama's does."""
+    unknown = PrunableModel(odd_model(), units="width").layout
+    assert {unit.role for unit in unknown} == {"attention"}
+    odd = PrunableModel(odd_model(), units="width", roles=ODD_ROLES)
+    llama = PrunableModel(tiny_llama(), units="width")
+    assert [(u.role, u.count, u.cost) for u in odd.layout] == [
+        (u.role, u.count, u.cost) for u in llama.layout
+    ]
+    assert FlopsMeasure().curves(odd) == FlopsMeasure().curves(llama)
+    assert set(odd.linear_roles().values()) == set(DENSE)
+
+
+def test_layers_of_one_role_are_no_feed_forward() -> None:
+    """Two layers with the role of one: which of them is which is not known."""
+    patterns = {"gate_proj": "up"}
+    subject = PrunableModel(tiny_llama(), units="sublayers", roles=patterns)
+    assert {unit.role for unit in subject.layout} == {"attention"}
+    weights = PrunableModel(tiny_llama(), roles=patterns)
+    assert len(weights.layout) == 21
+
+
+def test_patterns_are_of_names_within_blocks() -> None:
+    """The block's own name is no part of it: all blocks have the same roles."""
+    with pytest.raises(ConfigError):
+        PrunableModel(tiny_llama(), roles={"layers": "x"})
+    with pytest.raises(ConfigError):
+        PrunableModel(tiny_llama(), roles={"lm_head": "x"})
+    layout = PrunableModel(tiny_llama(), roles={r"^mlp\.": "ffn"}).layout
+    assert [unit.role for unit in layout] == ["q", "k", "v", "o", "ffn", "ffn", "ffn"] * 3
