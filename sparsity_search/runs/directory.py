@@ -11,12 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sparsity_search.utils.files import check_fingerprint
-
-from sparsity_search.utils.files import write_json
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.utils.files import check_fingerprint, write_json
 
 FORMAT = 1
 RUN = "run.json"

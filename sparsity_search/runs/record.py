@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.trials import store
-from sparsity_search.errors import ConfigError
-from sparsity_search.errors import ProfileError
-from sparsity_search.errors import RunMismatchError
-from sparsity_search.trials.history import Fidelity
-from sparsity_search.trials.history import Measurement
+from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.redact import redact_url
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.trials import store
+from sparsity_search.trials.history import Fidelity, Measurement
 
 FORMAT = 1
 #: Name of the Optuna study, if ``run.json`` names no other.

@@ -9,13 +9,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sparsity_search.utils.files import atomic_file
-
-from sparsity_search.utils.files import write_json
-from sparsity_search.errors import ConfigError
-from sparsity_search.errors import ProfileError
+from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.runs.directory import read_json
+from sparsity_search.utils.files import atomic_file, write_json
 
 #: Of the JSON: identifies the pairs in the other file, or null.
 _PAIRS = "pairs"

@@ -9,8 +9,8 @@ from typing import Any
 
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.runs import directory
+from sparsity_search.spaces.levels import SearchSpace
 
 #: Key of the fingerprint of a search whose first space lies around its start.
 AROUND = "around"

@@ -123,7 +123,7 @@ def test_plugins_by_name_alone(path: Path) -> None:
 def test_parameters_of_plugins(path: Path) -> None:
     value = {"searcher": {"name": "evolution", "strides": [1, 4], "within": "role"}}
     config = from_file(path, value, "pruner=sparsegpt", "pruner.damping=0.1")
-    assert config.searcher.parameters == {"strides": (1, 4), "within": "role"}
+    assert config.searcher.parameters == {"strides": [1, 4], "within": "role"}
     assert (config.pruner.name, config.pruner.parameters) == ("sparsegpt", {"damping": 0.1})
 
 

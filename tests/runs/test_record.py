@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.errors import ConfigError
-
-from sparsity_search.errors import RunMismatchError
-from sparsity_search.runs.record import RunRecord
-from sparsity_search.runs.record import curve
-from sparsity_search.runs.record import load_measurements
-from sparsity_search.runs.redact import redact
-from sparsity_search.runs.redact import redact_url
-from sparsity_search.testing.runs import TARGET
-from sparsity_search.testing.runs import make_run
-from sparsity_search.testing.runs import run_measurements
-from sparsity_search.testing.runs import run_profiles
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.runs.record import RunRecord, curve, load_measurements
+from sparsity_search.runs.redact import redact, redact_url
+from sparsity_search.testing.runs import TARGET, make_run, run_measurements, run_profiles
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:

@@ -8,23 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_search.utils.files import write_json
-from sparsity_search.profiles.budget import Budget
 from sparsity_search.config.schema import load_config
-from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.runs.record import RunRecord
-from sparsity_search.spaces.files import load_space
-from sparsity_search.testing.models import save_tiny_model
-from sparsity_search.testing.models import tiny_llama
-from sparsity_search.testing.models import tiny_text
-from sparsity_search.runs import directory
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.workflow.predictor import space_of
-from sparsity_search.workflow.search import find
-from sparsity_search.workflow.search import open_job
+from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.profiles.budget import Budget
+from sparsity_search.pruning.sequential import prune_sequentially
+from sparsity_search.runs import directory
+from sparsity_search.runs.record import RunRecord
 from sparsity_search.runs.starts import movable
+from sparsity_search.spaces.files import load_space
+from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_text
+from sparsity_search.utils.files import write_json
+from sparsity_search.workflow.predictor import space_of
+from sparsity_search.workflow.search import find, open_job
 
 SMALL = {
     "model.dtype": "float32",

@@ -1,0 +1,1 @@
+"""Run directories: what a search leaves, how it is read again."""
