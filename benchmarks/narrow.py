@@ -166,7 +166,7 @@ def main() -> None:
     config = load_config(
         None, {"model.name": "smollm2", "model.dtype": arguments.dtype, "budget.sparsity": 0.5}
     )
-    session = open_session(config.model, requests, 0, Monitor(), "width")
+    session = open_session(config.model, requests, 0, Monitor(), units="width")
     rows = []
     print("removed | way | blocks, s | evaluation, s | switch, ms | scores differ by")
     for sparsity in SPARSITIES:

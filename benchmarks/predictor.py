@@ -19,7 +19,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from sensitivities import LEVELS, TARGET, hundredths, random_profiles
 
-from sparsity_search.engine.hints import hint_of
+from sparsity_search.engine.hints import predict_hint
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.runs.scores import load_scores
@@ -65,7 +65,7 @@ def gradients(space: SearchSpace, folder: Path) -> Hint:
 
 def features(space: SearchSpace, folder: Path) -> Mapping[str, SearchSpace]:
     """Return the space with the hints that features are made from, by name."""
-    fisher = hint_of("fisher", load_scores(folder / "fisher.json"), space)
+    fisher = predict_hint("fisher", load_scores(folder / "fisher.json"), space)
     return {
         "levels": space,
         "with `fisher`": replace(space, hints=(fisher,)),

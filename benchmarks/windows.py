@@ -17,15 +17,15 @@ import torch
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
 from sparsity_search.config.schema import load_config
-from sparsity_search.runs import directory
-from sparsity_search.runs.record import Curve, RunRecord, curve, load_measurements
-from sparsity_search.workflow.search import find, open_job
+from sparsity_search.engine.opening import open_job
+from sparsity_search.engine.stages import run_stages
+from sparsity_search.runs.record import RunRecord, ScoreTrace, load_measurements, trace_scores
 
 ROUNDS = 12
 WHOLE, PART = 1.0, 1 / 6
 
 
-def searched(window: float, seed: int, arguments: argparse.Namespace) -> Curve:
+def searched(window: float, seed: int, arguments: argparse.Namespace) -> ScoreTrace:
     """Return how the best score of a search fell; it is run if need be."""
     out = arguments.out / f"{window:.3g}, seed {seed}"
     options = {
@@ -41,13 +41,13 @@ def searched(window: float, seed: int, arguments: argparse.Namespace) -> Curve:
     }
     with TerminalMonitor(ROUNDS) as monitor:
         job = open_job(load_config(None, options), out, monitor)
-        with directory.locked(out):
-            if find(job, command=["benchmarks/windows.py"])[1] is None:
+        with job.directory.lock():
+            if run_stages(job, command=["benchmarks/windows.py"]) is None:
                 raise SystemExit(1)
-    return curve(load_measurements(out), RunRecord.read(out).top_rung)
+    return trace_scores(load_measurements(out), RunRecord.read(out).top_rung)
 
 
-def at(seconds: float, of: Curve) -> float:
+def at(seconds: float, of: ScoreTrace) -> float:
     """Return the best score of a search after so many seconds."""
     return min(score for score, then in zip(of.scores, of.elapsed, strict=True) if then <= seconds)
 

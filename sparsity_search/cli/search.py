@@ -70,21 +70,21 @@ def search(
     from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
     from sparsity_search.cli.terminal import out as console
     from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.engine.stages import DEFAULT_MINUTES
     from sparsity_search.report import RunRecord
     from sparsity_search.report.table import header, rows, summary
+    from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import search as run
 
     quiet_libraries()
     folder = out or _default_folder(configuration)
     study = configuration.study
-    limit = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
-    with TerminalMonitor(study.rounds, limit) as monitor:
+    with TerminalMonitor(study.rounds, study.time_limit) as monitor:
         run(configuration, folder, command=sys.argv, monitor=monitor)
     record = RunRecord.read(folder, study.storage)
     console.print(text_table(header(record), rows(record)))
     console.print(summary(record))
-    console.print(f"checkpoint: {folder / 'checkpoint'}\nreport:     {folder / 'report.html'}")
+    left = RunDirectory(folder)
+    console.print(f"checkpoint: {left.checkpoint}\nreport:     {left.report_file}")
 
 
 def _default_folder(config: RunConfig) -> Path:

@@ -181,6 +181,10 @@ class SupernetSection(Section):
     prefix_mib: int = Field(default=1024, ge=0)
 
 
+#: Minutes of a search for which neither rounds nor minutes are given.
+_DEFAULT_MINUTES = 10.0
+
+
 class StudySection(Section):
     """When the search ends, its seed, and where its measurements are kept.
 
@@ -200,6 +204,13 @@ class StudySection(Section):
     seed: int = 0
     storage: str | None = None
     workers: int = Field(default=1, ge=1)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Minutes over all sessions and stages; None if only the rounds are limited."""
+        if self.minutes is None and self.rounds is None:
+            return _DEFAULT_MINUTES
+        return self.minutes
 
 
 class RunConfig(Section):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsity_search.config.schema import DataSection, ModelSection
@@ -19,6 +23,9 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import LoadedModel, load_model
 from sparsity_search.models.running.kept import KeptStatistics
 from sparsity_search.registry import UNITS
+
+#: Packages that results depend on.
+_PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,22 @@ class Session:
             "digest": self.loaded.digest,
         }
 
+    def origin(self, command: Sequence[str]) -> dict[str, Any]:
+        """Return when, how and on what an artefact is made: versions, threads, device, dtype.
+
+        Args:
+            command: The command line.
+        """
+        model = self.loaded.model
+        return {
+            "command": shlex.join(command),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in _PACKAGES},
+            "threads": torch.get_num_threads(),
+            "device": str(model.device),
+            "dtype": str(model.dtype),
+        }
+
     @cached_property
     def text_facts(self) -> dict[str, dict[str, Any]]:
         """What identifies the text of each purpose, for artefacts; hashes each file once."""
@@ -65,6 +88,7 @@ def open_session(
     requests: Sequence[Request],
     seed: int,
     monitor: Monitor,
+    *,
     units: str | None = None,
     statistics: str | None = None,
 ) -> Session:

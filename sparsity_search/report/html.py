@@ -11,7 +11,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparsity_search.report import plots, table
-from sparsity_search.runs.record import RunRecord, curve, shipped_name
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.runs.redact import redact
 from sparsity_search.utils.files import atomic_file, write_text
 
@@ -42,25 +43,24 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
         ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
         RunMismatchError: A file in it is corrupt, or of another format.
     """
-    record = RunRecord.read(run_dir, storage)
+    record, directory = RunRecord.read(run_dir, storage), RunDirectory(run_dir)
     images = draw(record)
     for name, image in images.items():
-        with atomic_file(run_dir / "plots" / f"{name}.png") as temporary:
+        with atomic_file(directory.plot_file(name)) as temporary:
             temporary.write_bytes(image)
-    report = run_dir / "report.html"
-    write_text(report, render(record, images))
-    return report
+    write_text(directory.report_file, render(record, images))
+    return directory.report_file
 
 
 def draw(record: RunRecord) -> dict[str, bytes]:
     """Return the figures that a record has the data for, as PNG by name."""
     figures = {}
     if record.shipped is not None:
-        title = f"Sparsity over depth: {shipped_name(record.results)}"
+        title = f"Sparsity over depth: {find_shipped_name(record.results)}"
         figures["profile"] = plots.profile_plot(record.shipped, target=record.target, title=title)
     if len(record.profiles) > 1:
         figures["comparison"] = plots.comparison_plot(record.profiles, target=record.target)
-    scores = curve(record.measurements, record.top_rung, fresh=record.fresh)
+    scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
     if scores.scores:
         figures["winners" if record.fresh else "score"] = plots.score_plot(
             scores,
@@ -93,7 +93,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
     return {
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
         "asked": table.asked(record),
-        "shipped": shipped_name(record.results),
+        "shipped": find_shipped_name(record.results),
         "finished": record.results is not None,
         "summary": table.summary(record),
         "headline": {"header": table.header(record), "rows": table.rows(record)},

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.table import number
-from sparsity_search.runs.record import Curve
+from sparsity_search.runs.record import ScoreTrace
 
 #: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -83,12 +83,12 @@ def comparison_plot(
 
 
 def score_plot(
-    curve: Curve, references: Mapping[str, float], *, score: str, fresh: bool = False
+    trace: ScoreTrace, references: Mapping[str, float], *, score: str, fresh: bool = False
 ) -> Figure:
     """Draw the best score against time and against evaluations.
 
     Args:
-        curve: At least one point.
+        trace: At least one point.
         references: Scores of other profiles on the same tokens.
         score: What the score is, for the axis.
         fresh: The points are winners of rounds, each on its own tokens.
@@ -96,11 +96,11 @@ def score_plot(
     title = "Winner of each round (fresh tokens each)" if fresh else "Best score so far"
     figure = _figure(9.0, 3.7, f"{title}, at the top rung of the search")
     left, right = figure.subplots(1, 2, sharey=True)
-    long = curve.elapsed[-1] >= 120
+    long = trace.elapsed[-1] >= 120
     scale, unit = (60, "minutes") if long else (1, "seconds")
-    times = [elapsed / scale for elapsed in curve.elapsed]
-    for axes, xs in ((left, times), (right, curve.evaluations)):
-        _steps(axes, xs, curve.scores, fresh)
+    times = [elapsed / scale for elapsed in trace.elapsed]
+    for axes, xs in ((left, times), (right, trace.evaluations)):
+        _steps(axes, xs, trace.scores, fresh)
         for name, value in references.items():
             style = {**_named_style(name, references), "lw": 1.4, "ls": "--"}
             axes.axhline(value, label=f"{name} ({number(value)})", **style)

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.runs.record import RunRecord, shipped_name
+from sparsity_search.runs.record import RunRecord, find_shipped_name
 
 Row = tuple[str, ...]
 
@@ -103,7 +103,7 @@ def rung_rows(record: RunRecord) -> list[Row]:
 def summary(record: RunRecord) -> str:
     """Return the result in one sentence."""
     found = _results(record)
-    name = shipped_name(record.results)
+    name = find_shipped_name(record.results)
     chosen, uniform = found.get(name, {}), found.get("uniform", {})
     if record.results is None or chosen.get("score") is None:
         return f"The search is not finished: {search_facts(record)['evaluations']} evaluations."

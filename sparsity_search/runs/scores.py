@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.runs.directory import read_json
-from sparsity_search.utils.files import atomic_file, write_json
+from sparsity_search.utils.files import atomic_file, read_json, write_json
 
 #: Of the JSON: identifies the pairs in the other file, or null.
 _PAIRS = "pairs"

@@ -38,7 +38,12 @@ def allocate(
     requests = [calibration(config.data)] if plugin.needs_text else []
     kind = config.model.units or plugin.units
     session = open_session(
-        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
     )
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparsity_search.config.schema import RunConfig
@@ -30,10 +27,9 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.report.comparison import COMPARISON, FORMAT, write_tables
 from sparsity_search.report.comparison_page import write_comparison
-from sparsity_search.runs import directory
 from sparsity_search.runs.redact import redact
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import check_fingerprint, write_json
+from sparsity_search.utils.files import check_fingerprint, lock_folder, read_json, write_json
 
 #: Sequences of the text for perplexity, unless the configuration has a number.
 FINAL_SEQUENCES = 40
@@ -66,12 +62,17 @@ def compare(
     _check_folder(out, config, cases)
     requests = _requests(config, plan.seed_range)
     session = open_session(
-        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
     )
     work = _Work(session, bounds_of(session.subject.layout, config.budget.bounds), out, monitor)
     for case in cases:
         case.budget.check(work.layout, work.bounds)
-    with directory.locked(out):
+    with lock_folder(out):
         _begin(work, config, cases, command)
         try:
             for case in cases:
@@ -122,12 +123,12 @@ def _check_folder(out: Path, config: RunConfig, cases: Sequence[Case]) -> None:
         if out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise ConfigError(f"--out {out} is not empty and holds no comparison; name another")
         return
-    stored = directory.read_json(out / COMPARISON)
+    stored = read_json(out / COMPARISON)
     check_fingerprint(stored.get("identity", {}), _identity(config), f"the comparison in {out}")
     for case in cases:
         for folder, key in (("rows", case.key), ("profiles", case.profile_key)):
             if (file := out / folder / f"{key}.json").exists():
-                made = directory.read_json(file).get("fingerprint", {})
+                made = read_json(file).get("fingerprint", {})
                 now = {part: case.fingerprint[part] for part in made or case.fingerprint}
                 check_fingerprint(made, now, str(file))
 
@@ -139,7 +140,7 @@ def _begin(work: _Work, config: RunConfig, cases: Sequence[Case], command: Seque
         RunMismatchError: Model or text are not those of the comparison that is there.
     """
     file, session = work.out / COMPARISON, work.session
-    stored = directory.read_json(file) if file.exists() else {}
+    stored = read_json(file) if file.exists() else {}
     facts = _facts(work, config, command)
     old, new = stored.get("fingerprint", {}), facts["fingerprint"]
     common = old.keys() & new.keys()  # seeds that only one call has are no difference
@@ -162,12 +163,7 @@ def _facts(work: _Work, config: RunConfig, command: Sequence[str]) -> dict[str, 
     session, model = work.session, work.session.loaded.model
     facts = {
         "format": FORMAT,
-        "command": shlex.join(command),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": directory.versions(),
-        "threads": torch.get_num_threads(),
-        "device": str(model.device),
-        "dtype": str(model.dtype),
+        **session.origin(command),
         "identity": _identity(config),
         "fingerprint": {
             "model": session.loaded.digest,
@@ -269,7 +265,7 @@ class _Work:
             made = {"target": case.budget.target, "fingerprint": prints, **facts}
             model = {"model": self.session.model_facts, "removes": self.session.subject.units}
             write_json(file, {**found.profile.to_json(), **made, **model})
-        stored: dict[str, Any] = directory.read_json(file)
+        stored: dict[str, Any] = read_json(file)
         return stored
 
     def _allocated(self, case: Case) -> tuple[Allocation, Cost]:
@@ -285,7 +281,7 @@ class _Work:
         if case.allocator == REFERENCE:
             return None if perplexity is None else 1.0
         uniform = self.row_file(replace(case, allocator=REFERENCE))
-        reference = directory.read_json(uniform).get("perplexity")
+        reference = read_json(uniform).get("perplexity")
         return None if perplexity is None or reference is None else perplexity / reference
 
 

@@ -200,5 +200,5 @@ def _open(model: ModelSection, kind: str, monitor: Monitor) -> tuple[Layout, dic
     """Return the model's units, and what there is to tell of it."""
     from sparsity_search.engine.session import open_session  # heavy, and seldom needed
 
-    session = open_session(model, [], 0, monitor, kind)
+    session = open_session(model, [], 0, monitor, units=kind)
     return session.subject.layout, {"model": session.model_facts, "removes": kind}

@@ -57,7 +57,7 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     space_file = load_space(config.space).of_levels
     budget = _budget(config, space_file, pruner)
     kind = unit_kind(config, pruner)
-    session = open_session(config.model, [], config.study.seed, monitor, kind)
+    session = open_session(config.model, [], config.study.seed, monitor, units=kind)
     subject, model = session.subject, session.loaded.model
     space = space_file.build(subject.layout, budget, config.budget.bounds)
     with monitor.stage("time samples"):

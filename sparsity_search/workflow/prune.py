@@ -22,9 +22,12 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import model_card
-from sparsity_search.runs import directory
+from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import write_json
+from sparsity_search.utils.files import read_json, write_json
+
+#: What is compared with the dense model, beside a materialised checkpoint.
+MATERIALISED = "materialised.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def prune(
         raise ConfigError("give either --profile or --sparsity, not both")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
-    stored = directory.read_json(profile) if profile else None
+    stored = read_json(profile) if profile else None
     pruner = pruner_of(config)
     budget = None if profile else Budget(_target(config, pruner))
     kind = _kind(config, pruner, stored)
@@ -79,7 +82,7 @@ def prune(
     if kind == "experts":
         multiple = None  # they are really removed in any case
     requests = [calibration(config.data)]
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
+    session = open_session(config.model, requests, config.study.seed, monitor, units=kind)
     subject = session.subject
     wanted = _uniform(config, budget, subject.layout) if budget else None
     wanted = wanted or SparsityProfile.from_json(subject.layout, stored)
@@ -105,12 +108,12 @@ def prune(
             saved = saveable(subject) if smaller is None else materialise(subject, smaller)
             card = model_card(wanted, facts)
             save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
-    write_json(out / directory.PROFILE, {**wanted.to_json(), **facts, "notes": notes})
+    write_json(out / PROFILE, {**wanted.to_json(), **facts, "notes": notes})
     if smaller is None and kind != "experts":
         return Pruned(profile=wanted, notes=notes)
     with monitor.stage("compare speed"):
         told = comparison(session, saved, smaller, out)
-    write_json(out / directory.MATERIALISED, told)
+    write_json(out / MATERIALISED, told)
     return Pruned(profile=wanted, notes=notes, materialised=told)
 
 
@@ -120,9 +123,9 @@ def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) 
     Raises:
         ProfileError: They are not, or the profile is corrupt or of another model.
     """
-    stored = directory.read_json(profile)
+    stored = read_json(profile)
     kind = stored.get("removes") if isinstance(stored, dict) else None
-    subject = open_session(config.model, [], 0, monitor or Monitor(), kind).subject
+    subject = open_session(config.model, [], 0, monitor or Monitor(), units=kind).subject
     wanted = SparsityProfile.from_json(subject.layout, stored)
     subject.verify(wanted)
     return wanted

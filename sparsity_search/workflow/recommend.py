@@ -141,7 +141,7 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
         raise ConfigError(
             f"there are no measured gains for {kind}: use compare, or --units weights"
         )
-    session = open_session(config.model, [], config.study.seed, monitor, kind)
+    session = open_session(config.model, [], config.study.seed, monitor, units=kind)
     with monitor.stage("time the model"):
         machine = timed(session, config.data.calibration_length)
     return choose(methods(), machine, config, budget.target, minutes)

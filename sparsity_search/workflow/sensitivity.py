@@ -43,7 +43,12 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", measured)
     requests = [calibration(config.data)]
     session = open_session(
-        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
     )
     with monitor.stage(f"measure {config.sensitivity.name}"):
         found = measurer.measure(session.subject, session.text["calibration"])

@@ -154,4 +154,4 @@ def test_a_folder_for_statistics_that_cannot_be_made(configure: Configure, tmp_p
     config = configure(tmp_path / "file" / "inner")
     requests = [Request("calibration", "self", 4, 16)]
     with pytest.raises(ConfigError, match=r"data\.statistics .*inner: Not a directory"):
-        open_session(config.model, requests, 0, Monitor(), None, config.data.statistics)
+        open_session(config.model, requests, 0, Monitor(), statistics=config.data.statistics)

@@ -9,6 +9,8 @@ import numpy as np
 
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.searchers.random import RandomSearcher
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.spaces.levels import SearchSpace
@@ -17,7 +19,6 @@ from sparsity_search.testing.runs import TARGET, make_run, run_layout
 from sparsity_search.trials.history import Fidelity, Score
 from sparsity_search.trials.ladder import Ladder, Rung
 from sparsity_search.trials.store import Store, journal
-from sparsity_search.utils.files import write_json
 
 
 def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
@@ -51,10 +52,11 @@ def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
         ).run(Limits(rounds=rounds))
         return space.profile(history.survivors[0])
 
-    found = search(space)
+    found, starts = search(space), [{"uniform": space.base}]
     for stage in range(2, stages + 1):
         space = space.refined(found)
         names.append(f"search-stage{stage}-{space.digest}")
+        starts.append({SEARCHED: found})
         found = search(space)
-    write_json(folder / "stages.json", names)
+    RunDirectory(folder).write_stages(names, starts)
     return folder

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.plots import comparison_plot, png, profile_plot, score_plot
-from sparsity_search.runs.record import Curve, RunRecord
+from sparsity_search.runs.record import RunRecord, ScoreTrace
 from sparsity_search.testing.runs import TARGET
 
-CURVE = Curve((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
+CURVE = ScoreTrace((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
 
 
 def ys(axes: Axes, label: str) -> list[float]:
@@ -77,7 +77,7 @@ def test_score_plot_in_minutes_and_evaluations() -> None:
 
 
 def test_a_short_search_is_shown_in_seconds() -> None:
-    left, _ = score_plot(Curve((1.5,), (1,), (0.9,)), {}, score="KL").axes
+    left, _ = score_plot(ScoreTrace((1.5,), (1,), (0.9,)), {}, score="KL").axes
     assert left.get_xlabel() == "search time (seconds)"
     assert list(left.get_lines()[0].get_xdata()) == [1.5]
 
