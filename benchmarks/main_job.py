@@ -17,7 +17,8 @@ from pathlib import Path
 import optuna
 import torch
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, calibration, open_session
@@ -71,7 +72,7 @@ def configuration(case: Case, arguments: argparse.Namespace) -> RunConfig:
 def best_at(run: Path, minutes: float, config: RunConfig) -> SparsityProfile:
     """Return the best profile on the top rung that was known after some minutes."""
     record = RunRecord.read(run)
-    top = config.ladder.build().top
+    top = config.ladder.top
     known = [m for m in record.measurements if m.rung == top and m.elapsed <= 60 * minutes]
     best = min(known, key=lambda m: m.score.value)
     space = load_space(config.space).build(record.layout, Budget(config.budget.sparsity), {})

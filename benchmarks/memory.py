@@ -40,7 +40,7 @@ def save(folder: Path, case: dict[str, Any]) -> dict[str, float]:
 
 
 def config_of(model: Path, case: dict[str, Any]) -> Any:
-    from sparsity_search.config.schema import load_config
+    from sparsity_search.config.load import load_config
 
     options = {
         "model.name": str(model),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import run_stages

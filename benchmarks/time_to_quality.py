@@ -28,7 +28,7 @@ import torch
 from supernet import naive  # the file beside this one
 from torch import Tensor
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request, digest
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session

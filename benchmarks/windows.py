@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import run_stages
 from sparsity_search.runs.record import RunRecord, ScoreTrace, load_measurements, trace_scores

@@ -123,7 +123,7 @@ def configuration(options: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: An option is not legal.
     """
-    from sparsity_search.config.schema import load_config
+    from sparsity_search.config.load import load_config
 
     given = {KEYS[name]: value for name, value in options.items() if name in KEYS}
     for key in ("model.trust_remote_code", "model.offload"):

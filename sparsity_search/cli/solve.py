@@ -30,7 +30,7 @@ def solve(
     """
     from sparsity_search.cli.terminal import TerminalMonitor
     from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config.schema import load_config
+    from sparsity_search.config.load import load_config
     from sparsity_search.workflow.solve import solve as run
 
     given = {"model.name": str(scores), "budget.bounds": options.parse_bounds(bounds)}

@@ -82,7 +82,7 @@ def estimate(
         space: What is searched.
     """
     sequence = _timed_score(proxy, session)
-    ladder = config.ladder.build()
+    ladder = config.ladder
     length = capped(config.data.search_length, session.loaded)
     per_rung = {r.tokens: sequence * r.tokens / length for r in ladder.rungs}
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
@@ -137,7 +137,7 @@ def _work(session: Session, config: RunConfig, sample: _Sample) -> int:
 
 def _prefixes(session: Session, config: RunConfig) -> int:
     """Return the bytes of all blocks' outputs of the top rung's tokens, up to their bound."""
-    tokens = config.ladder.build().rungs[-1].tokens
+    tokens = config.ladder.rungs[-1].tokens
     whole = len(session.subject.blocks) * tokens * _width(session)
     return min(whole, config.supernet.prefix_mib * 2**20)
 

@@ -64,7 +64,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         **({} if own is None else {"evaluator.data": own.digest}),
         "initial": [describe(allocator) for allocator in plugins.initial.values()],
         "hints": [identify_hint(name) for name in config.hints],
-        "ladder": repr(config.ladder.build()),
+        "ladder": repr(config.ladder),
         "seed": config.study.seed,
         "dtype": str(model.model.dtype),
         "device": model.model.device.type,

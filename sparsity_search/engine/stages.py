@@ -249,7 +249,7 @@ class Stage:
         return replace(space, hints=every) if isinstance(space, SearchSpace) else space
 
     def _study(self, hints: Mapping[str, Hint], objective: Objective) -> Study:
-        ladder = self.job.config.ladder.build()
+        ladder = self.job.config.ladder
         levels = isinstance(self.searched, SearchSpace)
         return Study(
             space=self._with(hints),

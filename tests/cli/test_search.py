@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import calibration, open_session
 from sparsity_search.models.anatomy.prunable import PrunableModel

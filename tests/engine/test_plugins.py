@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.plugins import Plugins, allocator
 from sparsity_search.errors import SparsitySearchError
 from sparsity_search.models.anatomy.prunable import PrunableModel

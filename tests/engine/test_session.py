@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.cases import Plan
 from sparsity_search.engine.monitor import Monitor

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ModelError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.hints import Hint

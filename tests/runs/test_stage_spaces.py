@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job

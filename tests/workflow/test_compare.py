@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsity_search.allocators.owl import OWLAllocator
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.cases import Plan, parse_label, slug, split
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.testing.models import save_tiny_model

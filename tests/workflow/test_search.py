@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.fingerprint import identify_study
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
