@@ -16,8 +16,8 @@ import torch
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import PluginSection
-from sparsity_search.engine.cases import Plan
 from sparsity_search.workflow.compare import compare
+from sparsity_search.workflow.compare.cases import Plan
 
 ALLOCATORS = (
     *(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -23,7 +27,7 @@ from sparsity_search.cli.sensitivity import sensitivity
 from sparsity_search.cli.solve import solve
 from sparsity_search.cli.verify import verify
 from sparsity_search.cli.work import work
-from sparsity_search.errors import SparsitySearchError
+from sparsity_search.errors import ExperimentalWarning, SparsitySearchError
 
 app = typer.Typer(
     name="sparsity-search",
@@ -59,11 +63,32 @@ def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     try:
-        app()
+        with _experimental_warnings():
+            app()
     except SparsitySearchError as error:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+
+
+@contextmanager
+def _experimental_warnings() -> Iterator[None]:
+    """Show each `ExperimentalWarning` once, as one line; others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ExperimentalWarning)
+        show, shown = warnings.showwarning, set[str]()
+
+        def show_once(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
+            if not issubclass(category, ExperimentalWarning):
+                show(message, category, *where, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                sys.stderr.write(f"sparsity-search: warning: {' '.join(str(message).split())}\n")
+
+        warnings.showwarning = show_once
+        yield
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,13 +13,13 @@ from sparsity_search.report import plots
 from sparsity_search.report.comparison import (
     HEADER,
     LEGEND,
-    ComparisonRecord,
     failure_lines,
     summary,
     table_rows,
     write_tables,
 )
 from sparsity_search.report.table import NONE, percent
+from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.utils.files import atomic_file, write_text
 
 
@@ -37,11 +37,10 @@ def write_comparison(folder: Path) -> Path:
     record = ComparisonRecord.read(folder)
     images = draw(record)
     for name, (_, image) in images.items():
-        with atomic_file(folder / "plots" / f"{name}.png") as temporary:
+        with atomic_file(record.folder.plot_file(name)) as temporary:
             temporary.write_bytes(image)
-    report = folder / "report.html"
-    write_text(report, render(record, images))
-    return report
+    write_text(record.folder.report_file, render(record, images))
+    return record.folder.report_file
 
 
 def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:

@@ -68,7 +68,7 @@ def test_other_methods_and_units(
         (["--set", "sensitivity.draws=0"], ["draws must be at least 1"]),
         (["--set", "sensitivity.drws=2"], ["'draws'"]),
         (["--sensitivity", "layer_error", "--units", "blocks", "--pruner", "drop"],
-         ["LayerError measures", "not blocks"]),
+         ["measures weights", "not blocks"]),
         (["--units", "width", "--pruner", "wanda"], ["wanda", "not width"]),
         (["--pruner", "laco"], ["use drop instead"]),
         (["--calibration", "file:absent.txt"], ["absent.txt"]),

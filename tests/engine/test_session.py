@@ -13,7 +13,6 @@ from torch import nn
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
-from sparsity_search.engine.cases import Plan
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session
 from sparsity_search.errors import ConfigError
@@ -23,6 +22,7 @@ from sparsity_search.workflow import compare as comparing
 from sparsity_search.workflow import search as searching
 from sparsity_search.workflow.allocate import allocate
 from sparsity_search.workflow.compare import compare
+from sparsity_search.workflow.compare.cases import Plan
 from sparsity_search.workflow.search import search
 from sparsity_search.workflow.sensitivity import sensitivity
 

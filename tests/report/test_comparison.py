@@ -15,10 +15,9 @@ import pytest
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.report.comparison import (
     HEADER,
-    ComparisonRecord,
-    csv_text,
     failure_lines,
-    markdown,
+    format_csv,
+    format_markdown,
     summary,
     table_rows,
     write_tables,
@@ -26,6 +25,7 @@ from sparsity_search.report.comparison import (
 from sparsity_search.report.comparison_page import draw, render, write_comparison
 from sparsity_search.report.plots import LINES, Point, _named_style, perplexity_plot
 from sparsity_search.report.table import NONE
+from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.testing.runs import run_layout, run_profiles
 from sparsity_search.utils.files import write_json
 from tests.report.test_html import Page
@@ -140,7 +140,7 @@ def test_one_seed_has_no_range(folder: Path) -> None:
 
 
 def test_csv_has_a_line_for_each_row(record: ComparisonRecord) -> None:
-    lines = list(csv.DictReader(io.StringIO(csv_text(record))))
+    lines = list(csv.DictReader(io.StringIO(format_csv(record))))
     assert len(lines) == 21
     assert [line["allocator"] for line in lines[:3]] == ["owl", "owl", "uniform"]
     first = lines[1]
@@ -152,7 +152,7 @@ def test_csv_has_a_line_for_each_row(record: ComparisonRecord) -> None:
 
 
 def test_markdown_is_one_table(record: ComparisonRecord) -> None:
-    lines = markdown(record).splitlines()
+    lines = format_markdown(record).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 13
     # a bar in a name is escaped, so that all lines have as many cells
