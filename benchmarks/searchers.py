@@ -180,11 +180,11 @@ def perplexity(job: Job, profile: SparsityProfile) -> float:
     """Return the perplexity of the model pruned sequentially to a profile."""
     subject, model, text = job.session.subject, job.session.loaded.model, job.session.text
     with subject.preserved():
-        with job.monitor.stage("rebuild", len(subject.blocks)) as advance:
+        with job.monitor.step("rebuild", len(subject.blocks)) as advance:
             seed, pruner = job.config.study.seed, job.plugins.final
             tokens = text["calibration"]
             prune_sequentially(subject, profile, pruner, tokens, seed=seed, on_block=advance)
-        with job.monitor.stage("perplexity"):
+        with job.monitor.step("perplexity"):
             proxy = EVALUATORS.create("perplexity").bind(model, text["final"])
             return proxy.score(model, range(len(text["final"]))).value
 

@@ -228,12 +228,15 @@ def plugin_field(registry: Registry[Any], default: str | None) -> Any:
 def describe(plugin: object) -> str:
     """Return a plugin and its settings as one line, which identifies it in records.
 
-    The class name stands without its kind, so that renaming a kind changes no record.
+    The class name stands without its kind, so that renaming a kind changes no record. A plugin
+    that is a dataclass without a generated ``repr`` is described by its own.
 
     >>> describe(PRUNERS.create("refit")).partition(",")[0]
     "Refit(mask=Wanda(pattern='row')"
     """
     if not dataclasses.is_dataclass(plugin) or isinstance(plugin, type):
+        return repr(plugin)
+    if not plugin.__dataclass_params__.repr:  # type: ignore[attr-defined]
         return repr(plugin)
     name = type(plugin).__qualname__
     for suffix in _SUFFIXES:

@@ -55,14 +55,14 @@ def compare(
 
     sparsity-search compare smollm2 --allocators owl,knapsack --sparsity 0.6,0.7 --out compared
     """
-    from sparsity_search.workflow.compare.cases import Plan, split
+    from sparsity_search.workflow.compare.cases import Plan, split_list
 
     config = given.load({"pruner.name": None})
-    names = split(given.values["pruner"] or "")
+    names = split_list(given.values["pruner"] or "")
     pruners = {name: given.load({"pruner.name": name}).pruner for name in names}
     plan = Plan(
         config=config,
-        allocators=tuple(split(allocators)),
+        allocators=tuple(split_list(allocators)),
         pruners=pruners or {config.pruner.name: config.pruner},
         sparsities=tuple(options.parse_fractions(sparsity)),
         seeds=seeds,
@@ -78,8 +78,8 @@ def compare(
         run(plan, out, command=sys.argv, monitor=monitor)
     record = ComparisonRecord.read(out)
     shown = [comparison.HEADER.index(column) for column in COLUMNS]
-    rows = [[escape(row[i]) for i in shown] for row in comparison.table_rows(record)]
+    rows = [[escape(row[i]) for i in shown] for row in comparison.list_rows(record)]
     terminal.show_table(COLUMNS, rows, left=3, width=WIDTH)
-    lines = [comparison.summary(record), *comparison.failure_lines(record)]
+    lines = [comparison.summarise(record), *comparison.list_failures(record)]
     for line in (*lines, f"report: {record.folder.report_file}"):
         terminal.say(line)

@@ -33,7 +33,7 @@ def evaluate(
     config = given.load()
     from sparsity_search.cli import terminal
     from sparsity_search.data.sequences import Request
-    from sparsity_search.report.table import number, percent
+    from sparsity_search.report.table import format_number, format_percent
     from sparsity_search.workflow.evaluate import evaluate as run
 
     request = Request("evaluation", text, sequences, length)
@@ -41,6 +41,6 @@ def evaluate(
         found = run(config, request, dense=dense, monitor=monitor)
     read = f"{found.tokens} tokens" if found.tokens else f"{len(found.score.parts)} rows"
     terminal.say(
-        f"{config.evaluator.name} {number(found.score.value)} on {read}; "
-        f"{percent(found.sparsity)} of the prunable weights are zero"
+        f"{config.evaluator.name} {format_number(found.score.value)} on {read}; "
+        f"{format_percent(found.sparsity)} of the prunable weights are zero"
     )

@@ -53,7 +53,7 @@ def front(
     targets = options.parse_fractions(sparsity or saving or "")
     from sparsity_search.cli import terminal
     from sparsity_search.report.front import FRONT, Front
-    from sparsity_search.report.table import number
+    from sparsity_search.report.table import format_number
     from sparsity_search.workflow.front import search_front
 
     with terminal.watch() as monitor:
@@ -62,8 +62,8 @@ def front(
         [
             row["name"],
             f"{row.get('saving', row['sparsity']):.2%}",
-            number(row["score"]),
-            number(row["perplexity"]),
+            format_number(row["score"]),
+            format_number(row["perplexity"]),
             "on the front" if row["on_front"] else "",
         ]
         for row in Front.read(out).rows

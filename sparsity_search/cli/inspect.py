@@ -31,7 +31,7 @@ def inspect(given: options.Given) -> None:
     """
     config = given.load()
     from sparsity_search.cli import terminal
-    from sparsity_search.report.table import integer
+    from sparsity_search.report.table import format_integer
     from sparsity_search.workflow.inspect import inspect as run
 
     with terminal.watch() as monitor:
@@ -39,9 +39,9 @@ def inspect(given: options.Given) -> None:
     layout = found.layout
     terminal.show_table(("role", "shape", "units", "weights"), _list_units(found), left=2)
     terminal.say(
-        f"prunable: {integer(layout.n_weights)} weights in {len(layout)} units of "
+        f"prunable: {format_integer(layout.n_weights)} weights in {len(layout)} units of "
         f"{layout.n_blocks} blocks {found.blocks}; "
-        f"{integer(int(layout.zeros.sum()))} are zero already"
+        f"{format_integer(int(layout.zeros.sum()))} are zero already"
     )
     reasons = _list_left_alone(found.left_alone)
     terminal.show_table(("left alone", "weights", "tensors", "the first"), reasons)
@@ -54,43 +54,43 @@ def inspect(given: options.Given) -> None:
 
 def _list_units(found: Inspection) -> list[tuple[str, str, str, str]]:
     """Return a row for each role and shape: both, units and weights."""
-    from sparsity_search.report.table import integer
+    from sparsity_search.report.table import format_integer
 
     groups: dict[tuple[str, str], list[int]] = {}
     for unit in found.layout:
         matrix = " x ".join(map(str, found.shapes[unit.name]))
-        shape = matrix if unit.cost == 1 else f"{unit.count} of {integer(unit.cost)}"
+        shape = matrix if unit.cost == 1 else f"{unit.count} of {format_integer(unit.cost)}"
         groups.setdefault((unit.role, shape), []).append(unit.size)
     return [
-        (role, shape, integer(len(sizes)), integer(sum(sizes)))
+        (role, shape, format_integer(len(sizes)), format_integer(sum(sizes)))
         for (role, shape), sizes in groups.items()
     ]
 
 
 def _list_left_alone(left: list[LeftAlone]) -> list[tuple[str, str, str, str]]:
     """Return a row for each reason: why, weights, tensors, and the first one's name."""
-    from sparsity_search.report.table import integer
+    from sparsity_search.report.table import format_integer
 
     reasons: dict[str, list[LeftAlone]] = {}
     for entry in left:
         reasons.setdefault(entry.why, []).append(entry)
     return [
-        (why, integer(sum(e.weights for e in of)), integer(len(of)), of[0].name)
+        (why, format_integer(sum(e.weights for e in of)), format_integer(len(of)), of[0].name)
         for why, of in reasons.items()
     ]
 
 
 def _describe(estimate: Estimate, on_disk: bool) -> Iterator[str]:
     """Yield lines about time, memory and disk."""
-    from sparsity_search.report.table import duration, integer
+    from sparsity_search.report.table import format_duration, format_integer
 
     for tokens, seconds in estimate.evaluation_seconds.items():
         yield f"one evaluation on {tokens} tokens: {seconds:.2f} s"
-    per_minutes = integer(round(600 / estimate.round_seconds))
-    yield f"a round: {duration(estimate.round_seconds)}; {per_minutes} in 10 minutes"
+    per_minutes = format_integer(round(600 / estimate.round_seconds))
+    yield f"a round: {format_duration(estimate.round_seconds)}; {per_minutes} in 10 minutes"
     where = "on disk" if on_disk else "in memory, or on disk with --set supernet.store=disk"
     size = _mib(estimate.supernet_bytes)
-    yield f"supernet: {duration(estimate.supernet_seconds)}, {size} {where}"
+    yield f"supernet: {format_duration(estimate.supernet_seconds)}, {size} {where}"
     yield (
         f"memory: {_mib(estimate.build_bytes)} to build the supernet; "
         f"{_mib(estimate.search_bytes)} in the search, and what a forward pass takes"

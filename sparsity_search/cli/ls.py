@@ -21,7 +21,7 @@ def ls(
     sparsity-search ls allocators
     """
     from sparsity_search.cli import terminal
-    from sparsity_search.config.presets import preset_names, preset_summary
+    from sparsity_search.config.presets import list_presets, summarise_preset
     from sparsity_search.errors import UnknownNameError, nearest
     from sparsity_search.registry import (
         ALLOCATORS,
@@ -52,7 +52,7 @@ def ls(
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}
         elif name == "presets":
-            lines = {preset: preset_summary(preset) for preset in preset_names()}
+            lines = {preset: summarise_preset(preset) for preset in list_presets()}
         else:
             lines = registries[name].summaries()
         last = sorted(lines, key=lambda plugin: lines[plugin].startswith(EXPERIMENTAL))

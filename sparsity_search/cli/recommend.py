@@ -37,7 +37,7 @@ def recommend(
     """
     config = given.load()
     from sparsity_search.cli import terminal
-    from sparsity_search.report.table import NONE, duration
+    from sparsity_search.report.table import NONE, format_duration
     from sparsity_search.workflow.recommend import recommend as run
 
     with terminal.watch() as monitor:
@@ -45,11 +45,11 @@ def recommend(
     rows = [
         (
             entry.method.name,
-            duration(entry.seconds),
-            NONE if entry.evidence is None else f"{entry.evidence.ratio:.3f}",
+            format_duration(entry.seconds),
+            NONE if entry.gain is None else f"{entry.gain.ratio:.3f}",
             NONE
-            if entry.evidence is None
-            else f"{entry.evidence.pruner} {entry.evidence.sparsity:.0%}, {entry.evidence.source}",
+            if entry.gain is None
+            else f"{entry.gain.pruner} {entry.gain.sparsity:.0%}, {entry.gain.source}",
             "chosen" if entry is found.chosen else "",
         )
         for entry in found.methods

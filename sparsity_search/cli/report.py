@@ -13,7 +13,7 @@ def report(run_dir: options.RunDir, storage: options.RunStorage = None) -> None:
     from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord, write_report
     from sparsity_search.report.comparison_page import write_comparison
-    from sparsity_search.report.table import header, rows, summary
+    from sparsity_search.report.table import list_columns, list_rows, summarise
     from sparsity_search.runs.comparison import ComparisonFolder
 
     if ComparisonFolder(run_dir).begun:
@@ -21,6 +21,6 @@ def report(run_dir: options.RunDir, storage: options.RunStorage = None) -> None:
         return
     record = RunRecord.read(run_dir, storage)
     written = write_report(run_dir, storage)
-    terminal.show_table(header(record), rows(record))
-    terminal.say(summary(record))
+    terminal.show_table(list_columns(record), list_rows(record))
+    terminal.say(summarise(record))
     terminal.say(f"report: {written}")

@@ -53,7 +53,7 @@ def search(
     config = given.load()
     from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord
-    from sparsity_search.report.table import header, rows, summary
+    from sparsity_search.report.table import list_columns, list_rows, summarise
     from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import search as run
 
@@ -61,8 +61,8 @@ def search(
     with terminal.watch(study.rounds, study.time_limit) as monitor:
         run(config, directory.path, command=sys.argv, monitor=monitor)
     record = RunRecord.read(directory.path, study.storage)
-    terminal.show_table(header(record), rows(record))
-    terminal.say(summary(record))
+    terminal.show_table(list_columns(record), list_rows(record))
+    terminal.say(summarise(record))
     terminal.say(f"checkpoint: {directory.checkpoint}")
     terminal.say(f"report:     {directory.report_file}")
 

@@ -85,7 +85,7 @@ def watch(rounds: int | None = None, minutes: float | None = None) -> Iterator[T
 
 
 class TerminalMonitor(Monitor):
-    """Shows stages and measurements, and turns Ctrl-C into a clean stop.
+    """Shows steps and measurements, and turns Ctrl-C into a clean stop.
 
     Args:
         rounds: Limit of the search, if it has one.
@@ -125,8 +125,8 @@ class TerminalMonitor(Monitor):
             raise typer.Exit(128 + self.signal) from None
 
     @contextmanager
-    def shown(self, name: str, total: int | None) -> Iterator[Advance]:
-        """Show a stage as a bar; a plain line when it is done where there is no terminal."""
+    def show(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a step as a bar; a plain line when it is done where there is no terminal."""
         rounds, minutes = self._limits
         if name == "search":
             total = rounds or (round(60 * minutes) if minutes else None)

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparsity_search.config.presets import preset_file, preset_names
+from sparsity_search.config.presets import list_presets, preset_file
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError, nearest
 
@@ -59,7 +59,7 @@ def load_config(
 
 def _read(path: Path) -> dict[str, Any]:
     """Return what a file holds, or a preset if the name is one's."""
-    if str(path) in preset_names():
+    if str(path) in list_presets():
         path = preset_file(str(path))
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.engine.job import Job
-from sparsity_search.engine.plugins import factory_of
+from sparsity_search.engine.plugins import build_factory
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores
@@ -85,7 +85,7 @@ def predict_hint(name: str, scores: Scores, space: SearchSpace) -> Hint:
 
 
 def _measure_scores(job: Job, name: str) -> Scores:
-    build = factory_of(job.config)
+    build = build_factory(job.config)
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", {"sensitivity": name})
-    with job.monitor.stage(f"measure {name}"):
+    with job.monitor.step(f"measure {name}"):
         return measurer.measure(job.session.subject, job.session.text["calibration"])

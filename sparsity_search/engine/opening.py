@@ -10,10 +10,10 @@ from sparsity_search.engine.hints import GRADIENTS, check_hints
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.parameters import check_parameters, parametric_space
-from sparsity_search.engine.plugins import Plugins, budget_of, unit_kind
+from sparsity_search.engine.plugins import Plugins, budget_of, choose_units
 from sparsity_search.engine.prices import check_measure, prices_of
 from sparsity_search.engine.resident import ResidentModel
-from sparsity_search.engine.session import open_session, search_requests
+from sparsity_search.engine.session import open_session, request_search_text
 from sparsity_search.errors import ConfigError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.files import SpaceFile, load_space
@@ -31,7 +31,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     budget = budget_of(config, of_levels, plugins.pruner)
     _check_stages(config, of_levels)
     directory.check_resumable(config)
-    kind = unit_kind(config, plugins.pruner)
+    kind = choose_units(config, plugins.pruner)
     check_measure(config, kind)
     _check_own_data(config, plugins)
     requests = _request_text(config, plugins)
@@ -75,7 +75,7 @@ def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
 
 def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
     """Return the text that is needed: none to search on if the rows are the evaluator's own."""
-    requests = search_requests(config.data)
+    requests = request_search_text(config.data)
     if plugins.evaluator.own_data() is None or GRADIENTS in config.hints:
         return requests
     return [request for request in requests if request.purpose != "search"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.plugins import allocator
+from sparsity_search.engine.plugins import build_allocator
 from sparsity_search.engine.session import Session
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.budget import Bounds
@@ -28,11 +28,11 @@ def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> Non
         return
     if config.study.stages > 1:
         raise ConfigError(f"{config.space!r} has parameters and no levels: leave out --stages")
-    default = allocator(config, file.allocator)
+    default = build_allocator(config, file.allocator)
     start = {
         p.name: p.values[p.nearest(value_at(default, p.name))] for p in file.build_parameters()
     }
-    allocator(config, file.allocator, composed(file.settings, start))
+    build_allocator(config, file.allocator, composed(file.settings, start))
 
 
 def parametric_space(
@@ -55,12 +55,12 @@ def parametric_space(
         return None
 
     def allocate(settings: Mapping[str, Any]) -> SparsityProfile:
-        plugin = allocator(config, file.allocator, settings)
+        plugin = build_allocator(config, file.allocator, settings)
         make_dense()
         text, bounds = session.text["calibration"], allocation_bounds(space)
         return plugin.allocate(session.subject, text, space.budget, bounds)
 
-    return file.build(space, allocate, allocator(config, file.allocator))
+    return file.build(space, allocate, build_allocator(config, file.allocator))
 
 
 def allocation_bounds(space: SearchSpace) -> Bounds:

@@ -47,7 +47,7 @@ def prices_of(
         return run.read_prices(subject.layout)
     if _is_file(config.measure):
         return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
-    with monitor.stage(f"measure {config.measure.name}"):
+    with monitor.step(f"measure {config.measure.name}"):
         curves = _plugin(config.measure).curves(subject)
     return Prices(subject.layout, config.measure.name, curves)
 

@@ -108,12 +108,12 @@ def open_session(
         ModelError: The model cannot be loaded, or has nothing to prune.
         ConfigError: The folder cannot be made.
     """
-    folder = None if statistics is None else _made(Path(statistics).expanduser())
+    folder = None if statistics is None else _make_folder(Path(statistics).expanduser())
     kind = units or model.units or "weights"
     UNITS.get(kind)
     for request in requests:
         parse(request.source)
-    with monitor.stage("load model"):
+    with monitor.step("load model"):
         loaded = load_model(
             model.name,
             revision=model.revision,
@@ -125,13 +125,13 @@ def open_session(
         )
         kept = None if folder is None else KeptStatistics(folder, loaded.digest)
         subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept)
-    with monitor.stage("draw text"):
-        fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
+    with monitor.step("draw text"):
+        fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
         text = draw(fitting, loaded, seed)
     return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
 
 
-def _made(statistics: Path) -> Path:
+def _make_folder(statistics: Path) -> Path:
     """Return the folder for statistics, which is there now."""
     try:
         statistics.mkdir(parents=True, exist_ok=True)
@@ -140,24 +140,24 @@ def _made(statistics: Path) -> Path:
     return statistics
 
 
-def calibration(data: DataSection) -> Request:
+def request_calibration(data: DataSection) -> Request:
     """Return the request for calibration text."""
     return Request(
         "calibration", data.calibration, data.calibration_sequences, data.calibration_length
     )
 
 
-def search_requests(data: DataSection) -> list[Request]:
+def request_search_text(data: DataSection) -> list[Request]:
     """Return the requests of a search: calibration, search and final text."""
     search, final = data.search_text or data.calibration, data.final_text or data.calibration
     return [
-        calibration(data),
+        request_calibration(data),
         Request("search", search, data.search_sequences, data.search_length),
         Request("final", final, data.final_sequences, data.final_length),
     ]
 
 
-def capped(length: int, loaded: LoadedModel) -> int:
+def cap_length(length: int, loaded: LoadedModel) -> int:
     """Return the length of sequences: as asked for, but at most the model's context."""
     config = loaded.model.config.get_text_config()
     return min(length, getattr(config, "max_position_embeddings", None) or length)

@@ -28,7 +28,7 @@ from sparsity_search.supernet.gradients import gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History, Score
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 
 #: Text of the gradients: sequences, tokens of each, and positions for the second order.
 _SEQUENCES, _LENGTH, _POSITIONS = 8, 512, 128
@@ -71,7 +71,7 @@ def run_stages(
     """
     directory, key = job.directory, identify_study(job)
     _begin(job, key, command)
-    storage = storage or journal(directory.journal_file)
+    storage = storage or open_journal(directory.journal_file)
     starts = directory.read_starts(job.space.layout)[:1] or [_allocate_starts(job)]
     studies: list[str] = []
     histories: list[History] = []
@@ -125,7 +125,7 @@ def _allocate_starts(job: Job) -> dict[str, SparsityProfile]:
     """Return the initial allocators' profiles, as the space can have them."""
     profiles, bounds = {}, allocation_bounds(job.space)
     for name, allocator in job.plugins.initial.items():
-        with job.monitor.stage(f"allocate {name}"):
+        with job.monitor.step(f"allocate {name}"):
             text = job.session.text["calibration"]
             profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
             profiles[name] = job.space.project(profile)  # itself, but where steps are given
@@ -196,7 +196,7 @@ class Stage:
     def run(self) -> StageOutcome:
         """Search; what is recorded is not measured again, and needs no supernet."""
         if isinstance(self.searched, ParametricSpace):
-            with self.job.monitor.stage("allocate start"):
+            with self.job.monitor.step("allocate start"):
                 self.searched.profile(self.searched.uniform)  # before a supernet is built
         hints = read_hints(self.job, self.number, self.space)
         recorded = self._find_recorded(hints, self._limits)
@@ -219,7 +219,7 @@ class Stage:
         """Search with a supernet, given the hints that are known."""
         job, loaded = self.job, self.job.session.loaded
         hints = {**hints, **self._measure_hints(hints)}
-        with job.monitor.stage("bind evaluator"):
+        with job.monitor.step("bind evaluator"):
             proxy = job.plugins.evaluator.bind(loaded.model, job.search_text, loaded.tokenizer)
             needs_gradients = GRADIENTS in job.config.hints and GRADIENTS not in hints
             divergence = self._bind_divergence() if needs_gradients else None
@@ -231,7 +231,7 @@ class Stage:
                 hints[GRADIENTS] = self._measure_gradients(objective, switch, divergence)
             if job.claims is not None:
                 self._measure_starts(objective)  # they are known by their places in the record
-            with job.monitor.stage("search"), run_crew(job):
+            with job.monitor.step("search"), run_crew(job):
                 history = self._study(hints, objective).run(self._limits)
         return StageOutcome(history, hints)
 
@@ -284,7 +284,7 @@ class Stage:
         """Measure and record the hint that the gradients at the best start give."""
         history = self._measure_starts(objective)
         start = history.survivors[0] if history.survivors else self.space.uniform
-        with self.job.monitor.stage("measure gradients"):
+        with self.job.monitor.step("measure gradients"):
             hint = gradient_hint(self.space, start, switch, divergence)
         self.job.directory.write_hint(self.number, hint, self.space)
         return hint

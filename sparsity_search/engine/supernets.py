@@ -58,7 +58,7 @@ class StageSupernet:
         subject, text = job.session.subject, job.session.text["calibration"]
         with (
             self._open_folder() as folder,
-            job.monitor.stage("build supernet", len(subject.blocks)) as advance,
+            job.monitor.step("build supernet", len(subject.blocks)) as advance,
         ):
             return build(subject, text, plan, folder, advance)
 

@@ -8,11 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.report.table import NONE, Row, duration, integer, number, percent
+from sparsity_search.report.table import (
+    NONE,
+    Row,
+    format_duration,
+    format_integer,
+    format_number,
+    format_percent,
+)
 from sparsity_search.runs.comparison import ComparisonRecord, Group
 from sparsity_search.utils.files import write_text
 
-#: Columns of `table_rows`; the first three are text.
+#: Columns of `list_rows`; the first three are text.
 HEADER: Row = (
     "pruner",
     "sparsity",
@@ -47,9 +54,9 @@ _CSV = (
 )
 
 
-def table_rows(record: ComparisonRecord) -> list[Row]:
+def list_rows(record: ComparisonRecord) -> list[Row]:
     """Return one row for each allocator, pruner and sparsity, over all seeds."""
-    return [_row(group) for group in record.groups()]
+    return [_format_row(group) for group in record.groups()]
 
 
 def write_tables(folder: Path) -> None:
@@ -65,63 +72,64 @@ def format_csv(record: ComparisonRecord) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV)
     for group in record.groups():
-        writer.writerows(_line(row) for row in group.rows)
+        writer.writerows(_format_line(row) for row in group.rows)
     return buffer.getvalue()
 
 
 def format_markdown(record: ComparisonRecord) -> str:
     """Return the table in Markdown, with what it means and what failed."""
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * 3 + "---:|" * (len(HEADER) - 3)]
-    lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in table_rows(record)]
-    lines += ["", summary(record), "", LEGEND]
-    if failures := failure_lines(record):
+    lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in list_rows(record)]
+    lines += ["", summarise(record), "", LEGEND]
+    if failures := list_failures(record):
         lines += ["", "Not measured:", "", *(f"- {line}" for line in failures)]
     return "\n".join(lines) + "\n"
 
 
-def failure_lines(record: ComparisonRecord) -> list[str]:
+def list_failures(record: ComparisonRecord) -> list[str]:
     """Return what was refused, and why."""
     return [f"{row['key']}: {row['error']}" for row in record.failed]
 
 
-def summary(record: ComparisonRecord) -> str:
+def summarise(record: ComparisonRecord) -> str:
     """Return the state of the comparison in one sentence or two."""
     asked, done, failed = len(record.facts["rows"]), len(record.rows), len(record.failed)
-    text = f"{integer(done)} of {integer(asked)} rows"
-    text += f", {integer(failed)} of them refused" if failed else ""
-    paid = [row["allocation"] for row in record.rows if _paid(row)]
-    spent = duration(sum(cost["seconds"] for cost in paid))
-    return f"{text}; dense perplexity {number(record.facts.get('dense'))}; {spent} of allocation."
+    text = f"{format_integer(done)} of {format_integer(asked)} rows"
+    text += f", {format_integer(failed)} of them refused" if failed else ""
+    paid = [row["allocation"] for row in record.rows if _is_paid(row)]
+    spent = format_duration(sum(cost["seconds"] for cost in paid))
+    dense = format_number(record.facts.get("dense"))
+    return f"{text}; dense perplexity {dense}; {spent} of allocation."
 
 
-def _row(group: Group) -> Row:
+def _format_row(group: Group) -> Row:
     pruner, target = group.condition
     ratios, mean = group.values("ratio"), group.mean("ratio")
     shared = SHARED if any(row.get("shared_with") for row in group.rows) else ""
     done, refused = len(group.values("perplexity")), any(row.get("error") for row in group.rows)
     return (
         pruner,
-        percent(target),
+        format_percent(target),
         group.allocator,
-        "refused" if refused else number(group.mean("perplexity")),
+        "refused" if refused else format_number(group.mean("perplexity")),
         NONE if mean is None else f"{mean:.3f}",
         f"{min(ratios):.3f} … {max(ratios):.3f}" if len(ratios) > 1 else NONE,
         f"{done}" if done == len(group.rows) else f"{done} of {len(group.rows)}",
-        *(_time(group.mean("allocation", part), shared) for part in _COSTS[:2]),
-        *(_passes(group.mean("allocation", part)) for part in _COSTS[2:]),
-        _time(group.mean("pruning", "seconds")),
+        *(_format_time(group.mean("allocation", part), shared) for part in _COSTS[:2]),
+        *(_format_passes(group.mean("allocation", part)) for part in _COSTS[2:]),
+        _format_time(group.mean("pruning", "seconds")),
     )
 
 
-def _time(seconds: float | None, mark: str = "") -> str:
-    return NONE if seconds is None else duration(seconds) + mark
+def _format_time(seconds: float | None, mark: str = "") -> str:
+    return NONE if seconds is None else format_duration(seconds) + mark
 
 
-def _passes(value: float | None) -> str:
+def _format_passes(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
 
 
-def _line(row: Mapping[str, Any]) -> list[Any]:
+def _format_line(row: Mapping[str, Any]) -> list[Any]:
     costs = {f"allocation_{k}": v for k, v in (row.get("allocation") or {}).items()}
     costs |= {f"pruning_{k}": v for k, v in (row.get("pruning") or {}).items()}
     texts = {key: "; ".join(row.get(key, ())) for key in ("notes", "pruning_notes")}
@@ -129,9 +137,9 @@ def _line(row: Mapping[str, Any]) -> list[Any]:
     return [flat.get(column) for column in _CSV]
 
 
-def _paid(row: Mapping[str, Any]) -> bool:
+def _is_paid(row: Mapping[str, Any]) -> bool:
     return bool(row.get("allocation")) and not row.get("shared_with")
 
 
-def _escaped(cell: str) -> str:
+def _escape(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")

@@ -13,12 +13,12 @@ from sparsity_search.report import plots
 from sparsity_search.report.comparison import (
     HEADER,
     LEGEND,
-    failure_lines,
-    summary,
-    table_rows,
+    list_failures,
+    list_rows,
+    summarise,
     write_tables,
 )
-from sparsity_search.report.table import NONE, percent
+from sparsity_search.report.table import NONE, format_percent
 from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.utils.files import atomic_file, write_text
 
@@ -55,13 +55,16 @@ def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
             curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
     if curves:
         caption = "Mean over seeds, whiskers from the least to the greatest; logarithmic."
-        figures["perplexity"] = (caption, plots.png(plots.perplexity_plot(curves)))
+        figures["perplexity"] = (caption, plots.encode_png(plots.draw_perplexity(curves)))
     conditions = dict.fromkeys(group.condition for group in record.groups())
     for index, (pruner, target) in enumerate(conditions):
         if profiles := record.profiles(pruner, target):
-            title = f"Mean sparsity of each block, {pruner} at {percent(target)}"
-            figure = plots.comparison_plot(profiles, target=target, title=title)
-            figures[f"profiles-{index}"] = ("Profiles of the first seed.", plots.png(figure))
+            title = f"Mean sparsity of each block, {pruner} at {format_percent(target)}"
+            figure = plots.draw_comparison(profiles, target=target, title=title)
+            figures[f"profiles-{index}"] = (
+                "Profiles of the first seed.",
+                plots.encode_png(figure),
+            )
     return figures
 
 
@@ -77,10 +80,10 @@ def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) ->
     return environment.get_template("comparison.html.j2").render(
         title=f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
         finished=len(record.rows) == len(record.facts["rows"]),
-        summary=summary(record),
+        summary=summarise(record),
         legend=LEGEND,
-        result={"header": HEADER, "rows": table_rows(record)},
-        failures=failure_lines(record),
+        result={"header": HEADER, "rows": list_rows(record)},
+        failures=list_failures(record),
         notes=[f"{row['key']}: {note}" for row in record.rows for note in row.get("notes", ())],
         settings=_settings(record),
         provenance=_provenance(record.facts),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsity_search.errors import RunMismatchError
 from sparsity_search.report import plots
 from sparsity_search.report.hypervolume import (
     Point,
@@ -19,9 +20,12 @@ from sparsity_search.report.hypervolume import (
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.utils.files import atomic_file, write_json, write_text
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
+#: Name of the file of a front.
 FRONT = "front.json"
+#: That file.
+FRONT_JSON = VersionedJson("a front", 1, ("rows", "hypervolume", "growth"), RunMismatchError)
 COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexity", "on_front")
 
 
@@ -87,7 +91,7 @@ class Front:
     def to_json(self) -> dict[str, Any]:
         """Return the front as a JSON object."""
         return {
-            "format": FORMAT,
+            "format": FRONT_JSON.version,
             "rows": self.rows,
             "worst": self.worst,
             "hypervolume": compute_hypervolume(self.points, self.worst),
@@ -105,7 +109,7 @@ def write_front(folder: Path) -> Front:
     writer.writerows(found.rows)
     write_text(folder / "front.csv", text.getvalue())
     with atomic_file(folder / "front.png") as temporary:
-        temporary.write_bytes(plots.png(_plot(found)))
+        temporary.write_bytes(plots.encode_png(_plot(found)))
     return found
 
 
@@ -119,7 +123,7 @@ def _plot(found: Front) -> Any:
                 value = row["perplexity"]
                 lines.setdefault(name, []).append(plots.Point(_removed(row), value, value, value))
     first = next(iter(found.runs.values()))
-    return plots.perplexity_plot({first.config["pruner"]["name"]: lines}, first.removal)
+    return plots.draw_perplexity({first.config["pruner"]["name"]: lines}, first.removal)
 
 
 def _removed(row: Mapping[str, Any]) -> float:

@@ -57,18 +57,18 @@ def draw(record: RunRecord) -> dict[str, bytes]:
     figures = {}
     if record.shipped is not None:
         title = f"Sparsity over depth: {find_shipped_name(record.results)}"
-        figures["profile"] = plots.profile_plot(record.shipped, target=record.target, title=title)
+        figures["profile"] = plots.draw_profile(record.shipped, target=record.target, title=title)
     if len(record.profiles) > 1:
-        figures["comparison"] = plots.comparison_plot(record.profiles, target=record.target)
+        figures["comparison"] = plots.draw_comparison(record.profiles, target=record.target)
     scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
     if scores.scores:
-        figures["winners" if record.fresh else "score"] = plots.score_plot(
+        figures["winners" if record.fresh else "score"] = plots.draw_scores(
             scores,
             {} if record.fresh else record.initial_scores,
             score=record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)",
             fresh=record.fresh,
         )
-    return {name: plots.png(figure) for name, figure in figures.items()}
+    return {name: plots.encode_png(figure) for name, figure in figures.items()}
 
 
 def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
@@ -92,16 +92,16 @@ def _context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
     return {
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
-        "asked": table.asked(record),
+        "asked": table.describe_budget(record),
         "shipped": find_shipped_name(record.results),
         "finished": record.results is not None,
-        "summary": table.summary(record),
-        "headline": {"header": table.header(record), "rows": table.rows(record)},
+        "summary": table.summarise(record),
+        "headline": {"header": table.list_columns(record), "rows": table.list_rows(record)},
         "roles": _groups(record, "role"),
         "blocks": _groups(record, "block"),
-        "rungs": {"header": table.RUNG_HEADER, "rows": table.rung_rows(record)},
-        "search": table.search_facts(record),
-        "stages": table.stage_rows(record),
+        "rungs": {"header": table.RUNG_HEADER, "rows": table.list_rungs(record)},
+        "search": table.list_search_facts(record),
+        "steps": table.list_steps(record),
         "method": _method(record),
         "provenance": _provenance(run),
         "fingerprint": run.get("fingerprint", {}),
@@ -114,7 +114,10 @@ def _context(record: RunRecord) -> dict[str, Any]:
 
 
 def _groups(record: RunRecord, by: Any) -> dict[str, Any]:
-    return {"header": table.group_header(record, by), "rows": table.group_rows(record, by)}
+    return {
+        "header": table.list_group_columns(record, by),
+        "rows": table.list_group_rows(record, by),
+    }
 
 
 def _method(record: RunRecord) -> dict[str, str]:

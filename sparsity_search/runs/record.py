@@ -228,7 +228,7 @@ def load_stages(run_dir: Path, storage: str | None = None) -> list[StageRecord]:
         return []
     names = directory.read_studies()
     try:
-        return _join({name: store.measurements(source, name) for name in names})
+        return _join({name: store.read_measurements(source, name) for name in names})
     except Exception as error:  # each database driver has errors of its own
         if isinstance(source, Path):
             raise RunMismatchError(f"{source} is corrupt: {error}") from error

@@ -55,7 +55,7 @@ def search_front(
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}
         )
-        if search(_at(own, before, len(budgets)), run, command=command, monitor=monitor):
+        if search(_adapt(own, before, len(budgets)), run, command=command, monitor=monitor):
             before = [str(RunDirectory(run).profile_file)]
             write_front(out)
         else:
@@ -63,7 +63,7 @@ def search_front(
     return True
 
 
-def _at(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:
+def _adapt(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:
     """Return the configuration of one of several searches: its starts, and its share of time."""
     study, initial = config.study, [*config.initial, *before]
     if study.time_limit is not None:

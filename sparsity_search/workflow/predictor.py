@@ -28,11 +28,11 @@ from sparsity_search.searchers.bases.training import (
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.trials.history import Measurement
-from sparsity_search.trials.store import profiles
+from sparsity_search.trials.store import read_profiles
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
-__all__ = ["Learned", "ModelSettings", "learn", "load_model", "read_spaces"]
+__all__ = ["Learned", "ModelSettings", "learn", "load_trees", "read_spaces"]
 
 #: Share of the pairs that a model is fitted to before it is judged by the others.
 TRAIN_SHARE = 0.7
@@ -91,23 +91,23 @@ def learn(
         measured = _match_settings(stages, space, find_storage(directory, storage))
     else:
         measured = _match_levels(stages, spaces)
-    dataset, rounds = _dataset(record, space, measured)
+    dataset, rounds = _build_dataset(record, space, measured)
     pairs = dataset.pairs(space)
     train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
     if not can_fit(train) or not len(held_out):
         raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
     model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
-        write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
+        write_json(out, {**dataset.to_json(), **_export_model(model, settings, space)})
     return Learned(
         dataset,
         figures(fit(train, settings, seed), held_out),
         rank_correlations(pairs, rounds, settings),
-        _importance(model, space, pairs.matrix.shape[1]),
+        _measure_importance(model, space, pairs.matrix.shape[1]),
     )
 
 
-def load_model(path: Path) -> Boosted:
+def load_trees(path: Path) -> Boosted:
     """Return the trees that `learn` wrote; they predict for the space that their run began with.
 
     Raises:
@@ -136,7 +136,7 @@ def read_spaces(directory: RunDirectory) -> list[SearchSpace]:
     return build_stage_spaces(space, facts["fingerprint"], directory.read_starts(layout))
 
 
-def _dataset(
+def _build_dataset(
     record: RunRecord, space: SearchSpace, measured: Sequence[_Measured]
 ) -> tuple[Dataset, list[int]]:
     """Return the data set, and the round of each pair."""
@@ -146,7 +146,7 @@ def _dataset(
         scores=[m.score.value for *_, m in measured],
         fidelities=[m.fidelity for *_, m in measured],
         stages=[number for number, *_ in measured],
-        facts=_facts(record, space),
+        facts=_describe(record, space),
     )
     return dataset, [m.round for *_, m in measured]
 
@@ -184,7 +184,7 @@ def _match_settings(
     """
     found: list[_Measured] = []
     for stage in stages:
-        known = profiles(storage, stage.study, space.layout)
+        known = read_profiles(storage, stage.study, space.layout)
         alive = usable(stage.measurements)
         if any(m.candidate not in known for m in alive):
             raise ConfigError(
@@ -195,7 +195,7 @@ def _match_settings(
     return found
 
 
-def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
+def _describe(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
     config = record.config
     return {
         **{key: config[key] for key in ("model", "budget", "space", "pruner", "evaluator")},
@@ -204,7 +204,7 @@ def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def _importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
+def _measure_importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
     if not isinstance(model, Boosted):
         return {}
     gains = model.importance(n_features)[: space.n_genes]  # the levels are the first features
@@ -213,7 +213,7 @@ def _importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, fl
     return {name: float(gain / total) for name, gain in zip(units, gains, strict=True)}
 
 
-def _model_json(
+def _export_model(
     model: Any, settings: ModelSettings, space: SearchSpace
 ) -> dict[str, dict[str, Any]]:
     if model is None:

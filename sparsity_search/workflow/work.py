@@ -13,7 +13,7 @@ from sparsity_search.engine.stages import find_present_stage
 from sparsity_search.errors import ConfigError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.store import database, joined
+from sparsity_search.trials.store import join_journal, open_database
 from sparsity_search.utils.files import check_fingerprint
 
 
@@ -44,7 +44,7 @@ def work(
     key = identify_study(job)
     stored = directory.read_facts()["fingerprint"]
     check_fingerprint(stored, key.fingerprint, f"the run in {out}")
-    opened = database(storage) if storage else joined(directory.journal_file)
+    opened = open_database(storage) if storage else join_journal(directory.journal_file)
     job = replace(job, claims=Claims(directory.claims))
     stage = find_present_stage(job, opened, key)
     if stage is None or not stage.ready():

@@ -18,7 +18,7 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.runs import TARGET, make_run, run_layout
 from sparsity_search.trials.history import Fidelity, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 
 
 def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
@@ -48,7 +48,7 @@ def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
             searcher=RandomSearcher(spread=2.0),
             objective=objective,
             ladder=Ladder(candidates=16, rungs=(Rung(512, 4), Rung(4096, 1))),
-            store=Store(journal(folder / "journal.log"), names[-1], {"seed": 0}),
+            store=Store(open_journal(folder / "journal.log"), names[-1], {"seed": 0}),
         ).run(Limits(rounds=rounds))
         return space.profile(history.survivors[0])
 

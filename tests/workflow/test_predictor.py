@@ -21,9 +21,9 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import toy_parametric
 from sparsity_search.trials.history import Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
-from sparsity_search.workflow.predictor import learn, load_model, read_spaces
+from sparsity_search.workflow.predictor import learn, load_trees, read_spaces
 from tests.helpers.searched_runs import searched_run
 
 XGBOOST = ModelSettings(model="xgboost", members=2, trees=5)
@@ -70,11 +70,11 @@ def test_trees_are_written_and_read(run_dir: Path, tmp_path: Path) -> None:
     learn(run_dir, XGBOOST, tmp_path / "again.json")
     assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
     pairs = read_dataset(out).pairs(read_spaces(RunDirectory(run_dir))[0])
-    predicted, _ = load_model(out).predict(pairs.blocks)
+    predicted, _ = load_trees(out).predict(pairs.blocks)
     assert np.corrcoef(predicted, pairs.scores)[0, 1] > 0.3
     learn(run_dir, ModelSettings(), out)
     with pytest.raises(ConfigError, match="no trees"):
-        load_model(out)
+        load_trees(out)
 
 
 def test_importance_finds_the_unit_that_matters_most(run_dir: Path) -> None:
@@ -180,7 +180,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
         searcher=RandomSearcher(),
         objective=lambda profile, fidelity, known=None: Score(profile.sparsities[0] ** 2, ()),
         ladder=Ladder(candidates=8, rungs=(Rung(512, 1),)),
-        store=Store(journal(run / "journal.log"), "settings", {}, space if keep else None),
+        store=Store(open_journal(run / "journal.log"), "settings", {}, space if keep else None),
     ).run(Limits(rounds=3))
     return run
 

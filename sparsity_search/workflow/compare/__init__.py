@@ -139,7 +139,7 @@ def _begin(bench: Bench, config: RunConfig, cases: Sequence[Case], command: Sequ
     facts["created"] = stored.get("created", facts["created"])
     facts["rows"] = list(dict.fromkeys([*stored.get("rows", []), *(case.key for case in cases)]))
     if (dense := stored.get("dense")) is None:
-        with bench.monitor.stage("score dense"):
+        with bench.monitor.step("score dense"):
             dense = bench.measure_perplexity()
     folder.write_facts({**facts, "dense": dense, "layout": bench.layout.to_json()})
 

@@ -85,12 +85,12 @@ class Bench:
         made = self._find_profile(case)
         profile = SparsityProfile.from_json(self.layout, made)
         text, subject = self._text(case), self.session.subject
-        stage = self.monitor.stage(f"prune {case.key}", len(subject.blocks))
+        stage = self.monitor.step(f"prune {case.key}", len(subject.blocks))
         with stage as advance, Meter(subject.blocks, text.numel()) as meter:
             notes = prune_sequentially(
                 subject, profile, case.pruning, text, seed=case.seed, on_block=advance
             )
-        with self.monitor.stage(f"score {case.key}"):
+        with self.monitor.step(f"score {case.key}"):
             perplexity = self.measure_perplexity()
         return {
             "profile": case.profile_key,
@@ -130,7 +130,7 @@ class Bench:
 
     def _allocate(self, case: Case) -> tuple[Allocation, Cost]:
         subject, text = self.session.subject, self._text(case)
-        stage = self.monitor.stage(f"allocate {case.profile_key}")
+        stage = self.monitor.step(f"allocate {case.profile_key}")
         with stage, Meter(subject.blocks, text.numel()) as meter:
             found = case.allocating.detailed(subject, text, case.budget, self.bounds)
         notes = (*found.notes, *_check_count(case, found.profile))

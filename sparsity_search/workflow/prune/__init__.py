@@ -9,8 +9,8 @@ from typing import Any
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import pruner_of, unit_kind
-from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.engine.plugins import build_pruner, choose_units
+from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.io.saving import save_checkpoint
@@ -20,7 +20,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.pruning.patterns import Pattern
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.report.card import model_card
+from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_json
@@ -73,12 +73,12 @@ def prune(
         raise ConfigError("give either --profile or --sparsity, not both")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
-    stored, pruner = PROFILE_JSON.read(profile) if profile else None, pruner_of(config)
+    stored, pruner = PROFILE_JSON.read(profile) if profile else None, build_pruner(config)
     budget = None if stored else Budget(_find_target(config, pruner))
     kind = _choose_kind(config, pruner, stored)
     if multiple is not None and (kind == "weights" or multiple < 1):
         raise ConfigError("only structures can be materialised, with --multiple-of at least 1")
-    requests = [calibration(config.data)]
+    requests = [request_calibration(config.data)]
     session = open_session(config.model, requests, config.study.seed, monitor, units=kind)
     layout = session.subject.layout
     if budget is not None:
@@ -90,14 +90,14 @@ def prune(
     with subject.preserved():
         notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
         shape = plan(subject, multiple) if multiple and not removes_modules else None
-        with monitor.stage("save checkpoint"):
+        with monitor.step("save checkpoint"):
             saved = saveable(subject) if shape is None else materialise(subject, shape)
-            card = model_card(target, facts)
+            card = format_card(target, facts)
             save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
     write_json(out / PROFILE, {**target.to_json(), **facts, "notes": notes})
     if shape is None and not removes_modules:
         return Pruned(profile=target, notes=notes)
-    with monitor.stage("compare speed"):
+    with monitor.step("compare speed"):
         figures = compare_with_dense(session, saved, shape, out)
     write_json(out / MATERIALISED, figures)
     return Pruned(profile=target, notes=notes, materialised=figures)
@@ -108,7 +108,7 @@ def _run_pruner(
 ) -> list[str]:
     """Prune the model to a profile, and return the pruner's notes."""
     subject, text = session.subject, session.text["calibration"]
-    with monitor.stage("prune", len(subject.blocks)) as advance:
+    with monitor.step("prune", len(subject.blocks)) as advance:
         return prune_sequentially(subject, profile, pruner, text, seed=seed, on_block=advance)
 
 
@@ -131,7 +131,7 @@ def _choose_kind(config: RunConfig, pruner: Pruner, stored: Mapping[str, Any] | 
     """
     of_profile = None if stored is None else stored.get("removes")
     if config.model.units is not None or of_profile is None:
-        return unit_kind(config, pruner)
+        return choose_units(config, pruner)
     if of_profile not in pruner.units:
         raise ConfigError(
             f"the profile removes {of_profile}, the pruner {config.pruner.name!r} "

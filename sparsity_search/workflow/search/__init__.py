@@ -15,7 +15,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.store import database
+from sparsity_search.trials.store import open_database
 from sparsity_search.workflow.search.ship import ship
 
 
@@ -38,7 +38,7 @@ def search(
     """
     share_cores(config)
     job = open_job(config, out, monitor or Monitor())
-    storage = database(config.study.storage) if config.study.storage else None
+    storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
             job = replace(job, claims=Claims(job.directory.claims))

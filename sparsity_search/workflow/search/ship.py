@@ -19,7 +19,7 @@ from sparsity_search.models.surgery.materialise import saveable
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.report.card import model_card
+from sparsity_search.report.card import format_card
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import write_json
 
@@ -56,10 +56,10 @@ def ship(job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched) 
         raise NumericalError("no profile gives a finite score: the sparsity is too high")
     profile = profiles[shipped.name]
     facts = _profile_json(job, profile)
-    card = model_card(
+    card = format_card(
         profile, {**facts, "evaluator": job.config.evaluator.name}, rows, shipped.name
     )
-    with subject.preserved(), job.monitor.stage("save checkpoint"):
+    with subject.preserved(), job.monitor.step("save checkpoint"):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
         tokenizer = job.session.loaded.tokenizer
@@ -81,7 +81,7 @@ class _Shipped:
 
 def _rebuild(job: Job, name: str, profile: SparsityProfile) -> list[str]:
     subject = job.session.subject
-    with job.monitor.stage(f"rebuild {name}", len(subject.blocks)) as advance:
+    with job.monitor.step(f"rebuild {name}", len(subject.blocks)) as advance:
         return prune_sequentially(
             subject,
             profile,
@@ -109,7 +109,7 @@ class _Judge:
             (batch, [first + row for row in batch])
             for batch in batches(model, range(n_rows), length)
         ]
-        with self._monitor.stage("bind final text"):
+        with self._monitor.step("bind final text"):
             self._proxies = {
                 key: evaluator.bind(model, text["final"], job.session.loaded.tokenizer)
                 for key, evaluator in {
@@ -121,7 +121,7 @@ class _Judge:
     def row(self, name: str, profile: SparsityProfile) -> dict[str, Any]:
         """Return one row of the table; numbers that are not finite become None."""
         row: dict[str, Any] = {"name": name}
-        with self._monitor.stage(f"score {name}"):
+        with self._monitor.step(f"score {name}"):
             for key, value in self._scores(profile).items():
                 row[key] = value if math.isfinite(value) else None
         removed = {"sparsity": profile.sparsity, "removed": profile.n_removed}

@@ -16,7 +16,7 @@ from sparsity_search.profiles.transfer import transfer
 from sparsity_search.registry import FORMATS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GivenProfile(Allocator):
     """The profile in a file, moved to the model's units and the budget.
 
