@@ -18,9 +18,10 @@ import torch
 from tables import counts_in, write_table  # the file beside this one
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config.schema import PluginSection, load_config
-from sparsity_search.engine.cases import Plan
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import PluginSection
 from sparsity_search.workflow.compare import compare
+from sparsity_search.workflow.compare.cases import Plan
 
 ALLOCATORS = (
     *(

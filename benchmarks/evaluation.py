@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session

@@ -17,10 +17,11 @@ from pathlib import Path
 import optuna
 import torch
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
@@ -71,7 +72,7 @@ def configuration(case: Case, arguments: argparse.Namespace) -> RunConfig:
 def best_at(run: Path, minutes: float, config: RunConfig) -> SparsityProfile:
     """Return the best profile on the top rung that was known after some minutes."""
     record = RunRecord.read(run)
-    top = config.ladder.build().top
+    top = config.ladder.top
     known = [m for m in record.measurements if m.rung == top and m.elapsed <= 60 * minutes]
     best = min(known, key=lambda m: m.score.value)
     space = load_space(config.space).build(record.layout, Budget(config.budget.sparsity), {})
@@ -97,7 +98,9 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
     if not (run / "results.json").exists():
         search(config, run, command=["benchmarks/main_job.py", case.name])
     test = Request("test", f"file:{arguments.test}", 40, 1024)
-    session = open_session(config.model, [calibration(config.data), test], case.seed, Monitor())
+    session = open_session(
+        config.model, [request_calibration(config.data), test], case.seed, Monitor()
+    )
     layout = session.subject.layout
     wanted: dict[str, SparsityProfile | None] = {}
     if case.seed == 0:  # other seeds only break ties otherwise

@@ -40,7 +40,7 @@ def save(folder: Path, case: dict[str, Any]) -> dict[str, float]:
 
 
 def config_of(model: Path, case: dict[str, Any]) -> Any:
-    from sparsity_search.config.schema import load_config
+    from sparsity_search.config.load import load_config
 
     options = {
         "model.name": str(model),
@@ -82,7 +82,7 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     import torch
 
     from sparsity_search.engine.monitor import Monitor
-    from sparsity_search.engine.plugins import Plugins, unit_kind
+    from sparsity_search.engine.plugins import Plugins, choose_units
     from sparsity_search.engine.session import open_session
     from sparsity_search.profiles.budget import Budget
     from sparsity_search.spaces.files import load_space
@@ -90,7 +90,9 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     from sparsity_search.supernet.disk import SupernetFolder
 
     plugins = Plugins.of(config)
-    session = open_session(config.model, [], 0, Monitor(), unit_kind(config, plugins.pruner))
+    session = open_session(
+        config.model, [], 0, Monitor(), units=choose_units(config, plugins.pruner)
+    )
     on_loaded()
     space = load_space(config.space).of_levels.build(session.subject.layout, Budget(0.5), {})
     tokens = torch.arange(8 * 128).remainder(VOCABULARY).view(8, 128)

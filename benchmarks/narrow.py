@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
@@ -166,7 +166,7 @@ def main() -> None:
     config = load_config(
         None, {"model.name": "smollm2", "model.dtype": arguments.dtype, "budget.sparsity": 0.5}
     )
-    session = open_session(config.model, requests, 0, Monitor(), "width")
+    session = open_session(config.model, requests, 0, Monitor(), units="width")
     rows = []
     print("removed | way | blocks, s | evaluation, s | switch, ms | scores differ by")
     for sparsity in SPARSITIES:

@@ -19,7 +19,7 @@ from scipy.interpolate import PchipInterpolator
 from sensitivities import GRADIENTS, LEVELS, TARGET, hundredths, random_profiles
 from tables import RESULTS, known_layout, read_table
 
-from sparsity_search.engine.hints import hint_of
+from sparsity_search.engine.hints import predict_hint
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores, tables
@@ -67,7 +67,7 @@ def features(
     """Return the space with the hints that features are made from, by name."""
     counts = tuple(np.array(table) for table in tables(space.layout, LEVELS))
     scores = Scores(space.layout, counts, tuple(np.array(unit) for unit in losses["fisher"]))
-    fisher = hint_of("fisher", scores, space)
+    fisher = predict_hint("fisher", scores, space)
     return {
         "levels": space,
         "with `fisher`": replace(space, hints=(fisher,)),

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from tables import slug, write_table  # the file beside this one
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -200,7 +200,7 @@ def _session(arguments: argparse.Namespace) -> Session:
     }
     config = load_config(None, options)
     test = Request("test", f"file:{arguments.test}", 40, 1024)
-    return open_session(config.model, [calibration(config.data), test], 0, Monitor())
+    return open_session(config.model, [request_calibration(config.data), test], 0, Monitor())
 
 
 def _file(out: Path, case: Case) -> Path:

@@ -38,7 +38,7 @@ from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout, toy_space
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
@@ -129,7 +129,7 @@ def study(size: int) -> Work:
                 searcher=SEARCHERS.create("evolution"),
                 objective=objective,
                 ladder=LADDER,
-                store=Store(journal(Path(folder) / "journal"), "study", {}),
+                store=Store(open_journal(Path(folder) / "journal"), "study", {}),
             )
             made.run(Limits(rounds=size // 16))
 
@@ -145,12 +145,12 @@ def resumed(size: int) -> Work:
         searcher=SEARCHERS.create("random"),
         objective=objective,
         ladder=LADDER,
-        store=Store(journal(Path(folder.name) / "journal"), "study", {}),
+        store=Store(open_journal(Path(folder.name) / "journal"), "study", {}),
     )
     made.run(Limits(rounds=size // 16))
 
     def work() -> None:
-        Store(journal(Path(folder.name) / "journal"), "study", {}).load()
+        Store(open_journal(Path(folder.name) / "journal"), "study", {}).load()
 
     return work
 

@@ -22,15 +22,15 @@ import torch
 from tables import counts_in, known_profile, slug, write_table  # the file beside this one
 
 from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import Job
+from sparsity_search.engine.opening import open_job
+from sparsity_search.engine.stages import run_stages
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.runs import directory
-from sparsity_search.runs.record import RunRecord, curve, load_stages
+from sparsity_search.runs.record import RunRecord, load_stages, trace_scores
 from sparsity_search.utils.files import digest, write_json
-from sparsity_search.workflow.search import find, open_job
 
 #: About six minutes on a busy core: 12 offspring a round, 14,336 tokens at most.
 ROUNDS = 24
@@ -150,11 +150,11 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
     started = time.process_time()
     with TerminalMonitor(ROUNDS) as monitor:
         job = open_job(load_config(None, options), arguments.out / "runs" / label, monitor)
-        with directory.locked(job.out):
-            starts, searched = find(job, command=["benchmarks/searchers.py"])
+        with job.directory.lock():
+            searched = run_stages(job, command=["benchmarks/searchers.py"])
         if searched is None:
             raise SystemExit(1)
-        known = {Path(name).stem: profile for name, profile in starts.items()}
+        known = {Path(name).stem: profile for name, profile in searched.starts.items()}
         profiles = {**known, "searched": searched.profile}
         perplexities = {which: kept_perplexity(job, found) for which, found in profiles.items()}
     found = {
@@ -162,7 +162,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
         "seed": seed,
         "dtype": str(job.session.loaded.model.dtype),
         "perplexities": perplexities,
-        **told(job.out),
+        **told(job.directory.path),
         "cpu_seconds": time.process_time() - started,
         "stages": monitor.seconds,
     }
@@ -179,7 +179,7 @@ def kept_perplexity(job: Job, profile: SparsityProfile) -> float:
         "seed": job.config.study.seed,
         "dtype": str(job.session.loaded.model.dtype),
     }
-    file = job.out.parents[1] / "perplexities" / f"{digest(key)}.json"
+    file = job.directory.path.parents[1] / "perplexities" / f"{digest(key)}.json"
     if not file.exists():
         write_json(file, {**key, "perplexity": perplexity(job, profile)})
     return float(json.loads(file.read_text())["perplexity"])
@@ -189,11 +189,11 @@ def perplexity(job: Job, profile: SparsityProfile) -> float:
     """Return the perplexity of the model pruned sequentially to a profile."""
     subject, model, text = job.session.subject, job.session.loaded.model, job.session.text
     with subject.preserved():
-        with job.monitor.stage("rebuild", len(subject.blocks)) as advance:
+        with job.monitor.step("rebuild", len(subject.blocks)) as advance:
             seed, pruner = job.config.study.seed, job.plugins.final
             tokens = text["calibration"]
             prune_sequentially(subject, profile, pruner, tokens, seed=seed, on_block=advance)
-        with job.monitor.stage("perplexity"):
+        with job.monitor.step("perplexity"):
             proxy = EVALUATORS.create("perplexity").bind(model, text["final"])
             return proxy.score(model, range(len(text["final"]))).value
 
@@ -203,7 +203,7 @@ def told(run: Path) -> dict[str, Any]:
     top_rung, curves, before = RunRecord.read(run).top_rung, [], 0
     measured = [stage.measurements for stage in load_stages(run)]
     for measurements in measured:
-        falls, read = curve(measurements, top_rung), before
+        falls, read = trace_scores(measurements, top_rung), before
         tokens = [read := read + measurement.fidelity.tokens for measurement in measurements]
         points = zip(falls.evaluations, falls.scores, strict=True)
         curves.append([[tokens[number - 1], score] for number, score in points])

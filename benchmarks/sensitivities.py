@@ -25,10 +25,10 @@ from scipy.interpolate import PchipInterpolator
 from scipy.stats import kendalltau
 from tables import slug, write_table  # the file beside this one
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.session import Session, calibration, open_session
+from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.models.running.divergence import Divergence
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
@@ -210,7 +210,7 @@ def _session(arguments: argparse.Namespace) -> Session:
         "data.calibration_sequences": 32,
     }
     requests = [
-        calibration(load_config(None, options).data),
+        request_calibration(load_config(None, options).data),
         Request("heldout", f"file:{arguments.heldout}", 4, 512),
         Request("test", f"file:{arguments.test}", 40, 1024),
     ]

@@ -21,7 +21,7 @@ import torch
 from tables import merge_rows  # the file beside this one
 from torch import Tensor
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session

@@ -29,7 +29,7 @@ from supernet import naive  # these files are beside this one
 from tables import counts_in, slug, write_table
 from torch import Tensor
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request, digest
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session

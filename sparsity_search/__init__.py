@@ -31,7 +31,7 @@ _HOME = {
     "UNITS": "registry",
     "Unit": "profiles.layout",
     "draw": "data.sequences",
-    "load_config": "config.schema",
+    "load_config": "config.load",
     "load_model": "models.io.loading",
     "load_space": "spaces.files",
     "materialise": "models.surgery.materialise",

@@ -260,7 +260,8 @@ def plugin_field(registry: Registry[Any], default: str | None) -> Any:
 def describe(plugin: object) -> str:
     """Return a plugin and its settings as one line, which identifies it in records.
 
-    The class name stands without its kind, so that renaming a kind changes no record.
+    The class name stands without its kind, so that renaming a kind changes no record. A plugin
+    that is a dataclass without a generated ``repr`` is described by its own.
 
     >>> describe(PRUNERS.create("wanda"))
     "Wanda(pattern='row')"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.saving import save_checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,35 +19,34 @@ COLUMNS = (
 #: Least width of the table: a row that wraps is hard to read.
 WIDTH = 110
 
+_PRUNERS = Annotated[
+    str | None, typer.Option(help="Local pruners, e.g. wanda,sparsegpt; wanda by default.")
+]
+_TEXT = Annotated[
+    str | None, typer.Option("--text", help="Text for perplexity; see --calibration.")
+]
+_SEED = Annotated[int | None, typer.Option(help="The first seed.")]
 
+
+@options.takes(
+    options.MODEL,
+    replace(options.PRUNER, kind=_PRUNERS),
+    options.PATTERN,
+    replace(options.FINAL_TEXT, kind=_TEXT),
+    options.CALIBRATION,
+    replace(options.SEED, kind=_SEED),
+    options.BOUNDS,
+    *options.LOADING,
+    *options.CONFIGURATION,
+)
 def compare(
-    model: options.Model,
+    given: options.Given,
     allocators: Annotated[
         str, typer.Option(help="Names, e.g. owl,knapsack; settings as 'owl[m=7;spread=0.2]'.")
     ],
     sparsity: Annotated[str, typer.Option(help="Fractions to remove, e.g. 0.5,0.6,0.7.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison; resumed if it exists.")],
-    pruner: Annotated[
-        str | None, typer.Option(help="Local pruners, e.g. wanda,sparsegpt; wanda by default.")
-    ] = None,
-    pattern: options.Pattern = None,
-    final_text: Annotated[
-        str | None, typer.Option("--text", help="Text for perplexity; see --calibration.")
-    ] = None,
-    calibration: options.Calibration = None,
     seeds: Annotated[int, typer.Option(help="Seeds, each with calibration text of its own.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
-    bounds: options.Bounds = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    config: options.Config = None,
-    set_: options.Set = None,
 ) -> None:
     """Prune a model with the profiles of many allocators, and compare their perplexity.
 
@@ -55,48 +55,33 @@ def compare(
 
     sparsity-search compare smollm2 --allocators owl,knapsack --sparsity 0.6,0.7 --out compared
     """
-    given = {**locals(), "sparsity": None}
-    from sparsity_search.cli.solve import parse_sparsities
-    from sparsity_search.engine.cases import Plan, split
+    from sparsity_search.workflow.compare.cases import Plan, split_list
 
-    configuration = options.configuration({**given, "pruner": None})
-    sections = {
-        name: options.configuration({**given, "pruner": name}).pruner
-        for name in split(pruner or "")
-    }
-    sections = sections or {configuration.pruner.name: configuration.pruner}
+    config = given.load({"pruner.name": None})
+    names = split_list(given.values["pruner"] or "")
+    pruners = {name: given.load({"pruner.name": name}).pruner for name in names}
     plan = Plan(
-        config=configuration,
-        allocators=tuple(split(allocators)),
-        pruners=sections,
-        sparsities=tuple(parse_sparsities(sparsity)),
+        config=config,
+        allocators=tuple(split_list(allocators)),
+        pruners=pruners or {config.pruner.name: config.pruner},
+        sparsities=tuple(options.parse_fractions(sparsity)),
         seeds=seeds,
     )
-    from rich.console import Console
     from rich.markup import escape
 
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.report.comparison import (
-        HEADER,
-        ComparisonRecord,
-        failure_lines,
-        summary,
-        table_rows,
-    )
+    from sparsity_search.cli import terminal
+    from sparsity_search.report import comparison
+    from sparsity_search.runs.comparison import ComparisonRecord
     from sparsity_search.workflow.compare import compare as run
 
-    quiet_libraries()
-    with TerminalMonitor() as monitor:
+    with terminal.watch() as monitor:
         run(plan, out, command=sys.argv, monitor=monitor)
     record = ComparisonRecord.read(out)
-    shown = [HEADER.index(column) for column in COLUMNS]
-    rows = [[escape(row[i]) for i in shown] for row in table_rows(record)]
-    wide = Console(highlight=False, width=max(console.width, WIDTH))
-    wide.print(text_table(COLUMNS, rows, left=3))
-    lines = [summary(record), *failure_lines(record)]
-    if (page := out / "report.html").exists():
+    shown = [comparison.HEADER.index(column) for column in COLUMNS]
+    rows = [[escape(row[i]) for i in shown] for row in comparison.list_rows(record)]
+    terminal.show_table(COLUMNS, rows, left=3, width=WIDTH)
+    lines = [comparison.summarise(record), *comparison.list_failures(record)]
+    if (page := record.folder.report_file).exists():
         lines.append(f"report: {page}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        terminal.say(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,19 @@ from sparsity_search.errors import ConfigError
 if TYPE_CHECKING:
     from sparsity_search.workflow.convert import Converted
 
+_MODEL = Annotated[
+    str | None, typer.Option(help="The model to convert to: hub id, folder, .gguf, smollm2.")
+]
 
+
+@options.takes(
+    replace(options.MODEL, kind=_MODEL, default=None),
+    options.SPARSITY,
+    options.BOUNDS,
+    *options.LOADING,
+)
 def convert(
+    given: options.Given,
     profile: Annotated[Path, typer.Argument(help="A profile, of any format of `ls formats`.")],
     out: options.Out,
     to: Annotated[
@@ -25,22 +37,9 @@ def convert(
         str | None,
         typer.Option("--from", metavar="FORMAT", help="Of PROFILE; by default from its name."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model to convert to: hub id, folder, .gguf, smollm2.")
-    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="A profile.json with the sizes of PROFILE's units.")
     ] = None,
-    sparsity: options.OptionalSparsity = None,
-    bounds: options.Bounds = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FORMAT.KEY=VALUE", help="A setting of a format."),
@@ -57,50 +56,42 @@ def convert(
     sparsity-search convert levels.txt --reference profile.json --out found.json
     --set evopress.sparsity=0.7 --set evopress.step=1000000
     """
-    from sparsity_search.config.schema import BudgetSection
     from sparsity_search.workflow.convert import Conversion
     from sparsity_search.workflow.convert import convert as run
 
-    of_model = {key: value for key, value in locals().items() if key in _OF_MODEL}
-    if model is None and any(of_model.values()):
-        useless = next(key for key, value in of_model.items() if value).replace("_", "-")
-        raise ConfigError(f"--{useless} is about a model: give --model too")
+    of_model = given.values["model"] is not None
+    useless = [o.name for o in options.LOADING if given.values[o.name] and not of_model]
+    if useless:
+        raise ConfigError(f"--{useless[0].replace('_', '-')} is about a model: give --model too")
+    # without a model the configuration has no use for its name
+    config = given.load({} if of_model else {"model.name": str(profile)})
     job = Conversion(
         source=profile,
         out=out,
         source_format=from_,
         out_format=to,
-        settings=_settings(set_ or []),
+        settings=_parse_settings(set_ or []),
         reference=reference,
-        model=options.configuration(of_model).model if model is not None else None,
-        budget=BudgetSection(sparsity=sparsity, bounds=options.parse_bounds(bounds) or {}),
+        model=config.model if of_model else None,
+        budget=config.budget,
     )
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
+    from sparsity_search.cli import terminal
 
-    if model is None:
-        found = run(job)
-    else:
-        quiet_libraries()
-        with TerminalMonitor() as monitor:
+    if of_model:
+        with terminal.watch() as monitor:
             found = run(job, monitor=monitor)
-    console.print(_told(out, found), markup=False, soft_wrap=True)
+    else:
+        found = run(job)
+    terminal.say(_describe(out, found))
 
 
-#: Options that say which model, and how it is loaded.
-_OF_MODEL = {
-    *("model", "exclude", "blocks", "units", "revision", "dtype", "device"),
-    *("offload", "trust_remote_code"),
-}
-
-
-def _settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return settings by format from ``FORMAT.KEY=VALUE`` texts.
 
     Raises:
         ConfigError: A text is not of that form.
 
-    >>> _settings(["evopress.step=1000", "evopress.sparsity=0.7"])
+    >>> _parse_settings(["evopress.step=1000", "evopress.sparsity=0.7"])
     {'evopress': {'step': 1000, 'sparsity': 0.7}}
     """
     import yaml
@@ -118,8 +109,8 @@ def _settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _told(out: Path, found: Converted) -> str:
-    """Return what became of a profile, for people."""
+def _describe(out: Path, found: Converted) -> str:
+    """Return how a profile was converted, for people."""
     profile = found.profile
     lines = [
         f"{out}: {found.how}, {profile.n_removed} of {profile.layout.n_weights} weights removed "

@@ -2,101 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
+    from sparsity_search.engine.estimate import Estimate
     from sparsity_search.models.anatomy.remainder import LeftAlone
+    from sparsity_search.workflow.inspect import Inspection
 
 
-def inspect(
-    model: options.Model,
-    sparsity: options.OptionalSparsity = None,
-    saving: options.Saving = None,
-    space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
-    pruner: options.Pruner = None,
-    pattern: options.Pattern = None,
-    bounds: options.Bounds = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    config: options.Config = None,
-    set_: options.Set = None,
-) -> None:
+@options.takes(
+    options.MODEL,
+    options.SPARSITY,
+    options.SAVING,
+    options.SPACE,
+    options.PRUNER,
+    options.PATTERN,
+    options.BOUNDS,
+    *options.LOADING,
+    *options.CONFIGURATION,
+)
+def inspect(given: options.Given) -> None:
     """Print the prunable units, what is left alone, and an estimate of what a search takes.
 
     sparsity-search inspect smollm2 --pruner sparsegpt
     """
-    configuration = options.configuration(locals())
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.report.table import duration, integer
+    config = given.load()
+    from sparsity_search.cli import terminal
+    from sparsity_search.report.table import format_integer
     from sparsity_search.workflow.inspect import inspect as run
 
-    quiet_libraries()
-    with TerminalMonitor() as monitor:
-        found = run(configuration, monitor=monitor)
-    layout, estimate = found.layout, found.estimate
+    with terminal.watch() as monitor:
+        found = run(config, monitor=monitor)
+    layout = found.layout
+    terminal.show_table(("role", "shape", "units", "weights"), _list_units(found), left=2)
+    terminal.say(
+        f"prunable: {format_integer(layout.n_weights)} weights in {len(layout)} units of "
+        f"{layout.n_blocks} blocks {found.blocks}; "
+        f"{format_integer(int(layout.zeros.sum()))} are zero already"
+    )
+    reasons = _list_left_alone(found.left_alone)
+    terminal.show_table(("left alone", "weights", "tensors", "the first"), reasons)
+    for first, *others in found.shared:
+        terminal.say(f"counted once: {first} is {', '.join(others)}")
+    terminal.say(f"loaded as {found.loaded}")
+    for line in _describe(found.estimate, on_disk=config.supernet.store == "disk"):
+        terminal.say(line)
+
+
+def _list_units(found: Inspection) -> list[tuple[str, str, str, str]]:
+    """Return a row for each role and shape: both, units and weights."""
+    from sparsity_search.report.table import format_integer
+
     groups: dict[tuple[str, str], list[int]] = {}
-    for unit in layout:
+    for unit in found.layout:
         matrix = " x ".join(map(str, found.shapes[unit.name]))
-        shape = matrix if unit.cost == 1 else f"{unit.count} of {integer(unit.cost)}"
+        shape = matrix if unit.cost == 1 else f"{unit.count} of {format_integer(unit.cost)}"
         groups.setdefault((unit.role, shape), []).append(unit.size)
-    rows = [
-        (role, shape, integer(len(sizes)), integer(sum(sizes)))
+    return [
+        (role, shape, format_integer(len(sizes)), format_integer(sum(sizes)))
         for (role, shape), sizes in groups.items()
     ]
-    console.print(text_table(("role", "shape", "units", "weights"), rows, left=2))
-    console.print(
-        f"prunable: {integer(layout.n_weights)} weights in {len(layout)} units of "
-        f"{layout.n_blocks} blocks {found.blocks}; "
-        f"{integer(int(layout.zeros.sum()))} are zero already"
-    )
-    alone = _by_reason(found.left_alone)
-    console.print(text_table(("left alone", "weights", "tensors", "the first"), alone))
-    for first, *others in found.shared:
-        console.print(f"counted once: {first} is {', '.join(others)}", markup=False)
-    console.print(f"loaded as {found.loaded}")
-    for tokens, seconds in estimate.evaluation_seconds.items():
-        console.print(f"one evaluation on {tokens} tokens: {seconds:.2f} s")
-    per_minutes = integer(round(600 / estimate.round_seconds))
-    console.print(f"a round: {duration(estimate.round_seconds)}; {per_minutes} in 10 minutes")
-    where = configuration.supernet.store
-    other = "" if where == "disk" else ", or on disk with --set supernet.store=disk"
-    console.print(
-        f"supernet: {duration(estimate.supernet_seconds)}, {_mib(estimate.supernet_bytes)} "
-        f"{'on disk' if where == 'disk' else 'in memory'}{other}"
-    )
-    console.print(
-        f"memory: {_mib(estimate.build_bytes)} to build the supernet; "
-        f"{_mib(estimate.search_bytes)} in the search, and what a forward pass takes"
-    )
-    if estimate.file_bytes:
-        console.print(f"offloaded to temporary files (TMPDIR): {_mib(estimate.file_bytes)}")
-    console.print(f"checkpoint: {_mib(estimate.checkpoint_bytes)}")
 
 
-def _by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str, str, str]]:
-    """Return a row for each reason: what, weights, tensors, and the first one's name."""
-    from sparsity_search.report.table import integer
+def _list_left_alone(left: list[LeftAlone]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each reason: why, weights, tensors, and the first one's name."""
+    from sparsity_search.report.table import format_integer
 
     reasons: dict[str, list[LeftAlone]] = {}
     for entry in left:
         reasons.setdefault(entry.why, []).append(entry)
     return [
-        (why, integer(sum(e.weights for e in of)), integer(len(of)), of[0].name)
+        (why, format_integer(sum(e.weights for e in of)), format_integer(len(of)), of[0].name)
         for why, of in reasons.items()
     ]
+
+
+def _describe(estimate: Estimate, on_disk: bool) -> Iterator[str]:
+    """Yield lines about time, memory and disk."""
+    from sparsity_search.report.table import format_duration, format_integer
+
+    for tokens, seconds in estimate.evaluation_seconds.items():
+        yield f"one evaluation on {tokens} tokens: {seconds:.2f} s"
+    per_minutes = format_integer(round(600 / estimate.round_seconds))
+    yield f"a round: {format_duration(estimate.round_seconds)}; {per_minutes} in 10 minutes"
+    where = "on disk" if on_disk else "in memory, or on disk with --set supernet.store=disk"
+    size = _mib(estimate.supernet_bytes)
+    yield f"supernet: {format_duration(estimate.supernet_seconds)}, {size} {where}"
+    yield (
+        f"memory: {_mib(estimate.build_bytes)} to build the supernet; "
+        f"{_mib(estimate.search_bytes)} in the search, and what a forward pass takes"
+    )
+    if estimate.file_bytes:
+        yield f"offloaded to temporary files (TMPDIR): {_mib(estimate.file_bytes)}"
+    yield f"checkpoint: {_mib(estimate.checkpoint_bytes)}"
 
 
 def _mib(n_bytes: int) -> str:

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+#: What the registry says first of a plugin that loses to a simpler one; such are listed last.
+EXPERIMENTAL = "experimental: "
+
 
 def ls(
     kind: Annotated[
@@ -17,8 +20,8 @@ def ls(
 
     sparsity-search ls allocators
     """
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.config.presets import preset_names, preset_summary
+    from sparsity_search.cli import terminal
+    from sparsity_search.config.presets import list_presets, summarise_preset
     from sparsity_search.errors import UnknownNameError, nearest
     from sparsity_search.registry import (
         ALLOCATORS,
@@ -46,13 +49,11 @@ def ls(
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")
     for name in [kind] if kind else kinds:
-        console.print(f"[bold]{name}[/bold]")
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}
         elif name == "presets":
-            lines = {preset: preset_summary(preset) for preset in preset_names()}
+            lines = {preset: summarise_preset(preset) for preset in list_presets()}
         else:
             lines = registries[name].summaries()
-        width = max(map(len, lines))
-        for plugin, line in lines.items():
-            console.print(f"  {plugin:<{width}}  {line}", markup=False)
+        last = sorted(lines, key=lambda plugin: lines[plugin].startswith(EXPERIMENTAL))
+        terminal.show_list(name, {plugin: lines[plugin] for plugin in last})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -60,29 +62,35 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    warnings.formatwarning = _as_line
     try:
-        app()
+        with _one_line_warnings():
+            app()
     except SparsitySearchError as error:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
 
 
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show each warning of this package once, as one line; others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SparsitySearchWarning)
+        show, shown = warnings.showwarning, set[str]()
+
+        def show_once(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
+            if not issubclass(category, SparsitySearchWarning):
+                show(message, category, *where, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                sys.stderr.write(f"sparsity-search: warning: {' '.join(str(message).split())}\n")
+
+        warnings.showwarning = show_once
+        yield
+
+
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(_line(message))
+    sys.stderr.write(f"sparsity-search: {' '.join(message.split())}\n")
     sys.exit(code)
-
-
-def _line(message: str) -> str:
-    return f"sparsity-search: {' '.join(message.split())}\n"
-
-
-def _as_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> str:
-    """Format a warning: in one line, without the place in the code, if it is ours."""
-    if issubclass(category, SparsitySearchWarning):
-        return _line(str(message))
-    return _FORMAT(message, category, *place, **options)
-
-
-_FORMAT = warnings.formatwarning

@@ -10,32 +10,27 @@ import typer
 from sparsity_search.cli import options
 
 
+@options.takes(
+    options.MODEL,
+    options.SPARSITY,
+    options.PRUNER,
+    options.PATTERN,
+    options.CALIBRATION,
+    options.BOUNDS,
+    options.SEED,
+    *options.LOADING,
+    *options.CONFIGURATION,
+)
 def prune(
-    model: options.Model,
+    given: options.Given,
     out: options.Out,
     profile: Annotated[Path | None, typer.Option(help="A profile.json.")] = None,
-    sparsity: options.OptionalSparsity = None,
     materialise: Annotated[
         bool, typer.Option("--materialise", help="Leave removed structures out of the checkpoint.")
     ] = False,
     multiple_of: Annotated[
         int, typer.Option(help="Materialised feed-forward widths are multiples of this.")
     ] = 32,
-    pruner: options.Pruner = None,
-    pattern: options.Pattern = None,
-    calibration: options.Calibration = None,
-    bounds: options.Bounds = None,
-    seed: options.Seed = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    config: options.Config = None,
-    set_: options.Set = None,
 ) -> None:
     """Prune a model block by block to a profile, or uniformly, and write a checkpoint.
 
@@ -43,25 +38,23 @@ def prune(
 
     sparsity-search prune smollm2 --pruner flap --sparsity 0.2 --materialise --out smaller
     """
-    configuration = options.configuration(locals())
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
+    config = given.load()
+    from sparsity_search.cli import terminal
     from sparsity_search.workflow.prune import prune as run
 
-    quiet_libraries()
     multiple = multiple_of if materialise else None
-    with TerminalMonitor() as monitor:
-        done = run(configuration, out, profile=profile, multiple=multiple, monitor=monitor)
-    found = done.profile
-    console.print(f"{out}: {found.n_removed} of {found.layout.n_weights} weights are removed")
-    if done.notes:
-        console.print(f"{len(done.notes)} notes in {out / 'profile.json'}, first {done.notes[0]}")
-    if done.materialised is not None:
-        console.print(_told(done.materialised))
+    with terminal.watch() as monitor:
+        found = run(config, out, profile=profile, multiple=multiple, monitor=monitor)
+    removed, weights = found.profile.n_removed, found.profile.layout.n_weights
+    terminal.say(f"{out}: {removed} of {weights} weights are removed")
+    if found.notes:
+        terminal.say(f"{len(found.notes)} notes in {out / 'profile.json'}, first {found.notes[0]}")
+    if found.materialised is not None:
+        terminal.say(_describe(found.materialised))
 
 
-def _told(facts: dict[str, Any]) -> str:
-    """Return what became of a materialised model, for people."""
+def _describe(facts: dict[str, Any]) -> str:
+    """Return the figures of a materialised model beside those of the dense one, for people."""
 
     def change(key: str, unit: str, scale: float = 1.0) -> str:
         dense, now = (facts[key][which] for which in ("dense", "materialised"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,58 +18,49 @@ if TYPE_CHECKING:
 _PASSED = ("calibration", "exclude", "blocks", "units", "revision", "dtype", "device", "config")
 
 
+@options.takes(
+    options.MODEL,
+    replace(options.SPARSITY, default=0.7),
+    options.PRUNER,
+    options.CALIBRATION,
+    options.BOUNDS,
+    *options.LOADING,
+    *options.CONFIGURATION,
+)
 def recommend(
-    model: options.Model,
+    given: options.Given,
     minutes: Annotated[float, typer.Option(help="Time to find a profile; pruning comes after.")],
-    sparsity: options.Sparsity = 0.7,
-    pruner: options.Pruner = None,
-    calibration: options.Calibration = None,
-    bounds: options.Bounds = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    config: options.Config = None,
-    set_: options.Set = None,
 ) -> None:
     """Choose the method of the best measured gain that fits the time, and say how to run it.
 
     sparsity-search recommend smollm2 --minutes 5
     """
-    given = locals()
-    configuration = options.configuration({**given, "minutes": None})
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.report.table import NONE, duration
+    config = given.load()
+    from sparsity_search.cli import terminal
+    from sparsity_search.report.table import NONE, format_duration
     from sparsity_search.workflow.recommend import recommend as run
 
-    quiet_libraries()
-    with TerminalMonitor() as monitor:
-        found = run(configuration, minutes, monitor)
+    with terminal.watch() as monitor:
+        found = run(config, minutes, monitor)
     rows = [
         (
             entry.method.name,
-            duration(entry.seconds),
-            NONE if entry.evidence is None else f"{entry.evidence.ratio:.3f}",
+            format_duration(entry.seconds),
+            NONE if entry.gain is None else f"{entry.gain.ratio:.3f}",
             NONE
-            if entry.evidence is None
-            else f"{entry.evidence.pruner} {entry.evidence.sparsity:.0%}, {entry.evidence.source}",
+            if entry.gain is None
+            else f"{entry.gain.pruner} {entry.gain.sparsity:.0%}, {entry.gain.source}",
             "chosen" if entry is found.chosen else "",
         )
         for entry in found.methods
     ]
-    console.print(text_table(("method", "time here", "÷ uniform", "measured with", ""), rows))
-    console.print(found.why, soft_wrap=True)
-    for command in commands(found.chosen.method, given):
-        console.print(command, markup=False, soft_wrap=True)
+    terminal.show_table(("method", "time here", "÷ uniform", "measured with", ""), rows)
+    terminal.say(found.why)
+    for line in format_commands(found.chosen.method, {**given.values, "minutes": minutes}):
+        terminal.say(line)
 
 
-def commands(method: Method, given: Mapping[str, Any]) -> list[str]:
+def format_commands(method: Method, given: Mapping[str, Any]) -> list[str]:
     """Return the command lines that run a method.
 
     Args:
@@ -77,7 +69,7 @@ def commands(method: Method, given: Mapping[str, Any]) -> list[str]:
     """
     name = "sparsity-search"
     model, budget = str(given["model"]), ["--sparsity", str(given["sparsity"])]
-    shared, pruner = _shared(given), _option("pruner", given["pruner"])
+    shared, pruner = _format_shared(given), _format_option("pruner", given["pruner"])
     limits = [word for text in given["bounds"] or [] for word in ("--bounds", text)]
     if method.allocator is None:
         limits += ["--minutes", f"{given['minutes']:g}", "--out", "searched"]
@@ -92,12 +84,12 @@ def commands(method: Method, given: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _shared(given: Mapping[str, Any]) -> list[str]:
-    words = [word for key in _PASSED for word in _option(key, given.get(key))]
+def _format_shared(given: Mapping[str, Any]) -> list[str]:
+    words = [word for key in _PASSED for word in _format_option(key, given.get(key))]
     words += ["--offload"] if given.get("offload") else []
     words += ["--trust-remote-code"] if given["trust_remote_code"] else []
     return words + [word for text in given["set_"] or [] for word in ("--set", text)]
 
 
-def _option(name: str, value: object) -> list[str]:
+def _format_option(name: str, value: object) -> list[str]:
     return [] if value is None else [f"--{name}", str(value)]

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from sparsity_search.cli import options
 
 
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    storage: Annotated[
-        str | None, typer.Option(help="URL of the run's storage, if it has a password.")
-    ] = None,
-) -> None:
+def report(run_dir: options.RunDir, storage: options.RunStorage = None) -> None:
     """Print the table of a run and write its report.html and plots anew.
 
     sparsity-search report runs/demo
     """
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.cli.terminal import table as text_table
+    from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord, write_report
-    from sparsity_search.report.comparison import COMPARISON
     from sparsity_search.report.comparison_page import write_comparison
-    from sparsity_search.report.table import header, rows, summary
+    from sparsity_search.report.table import list_columns, list_rows, summarise
+    from sparsity_search.runs.comparison import ComparisonFolder
 
-    if (run_dir / COMPARISON).exists():
-        console.print(f"report: {write_comparison(run_dir)}")
+    if ComparisonFolder(run_dir).begun:
+        terminal.say(f"report: {write_comparison(run_dir)}")
         return
     record = RunRecord.read(run_dir, storage)
-    console.print(text_table(header(record), rows(record)))
-    console.print(summary(record))
-    console.print(f"report: {write_report(run_dir, storage)}")
+    terminal.show_table(list_columns(record), list_rows(record))
+    terminal.say(summarise(record))
+    terminal.say(f"report: {write_report(run_dir, storage)}")

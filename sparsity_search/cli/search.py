@@ -14,51 +14,35 @@ if TYPE_CHECKING:
     from sparsity_search.config.schema import RunConfig
 
 
+@options.takes(
+    options.MODEL,
+    options.SPARSITY,
+    options.SAVING,
+    options.MEASURE,
+    options.SPACE,
+    options.PRUNER,
+    options.PATTERN,
+    options.SEARCHER,
+    options.EVALUATOR,
+    options.INITIAL,
+    options.HINTS,
+    options.FINALISE,
+    options.CALIBRATION,
+    options.SEARCH_TEXT,
+    options.FINAL_TEXT,
+    options.STAGES,
+    options.ROUNDS,
+    options.MINUTES,
+    options.SEED,
+    options.STORAGE,
+    options.WORKERS,
+    options.BOUNDS,
+    *options.LOADING,
+    *options.CONFIGURATION,
+)
 def search(
-    model: options.Model,
-    sparsity: options.OptionalSparsity = None,
-    saving: options.Saving = None,
-    measure: options.Measure = None,
-    space: Annotated[str | None, typer.Option(help="Name or YAML file; see `ls spaces`.")] = None,
-    pruner: options.Pruner = None,
-    pattern: options.Pattern = None,
-    searcher: Annotated[str | None, typer.Option(help="See `ls searchers`.")] = None,
-    evaluator: Annotated[str | None, typer.Option(help="See `ls evaluators`.")] = None,
-    initial: Annotated[
-        str | None, typer.Option(help="Allocators to start from, e.g. owl,uniform.")
-    ] = None,
-    hints: Annotated[
-        str | None,
-        typer.Option(help="Advice: gradients, sensitivities (`ls sensitivities`), scores files."),
-    ] = None,
-    finalise: Annotated[
-        str | None, typer.Option(help="Pruner to rebuild with at the end; that of the search.")
-    ] = None,
-    calibration: options.Calibration = None,
-    search_text: Annotated[str | None, typer.Option(help="Text to score candidates on.")] = None,
-    final_text: Annotated[str | None, typer.Option(help="Text of the final comparison.")] = None,
-    stages: Annotated[
-        int | None, typer.Option(help="Coarse to fine: each stage has half the step.")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of each stage.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Search time; 10 by default.")] = None,
-    seed: options.Seed = None,
+    given: options.Given,
     out: Annotated[Path | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
-    storage: Annotated[str | None, typer.Option(help="URL of an Optuna storage.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that measure, e.g. one for each GPU.")
-    ] = None,
-    bounds: options.Bounds = None,
-    exclude: options.Exclude = None,
-    blocks: options.Blocks = None,
-    units: options.Units = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    offload: options.Offload = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    config: options.Config = None,
-    set_: options.Set = None,
 ) -> None:
     """Search a profile, compare it with others, and write a pruned checkpoint and a report.
 
@@ -66,30 +50,25 @@ def search(
 
     sparsity-search search smollm2 --sparsity 0.6 --minutes 10 --out runs/mine
     """
-    configuration = options.configuration(locals())
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
-    from sparsity_search.cli.terminal import out as console
-    from sparsity_search.cli.terminal import table as text_table
-    from sparsity_search.engine.stages import DEFAULT_MINUTES
+    config = given.load()
+    from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord
-    from sparsity_search.report.table import header, rows, summary
+    from sparsity_search.report.table import list_columns, list_rows, summarise
+    from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import search as run
 
-    quiet_libraries()
-    folder = out or _default_folder(configuration)
-    study = configuration.study
-    limit = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
-    with TerminalMonitor(study.rounds, limit) as monitor:
-        run(configuration, folder, command=sys.argv, monitor=monitor)
-    record = RunRecord.read(folder, study.storage)
-    console.print(text_table(header(record), rows(record)))
-    console.print(summary(record))
-    console.print(f"checkpoint: {folder / 'checkpoint'}")
-    if (page := folder / "report.html").exists():
-        console.print(f"report:     {page}")
+    directory, study = RunDirectory(out or _choose_folder(config)), config.study
+    with terminal.watch(study.rounds, study.time_limit) as monitor:
+        run(config, directory.path, command=sys.argv, monitor=monitor)
+    record = RunRecord.read(directory.path, study.storage)
+    terminal.show_table(list_columns(record), list_rows(record))
+    terminal.say(summarise(record))
+    terminal.say(f"checkpoint: {directory.checkpoint}")
+    if directory.report_file.exists():
+        terminal.say(f"report:     {directory.report_file}")
 
 
-def _default_folder(config: RunConfig) -> Path:
+def _choose_folder(config: RunConfig) -> Path:
     """Return ``runs/MODEL-PRUNER-SPARSITY``, or the saving in place of the sparsity."""
     path = Path(config.model.name)
     name = path.stem if path.suffix == ".gguf" else path.name

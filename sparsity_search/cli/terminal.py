@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,11 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sparsity_search.engine.monitor import Advance, Monitor
 from sparsity_search.trials.history import Measurement
 
-out = Console(highlight=False)
+_out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
@@ -38,18 +39,54 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """Return a table whose first ``left`` columns are text and the others numbers."""
+def say(text: str) -> None:
+    """Print plain text; the terminal breaks its lines."""
+    _out.print(text, markup=False, soft_wrap=True)
+
+
+def show_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, width: int = 0
+) -> None:
+    """Print a table whose first ``left`` columns are text and the others numbers.
+
+    Args:
+        header: Names of the columns.
+        rows: The cells, in the markup of rich.
+        left: Columns of text.
+        width: Least width, also in a terminal that is narrower.
+    """
     result = Table(header_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for index, title in enumerate(header):
         result.add_column(title, justify="left" if index < left else "right")
     for row in rows:
         result.add_row(*row)
-    return result
+    wide = _out if width <= _out.width else Console(highlight=False, width=width)
+    wide.print(result)
+
+
+def show_list(title: str, entries: Mapping[str, str]) -> None:
+    """Print a title, and below it a line for each entry: its name and what it is."""
+    _out.print(Text(title, style="bold"))
+    width = max(map(len, entries), default=0)
+    for name, line in entries.items():
+        say(f"  {name:<{width}}  {line}")
+
+
+@contextmanager
+def watch(rounds: int | None = None, minutes: float | None = None) -> Iterator[TerminalMonitor]:
+    """Watch a job that runs a model, with the libraries silenced.
+
+    Args:
+        rounds: Limit of the search, if it has one.
+        minutes: Likewise.
+    """
+    quiet_libraries()
+    with TerminalMonitor(rounds, minutes) as monitor:
+        yield monitor
 
 
 class TerminalMonitor(Monitor):
-    """Shows stages and measurements, and turns Ctrl-C into a clean stop.
+    """Shows steps and measurements, and turns Ctrl-C into a clean stop.
 
     Args:
         rounds: Limit of the search, if it has one.
@@ -89,8 +126,8 @@ class TerminalMonitor(Monitor):
             raise typer.Exit(128 + self.signal) from None
 
     @contextmanager
-    def shown(self, name: str, total: int | None) -> Iterator[Advance]:
-        """Show a stage as a bar; a plain line when it is done where there is no terminal."""
+    def show(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a step as a bar; a plain line when it is done where there is no terminal."""
         rounds, minutes = self._limits
         if name == "search":
             total = rounds or (round(60 * minutes) if minutes else None)

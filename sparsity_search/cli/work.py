@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sparsity_search.cli import options
-
 
 def work(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a search that has --workers.")],
-    device: options.Device = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     storage: Annotated[
         str | None,
         typer.Option(envvar="SPARSITY_SEARCH_STORAGE", help="URL of the run's storage, if any."),
@@ -24,9 +22,8 @@ def work(
 
     sparsity-search work runs/mine --device cuda:1
     """
-    from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+    from sparsity_search.cli import terminal
     from sparsity_search.workflow.work import work as run
 
-    quiet_libraries()
-    with TerminalMonitor() as monitor:
+    with terminal.watch() as monitor:
         run(run_dir, device=device, storage=storage, monitor=monitor)

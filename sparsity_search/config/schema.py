@@ -1,23 +1,14 @@
-"""The configuration of a run: one YAML, options of the command line on top, defaults below.
-
-Defaults of plugins live in the plugins. Unknown keys are refused, and all faults are told at once.
-"""
+"""The configuration of a run, in sections. Defaults of plugins live in the plugins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparsity_search.config.presets import preset_file, preset_names
-from sparsity_search.errors import ConfigError, nearest
-from sparsity_search.trials.ladder import Ladder, Rung
-
-#: Sections that name a plugin.
-_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
+from sparsity_search.errors import ConfigError
+from sparsity_search.trials.ladder import Ladder
 
 
 class Section(BaseModel):
@@ -42,6 +33,27 @@ class PluginSection(BaseModel):
     def spec(self) -> dict[str, Any]:
         """Name and hyper-parameters, as `Factory.resolve` takes them."""
         return {"name": self.name, **self.parameters}
+
+
+class PrunerSection(PluginSection):
+    """A local pruner; the name ``MASK+UPDATE`` composes two.
+
+    The pruner UPDATE then updates the weights that the mask of the pruner MASK keeps. The pattern
+    is the mask's, other settings are the update's, and ``mask.key`` sets the mask's.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compose(cls, value: Any) -> Any:
+        if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
+            return value
+        mask, plus, update = value["name"].rpartition("+")
+        if not plus:
+            return value
+        settings = {key: own for key, own in value.items() if key not in ("pattern", "mask")}
+        pattern = {"pattern": value["pattern"]} if "pattern" in value else {}
+        own = {"name": mask, **pattern, **value.get("mask", {})}
+        return {**settings, "name": update, "mask": own}
 
 
 class ModelSection(Section):
@@ -137,32 +149,6 @@ class BudgetSection(Section):
         return self.sparsity
 
 
-class RungSection(Section):
-    """One rung of the ladder."""
-
-    tokens: int
-    survivors: int
-
-
-class LadderSection(Section):
-    """How many candidates a round has, and on how many tokens they are measured; see `Ladder`."""
-
-    candidates: int = 12
-    rungs: list[RungSection] = [
-        RungSection(tokens=512, survivors=2),
-        RungSection(tokens=2048, survivors=1),
-    ]
-    fresh: bool = False
-    confidence: float | None = None
-
-    def build(self) -> Ladder:
-        """Return the ladder."""
-        rungs = tuple(Rung(rung.tokens, rung.survivors) for rung in self.rungs)
-        return Ladder(
-            candidates=self.candidates, rungs=rungs, fresh=self.fresh, confidence=self.confidence
-        )
-
-
 class SupernetSection(Section):
     """How the supernet is built and kept.
 
@@ -182,6 +168,10 @@ class SupernetSection(Section):
     store: Literal["memory", "disk"] = "memory"
     cache: str | None = None
     prefix_mib: int = Field(default=1024, ge=0)
+
+
+#: Minutes of a search for which neither rounds nor minutes are given.
+_DEFAULT_MINUTES = 10.0
 
 
 class StudySection(Section):
@@ -204,6 +194,13 @@ class StudySection(Section):
     storage: str | None = None
     workers: int = Field(default=1, ge=1)
 
+    @property
+    def time_limit(self) -> float | None:
+        """Minutes over all sessions and stages; None if only the rounds are limited."""
+        if self.minutes is None and self.rounds is None:
+            return _DEFAULT_MINUTES
+        return self.minutes
+
 
 class RunConfig(Section):
     """Everything that one run is made from.
@@ -223,16 +220,16 @@ class RunConfig(Section):
     budget: BudgetSection = BudgetSection()
     data: DataSection = DataSection()
     space: str = "per_linear"
-    pruner: PluginSection = PluginSection(name="wanda")
+    pruner: PrunerSection = PrunerSection(name="wanda")
     searcher: PluginSection = PluginSection(name="evolution")
     evaluator: PluginSection = PluginSection(name="kl_divergence")
     sensitivity: PluginSection = PluginSection(name="fisher")
     measure: PluginSection | None = None
-    finalise: PluginSection | None = None
+    finalise: PrunerSection | None = None
     initial: list[str] = ["cfsp", "uniform"]
     hints: list[str] = []
     allocators: dict[str, dict[str, Any]] = {}
-    ladder: LadderSection = LadderSection()
+    ladder: Ladder = Ladder()
     supernet: SupernetSection = SupernetSection()
     study: StudySection = StudySection()
 
@@ -263,110 +260,3 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def load_config(
-    path: Path | None, options: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> RunConfig:
-    """Return the configuration of a file, with options and ``section.key=value`` on top.
-
-    Args:
-        path: A YAML file, the name of a preset, or none.
-        options: Values by dotted key; those that are None are left out.
-        overrides: ``section.key=value`` texts; values are read as YAML.
-
-    Raises:
-        ConfigError: Unreadable file, unknown key, or a value that is not legal; all faults of
-            the configuration in one message.
-    """
-    nested: dict[str, Any] = _read(path) if path else {}
-    for key, value in options.items():
-        if value is not None:
-            _assign(nested, key, value)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set needs section.key=value, not {override!r}")
-        _assign(nested, key, _parse(text, override))
-    for section in _PLUGINS:
-        if isinstance(nested.get(section), str):
-            nested[section] = {"name": nested[section]}
-        elif isinstance(nested.get(section), dict):
-            default = RunConfig.model_fields[section].default
-            if default is not None:
-                nested[section].setdefault("name", default.name)
-    _compose(nested.get("pruner"))
-    _compose(nested.get("finalise"))
-    try:
-        config = RunConfig.model_validate(nested)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_fault(e) for e in error.errors())) from error
-    config.ladder.build()
-    return config
-
-
-def _compose(pruner: Any) -> None:
-    """Turn ``MASK+UPDATE`` into the pruner that updates the weights of the other's mask.
-
-    The pattern is the mask's, and other settings the update's; ``mask.key`` sets the mask's.
-    """
-    if isinstance(pruner, dict) and isinstance(pruner.get("name"), str):
-        mask, plus, update = pruner["name"].rpartition("+")
-        if plus:
-            settings = {"pattern": pruner.pop("pattern")} if "pattern" in pruner else {}
-            settings |= pruner.get("mask", {})
-            pruner |= {"name": update, "mask": {"name": mask, **settings}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return what a file holds, or a preset if the name is one's."""
-    if str(path) in preset_names():
-        path = preset_file(str(path))
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no configuration: a YAML mapping is needed")
-    return value
-
-
-def _parse(text: str, override: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
-
-
-def _assign(nested: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        inner = nested.setdefault(part, {})
-        if isinstance(inner, str):  # a plugin by name alone
-            inner = nested[part] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {part!r} is not a section")
-        nested = inner
-    is_plugin = key in {f"{section}.name" for section in _PLUGINS}
-    if is_plugin and nested.get("name") not in (None, value):
-        nested.clear()  # another plugin's hyper-parameters do not fit
-    nested[last] = value
-
-
-def _fault(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}: {nearest(location[-1], _known_keys(location[:-1]))}"
-    return f"{key}: {error['msg']}, not {error['input']!r}"
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in path:
-        if not part.isdigit():  # else an item of the list whose item type `section` is already
-            annotation = section.model_fields[part].annotation
-            section = next(iter(get_args(annotation)), annotation)
-    return list(section.model_fields)

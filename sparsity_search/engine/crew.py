@@ -29,7 +29,7 @@ def share_cores(config: RunConfig) -> None:
 
 
 @contextmanager
-def crew(job: Job) -> Iterator[None]:
+def run_crew(job: Job) -> Iterator[None]:
     """Run the other workers of a search: on the GPUs in turn, or all on the CPU.
 
     What they print goes to ``worker-N.log`` in the run directory. One that fails is told of, and
@@ -56,7 +56,7 @@ def crew(job: Job) -> Iterator[None]:
 
 
 def _log(job: Job, number: int) -> Path:
-    return job.out / f"worker-{number}.log"
+    return job.directory.worker_log(number)
 
 
 def _command(job: Job, number: int) -> list[str]:
@@ -64,7 +64,8 @@ def _command(job: Job, number: int) -> list[str]:
     name = device.type
     if name == "cuda":
         name = f"cuda:{((device.index or 0) + number) % torch.cuda.device_count()}"
-    return [sys.executable, "-m", "sparsity_search", "work", str(job.out), "--device", name]
+    command = ["work", str(job.directory.path), "--device", name]
+    return [sys.executable, "-m", "sparsity_search", *command]
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -88,4 +89,4 @@ def _end(job: Job, processes: list[subprocess.Popen[bytes]]) -> None:
         if process.returncode in (1, 2):
             lines = _log(job, number).read_text("utf-8", "replace").strip().splitlines()
             told = lines[-1] if lines else "no message"
-            warnings.warn(f"worker {number} of {job.out} failed: {told}", stacklevel=2)
+            warnings.warn(f"worker {number} of {job.directory.path} failed: {told}", stacklevel=2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.session import Session, capped
+from sparsity_search.engine.session import Session, cap_length
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.running.head import last_hidden
@@ -81,12 +81,12 @@ def estimate(
         proxy: Scores candidates, bound to one sequence of the search's length.
         space: What is searched.
     """
-    sequence = _timed_score(proxy, session)
-    ladder = config.ladder.build()
-    length = capped(config.data.search_length, session.loaded)
+    sequence = _time_score(proxy, session)
+    ladder = config.ladder
+    length = cap_length(config.data.search_length, session.loaded)
     per_rung = {r.tokens: sequence * r.tokens / length for r in ladder.rungs}
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
-    sample = _sample(session, pruner, space, config)
+    sample = _sample_block(session, pruner, space, config)
     supernet = sample.variants * len(session.subject.blocks)
     model = _n_bytes(session.loaded.model)
     dense = sum(view.read().nbytes for _, view in session.subject.one_by_one())
@@ -97,25 +97,29 @@ def estimate(
         round_seconds=sum(n * s for n, s in zip(entering, per_rung.values(), strict=False)),
         supernet_seconds=sample.seconds,
         supernet_bytes=supernet,
-        build_bytes=_held(session, dense) + in_memory + _work(session, config, sample),
-        search_bytes=_held(session, dense) + in_memory + _prefixes(session, config),
+        build_bytes=_sum_weights(session, dense)
+        + in_memory
+        + _estimate_work(session, config, sample),
+        search_bytes=_sum_weights(session, dense)
+        + in_memory
+        + _estimate_prefixes(session, config),
         file_bytes=_n_bytes(session.subject.blocks) + dense if offloaded else 0,
         checkpoint_bytes=model,
     )
 
 
-def random_tokens(session: Session, length: int) -> Tensor:
+def draw_tokens(session: Session, length: int) -> Tensor:
     """Return one sequence of random tokens, of the model's context at most.
 
     They take as long as any.
     """
-    length = capped(length, session.loaded)
+    length = cap_length(length, session.loaded)
     vocabulary = session.loaded.model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (1, length), generator=generator)
 
 
-def _held(session: Session, dense: int) -> int:
+def _sum_weights(session: Session, dense: int) -> int:
     """Return the bytes of weights that are in memory at once: with what is kept to put back."""
     model, blocks = session.loaded.model, session.subject.blocks
     if session.subject.offload is None:
@@ -123,26 +127,26 @@ def _held(session: Session, dense: int) -> int:
     return _n_bytes(model) - _n_bytes(blocks) + 2 * max(map(_n_bytes, blocks))
 
 
-def _work(session: Session, config: RunConfig, sample: _Sample) -> int:
+def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
     """Return the bytes that building a supernet needs besides the weights.
 
     Those of this block and the last: statistics. Of one block: what its modules put out, its
     variants twice (as they are and as they are written), and the work on its largest unit.
     """
     data = config.data
-    hidden = 2 * data.calibration_sequences * data.calibration_length * _width(session)
+    hidden = 2 * data.calibration_sequences * data.calibration_length * _get_width(session)
     unit = _WORK * int(session.subject.layout.counts.max()) + 3 * sample.largest
     return hidden + 2 * sample.statistics + 2 * sample.variants + unit + sample.activations
 
 
-def _prefixes(session: Session, config: RunConfig) -> int:
+def _estimate_prefixes(session: Session, config: RunConfig) -> int:
     """Return the bytes of all blocks' outputs of the top rung's tokens, up to their bound."""
-    tokens = config.ladder.build().rungs[-1].tokens
-    whole = len(session.subject.blocks) * tokens * _width(session)
+    tokens = config.ladder.rungs[-1].tokens
+    whole = len(session.subject.blocks) * tokens * _get_width(session)
     return min(whole, config.supernet.prefix_mib * 2**20)
 
 
-def _width(session: Session) -> int:
+def _get_width(session: Session) -> int:
     """Return the bytes of one position's hidden state."""
     model = session.loaded.model
     width: int = model.config.get_text_config().hidden_size * model.dtype.itemsize
@@ -153,7 +157,7 @@ def _n_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _timed_score(proxy: Proxy, session: Session) -> float:
+def _time_score(proxy: Proxy, session: Session) -> float:
     """Return the seconds to score one sequence, after one that warms up."""
     proxy.score(session.loaded.model, [0])
     started = time.monotonic()
@@ -162,23 +166,25 @@ def _timed_score(proxy: Proxy, session: Session) -> float:
 
 
 @torch.inference_mode()
-def _timed_pass(session: Session, tokens: Tensor) -> float:
+def _time_pass(session: Session, tokens: Tensor) -> float:
     """Return the seconds of a pass through all blocks."""
     started = time.monotonic()
     last_hidden(session.loaded.model, tokens)
     return time.monotonic() - started
 
 
-def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig) -> _Sample:
+def _sample_block(
+    session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig
+) -> _Sample:
     """Build the first block of a supernet from one sequence."""
     subject, data = session.subject, config.data
     tables, patterns = space.tables(), space.patterns()
-    tokens = random_tokens(session, data.calibration_length)
-    whole = _timed_pass(session, tokens)
+    tokens = draw_tokens(session, data.calibration_length)
+    whole = _time_pass(session, tokens)
     started = time.monotonic()
     gradient = pruner.needs_gradient
     visits = walk(subject, tokens, pruner.requires, rewritten=False, gradient=gradient)
-    with _counted(subject.blocks[0]) as outputs:
+    with _count_outputs(subject.blocks[0]) as outputs:
         visit = next(visits)
     walked = time.monotonic() - started
     started, size = time.monotonic(), 0
@@ -203,7 +209,7 @@ def _sample(session: Session, pruner: Pruner, space: SearchSpace, config: RunCon
 
 
 @contextmanager
-def _counted(block: nn.Module) -> Iterator[list[int]]:
+def _count_outputs(block: nn.Module) -> Iterator[list[int]]:
     """Yield a list that gets the bytes of each tensor that a block's modules put out."""
     sizes: list[int] = []
 

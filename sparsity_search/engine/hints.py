@@ -1,4 +1,4 @@
-"""Advice for searchers, measured once a stage and kept in the run directory."""
+"""Advice for searchers: losses that sensitivities predict for the levels of a stage."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.engine.job import Job
-from sparsity_search.engine.plugins import factory_of
+from sparsity_search.engine.plugins import build_factory
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.registry import ALLOCATORS, SENSITIVITIES
-from sparsity_search.runs.directory import read_json
 from sparsity_search.runs.scores import load_scores
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.files import digest, write_json
+from sparsity_search.utils.files import digest
 
 #: The hint that is taken of the pruned model; all others are of the dense one.
 GRADIENTS = "gradients"
@@ -40,8 +39,8 @@ def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
             SENSITIVITIES.create(name).check_units(kind)
 
 
-def identity(name: str) -> str:
-    """Return what tells a hint from others in a fingerprint: its name, and of a file the contents.
+def identify_hint(name: str) -> str:
+    """Return the hint's fingerprint key: its name, or for a file also a digest of its contents.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -52,38 +51,30 @@ def identity(name: str) -> str:
     return f"{name}: {digest(load_scores(Path(name)).to_json())}"
 
 
-def stored_hints(
-    folder: Path, names: Sequence[str], space: SearchSpace
-) -> tuple[Hint, ...] | None:
-    """Return the hints that an earlier session left in a folder; None if one is missing.
+def read_hints(job: Job, stage: int, space: SearchSpace) -> dict[str, Hint]:
+    """Return the hints of a stage that an earlier session left, by name.
 
-    One of another space counts as missing: more rounds have changed where a stage starts.
+    Args:
+        job: The search.
+        stage: Number of the stage, from 1.
+        space: Of the stage; hints of another space do not count.
     """
-    found = [_read(hint_file(folder, name), space) for name in names]
-    return None if None in found else tuple(filter(None, found))
+    stored = {name: job.directory.read_hint(stage, name, space) for name in job.config.hints}
+    return {name: hint for name, hint in stored.items() if hint is not None}
 
 
-def write_hint(folder: Path, space: SearchSpace, hint: Hint) -> None:
-    """Leave a hint in a folder."""
-    losses = [loss.tolist() for loss in hint.losses]
-    facts = {"name": hint.name, "space": space.digest, "losses": losses}
-    write_json(hint_file(folder, hint.name), facts)
-
-
-def measure_hints(job: Job, space: SearchSpace, folder: Path) -> None:
-    """Leave the hints in a folder that files and the dense model give.
+def measure_hint(job: Job, name: str, space: SearchSpace) -> Hint:
+    """Return the hint of a sensitivity of the dense model, or of a file of scores.
 
     Raises:
         NumericalError: A loss is not finite.
     """
-    for name in job.config.hints:
-        if name != GRADIENTS and _read(hint_file(folder, name), space) is None:
-            scores = load_scores(Path(name)) if name.endswith(".json") else _measured(job, name)
-            write_hint(folder, space, hint_of(name, scores, space))
+    scores = load_scores(Path(name)) if name.endswith(".json") else _measure_scores(job, name)
+    return predict_hint(name, scores, space)
 
 
-def hint_of(name: str, scores: Scores, space: SearchSpace) -> Hint:
-    """Return what scores of its layout predict for the levels of a space."""
+def predict_hint(name: str, scores: Scores, space: SearchSpace) -> Hint:
+    """Return the losses that scores of a layout predict for the levels of a space over it."""
     losses = []
     for gene, units in enumerate(space.genes):
         span = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
@@ -93,20 +84,8 @@ def hint_of(name: str, scores: Scores, space: SearchSpace) -> Hint:
     return Hint(name, space.levels.lower, tuple(losses))
 
 
-def hint_file(folder: Path, name: str) -> Path:
-    """Return where a hint is kept."""
-    return folder / f"{Path(name).stem}.json"
-
-
-def _measured(job: Job, name: str) -> Scores:
-    build = factory_of(job.config)
+def _measure_scores(job: Job, name: str) -> Scores:
+    build = build_factory(job.config)
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", {"sensitivity": name})
-    with job.monitor.stage(f"measure {name}"):
+    with job.monitor.step(f"measure {name}"):
         return measurer.measure(job.session.subject, job.session.text["calibration"])
-
-
-def _read(file: Path, space: SearchSpace) -> Hint | None:
-    found = read_json(file) if file.exists() else {}
-    if found.get("space") != space.digest:
-        return None
-    return Hint(found["name"], space.levels.lower, tuple(map(np.array, found["losses"])))

@@ -1,9 +1,8 @@
-"""One search with all it works on, once everything given has been found legal."""
+"""One search with all it works on, once everything given is known to be legal."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,22 +10,27 @@ from torch import Tensor
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.plugins import Plugins
+from sparsity_search.engine.resident import ResidentModel
 from sparsity_search.engine.session import Session
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.parametric import ParametricSpace
 from sparsity_search.study.claims import Claims
 
 
 @dataclass(frozen=True)
 class Job:
-    """A search about to run.
+    """A search that is about to run.
 
     Attributes:
         config: The configuration.
         plugins: Its plugins.
         session: Model and text.
         space: The search space over the model.
-        out: The run directory.
+        directory: The run directory.
         monitor: Watches the job.
+        parameters: The space of an allocator's settings over `space`, if these are searched.
+        resident: The model while a supernet is in it.
         claims: What this worker measures, if there are several.
     """
 
@@ -34,8 +38,10 @@ class Job:
     plugins: Plugins
     session: Session
     space: SearchSpace
-    out: Path
+    directory: RunDirectory
     monitor: Monitor
+    parameters: ParametricSpace | None = None
+    resident: ResidentModel = field(default_factory=ResidentModel)
     claims: Claims | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""How a job tells what it does, and is told to stop."""
+"""How a job reports what it does, and is asked to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sparsity_search.trials.history import Measurement
 
-#: Call it after each step of a stage.
+#: Call it after each part of a step.
 Advance = Callable[..., None]
 
 
@@ -19,22 +19,22 @@ class Monitor:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        """Run one stage of a job; its time is added to `seconds`.
+    def step(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Run one step of a job; its time is added to `seconds`.
 
         Args:
-            name: What is done, for people.
-            total: Number of steps, if known.
+            name: Of the step, for people.
+            total: Number of its parts, if known.
         """
         started = time.monotonic()
-        with self.shown(name, total) as advance:
+        with self.show(name, total) as advance:
             yield advance
         spent = time.monotonic() - started
         self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
 
     @contextmanager
-    def shown(self, name: str, total: int | None) -> Iterator[Advance]:
-        """Show a stage while it runs."""
+    def show(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a step while it runs."""
         del name, total
         yield lambda *_: None
 
@@ -42,5 +42,5 @@ class Monitor:
         """Show a measurement; ``top`` is the index of the ladder's last rung."""
 
     def stopped(self) -> bool:
-        """Return whether the search shall stop before its next measurement."""
+        """Return whether the search must stop before its next measurement."""
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.given import GivenProfile
+from sparsity_search.engine.given_profile import GivenProfile
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.evaluator import Evaluator
@@ -46,24 +46,24 @@ class Plugins:
             UnknownNameError: There is no such plugin.
             ConfigError: A plugin refuses its hyper-parameters.
         """
-        build = factory_of(config)
-        pruner = pruner_of(config)
+        build = build_factory(config)
+        pruner = build_pruner(config)
         return cls(
             pruner=pruner,
-            final=_final(config, pruner),
+            final=_build_final(config, pruner),
             searcher=build.resolve(SEARCHERS, config.searcher.spec),
             evaluator=build.resolve(EVALUATORS, config.evaluator.spec),
-            initial={_label(name): allocator(config, name) for name in config.initial},
+            initial={_name_start(name): build_allocator(config, name) for name in config.initial},
         )
 
 
-def _label(name: str) -> str:
+def _name_start(name: str) -> str:
     """Return what an initial profile is called: the allocator's name, or after its file."""
     path = Path(name)
     return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
 
 
-def _final(config: RunConfig, pruner: Pruner) -> Pruner:
+def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
     """Return the pruner that profiles are rebuilt with, in the pattern of the search's.
 
     Raises:
@@ -73,11 +73,11 @@ def _final(config: RunConfig, pruner: Pruner) -> Pruner:
     section = config.finalise
     if section is None:
         return pruner
-    final: Pruner = factory_of(config).resolve(PRUNERS, section.spec)
-    if unit_kind(config, pruner) not in final.units:
+    final: Pruner = build_factory(config).resolve(PRUNERS, section.spec)
+    if choose_units(config, pruner) not in final.units:
         kinds = " or ".join(final.units)
         raise ConfigError(
-            f"--finalise {section.name} removes {kinds}, not {unit_kind(config, pruner)}"
+            f"--finalise {section.name} removes {kinds}, not {choose_units(config, pruner)}"
         )
     groups = groups_of(pruner)
     if groups is None or "pattern" in section.parameters:
@@ -119,7 +119,7 @@ def _in_measure(config: RunConfig, space: SpaceFile) -> Budget:
     return Budget(config.budget.saving)
 
 
-def unit_kind(config: RunConfig, pruner: Pruner) -> str:
+def choose_units(config: RunConfig, pruner: Pruner) -> str:
     """Return the kind of units that a pruner shall remove.
 
     Raises:
@@ -132,7 +132,7 @@ def unit_kind(config: RunConfig, pruner: Pruner) -> str:
     return wanted
 
 
-def factory_of(config: RunConfig) -> Factory:
+def build_factory(config: RunConfig) -> Factory:
     """Return the factory of a run's plugins.
 
     Allocators have the run's pruner and seed and the settings in `RunConfig.allocators`, also
@@ -142,11 +142,11 @@ def factory_of(config: RunConfig) -> Factory:
         UnknownNameError: There is no such pruner.
         ConfigError: It refuses its hyper-parameters.
     """
-    shared = {"pruner": pruner_of(config), "seed": config.study.seed}
+    shared = {"pruner": build_pruner(config), "seed": config.study.seed}
     return Factory(sections={"allocator": config.allocators}, shared={"allocator": shared})
 
 
-def pruner_of(config: RunConfig) -> Pruner:
+def build_pruner(config: RunConfig) -> Pruner:
     """Return the pruner of a run.
 
     Raises:
@@ -157,7 +157,9 @@ def pruner_of(config: RunConfig) -> Pruner:
     return found
 
 
-def allocator(config: RunConfig, name: str, more: Mapping[str, Any] | None = None) -> Allocator:
+def build_allocator(
+    config: RunConfig, name: str, more: Mapping[str, Any] | None = None
+) -> Allocator:
     """Return an allocator with the hyper-parameters that the configuration has for it.
 
     A name that ends in ``.json`` is a file with a profile, which is moved to the budget.
@@ -171,5 +173,5 @@ def allocator(config: RunConfig, name: str, more: Mapping[str, Any] | None = Non
     """
     if name.endswith(".json"):
         return GivenProfile.read(Path(name))
-    found: Allocator = factory_of(config).create(ALLOCATORS, name, more or {})
+    found: Allocator = build_factory(config).create(ALLOCATORS, name, more or {})
     return found

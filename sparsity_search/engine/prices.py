@@ -10,8 +10,9 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import MEASURES, Factory
-from sparsity_search.runs.directory import PRICES, RUN, read_json
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.prices import Prices
+from sparsity_search.utils.files import read_json
 
 
 def check_measure(config: RunConfig, kind: str) -> None:
@@ -30,7 +31,7 @@ def check_measure(config: RunConfig, kind: str) -> None:
 
 
 def prices_of(
-    config: RunConfig, subject: PrunableModel, run_dir: Path, monitor: Monitor
+    config: RunConfig, subject: PrunableModel, run: RunDirectory, monitor: Monitor
 ) -> Prices | None:
     """Return the prices of a search; None if its budget is in weights.
 
@@ -42,11 +43,11 @@ def prices_of(
     """
     if config.measure is None:
         return None
-    if (run_dir / RUN).exists():
-        return Prices.from_json(subject.layout, read_json(run_dir / RUN).get(PRICES))
+    if run.begun:
+        return run.read_prices(subject.layout)
     if _is_file(config.measure):
         return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
-    with monitor.stage(f"measure {config.measure.name}"):
+    with monitor.step(f"measure {config.measure.name}"):
         curves = _plugin(config.measure).curves(subject)
     return Prices(subject.layout, config.measure.name, curves)
 

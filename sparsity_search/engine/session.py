@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsity_search.config.schema import DataSection, ModelSection
@@ -19,6 +24,9 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import LoadedModel, load_model
 from sparsity_search.models.running.kept import KeptStatistics
 from sparsity_search.registry import UNITS
+
+#: Packages that results depend on.
+_PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,22 @@ class Session:
             "digest": self.loaded.digest,
         }
 
+    def origin(self, command: Sequence[str]) -> dict[str, Any]:
+        """Return when, how and on what an artefact is made: versions, threads, device, dtype.
+
+        Args:
+            command: The command line.
+        """
+        model = self.loaded.model
+        return {
+            "command": shlex.join(command),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _list_versions(),
+            "threads": torch.get_num_threads(),
+            "device": str(model.device),
+            "dtype": str(model.dtype),
+        }
+
     @cached_property
     def text_facts(self) -> dict[str, dict[str, Any]]:
         """What identifies the text of each purpose, for artefacts; hashes each file once."""
@@ -60,11 +84,21 @@ class Session:
         }
 
 
+def _list_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that results depend on."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # an extra
+            versions[name] = version(name)
+    return versions
+
+
 def open_session(
     model: ModelSection,
     requests: Sequence[Request],
     seed: int,
     monitor: Monitor,
+    *,
     units: str | None = None,
     statistics: str | None = None,
 ) -> Session:
@@ -84,12 +118,12 @@ def open_session(
         ModelError: The model cannot be loaded, or has nothing to prune.
         ConfigError: The folder cannot be made.
     """
-    folder = None if statistics is None else _made(Path(statistics).expanduser())
+    folder = None if statistics is None else _make_folder(Path(statistics).expanduser())
     kind = units or model.units or "weights"
     UNITS.get(kind)
     for request in requests:
         parse(request.source)
-    with monitor.stage("load model"):
+    with monitor.step("load model"):
         loaded = load_model(
             model.name,
             revision=model.revision,
@@ -101,13 +135,13 @@ def open_session(
         )
         kept = None if folder is None else KeptStatistics(folder, loaded.digest)
         subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept, roles=model.roles)
-    with monitor.stage("draw text"):
-        fitting = [replace(r, length=capped(r.length, loaded)) for r in requests]
+    with monitor.step("draw text"):
+        fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
         text = draw(fitting, loaded, seed)
     return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
 
 
-def _made(statistics: Path) -> Path:
+def _make_folder(statistics: Path) -> Path:
     """Return the folder for statistics, which is there now."""
     try:
         statistics.mkdir(parents=True, exist_ok=True)
@@ -116,24 +150,24 @@ def _made(statistics: Path) -> Path:
     return statistics
 
 
-def calibration(data: DataSection) -> Request:
+def request_calibration(data: DataSection) -> Request:
     """Return the request for calibration text."""
     return Request(
         "calibration", data.calibration, data.calibration_sequences, data.calibration_length
     )
 
 
-def search_requests(data: DataSection) -> list[Request]:
+def request_search_text(data: DataSection) -> list[Request]:
     """Return the requests of a search: calibration, search and final text."""
     search, final = data.search_text or data.calibration, data.final_text or data.calibration
     return [
-        calibration(data),
+        request_calibration(data),
         Request("search", search, data.search_sequences, data.search_length),
         Request("final", final, data.final_sequences, data.final_length),
     ]
 
 
-def capped(length: int, loaded: LoadedModel) -> int:
+def cap_length(length: int, loaded: LoadedModel) -> int:
     """Return the length of sequences: as asked for, but at most the model's context."""
     config = loaded.model.config.get_text_config()
     return min(length, getattr(config, "max_position_embeddings", None) or length)

@@ -2,135 +2,157 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
-from sparsity_search.engine.crew import crew
-from sparsity_search.engine.hints import GRADIENTS, measure_hints, stored_hints, write_hint
+from sparsity_search.engine.crew import run_crew
+from sparsity_search.engine.fingerprint import StudyKey, identify_study
+from sparsity_search.engine.hints import GRADIENTS, measure_hint, read_hints
 from sparsity_search.engine.job import Job
-from sparsity_search.engine.parameters import parametric_space
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.engine.parameters import allocation_bounds
+from sparsity_search.engine.supernets import StageSupernet
 from sparsity_search.models.running.divergence import Divergence
 from sparsity_search.models.running.prefixes import Prefixes
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.runs import directory
-from sparsity_search.runs.starts import AROUND, first_space, kept_starts
+from sparsity_search.runs.redact import redact
+from sparsity_search.runs.stage_spaces import AROUND, SEARCHED, build_stage_spaces
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.parametric import ParametricSpace, Value
 from sparsity_search.study.study import Limits, Objective, Study
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.disk import SupernetFolder, shared
 from sparsity_search.supernet.gradients import gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
-from sparsity_search.supernet.switch import Supernet, Switch
+from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History, Score
-from sparsity_search.trials.store import Store
-from sparsity_search.utils.files import write_json
+from sparsity_search.trials.store import Store, open_journal
 
-#: Search time if neither rounds nor minutes are given.
-DEFAULT_MINUTES = 10.0
-#: Text of the gradients: sequences, tokens of each, and positions that tell the second order.
+#: Text of the gradients: sequences, tokens of each, and positions for the second order.
 _SEQUENCES, _LENGTH, _POSITIONS = 8, 512, 128
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What the stages found.
+    """The outcome of all stages.
 
     Attributes:
         profile: Of the best candidate.
+        starts: Profiles that the first stage started from, by allocator.
         histories: Of each stage.
-        notes: What the searcher has to tell of them.
+        notes: Lines of the searcher about them.
         parameters: Values that gave the profile, by name; None if the search was in levels.
     """
 
     profile: SparsityProfile
+    starts: Mapping[str, SparsityProfile]
     histories: tuple[History, ...]
     notes: tuple[str, ...] = ()
     parameters: Mapping[str, Value] | None = None
 
 
-def search_stages(
-    job: Job,
-    initial: Mapping[str, SparsityProfile],
-    storage: BaseStorage | str,
-    study: tuple[str, Mapping[str, Any]],
+def run_stages(
+    job: Job, storage: BaseStorage | str | None = None, command: Sequence[str] = ()
 ) -> Searched | None:
-    """Search the space, then the space around what was found with half the step, and so on.
+    """Run the stages of a search, or go on with them, and record them in its directory.
 
-    Týr-the-Pruner (arXiv 2503.09657, section 3): each stage's supernet is built anew from the
-    dense weights, around the last result.
+    Each stage after the first searches the space around the last result with half the step, and
+    builds its supernet anew from the dense weights (Týr-the-Pruner, arXiv 2503.09657, section 3).
 
     Args:
-        job: The search.
-        initial: Profiles that the first stage starts from, by name; a later one starts from the
-            last stage's best.
-        storage: Where measurements are kept.
-        study: Name and fingerprint of the first stage's study.
+        job: The search; the caller owns its directory (`RunDirectory.lock`).
+        storage: Where measurements are kept; by default a journal in the run directory.
+        command: The command line, for the record.
 
     Returns:
-        What was found; None if the monitor stopped the search.
+        The outcome; None if the monitor stopped the search.
     """
+    directory, key = job.directory, identify_study(job)
+    _begin(job, key, command)
+    storage = storage or open_journal(directory.journal_file)
+    starts = directory.read_starts(job.space.layout)[:1] or [_allocate_starts(job)]
+    studies: list[str] = []
     histories: list[History] = []
-    names: list[str] = []
     notes: list[str] = []
     found: Mapping[str, Value] | None = None
     profile = job.space.base
-    starts = [dict(initial)]
     for index in range(job.config.study.stages):
         if index:
-            starts.append({"searched": profile})
-        stage = _stage(job, starts, storage, study)
-        names.append(stage.name)
-        kept = [{name: start.to_json() for name, start in each.items()} for each in starts]
-        write_json(job.out / directory.STARTS, kept)
-        write_json(job.out / directory.STAGES, names)
-        history = stage.run()
+            starts.append({SEARCHED: profile})
+        stage = _build_stage(job, key, starts, storage)
+        studies.append(stage.key.name)
+        directory.write_stages(studies, starts)
+        outcome = stage.run()
         if job.monitor.stopped():
             return None
+        history = outcome.history
         histories.append(history)
-        notes += stage.notes(history)
+        notes += stage.notes(outcome)
         best = history.survivors[0] if history.survivors else stage.searched.uniform
         profile = stage.searched.profile(best)
         if isinstance(stage.searched, ParametricSpace):
             found = stage.searched.values(best)
-    return Searched(profile, tuple(histories), tuple(notes), found)
+    return Searched(profile, starts[0], tuple(histories), tuple(notes), found)
 
 
-def present_stage(
-    job: Job, storage: BaseStorage | str, study: tuple[str, Mapping[str, Any]]
-) -> Stage | None:
+def find_present_stage(job: Job, storage: BaseStorage | str, key: StudyKey) -> Stage | None:
     """Return the stage that a search is in by now; None if it has not come to its first."""
-    starts = kept_starts(job.out, job.space.layout)
-    return _stage(job, starts, storage, study) if starts else None
+    starts = job.directory.read_starts(job.space.layout)
+    return _build_stage(job, key, starts, storage) if starts else None
 
 
-def _stage(
+def _begin(job: Job, key: StudyKey, command: Sequence[str]) -> None:
+    """Write ``run.json``, with credentials hidden, or check that this run may go on."""
+    prices = job.space.prices
+    facts: dict[str, Any] = {
+        **job.session.origin(command),
+        "config": job.config.model_dump(mode="json"),
+        "study": key.name,
+        "fingerprint": key.fingerprint,
+        "model": job.session.model_facts,
+        "text": job.session.text_facts,
+        "layout": job.space.layout.to_json(),
+        **({} if prices is None else {"prices": prices.to_json()}),
+    }
+    job.directory.begin(redact(facts, (job.config.study.storage or "",)))
+    if prices is not None:
+        job.directory.write_prices(prices)
+
+
+def _allocate_starts(job: Job) -> dict[str, SparsityProfile]:
+    """Return the initial allocators' profiles, as the space can have them."""
+    profiles, bounds = {}, allocation_bounds(job.space)
+    for name, allocator in job.plugins.initial.items():
+        with job.monitor.step(f"allocate {name}"):
+            text = job.session.text["calibration"]
+            profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
+            profiles[name] = job.space.project(profile)  # itself, but where steps are given
+    return profiles
+
+
+def _build_stage(
     job: Job,
+    key: StudyKey,
     starts: Sequence[Mapping[str, SparsityProfile]],
     storage: BaseStorage | str,
-    study: tuple[str, Mapping[str, Any]],
 ) -> Stage:
-    """Return the last of the stages that start from ``starts``: each is around the one before."""
-    (name, fingerprint), index = study, len(starts) - 1
-    space = first_space(job.space, fingerprint, starts[0])
-    for start in starts[1:]:
-        space = space.refined(start["searched"])
-    if index:
-        name = f"{name}-stage{index + 1}-{space.digest}"
-        fingerprint = {**fingerprint, "space": space.digest, "stage": index + 1}
-    initial = [] if index else list(starts[0].values())
-    if AROUND in fingerprint and not index:
+    """Return the last of the stages that start from ``starts``."""
+    number = len(starts)
+    space = build_stage_spaces(job.space, key.fingerprint, starts)[-1]
+    initial = list(starts[0].values()) if number == 1 else []
+    if AROUND in key.fingerprint and number == 1:
         initial.append(job.space.base)  # no longer level 0
-    return Stage(job, space, index, tuple(initial), storage, name, fingerprint)
+    return Stage(job, space, number, tuple(initial), storage, key.at_stage(number, space))
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """The outcome of one stage: what was measured, and the hints that its searcher had."""
+
+    history: History
+    hints: Mapping[str, Hint]
 
 
 @dataclass(frozen=True)
@@ -140,111 +162,94 @@ class Stage:
     Attributes:
         job: The search.
         space: Of this stage.
-        index: Of this stage, from 0.
+        number: Of this stage, from 1.
         starts: Profiles of round 0; settings that give them are not known.
         storage: Where its measurements are kept.
-        name: Of its study there.
-        fingerprint: What measurements depend on.
+        key: Of its study there.
     """
 
     job: Job
     space: SearchSpace
-    index: int
+    number: int
     starts: tuple[SparsityProfile, ...]
     storage: BaseStorage | str
-    name: str
-    fingerprint: Mapping[str, Any]
-    _switch: list[Switch] = field(default_factory=list, repr=False)
+    key: StudyKey
 
     @cached_property
     def searched(self) -> SearchSpace | ParametricSpace:
         """The space of levels, or that of parameters over it."""
-        return parametric_space(self.job, self.space, self._dense) or self.space
+        return self.space if self.job.parameters is None else self.job.parameters
 
     @cached_property
     def store(self) -> Store:
         """Its measurements."""
         parameters = self.searched if isinstance(self.searched, ParametricSpace) else None
-        return Store(self.storage, self.name, self.fingerprint, parameters)
+        return Store(self.storage, self.key.name, self.key.fingerprint, parameters)
 
-    def _dense(self) -> None:
-        if self._switch:
-            self._switch[0].dense()
-
-    def notes(self, history: History) -> list[str]:
-        """Return what the searcher tells of this stage."""
-        hints = stored_hints(self._hints, self.job.config.hints, self.space) or ()
-        told = self.job.plugins.searcher.notes(self._with(hints), history)
+    def notes(self, outcome: StageOutcome) -> list[str]:
+        """Return the searcher's lines about this stage."""
+        space = self._with(outcome.hints)
+        lines = self.job.plugins.searcher.notes(space, outcome.history)
         several = self.job.config.study.stages > 1
-        return [f"stage {self.index + 1}: {line}" if several else line for line in told]
+        return [f"stage {self.number}: {line}" if several else line for line in lines]
 
-    def run(self) -> History:
+    def run(self) -> StageOutcome:
         """Search; what is recorded is not measured again, and needs no supernet."""
         if isinstance(self.searched, ParametricSpace):
-            with self.job.monitor.stage("allocate start"):
+            with self.job.monitor.step("allocate start"):
                 self.searched.profile(self.searched.uniform)  # before a supernet is built
-        known = stored_hints(self._hints, self.job.config.hints, self.space)
-        if known is not None:
-            recorded = self._study(known, _never).recorded(self._limits)
-            if recorded is not None:
-                return recorded
-        model = self.job.session.loaded.model
-        measure_hints(self.job, self.space, self._hints)
-        with self.job.monitor.stage("bind evaluator"):
-            tokenizer = self.job.session.loaded.tokenizer
-            proxy = self.job.plugins.evaluator.bind(model, self.job.search_text, tokenizer)
-            divergence = self._divergence()
-        with self._resident() as switch:
-            seed = self.job.config.study.seed
-            prefixes = Prefixes(
-                self.job.session.subject, self.job.config.supernet.prefix_mib * 2**20
-            )
-            objective = SupernetObjective(prefixes, switch, proxy, self.job.pool, seed)
-            if divergence is not None:
-                self._gradients(objective, switch, divergence)
-            hints = stored_hints(self._hints, self.job.config.hints, self.space)
-            if self.job.claims is not None:
-                self._start(objective)  # starts are told apart by their places in the record
-            with self.job.monitor.stage("search"), crew(self.job):
-                return self._study(hints or (), objective).run(self._limits)
+        hints = read_hints(self.job, self.number, self.space)
+        recorded = self._find_recorded(hints, self._limits)
+        return self._measure(hints) if recorded is None else StageOutcome(recorded, hints)
 
-    @contextmanager
-    def _resident(self) -> Iterator[Switch]:
-        with self._supernet().resident() as switch:
-            self._switch.append(switch)
-            try:
-                yield switch
-            finally:
-                self._switch.clear()
-
-    @property
     def ready(self) -> bool:
-        """Whether hints, supernet and round 0 are there, so that others can take part."""
-        hints = stored_hints(self._hints, self.job.config.hints, self.space)
-        limits = Limits(rounds=0)
-        if hints is None or self._study(hints, _never).recorded(limits) is None:
-            return False
-        with self._folder() as folder:
-            return folder is not None and folder.complete(len(self.job.session.subject.blocks))
+        """Return whether hints, supernet and round 0 are there, so that others can take part."""
+        hints = read_hints(self.job, self.number, self.space)
+        return self._find_recorded(hints, Limits(rounds=0)) is not None and (
+            self._supernet.is_kept()
+        )
 
-    @property
-    def _hints(self) -> Path:
-        return self.job.out / "hints" / f"stage{self.index + 1}"
+    def _find_recorded(self, hints: Mapping[str, Hint], limits: Limits) -> History | None:
+        """Return the history up to the limits if all of it is recorded already."""
+        if len(hints) < len(self.job.config.hints):
+            return None
+        return self._study(hints, _refuse).recorded(limits)
+
+    def _measure(self, hints: Mapping[str, Hint]) -> StageOutcome:
+        """Search with a supernet, given the hints that are known."""
+        job, loaded = self.job, self.job.session.loaded
+        hints = {**hints, **self._measure_hints(hints)}
+        with job.monitor.step("bind evaluator"):
+            proxy = job.plugins.evaluator.bind(loaded.model, job.search_text, loaded.tokenizer)
+            needs_gradients = GRADIENTS in job.config.hints and GRADIENTS not in hints
+            divergence = self._bind_divergence() if needs_gradients else None
+        prefixes = Prefixes(job.session.subject, job.config.supernet.prefix_mib * 2**20)
+        with job.resident.hold(self._supernet.build()) as switch:
+            seed = job.config.study.seed
+            objective = SupernetObjective(prefixes, switch, proxy, job.pool, seed)
+            if divergence is not None:
+                hints[GRADIENTS] = self._measure_gradients(objective, switch, divergence)
+            if job.claims is not None:
+                self._measure_starts(objective)  # they are known by their places in the record
+            with job.monitor.step("search"), run_crew(job):
+                history = self._study(hints, objective).run(self._limits)
+        return StageOutcome(history, hints)
 
     @cached_property
     def _limits(self) -> Limits:
         """Rounds of each stage, and its share of the time."""
         study = self.job.config.study
-        minutes = study.minutes or (None if study.rounds is not None else DEFAULT_MINUTES)
-        seconds = minutes and 60 * minutes / study.stages
+        seconds = study.time_limit and 60 * study.time_limit / study.stages
         return Limits(study.rounds, seconds, self.job.monitor.stopped)
 
-    def _with(self, hints: Sequence[Hint]) -> SearchSpace | ParametricSpace:
-        space = self.searched
-        return replace(space, hints=tuple(hints)) if isinstance(space, SearchSpace) else space
+    def _with(self, hints: Mapping[str, Hint]) -> SearchSpace | ParametricSpace:
+        """Return the space with all hints; with none while one is missing."""
+        space, names = self.searched, self.job.config.hints
+        every = tuple(hints[name] for name in names) if len(hints) == len(names) else ()
+        return replace(space, hints=every) if isinstance(space, SearchSpace) else space
 
-    def _study(self, hints: Sequence[Hint], objective: Objective) -> Study:
-        ladder = self.job.config.ladder.build()
+    def _study(self, hints: Mapping[str, Hint], objective: Objective) -> Study:
+        ladder = self.job.config.ladder
         levels = isinstance(self.searched, SearchSpace)
         return Study(
             space=self._with(hints),
@@ -258,82 +263,46 @@ class Stage:
             claims=self.job.claims,
         )
 
-    def _divergence(self) -> Divergence | None:
-        """Return what the gradients are of, if they are wanted and not known yet."""
-        job = self.job
-        if GRADIENTS not in job.config.hints or stored_hints(self._hints, [GRADIENTS], self.space):
-            return None
-        text = job.search_text[:_SEQUENCES, :_LENGTH]
-        return Divergence(job.session.subject, text, _POSITIONS, job.config.study.seed)
+    def _measure_hints(self, known: Mapping[str, Hint]) -> dict[str, Hint]:
+        """Measure and record the missing hints of the dense model."""
+        hints = {}
+        for name in self.job.config.hints:
+            if name != GRADIENTS and name not in known:
+                hints[name] = measure_hint(self.job, name, self.space)
+                self.job.directory.write_hint(self.number, hints[name], self.space)
+        return hints
 
-    def _start(self, objective: Objective) -> History:
+    def _bind_divergence(self) -> Divergence:
+        """Return the divergence to differentiate; the model is still dense."""
+        text = self.job.search_text[:_SEQUENCES, :_LENGTH]
+        seed = self.job.config.study.seed
+        return Divergence(self.job.session.subject, text, _POSITIONS, seed)
+
+    def _measure_gradients(
+        self, objective: Objective, switch: Switch, divergence: Divergence
+    ) -> Hint:
+        """Measure and record the hint that the gradients at the best start give."""
+        history = self._measure_starts(objective)
+        start = history.survivors[0] if history.survivors else self.space.uniform
+        with self.job.monitor.step("measure gradients"):
+            hint = gradient_hint(self.space, start, switch, divergence)
+        self.job.directory.write_hint(self.number, hint, self.space)
+        return hint
+
+    def _measure_starts(self, objective: Objective) -> History:
         """Measure round 0; the search shows it when it comes to it."""
-        silent = replace(self._study((), objective), on_measured=lambda _: None)
+        silent = replace(self._study({}, objective), on_measured=lambda _: None)
         return silent.run(replace(self._limits, rounds=0))
 
-    def _gradients(self, objective: Objective, switch: Switch, divergence: Divergence) -> None:
-        """Leave the hint that the gradients at the best start give."""
-        history = self._start(objective)
-        start = history.survivors[0] if history.survivors else self.space.uniform
-        with self.job.monitor.stage("measure gradients"):
-            hint = gradient_hint(self.space, start, switch, divergence)
-        write_hint(self._hints, self.space, hint)
-
-    def _supernet(self) -> Supernet:
-        job, config = self.job, self.job.config
-        chosen = config.supernet.propagate
-        plan = SupernetPlan(
-            pruner=job.plugins.pruner,
-            tables=self.space.tables(),
-            patterns=self.space.patterns(),
-            centre=self._centre,
-            propagate="centre" if chosen == "start" else chosen,
-            refresh=config.supernet.refresh,
-            seed=config.study.seed,
-        )
-        subject, text = job.session.subject, job.session.text["calibration"]
-        with (
-            self._folder() as folder,
-            job.monitor.stage("build supernet", len(subject.blocks)) as advance,
-        ):
-            return build(subject, text, plan, folder, advance)
-
     @cached_property
-    def _centre(self) -> SparsityProfile:
-        """What blocks see of those before them while the supernet is built.
-
-        Near the profile that it is built around, a supernet scores what sequential pruning gives.
-        A later stage's space lies around the result of the one before.
-        """
-        if self.job.config.supernet.propagate != "start" or not self.starts:
-            return self.space.base
-        return self.space.profile(self.space.nearest(self.starts[0]))
-
-    def _folder(self) -> AbstractContextManager[SupernetFolder | None]:
-        """Return where the supernet is kept; None is the memory."""
-        keys = (
-            *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
-            *("seed", "dtype", "device", "threads", "torch"),
-        )
-        facts = {**{key: self.fingerprint[key] for key in keys}, "centre": self._centre.digest}
-        settings = self.job.config.supernet
-        if settings.cache is not None:
-            return shared(Path(settings.cache), facts)
-        on_disk = settings.store == "disk" or self.job.claims is not None  # for all workers
-        return nullcontext(self._own_folder(facts) if on_disk else None)
-
-    def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
-        """Return the folder in the run directory; a later stage's is around another result."""
-        if not self.index:
-            return SupernetFolder(self.job.out / "supernet", facts)
-        path = self.job.out / f"supernet-stage{self.index + 1}"
-        try:
-            return SupernetFolder(path, facts)
-        except RunMismatchError:  # more rounds have changed what the stage before found
-            shutil.rmtree(path)
-            return SupernetFolder(path, facts)
+    def _supernet(self) -> StageSupernet:
+        """Around the start of the search, or the result of the stage before."""
+        centre = self.space.base
+        if self.job.config.supernet.propagate == "start" and self.starts:
+            centre = self.space.profile(self.space.nearest(self.starts[0]))
+        return StageSupernet(self.job, self.space, self.number, centre, self.key.fingerprint)
 
 
-def _never(profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None) -> Score:
+def _refuse(profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None) -> Score:
     """Stand for an objective where nothing is left to be measured."""
     raise AssertionError(f"{profile.digest} is to be measured on {fidelity}, after {known}")

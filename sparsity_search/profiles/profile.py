@@ -17,8 +17,10 @@ from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.utils.files import digest
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
+#: The file of a profile, ``profile.json``.
+PROFILE_JSON = VersionedJson("a sparsity profile", 1, ("units",), ProfileError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class SparsityProfile:
     def to_json(self) -> dict[str, Any]:
         """Return the profile as a JSON object: counts with totals, one entry a unit."""
         return {
-            "format": FORMAT,
+            "format": PROFILE_JSON.version,
             "layout": self.layout.digest,
             "removed": self.n_removed,
             "weights": self.layout.n_weights,
@@ -128,14 +130,12 @@ class SparsityProfile:
         Raises:
             ProfileError: Not a profile, of another format, or of another model.
         """
+        units = PROFILE_JSON.check(value)["units"]
         try:
-            version, units = value["format"], value["units"]
             counts = {name: (entry["removed"], entry["of"]) for name, entry in units.items()}
             patterns = {name: entry.get("pattern", "") for name, entry in units.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ProfileError(f"not a sparsity profile: no {error} in it") from error
-        if version != FORMAT:
-            raise ProfileError(f"profile format {version!r} is not known; this is format {FORMAT}")
         _check_same_model(layout, counts)
         removed = [counts[unit.name][0] for unit in layout]
         if not all(type(count) is int for count in removed):

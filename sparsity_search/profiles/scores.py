@@ -14,8 +14,10 @@ from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
+#: The file of scores.
+SCORES_JSON = VersionedJson("a table of scores", 1, ("layout", "units"), ProfileError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class Scores:
         """Return all but the pairs as a JSON object."""
         return {
             **self.facts,
-            "format": FORMAT,
+            "format": SCORES_JSON.version,
             "layout": self.layout.to_json(),
             "units": {
                 unit.name: {"counts": counts.tolist(), "losses": losses.tolist()}
@@ -92,17 +94,16 @@ class Scores:
         Raises:
             ProfileError: It describes none, or its format is another.
         """
+        facts = dict(SCORES_JSON.check(value))
+        del facts["format"]
         try:
-            facts = dict(value)
-            version, units = facts.pop("format"), facts.pop("units")
+            units = facts.pop("units")
             layout = Layout.from_json(facts.pop("layout"))
             entries = [units[unit.name] for unit in layout]
             counts = tuple(np.array(entry["counts"], dtype=np.int64) for entry in entries)
             losses = tuple(np.array(entry["losses"], dtype=np.float64) for entry in entries)
         except (KeyError, TypeError, ValueError) as error:
             raise ProfileError(f"not a table of scores: no {error} in it") from error
-        if version != FORMAT:
-            raise ProfileError(f"scores format {version!r} is not known; this is format {FORMAT}")
         return cls(layout, counts, losses, pairs, facts)
 
 

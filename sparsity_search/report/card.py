@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.report.table import integer, number, percent
+from sparsity_search.report.table import format_integer, format_number, format_percent
 
 
-def model_card(
+def format_card(
     profile: SparsityProfile,
     facts: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]] = (),
@@ -37,34 +37,39 @@ def model_card(
     data = ModelCardData(base_model=of_hub, library_name="transformers", tags=["sparsity-search"])
     name = of_hub or Path(model["name"]).name
     parts = [
-        f"# {name} at {percent(profile.sparsity)} sparsity",
-        _summary(profile, facts),
-        _table(("", ""), _origin(name, profile, facts)),
+        f"# {name} at {format_percent(profile.sparsity)} sparsity",
+        _summarise(profile, facts),
+        _format_table(("", ""), _list_origin(name, profile, facts)),
         "## Sparsity by role",
-        _table(("role", "units", "removed", "of", "sparsity"), _roles(profile)),
+        _format_table(("role", "units", "removed", "of", "sparsity"), _list_roles(profile)),
     ]
     if results:
-        parts += ["## Figures", _figures(facts), _table(_COLUMNS, _rows(results, shipped))]
+        parts += [
+            "## Figures",
+            _explain_figures(facts),
+            _format_table(_COLUMNS, _list_rows(results, shipped)),
+        ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
 _COLUMNS = ("profile", "sparsity", "removed", "score", "perplexity")
 
 
-def _summary(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
+def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
     layout = profile.layout
     held = "Removed weights are zeros, which take as much room and time as any other."
     if facts["removes"] != "weights":
         held = f"What is removed are structures ({facts['removes']})."
+    removed, weights = format_integer(profile.n_removed), format_integer(layout.n_weights)
     return (
-        f"{integer(profile.n_removed)} of {integer(layout.n_weights)} prunable weights, in "
+        f"{removed} of {weights} prunable weights, in "
         f"{len(layout)} units of {layout.n_blocks} decoder blocks, are removed. {held} "
         "What is no unit (embeddings, norms, routers, head) is as in the base model. The "
         "license is that of the base model."
     )
 
 
-def _origin(
+def _list_origin(
     name: str, profile: SparsityProfile, facts: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     model = facts["model"]
@@ -74,49 +79,49 @@ def _origin(
         ("profile", profile.digest),
         ("pruner", f"`{json.dumps(facts['pruner'], sort_keys=True)}`"),
         ("seed", str(facts["seed"])),
-        *((f"{purpose} text", _text(entry)) for purpose, entry in facts["text"].items()),
+        *((f"{purpose} text", _describe_text(entry)) for purpose, entry in facts["text"].items()),
         ("made with", f"sparsity-search {version('sparsity-search')}"),
     ]
 
 
-def _text(entry: Mapping[str, Any]) -> str:
+def _describe_text(entry: Mapping[str, Any]) -> str:
     file = f" (sha256 {entry['sha256']})" if "sha256" in entry else ""
     size = f"{entry['sequences']} sequences of {entry['length']} tokens"
     return f"{entry['source']}{file}, {size}, tokens {entry['digest']}"
 
 
-def _roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
+def _list_roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
     found: dict[str, tuple[int, int, int]] = {}
     for unit, removed in zip(profile.layout, profile.removed, strict=True):
         units, gone, size = found.get(unit.role, (0, 0, 0))
         found[unit.role] = (units + 1, gone + removed * unit.cost, size + unit.size)
     return [
-        (role, str(units), integer(gone), integer(size), percent(gone / size))
+        (role, str(units), format_integer(gone), format_integer(size), format_percent(gone / size))
         for role, (units, gone, size) in found.items()
     ]
 
 
-def _figures(facts: Mapping[str, Any]) -> str:
+def _explain_figures(facts: Mapping[str, Any]) -> str:
     return (
         "Profiles of one budget, rebuilt alike and scored on the final text, which the search "
         f"did not see. Score: {facts['evaluator']}; lower is better. In bold: this checkpoint."
     )
 
 
-def _rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple[str, ...]]:
+def _list_rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple[str, ...]]:
     return [
         (
             f"**{row['name']}**" if row["name"] == shipped else str(row["name"]),
-            percent(row["sparsity"]),
-            integer(row["removed"]),
-            number(row["score"]),
-            number(row["perplexity"]),
+            format_percent(row["sparsity"]),
+            format_integer(row["removed"]),
+            format_number(row["score"]),
+            format_number(row["perplexity"]),
         )
         for row in results
     ]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

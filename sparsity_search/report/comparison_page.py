@@ -9,14 +9,14 @@ from typing import Any
 from sparsity_search.report.comparison import (
     HEADER,
     LEGEND,
-    ComparisonRecord,
-    failure_lines,
-    summary,
-    table_rows,
+    list_failures,
+    list_rows,
+    summarise,
     write_tables,
 )
 from sparsity_search.report.pages import check_pages, embed, fill
-from sparsity_search.report.table import NONE, percent
+from sparsity_search.report.table import NONE, format_percent
+from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.utils.files import atomic_file, write_text
 
 
@@ -36,11 +36,10 @@ def write_comparison(folder: Path) -> Path:
     record = ComparisonRecord.read(folder)
     images = draw(record)
     for name, (_, image) in images.items():
-        with atomic_file(folder / "plots" / f"{name}.png") as temporary:
+        with atomic_file(record.folder.plot_file(name)) as temporary:
             temporary.write_bytes(image)
-    report = folder / "report.html"
-    write_text(report, render(record, images))
-    return report
+    write_text(record.folder.report_file, render(record, images))
+    return record.folder.report_file
 
 
 def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
@@ -57,13 +56,16 @@ def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
             curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
     if curves:
         caption = "Mean over seeds, whiskers from the least to the greatest; logarithmic."
-        figures["perplexity"] = (caption, plots.png(plots.perplexity_plot(curves)))
+        figures["perplexity"] = (caption, plots.encode_png(plots.draw_perplexity(curves)))
     conditions = dict.fromkeys(group.condition for group in record.groups())
     for index, (pruner, target) in enumerate(conditions):
         if profiles := record.profiles(pruner, target):
-            title = f"Mean sparsity of each block, {pruner} at {percent(target)}"
-            figure = plots.comparison_plot(profiles, target=target, title=title)
-            figures[f"profiles-{index}"] = ("Profiles of the first seed.", plots.png(figure))
+            title = f"Mean sparsity of each block, {pruner} at {format_percent(target)}"
+            figure = plots.draw_comparison(profiles, target=target, title=title)
+            figures[f"profiles-{index}"] = (
+                "Profiles of the first seed.",
+                plots.encode_png(figure),
+            )
     return figures
 
 
@@ -73,10 +75,10 @@ def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) ->
         "comparison.html.j2",
         title=f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
         finished=len(record.rows) == len(record.facts["rows"]),
-        summary=summary(record),
+        summary=summarise(record),
         legend=LEGEND,
-        result={"header": HEADER, "rows": table_rows(record)},
-        failures=failure_lines(record),
+        result={"header": HEADER, "rows": list_rows(record)},
+        failures=list_failures(record),
         notes=[f"{row['key']}: {note}" for row in record.rows for note in row.get("notes", ())],
         settings=_settings(record),
         provenance=_provenance(record.facts),

@@ -9,13 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.report.hypervolume import Point, front, hypervolume, over_time
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.report.hypervolume import (
+    Point,
+    compute_hypervolume,
+    select_front,
+    trace_hypervolume,
+)
 from sparsity_search.report.pages import can_draw_pages
-from sparsity_search.runs.record import RunRecord, curve, shipped_name
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.utils.files import atomic_file, write_json, write_text
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
+#: Name of the file of a front.
 FRONT = "front.json"
+#: That file.
+FRONT_JSON = VersionedJson("a front", 1, ("rows", "hypervolume", "growth"), RunMismatchError)
 COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexity", "on_front")
 
 
@@ -36,11 +46,9 @@ class Front:
         Raises:
             RunMismatchError: A file in it is corrupt.
         """
-        found = {
-            file.parent: RunRecord.read(file.parent) for file in folder.glob("*/results.json")
-        }
-        done = sorted(found.items(), key=lambda item: item[1].asked)
-        return cls({path.name: record for path, record in done})
+        runs = [run.path for run in RunDirectory.list_finished(folder)]
+        found = {path.name: RunRecord.read(path) for path in runs}
+        return cls(dict(sorted(found.items(), key=lambda item: item[1].asked)))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -63,7 +71,7 @@ class Front:
             for row in (record.results or {})["rows"]
             if row["name"] != "dense" and row["score"] is not None
         ]
-        return front(scored)
+        return select_front(scored)
 
     @property
     def worst(self) -> float:
@@ -75,18 +83,18 @@ class Front:
         """Return seconds of search, and the hypervolume of the proxy's scores then."""
         runs = []
         for record in self.runs.values():
-            falls = curve(record.measurements, record.top_rung, fresh=record.fresh)
+            falls = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
             runs.append((record.asked, list(zip(falls.elapsed, falls.scores, strict=True))))
         worst = max((scores[0][1] for _, scores in runs if scores), default=0.0)
-        return over_time(runs, worst)
+        return trace_hypervolume(runs, worst)
 
     def to_json(self) -> dict[str, Any]:
         """Return the front as a JSON object."""
         return {
-            "format": FORMAT,
+            "format": FRONT_JSON.version,
             "rows": self.rows,
             "worst": self.worst,
-            "hypervolume": hypervolume(self.points, self.worst),
+            "hypervolume": compute_hypervolume(self.points, self.worst),
             "growth": self.growth(),
         }
 
@@ -115,7 +123,7 @@ def _figure(found: Front) -> bytes:
 
     lines: dict[str, list[plots.Point]] = {}
     for run, record in found.runs.items():
-        shipped = shipped_name(record.results)
+        shipped = find_shipped_name(record.results)
         for row in found.rows:
             if row["run"] == run and row["perplexity"] and row["name"] in ("uniform", shipped):
                 name = "uniform" if row["name"] == "uniform" else "searched"
@@ -123,7 +131,7 @@ def _figure(found: Front) -> bytes:
                 lines.setdefault(name, []).append(plots.Point(_removed(row), value, value, value))
     first = next(iter(found.runs.values()))
     pruner = first.config["pruner"]["name"]
-    return plots.png(plots.perplexity_plot({pruner: lines}, first.removal))
+    return plots.encode_png(plots.draw_perplexity({pruner: lines}, first.removal))
 
 
 def _removed(row: Mapping[str, Any]) -> float:

@@ -10,7 +10,8 @@ import yaml
 
 from sparsity_search.report import table
 from sparsity_search.report.pages import check_pages, embed, fill
-from sparsity_search.runs.record import RunRecord, curve, shipped_name
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.runs.redact import redact
 from sparsity_search.utils.files import atomic_file, write_text
 
@@ -43,14 +44,13 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
         MissingExtraError: The extra ``report`` is not installed.
     """
     check_pages()
-    record = RunRecord.read(run_dir, storage)
+    record, directory = RunRecord.read(run_dir, storage), RunDirectory(run_dir)
     images = draw(record)
     for name, image in images.items():
-        with atomic_file(run_dir / "plots" / f"{name}.png") as temporary:
+        with atomic_file(directory.plot_file(name)) as temporary:
             temporary.write_bytes(image)
-    report = run_dir / "report.html"
-    write_text(report, render(record, images))
-    return report
+    write_text(directory.report_file, render(record, images))
+    return directory.report_file
 
 
 def draw(record: RunRecord) -> dict[str, bytes]:
@@ -59,19 +59,19 @@ def draw(record: RunRecord) -> dict[str, bytes]:
 
     figures = {}
     if record.shipped is not None:
-        title = f"Sparsity over depth: {shipped_name(record.results)}"
-        figures["profile"] = plots.profile_plot(record.shipped, target=record.target, title=title)
+        title = f"Sparsity over depth: {find_shipped_name(record.results)}"
+        figures["profile"] = plots.draw_profile(record.shipped, target=record.target, title=title)
     if len(record.profiles) > 1:
-        figures["comparison"] = plots.comparison_plot(record.profiles, target=record.target)
-    scores = curve(record.measurements, record.top_rung, fresh=record.fresh)
+        figures["comparison"] = plots.draw_comparison(record.profiles, target=record.target)
+    scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
     if scores.scores:
-        figures["winners" if record.fresh else "score"] = plots.score_plot(
+        figures["winners" if record.fresh else "score"] = plots.draw_scores(
             scores,
             {} if record.fresh else record.initial_scores,
             score=record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)",
             fresh=record.fresh,
         )
-    return {name: plots.png(figure) for name, figure in figures.items()}
+    return {name: plots.encode_png(figure) for name, figure in figures.items()}
 
 
 def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
@@ -88,16 +88,16 @@ def _context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
     return {
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
-        "asked": table.asked(record),
-        "shipped": shipped_name(record.results),
+        "asked": table.describe_budget(record),
+        "shipped": find_shipped_name(record.results),
         "finished": record.results is not None,
-        "summary": table.summary(record),
-        "headline": {"header": table.header(record), "rows": table.rows(record)},
+        "summary": table.summarise(record),
+        "headline": {"header": table.list_columns(record), "rows": table.list_rows(record)},
         "roles": _groups(record, "role"),
         "blocks": _groups(record, "block"),
-        "rungs": {"header": table.RUNG_HEADER, "rows": table.rung_rows(record)},
-        "search": table.search_facts(record),
-        "stages": table.stage_rows(record),
+        "rungs": {"header": table.RUNG_HEADER, "rows": table.list_rungs(record)},
+        "search": table.list_search_facts(record),
+        "steps": table.list_steps(record),
         "method": _method(record),
         "provenance": _provenance(run),
         "fingerprint": run.get("fingerprint", {}),
@@ -110,7 +110,10 @@ def _context(record: RunRecord) -> dict[str, Any]:
 
 
 def _groups(record: RunRecord, by: Any) -> dict[str, Any]:
-    return {"header": table.group_header(record, by), "rows": table.group_rows(record, by)}
+    return {
+        "header": table.list_group_columns(record, by),
+        "rows": table.list_group_rows(record, by),
+    }
 
 
 def _method(record: RunRecord) -> dict[str, str]:

@@ -20,12 +20,12 @@ class Point(NamedTuple):
     name: str = ""
 
 
-def front(points: Iterable[Point]) -> list[Point]:
+def select_front(points: Iterable[Point]) -> list[Point]:
     """Return the points that no other one is at least as good as in both, by rising sparsity.
 
     Of equal points the first stays.
 
-    >>> front([Point(0.5, 1.0), Point(0.4, 2.0), Point(0.6, 3.0)])
+    >>> select_front([Point(0.5, 1.0), Point(0.4, 2.0), Point(0.6, 3.0)])
     [Point(sparsity=0.5, score=1.0, name=''), Point(sparsity=0.6, score=3.0, name='')]
     """
     found: list[Point] = []
@@ -35,7 +35,7 @@ def front(points: Iterable[Point]) -> list[Point]:
     return found[::-1]
 
 
-def hypervolume(points: Iterable[Point], worst: float) -> float:
+def compute_hypervolume(points: Iterable[Point], worst: float) -> float:
     """Return the area that points dominate, from sparsity 0 and a worst score on.
 
     Args:
@@ -43,13 +43,13 @@ def hypervolume(points: Iterable[Point], worst: float) -> float:
         worst: The score of the reference point.
     """
     area, reached = 0.0, 0.0
-    for point in front(p for p in points if p.score < worst):
+    for point in select_front(p for p in points if p.score < worst):
         area += (point.sparsity - reached) * (worst - point.score)
         reached = point.sparsity
     return area
 
 
-def over_time(
+def trace_hypervolume(
     runs: Sequence[tuple[float, Sequence[tuple[float, float]]]], worst: float
 ) -> list[tuple[float, float]]:
     """Return how the hypervolume grew while one search followed the other.
@@ -68,6 +68,6 @@ def over_time(
         for seconds, score in falls:
             best[sparsity] = min(score, best.get(sparsity, score))
             points = (Point(s, b) for s, b in best.items())
-            found.append((before + seconds, hypervolume(points, worst)))
+            found.append((before + seconds, compute_hypervolume(points, worst)))
         before += max((seconds for seconds, _ in falls), default=0.0)
     return found

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.report.table import number
-from sparsity_search.runs.record import Curve
+from sparsity_search.report.table import format_number
+from sparsity_search.runs.record import ScoreTrace
 
 #: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -34,7 +34,7 @@ class Point(NamedTuple):
     high: float
 
 
-def profile_plot(profile: SparsityProfile, *, target: float, title: str) -> Figure:
+def draw_profile(profile: SparsityProfile, *, target: float, title: str) -> Figure:
     """Draw sparsity over depth: one line for each role, and a map of what differs from uniform.
 
     Args:
@@ -42,79 +42,79 @@ def profile_plot(profile: SparsityProfile, *, target: float, title: str) -> Figu
         target: The uniform level.
         title: Of the figure.
     """
-    grid = _grid(profile)
-    figure = _figure(9.0, 4.4 + 0.26 * len(grid), title)
+    grid = _compute_grid(profile)
+    figure = _create_figure(9.0, 4.4 + 0.26 * len(grid), title)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 0.6 + 0.26 * len(grid)))
     means = profile.grouped("block")
     upper.plot(list(means), list(means.values()), color=INK, lw=2.8, label="block mean", zorder=5)
-    _target_line(upper, target)
-    for style, (role, values) in zip(_styles(len(grid)), grid.items(), strict=True):
+    _draw_target(upper, target)
+    for style, (role, values) in zip(_list_styles(len(grid)), grid.items(), strict=True):
         upper.plot(list(values), list(values.values()), label=role, **style)
-    _style(upper, ylabel="sparsity")
-    _percent(upper)
-    _legend(upper)
-    _map(figure, lower, grid, target)
+    _style_axes(upper, ylabel="sparsity")
+    _show_percent(upper)
+    _draw_legend(upper)
+    _draw_map(figure, lower, grid, target)
     return figure
 
 
-def comparison_plot(
+def draw_comparison(
     profiles: Mapping[str, SparsityProfile],
     *,
     target: float,
     title: str = "Mean sparsity of each block, weighted by size",
 ) -> Figure:
     """Draw the mean sparsity of each block under each profile."""
-    figure = _figure(9.0, _height(profiles), title)
+    figure = _create_figure(9.0, _choose_height(profiles), title)
     axes = figure.subplots()
     for name, profile in reversed(list(profiles.items())):
         means = profile.grouped("block")
-        style = _named_style(name, profiles)
+        style = _choose_style(name, profiles)
         marker = "" if name == "uniform" else "o"
         axes.plot(
             list(means), list(means.values()), marker=marker, markersize=4, label=name, **style
         )
     if "uniform" not in profiles:
-        _target_line(axes, target)
-    _style(axes, ylabel="sparsity", xlabel="block")
+        _draw_target(axes, target)
+    _style_axes(axes, ylabel="sparsity", xlabel="block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _percent(axes)
-    _legend(axes)
+    _show_percent(axes)
+    _draw_legend(axes)
     return figure
 
 
-def score_plot(
-    curve: Curve, references: Mapping[str, float], *, score: str, fresh: bool = False
+def draw_scores(
+    trace: ScoreTrace, references: Mapping[str, float], *, score: str, fresh: bool = False
 ) -> Figure:
     """Draw the best score against time and against evaluations.
 
     Args:
-        curve: At least one point.
+        trace: At least one point.
         references: Scores of other profiles on the same tokens.
         score: What the score is, for the axis.
         fresh: The points are winners of rounds, each on its own tokens.
     """
     title = "Winner of each round (fresh tokens each)" if fresh else "Best score so far"
-    figure = _figure(9.0, 3.7, f"{title}, at the top rung of the search")
+    figure = _create_figure(9.0, 3.7, f"{title}, at the top rung of the search")
     left, right = figure.subplots(1, 2, sharey=True)
-    long = curve.elapsed[-1] >= 120
+    long = trace.elapsed[-1] >= 120
     scale, unit = (60, "minutes") if long else (1, "seconds")
-    times = [elapsed / scale for elapsed in curve.elapsed]
-    for axes, xs in ((left, times), (right, curve.evaluations)):
-        _steps(axes, xs, curve.scores, fresh)
+    times = [elapsed / scale for elapsed in trace.elapsed]
+    for axes, xs in ((left, times), (right, trace.evaluations)):
+        _draw_steps(axes, xs, trace.scores, fresh)
         for name, value in references.items():
-            style = {**_named_style(name, references), "lw": 1.4, "ls": "--"}
-            axes.axhline(value, label=f"{name} ({number(value)})", **style)
+            style = {**_choose_style(name, references), "lw": 1.4, "ls": "--"}
+            axes.axhline(value, label=f"{name} ({format_number(value)})", **style)
         axes.set_xlim(left=0)
         axes.margins(y=0.08)
-    _style(left, ylabel=score, xlabel=f"search time ({unit})")
-    _style(right, xlabel="evaluations at all rungs")
+    _style_axes(left, ylabel=score, xlabel=f"search time ({unit})")
+    _style_axes(right, xlabel="evaluations at all rungs")
     right.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if not fresh:
-        _legend(right)
+        _draw_legend(right)
     return figure
 
 
-def perplexity_plot(
+def draw_perplexity(
     curves: Mapping[str, Mapping[str, Sequence[Point]]], against: str = "sparsity"
 ) -> Figure:
     """Draw perplexity against sparsity: one panel a pruner, one line an allocator.
@@ -124,40 +124,44 @@ def perplexity_plot(
         against: What the points' sparsity is.
     """
     names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
-    figure = _figure(2.0 + 4.5 * len(curves), _height(names), f"Perplexity against {against}")
+    figure = _create_figure(
+        2.0 + 4.5 * len(curves), _choose_height(names), f"Perplexity against {against}"
+    )
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (pruner, lines) in zip(panels, curves.items(), strict=True):
         for name, points in lines.items():
             xs = [100 * point.sparsity for point in points]
             ys = np.array([point.mean for point in points])
             spread = np.array([(p.mean - p.low, p.high - p.mean) for p in points]).T
-            style = {**_named_style(name, names), "lw": 1.4, "marker": "o", "ms": 4}
+            style = {**_choose_style(name, names), "lw": 1.4, "marker": "o", "ms": 4}
             axes.errorbar(xs, ys, yerr=spread, capsize=2, label=name, **style)
         axes.set_yscale("log")
         for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             axis(LogFormatter(minor_thresholds=(2, 0.4)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(pruner, fontsize=10, color=INK)
-        _style(axes, xlabel=f"{against} (%)", ylabel="perplexity" if axes is panels[0] else "")
-    handles = [Line2D([], [], label=name, **_named_style(name, names)) for name in names]
-    _legend(panels[-1], handles)
+        _style_axes(
+            axes, xlabel=f"{against} (%)", ylabel="perplexity" if axes is panels[0] else ""
+        )
+    handles = [Line2D([], [], label=name, **_choose_style(name, names)) for name in names]
+    _draw_legend(panels[-1], handles)
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def encode_png(figure: Figure) -> bytes:
     """Return a figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def _create_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
 
 
-def _named_style(name: str, names: Collection[str]) -> dict[str, Any]:
+def _choose_style(name: str, names: Collection[str]) -> dict[str, Any]:
     """Return the line of a profile: the same in every figure that shows the same profiles."""
     if name == "uniform":
         return {"color": GREY, "ls": "--", "lw": 1.4}
@@ -169,7 +173,7 @@ def _named_style(name: str, names: Collection[str]) -> dict[str, Any]:
     return {"color": colour, "ls": line, "lw": 2.2 if name == "searched" else 1.6}
 
 
-def _styles(n: int) -> list[dict[str, Any]]:
+def _list_styles(n: int) -> list[dict[str, Any]]:
     return [
         {
             "color": COLOURS[i % len(COLOURS)],
@@ -182,7 +186,7 @@ def _styles(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def _grid(profile: SparsityProfile) -> dict[str, dict[int, float]]:
+def _compute_grid(profile: SparsityProfile) -> dict[str, dict[int, float]]:
     """Return the sparsity of each role in each block, weighted by size."""
     totals: dict[str, dict[int, np.ndarray]] = {}
     for unit, removed in zip(profile.layout, profile.removed, strict=True):
@@ -195,11 +199,11 @@ def _grid(profile: SparsityProfile) -> dict[str, dict[int, float]]:
     }
 
 
-def _target_line(axes: Axes, target: float) -> None:
+def _draw_target(axes: Axes, target: float) -> None:
     axes.axhline(target, color=GREY, ls="--", lw=1.4, label=f"uniform ({100 * target:g} %)")
 
 
-def _map(
+def _draw_map(
     figure: Figure, axes: Axes, grid: Mapping[str, Mapping[int, float]], target: float
 ) -> None:
     """Draw roles over blocks, coloured by the difference from the uniform level."""
@@ -218,7 +222,7 @@ def _map(
     )
     axes.set_yticks(range(len(grid)), list(grid))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _style(axes, xlabel="block")
+    _style_axes(axes, xlabel="block")
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.018, 1.0)))
@@ -227,16 +231,16 @@ def _map(
     bar.outline.set_visible(False)
 
 
-def _steps(axes: Axes, xs: Sequence[float], scores: Sequence[float], fresh: bool) -> None:
+def _draw_steps(axes: Axes, xs: Sequence[float], scores: Sequence[float], fresh: bool) -> None:
     if fresh:
         axes.plot(xs, scores, color=COLOURS[0], marker="o", ms=3.5, lw=1.0)
         return
-    label = f"best so far ({number(scores[-1])})"
+    label = f"best so far ({format_number(scores[-1])})"
     axes.plot(xs, scores, color=COLOURS[0], lw=2.2, drawstyle="steps-post", label=label)
     axes.plot(xs[-1:], scores[-1:], color=COLOURS[0], marker="o", ms=5)
 
 
-def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:
+def _style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
@@ -248,7 +252,7 @@ def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:
     axes.set_ylabel(ylabel, fontsize=10, color=INK)
 
 
-def _percent(axes: Axes) -> None:
+def _show_percent(axes: Axes) -> None:
     """Show percentages, and at least two points of them: rounding is no structure."""
     low, high = axes.get_ylim()
     missing = max(0.0, 0.02 - (high - low)) / 2
@@ -257,12 +261,12 @@ def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
-def _height(names: Collection[str]) -> float:
+def _choose_height(names: Collection[str]) -> float:
     """Return the height of a figure whose legend holds these names."""
     return max(3.6, 0.9 + 0.19 * len(names))
 
 
-def _legend(axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
+def _draw_legend(axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
     axes.legend(
         handles=handles,
         loc="upper left",

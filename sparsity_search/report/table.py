@@ -8,11 +8,11 @@ from math import isfinite
 from typing import Any, Literal
 
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.runs.record import RunRecord, shipped_name
+from sparsity_search.runs.record import RunRecord, find_shipped_name
 
 Row = tuple[str, ...]
 
-#: Columns of `rows`, but for what is saved.
+#: Columns of `list_rows`, but for what is saved.
 HEADER: Row = (
     "profile",
     "sparsity",
@@ -22,51 +22,51 @@ HEADER: Row = (
     "perplexity",
     "÷ uniform",
 )
-#: Columns of `rung_rows`.
+#: Columns of `list_rungs`.
 RUNG_HEADER: Row = ("rung", "tokens", "survivors", "evaluations", "failed", "seconds each")
 
 NONE = "\u2013"
 
 
-def header(record: RunRecord) -> Row:
-    """Return the columns of `rows`; among options there is one more, of what is saved."""
+def list_columns(record: RunRecord) -> Row:
+    """Return the columns of `list_rows`; among options there is one more, of what is saved."""
     return HEADER if record.saving is None else ("profile", "saving", *HEADER[1:])
 
 
-def asked(record: RunRecord) -> str:
+def describe_budget(record: RunRecord) -> str:
     """Return the budget in words.
 
     >>> from types import SimpleNamespace
-    >>> asked(SimpleNamespace(asked=0.6, removal="sparsity"))
+    >>> describe_budget(SimpleNamespace(asked=0.6, removal="sparsity"))
     '60.00 % sparsity'
     """
-    return f"{percent(record.asked)} {record.removal}"
+    return f"{format_percent(record.asked)} {record.removal}"
 
 
-def rows(record: RunRecord) -> list[Row]:
+def list_rows(record: RunRecord) -> list[Row]:
     """Return the comparison, one row a profile; before the end its scores are missing."""
-    results = [row for _, row in sorted(_results(record).items(), key=_dense_first)]
-    uniform = _results(record).get("uniform", {})
+    results = [row for _, row in sorted(_collect_results(record).items(), key=_dense_first)]
+    uniform = _collect_results(record).get("uniform", {})
     return [
         (
             str(row["name"]),
-            *(() if record.saving is None else (_percent(row.get("saving")),)),
-            *_removed(row, record.layout.n_weights),
-            number(row.get("score")),
-            ratio(row.get("score"), uniform.get("score")),
-            number(row.get("perplexity")),
-            ratio(row.get("perplexity"), uniform.get("perplexity")),
+            *(() if record.saving is None else (_format_saving(row.get("saving")),)),
+            *_format_removed(row, record.layout.n_weights),
+            format_number(row.get("score")),
+            format_ratio(row.get("score"), uniform.get("score")),
+            format_number(row.get("perplexity")),
+            format_ratio(row.get("perplexity"), uniform.get("perplexity")),
         )
         for row in results
     ]
 
 
-def group_header(record: RunRecord, by: Literal["block", "role"]) -> Row:
-    """Return the columns of `group_rows`."""
+def list_group_columns(record: RunRecord, by: Literal["block", "role"]) -> Row:
+    """Return the columns of `list_group_rows`."""
     return (by, "units", "weights", *record.profiles)
 
 
-def group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row]:
+def list_group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row]:
     """Return the sparsity of each block or role under each profile."""
     units: dict[int | str, int] = {}
     sizes: dict[int | str, int] = {}
@@ -76,12 +76,17 @@ def group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row]:
         sizes[key] = sizes.get(key, 0) + unit.size
     columns = [profile.grouped(by) for profile in record.profiles.values()]
     return [
-        (str(key), integer(units[key]), integer(sizes[key]), *(percent(c[key]) for c in columns))
+        (
+            str(key),
+            format_integer(units[key]),
+            format_integer(sizes[key]),
+            *(format_percent(c[key]) for c in columns),
+        )
         for key in units
     ]
 
 
-def rung_rows(record: RunRecord) -> list[Row]:
+def list_rungs(record: RunRecord) -> list[Row]:
     """Return what each rung of the ladder cost."""
     found: list[Row] = []
     for index, rung in enumerate(record.config["ladder"]["rungs"]):
@@ -90,83 +95,90 @@ def rung_rows(record: RunRecord) -> list[Row]:
         found.append(
             (
                 str(index),
-                integer(rung["tokens"]),
-                integer(rung["survivors"]),
-                integer(len(here)),
-                integer(sum(m.failed for m in here)),
-                number(seconds),
+                format_integer(rung["tokens"]),
+                format_integer(rung["survivors"]),
+                format_integer(len(here)),
+                format_integer(sum(m.failed for m in here)),
+                format_number(seconds),
             )
         )
     return found
 
 
-def summary(record: RunRecord) -> str:
+def summarise(record: RunRecord) -> str:
     """Return the result in one sentence."""
-    found = _results(record)
-    name = shipped_name(record.results)
+    found = _collect_results(record)
+    name = find_shipped_name(record.results)
     chosen, uniform = found.get(name, {}), found.get("uniform", {})
     if record.results is None or chosen.get("score") is None:
-        return f"The search is not finished: {search_facts(record)['evaluations']} evaluations."
+        return (
+            f"The search is not finished: {list_search_facts(record)['evaluations']} evaluations."
+        )
     removed, weights = chosen["removed"], record.layout.n_weights
-    text = f"{name} removes {integer(removed)} of {integer(weights)} weights"
-    text += f" ({percent(removed / weights)})"
+    text = f"{name} removes {format_integer(removed)} of {format_integer(weights)} weights"
+    text += f" ({format_percent(removed / weights)})"
     if record.saving is not None:
         what = record.removal.partition(" of ")[2]
-        text += f" and saves {_percent(chosen.get('saving'))}{what and ' of ' + what}"
+        text += f" and saves {_format_saving(chosen.get('saving'))}{what and ' of ' + what}"
         if record.shipped is not None and record.shipped.patterns:
-            text += f" with {_mixture(record.shipped)}"
+            text += f" with {_describe_mixture(record.shipped)}"
     for measure in ("score", "perplexity"):
         mine, theirs = chosen.get(measure), uniform.get(measure)
         if name != "uniform" and mine is not None and theirs is not None:
-            text += f"; {measure} {number(mine)}, {ratio(mine, theirs)} times that of uniform"
+            quotient = format_ratio(mine, theirs)
+            text += f"; {measure} {format_number(mine)}, {quotient} times that of uniform"
     return text + "."
 
 
-def search_facts(record: RunRecord) -> dict[str, str]:
+def list_search_facts(record: RunRecord) -> dict[str, str]:
     """Return rounds, evaluations and time of the search, and an allocator's settings found."""
     measured = record.measurements
     stored: Mapping[str, Any] = (record.results or {}).get("search", {})
     rounds = max((m.round for m in measured), default=stored.get("rounds", 0))
     seconds = max((m.elapsed for m in measured), default=stored.get("seconds", 0.0))
     return {
-        "rounds": integer(rounds),
-        "evaluations": integer(len(measured) or stored.get("measurements", 0)),
-        "failed evaluations": integer(sum(m.failed for m in measured)),
-        "distinct candidates": integer(len({m.candidate for m in measured})),
-        "search time": duration(seconds),
-        "best top-rung score": number(_best(record)),
-        **({"settings found": _settings(found)} if (found := stored.get("parameters")) else {}),
+        "rounds": format_integer(rounds),
+        "evaluations": format_integer(len(measured) or stored.get("measurements", 0)),
+        "failed evaluations": format_integer(sum(m.failed for m in measured)),
+        "distinct candidates": format_integer(len({m.candidate for m in measured})),
+        "search time": format_duration(seconds),
+        "best top-rung score": format_number(_find_best(record)),
+        **(
+            {"settings found": _describe_settings(found)}
+            if (found := stored.get("parameters"))
+            else {}
+        ),
     }
 
 
-def stage_rows(record: RunRecord) -> list[Row]:
-    """Return the time that each stage of the last session took."""
+def list_steps(record: RunRecord) -> list[Row]:
+    """Return the time that each step of the last session took."""
     seconds: Mapping[str, float] = (record.results or {}).get("seconds", {})
-    return [(stage, duration(spent)) for stage, spent in seconds.items()]
+    return [(step, format_duration(spent)) for step, spent in seconds.items()]
 
 
-def integer(value: int) -> str:
+def format_integer(value: int) -> str:
     """Return a count with thousands separated.
 
-    >>> integer(63700992)
+    >>> format_integer(63700992)
     '63,700,992'
     """
     return f"{value:,}"
 
 
-def percent(fraction: float) -> str:
+def format_percent(fraction: float) -> str:
     """Return a fraction as a percentage.
 
-    >>> percent(0.6)
+    >>> format_percent(0.6)
     '60.00 %'
     """
     return f"{100 * fraction:.2f} %"
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Return a measured value with four digits, or a dash if there is none.
 
-    >>> number(15.6), number(0.51234), number(31234.5), number(None)
+    >>> format_number(15.6), format_number(0.51234), format_number(31234.5), format_number(None)
     ('15.60', '0.5123', '31,234', '–')
     """
     if value is None or not isfinite(value):
@@ -176,17 +188,17 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
-def ratio(value: float | None, reference: float | None) -> str:
+def format_ratio(value: float | None, reference: float | None) -> str:
     """Return a quotient, or a dash if it has none."""
     if value is None or not reference:
         return NONE
     return f"{value / reference:.3f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time span in the units people use for it.
 
-    >>> duration(4.25), duration(312.4), duration(7260)
+    >>> format_duration(4.25), format_duration(312.4), format_duration(7260)
     ('4.2 s', '5 min 12 s', '2 h 01 min')
     """
     if seconds < 59.95:
@@ -198,7 +210,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _results(record: RunRecord) -> dict[str, Mapping[str, Any]]:
+def _collect_results(record: RunRecord) -> dict[str, Mapping[str, Any]]:
     """Return the rows of the comparison by name; profiles without one have counts alone."""
     known = {
         name: {"name": name, "removed": profile.n_removed}
@@ -207,34 +219,34 @@ def _results(record: RunRecord) -> dict[str, Mapping[str, Any]]:
     return known | {row["name"]: row for row in (record.results or {}).get("rows", [])}
 
 
-def _mixture(profile: SparsityProfile) -> str:
+def _describe_mixture(profile: SparsityProfile) -> str:
     """Return how many units have each pattern, dense ones first."""
     units = Counter(pattern or "dense" for _, pattern in profile.states)
     order = sorted(units, key=lambda pattern: (pattern != "dense", pattern))
     return ", ".join(f"{units[pattern]} units {pattern}" for pattern in order)
 
 
-def _settings(parameters: Mapping[str, Any]) -> str:
+def _describe_settings(parameters: Mapping[str, Any]) -> str:
     """Return an allocator's settings in words."""
     return ", ".join(f"{name} = {value}" for name, value in parameters.items())
 
 
-def _percent(fraction: float | None) -> str:
-    return NONE if fraction is None else percent(fraction)
+def _format_saving(fraction: float | None) -> str:
+    return NONE if fraction is None else format_percent(fraction)
 
 
 def _dense_first(item: tuple[str, Mapping[str, Any]]) -> bool:
     return item[0] != "dense"
 
 
-def _removed(row: Mapping[str, Any], weights: int) -> Row:
+def _format_removed(row: Mapping[str, Any], weights: int) -> Row:
     removed = row.get("removed")
     if removed is None:
         return NONE, NONE
-    return percent(removed / weights), integer(removed)
+    return format_percent(removed / weights), format_integer(removed)
 
 
-def _best(record: RunRecord) -> float | None:
+def _find_best(record: RunRecord) -> float | None:
     """Return the best top-rung score, where scores of all rounds are comparable."""
     if record.fresh:
         return None

@@ -1,108 +1,306 @@
-"""A run directory: who may write it, and what it was made from."""
+"""A run directory: what its files are called, and what is read from them and written to them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError, RunMismatchError
-from sparsity_search.utils.files import check_fingerprint, write_json
+from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError
+from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.prices import Prices
+from sparsity_search.utils.files import check_fingerprint, lock_folder, read_json, write_json
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
-RUN = "run.json"
-RESULTS = "results.json"
+#: The file that says how a run was made.
+RUN_JSON = VersionedJson("the record of a run", 1, ("config", "layout"), RunMismatchError)
+#: The file that says how a run ended.
+RESULTS_JSON = VersionedJson("the results of a run", 1, ("rows",), RunMismatchError)
+#: Name of the shipped profile's file, also beside a pruned checkpoint.
 PROFILE = "profile.json"
-MATERIALISED = "materialised.json"
-JOURNAL = "journal.log"
-STAGES = "stages.json"
-#: Profiles that a search starts from, and those that its stages found.
-STARTS = "starts.json"
-#: Locks of the workers.
-CLAIMS = ".claims"
-#: Key of `RUN`, and name of the file that other searches can use.
-PRICES = "prices"
 
-_PACKAGES = ("sparsity-search", "torch", "transformers", "optuna", "numpy", "datasets")
+#: Sections of the configuration that every run has.
+_SECTIONS = ("model", "budget", "space", "pruner", "searcher", "evaluator", "ladder", "study")
+#: Key of the prices in ``run.json``.
+_PRICES = "prices"
+#: Name of the study of a run whose ``run.json`` names none.
+_STUDY = "search"
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON in a file.
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one search.
 
-    Raises:
-        ConfigError: No such file, or no JSON in it.
+    Attributes:
+        path: The folder, which need not exist.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is corrupt: {error}") from error
 
+    path: Path
 
-def check_resumable(out: Path, config: RunConfig) -> None:
-    """Check, before any work, that a search may start or go on in a folder.
+    @classmethod
+    def list_finished(cls, folder: Path) -> list[RunDirectory]:
+        """Return the finished runs among the folders in ``folder``, sorted by name."""
+        return sorted(
+            (run for path in folder.glob("*") if (run := cls(path)).results_file.exists()),
+            key=lambda run: run.path,
+        )
 
-    Raises:
-        ConfigError: The folder holds something else.
-        RunMismatchError: It holds a run of another configuration; names the differing keys.
-    """
-    if out.is_file():
-        raise ConfigError(f"--out {out} is a file; name a folder")
-    if (out / RUN).exists():
-        run = read_json(out / RUN)
+    @property
+    def facts_file(self) -> Path:
+        """How the run was made: configuration, versions, model, text, fingerprint, layout."""
+        return self.path / "run.json"
+
+    @property
+    def results_file(self) -> Path:
+        """How the run ended."""
+        return self.path / "results.json"
+
+    @property
+    def profile_file(self) -> Path:
+        """The shipped profile, with where it comes from."""
+        return self.path / PROFILE
+
+    @property
+    def prices_file(self) -> Path:
+        """Prices of the units, which other searches can use."""
+        return self.path / f"{_PRICES}.json"
+
+    @property
+    def journal_file(self) -> Path:
+        """The measurements, unless they are in a database."""
+        return self.path / "journal.log"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the pruned model."""
+        return self.path / "checkpoint"
+
+    @property
+    def report_file(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def claims(self) -> Path:
+        """Folder of the workers' locks."""
+        return self.path / ".claims"
+
+    @property
+    def _starts_file(self) -> Path:
+        return self.path / "starts.json"
+
+    @property
+    def _stages_file(self) -> Path:
+        return self.path / "stages.json"
+
+    def plot_file(self, name: str) -> Path:
+        """Return the file of a figure."""
+        return self.path / "plots" / f"{name}.png"
+
+    def supernet(self, stage: int) -> Path:
+        """Return the folder of the supernet of a stage, numbered from 1."""
+        return self.path / ("supernet" if stage == 1 else f"supernet-stage{stage}")
+
+    def worker_log(self, number: int) -> Path:
+        """Return the file that a worker's messages go to."""
+        return self.path / f"worker-{number}.log"
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Own the directory; it is made if need be.
+
+        Raises:
+            ConfigError: Another process works there.
+        """
+        return lock_folder(self.path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return self.facts_file.exists()
+
+    def check_resumable(self, config: RunConfig) -> None:
+        """Check, before any work, that a search may start or go on here.
+
+        Raises:
+            ConfigError: The folder holds something else.
+            RunMismatchError: It holds a run of another configuration; names the differing keys.
+        """
+        if self.path.is_file():
+            raise ConfigError(f"--out {self.path} is a file; name a folder")
+        if self.begun:
+            stored, now = self.read_config().identity(), config.identity()
+            check_fingerprint(stored, now, f"the run in {self.path}")
+        elif self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+            raise ConfigError(
+                f"--out {self.path} is not empty and holds no run; name another folder"
+            )
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write ``run.json``, or check that the run that is there has the same fingerprint.
+
+        Raises:
+            RunMismatchError: The fingerprints differ.
+        """
+        facts = {"format": RUN_JSON.version, **facts}
+        if self.begun:
+            stored = self.read_facts()
+            what = f"the run in {self.path}"
+            check_fingerprint(stored["fingerprint"], facts["fingerprint"], what)
+            facts |= {key: stored[key] for key in ("created", "command")}
+        write_json(self.facts_file, facts)
+
+    def read_facts(self) -> dict[str, Any]:
+        """Return ``run.json``.
+
+        Raises:
+            ConfigError: There is none.
+            RunMismatchError: It is corrupt, or of another format.
+        """
+        if not self.begun:
+            raise ConfigError(f"{self.path} is no run directory: it has no {self.facts_file.name}")
+        facts = RUN_JSON.read(self.facts_file)
+        config = facts["config"]
+        for section in _SECTIONS:
+            if not isinstance(config, dict) or section not in config:
+                raise RunMismatchError(f"{self.facts_file} is corrupt: no {section!r} in config")
+        return facts
+
+    def read_config(self) -> RunConfig:
+        """Return the configuration of the run.
+
+        Raises:
+            ConfigError: There is no run.
+            RunMismatchError: ``run.json`` is corrupt, or of another version.
+        """
         try:
-            stored = RunConfig.model_validate(run["config"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunMismatchError(f"{out / RUN} is of another version, or corrupt") from error
-        check_fingerprint(stored.identity(), config.identity(), f"the run in {out}")
-    elif out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty and holds no run; name another folder")
+            return RunConfig.model_validate(self.read_facts()["config"])
+        except ValueError as error:
+            if isinstance(error, ConfigError | RunMismatchError):
+                raise
+            raise RunMismatchError(
+                f"{self.facts_file} is of another version, or corrupt"
+            ) from error
+
+    def read_prices(self, layout: Layout) -> Prices | None:
+        """Return the prices of the run's units; None if its budget is in weights.
+
+        Raises:
+            ConfigError: They are corrupt, or of other units.
+        """
+        stored = self.read_facts().get(_PRICES)
+        return None if stored is None else Prices.from_json(layout, stored)
+
+    def write_prices(self, prices: Prices) -> None:
+        """Write the file of prices for other searches."""
+        write_json(self.prices_file, prices.to_json())
+
+    def read_results(self) -> dict[str, Any] | None:
+        """Return ``results.json``; None while the run is not finished.
+
+        Raises:
+            RunMismatchError: It is corrupt, or of another format.
+        """
+        if not self.results_file.exists():
+            return None
+        results = RESULTS_JSON.read(self.results_file)
+        if not all(isinstance(row, dict) and "name" in row for row in results["rows"]):
+            raise RunMismatchError(f"{self.results_file} is corrupt: a row has no name")
+        return results
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write ``results.json``."""
+        write_json(self.results_file, {"format": RESULTS_JSON.version, **results})
+
+    def read_profiles(self, layout: Layout, shipped: str) -> dict[str, SparsityProfile]:
+        """Return the profiles that were compared, uniform first and the shipped one last.
+
+        Args:
+            layout: The units.
+            shipped: Name of the shipped one, which `profile_file` holds.
+
+        Raises:
+            ProfileError: A file is corrupt, or of another model; the message names it.
+        """
+        files = {path.stem: path for path in self._profile_file("*").parent.glob("*.json")}
+        if self.profile_file.exists():
+            files[shipped] = self.profile_file
+        names = sorted(files, key=lambda name: (name == shipped, name != "uniform", name))
+        return {name: _read_profile(files[name], layout) for name in names}
+
+    def write_profile(self, name: str, profile: SparsityProfile) -> None:
+        """Write one of the profiles that are compared."""
+        write_json(self._profile_file(name), profile.to_json())
+
+    def _profile_file(self, name: str) -> Path:
+        return self.path / "profiles" / f"{name}.json"
+
+    def read_starts(self, layout: Layout) -> list[dict[str, SparsityProfile]]:
+        """Return the profiles that each stage begun so far starts from, by name.
+
+        Raises:
+            ProfileError: The file is corrupt, or of another model.
+        """
+        stored = read_json(self._starts_file) if self._starts_file.exists() else []
+        return [
+            {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
+            for each in stored
+        ]
+
+    def read_studies(self) -> list[str]:
+        """Return the name of the Optuna study of each stage begun so far."""
+        names = read_json(self._stages_file) if self._stages_file.exists() else []
+        return names or [self.read_facts().get("study", _STUDY)]
+
+    def write_stages(
+        self, studies: Sequence[str], starts: Sequence[Mapping[str, SparsityProfile]]
+    ) -> None:
+        """Record the stages begun so far.
+
+        Args:
+            studies: Name of each stage's Optuna study.
+            starts: Profiles that each starts from, by name.
+        """
+        stored = [{name: start.to_json() for name, start in each.items()} for each in starts]
+        write_json(self._starts_file, stored)
+        write_json(self._stages_file, list(studies))
+
+    def read_hint(self, stage: int, name: str, space: SearchSpace) -> Hint | None:
+        """Return a hint that an earlier session left; None if there is none for this space.
+
+        More rounds may change where a stage starts, and with it the stage's space.
+
+        Args:
+            stage: Number of the stage, from 1.
+            name: Of the hint.
+            space: Of the stage.
+        """
+        file = self._hint_file(stage, name)
+        stored = read_json(file) if file.exists() else {}
+        if stored.get("space") != space.digest:
+            return None
+        return Hint(stored["name"], space.levels.lower, tuple(map(np.array, stored["losses"])))
+
+    def write_hint(self, stage: int, hint: Hint, space: SearchSpace) -> None:
+        """Write a hint of a stage, for later sessions and for other workers."""
+        losses = [loss.tolist() for loss in hint.losses]
+        facts = {"name": hint.name, "space": space.digest, "losses": losses}
+        write_json(self._hint_file(stage, hint.name), facts)
+
+    def _hint_file(self, stage: int, name: str) -> Path:
+        return self.path / "hints" / f"stage{stage}" / f"{Path(name).stem}.json"
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Own a run directory; it is made if need be.
-
-    Raises:
-        ConfigError: Another process works there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
+def _read_profile(file: Path, layout: Layout) -> SparsityProfile:
+    value = PROFILE_JSON.read(file)
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"another process is searching in {out}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed packages that results depend on."""
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # an extra
-            versions[name] = version(name)
-    return versions
-
-
-def begin(out: Path, facts: dict[str, Any]) -> None:
-    """Write ``run.json``, or check that the run that is there has the same fingerprint.
-
-    Raises:
-        RunMismatchError: The fingerprints differ.
-    """
-    if not (out / RUN).exists():
-        write_json(out / RUN, facts)
-        return
-    stored = read_json(out / RUN)
-    check_fingerprint(stored["fingerprint"], facts["fingerprint"], f"the run in {out}")
-    write_json(out / RUN, {**facts, "created": stored["created"], "command": stored["command"]})
+        return SparsityProfile.from_json(layout, value)
+    except ProfileError as error:
+        raise ProfileError(f"{file}: {error}") from error

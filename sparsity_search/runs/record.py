@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import Any
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.redact import redact_url
+from sparsity_search.runs.stage_spaces import AROUND, SEARCHED
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials import store
 from sparsity_search.trials.history import Fidelity, Measurement
-
-FORMAT = 1
-#: Name of the Optuna study, if ``run.json`` names no other.
-STUDY = "search"
-JOURNAL = "journal.log"
-
-_SECTIONS = ("model", "budget", "space", "pruner", "searcher", "evaluator", "ladder", "study")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +48,11 @@ class RunRecord:
             ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
             RunMismatchError: A file in it is corrupt, or of another format.
         """
-        run = _run(run_dir)
-        results = _results(run_dir)
+        directory = RunDirectory(run_dir)
+        run, results = directory.read_facts(), directory.read_results()
         try:
             layout = Layout.from_json(run["layout"])
-            profiles = _profiles(run_dir, layout, shipped_name(results))
+            profiles = directory.read_profiles(layout, find_shipped_name(results))
         except ProfileError as error:
             raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
         return cls(
@@ -113,7 +107,7 @@ class RunRecord:
     @property
     def shipped(self) -> SparsityProfile | None:
         """The profile that the run chose."""
-        return self.profiles.get(shipped_name(self.results))
+        return self.profiles.get(find_shipped_name(self.results))
 
     @property
     def parametric(self) -> bool:
@@ -130,7 +124,7 @@ class RunRecord:
         if self.parametric:
             return ["default settings"]
         initial = self.config.get("initial", [])
-        around_start = "around" in self.run.get("fingerprint", {})
+        around_start = AROUND in self.run.get("fingerprint", {})
         names = [*initial, "uniform"] if around_start else ["uniform", *initial]
         return list(dict.fromkeys(names))
 
@@ -148,7 +142,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class ScoreTrace:
     """Top-rung scores in the course of a search; one entry each a point.
 
     Attributes:
@@ -162,7 +156,9 @@ class Curve:
     scores: tuple[float, ...]
 
 
-def curve(measurements: Sequence[Measurement], top_rung: int, *, fresh: bool = False) -> Curve:
+def trace_scores(
+    measurements: Sequence[Measurement], top_rung: int, *, fresh: bool = False
+) -> ScoreTrace:
     """Return how the best top-rung score fell.
 
     Args:
@@ -185,7 +181,7 @@ def curve(measurements: Sequence[Measurement], top_rung: int, *, fresh: bool = F
         best = min(best, m.score.value)
         points[m.round if fresh else number] = (m.elapsed, number, best)
     elapsed, evaluations, scores = zip(*points.values(), strict=True) if points else ((), (), ())
-    return Curve(elapsed, evaluations, scores)
+    return ScoreTrace(elapsed, evaluations, scores)
 
 
 def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:
@@ -203,7 +199,7 @@ def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measure
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """What one stage of a search measured.
 
     Attributes:
@@ -215,7 +211,7 @@ class Stage:
     measurements: tuple[Measurement, ...]
 
 
-def load_stages(run_dir: Path, storage: str | None = None) -> list[Stage]:
+def load_stages(run_dir: Path, storage: str | None = None) -> list[StageRecord]:
     """Return what each stage of a run has measured so far; the storage is not changed.
 
     Args:
@@ -226,93 +222,45 @@ def load_stages(run_dir: Path, storage: str | None = None) -> list[Stage]:
         ConfigError: No run directory, or its storage cannot be read.
         RunMismatchError: ``run.json`` or the journal is corrupt.
     """
-    run = _run(run_dir)
-    url = storage or run["config"]["study"].get("storage")
-    journal = run_dir / JOURNAL
-    if url is None and not journal.exists():
+    directory = RunDirectory(run_dir)
+    source = find_storage(directory, storage)
+    if isinstance(source, Path) and not source.exists():
         return []
+    names = directory.read_studies()
     try:
-        names = _studies(run_dir)
-        return _joined({name: store.measurements(url or journal, name) for name in names})
+        return _join({name: store.read_measurements(source, name) for name in names})
     except Exception as error:  # each database driver has errors of its own
-        if url is None:
-            raise RunMismatchError(f"{journal} is corrupt: {error}") from error
+        if isinstance(source, Path):
+            raise RunMismatchError(f"{source} is corrupt: {error}") from error
         raise ConfigError(
-            f"cannot read the measurements of {run_dir} from {redact_url(url)}: "
+            f"cannot read the measurements of {run_dir} from {redact_url(source)}: "
             f"{type(error).__name__}; give its URL with --storage"
         ) from error
 
 
-def _studies(run_dir: Path) -> list[str]:
-    """Return the names of a run's studies, one a stage."""
-    try:
-        found: list[str] = json.loads((run_dir / "stages.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = []
-    return found or [_run(run_dir).get("study", STUDY)]
+def find_storage(directory: RunDirectory, storage: str | None = None) -> str | Path:
+    """Return where a run's measurements are: a URL, or the path of its journal.
+
+    Args:
+        directory: Of the run.
+        storage: URL of its storage, needed where ``run.json`` hides a password.
+    """
+    url = storage or directory.read_facts()["config"]["study"].get("storage")
+    return url or directory.journal_file
 
 
-def _joined(stages: Mapping[str, Sequence[Measurement]]) -> list[Stage]:
+def _join(stages: Mapping[str, Sequence[Measurement]]) -> list[StageRecord]:
     """Return all stages as one search: rounds and time go on counting."""
-    found: list[Stage] = []
+    found: list[StageRecord] = []
     rounds, elapsed = 0, 0.0
     for name, measured in stages.items():
         moved = [replace(m, round=m.round + rounds, elapsed=m.elapsed + elapsed) for m in measured]
         rounds = max((m.round + 1 for m in moved), default=rounds)
         elapsed = max((m.elapsed for m in moved), default=elapsed)
-        found.append(Stage(name, tuple(moved)))
+        found.append(StageRecord(name, tuple(moved)))
     return found
 
 
-def shipped_name(results: Mapping[str, Any] | None) -> str:
+def find_shipped_name(results: Mapping[str, Any] | None) -> str:
     """Return the name of the profile that the run chose."""
-    return str((results or {}).get("shipped", "searched"))
-
-
-def _run(run_dir: Path) -> dict[str, Any]:
-    run = _read(run_dir / "run.json", "config", "layout")
-    if run is None:
-        raise ConfigError(f"{run_dir} is no run directory: it has no run.json")
-    config = run["config"]
-    missing = [key for key in _SECTIONS if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise RunMismatchError(f"{run_dir / 'run.json'} is corrupt: no {missing[0]!r} in config")
-    return run
-
-
-def _results(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / "results.json"
-    results = _read(path, "rows")
-    if results and not all(isinstance(row, dict) and "name" in row for row in results["rows"]):
-        raise RunMismatchError(f"{path} is corrupt: a row has no name")
-    return results
-
-
-def _profiles(run_dir: Path, layout: Layout, shipped: str) -> dict[str, SparsityProfile]:
-    files = {path.stem: path for path in (run_dir / "profiles").glob("*.json")}
-    if (run_dir / "profile.json").exists():
-        files[shipped] = run_dir / "profile.json"
-    names = sorted(files, key=lambda name: (name == shipped, name != "uniform", name))
-    return {name: SparsityProfile.from_json(layout, _read(files[name])) for name in names}
-
-
-def _read(path: Path, *keys: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RunMismatchError(f"{path} is corrupt: {error}") from error
-    if not isinstance(value, dict):
-        raise RunMismatchError(f"{path} is corrupt: it holds no JSON object")
-    if value.get("format") != FORMAT:
-        raise RunMismatchError(
-            f"{path} has format {value.get('format')!r}; this version reads format {FORMAT}"
-        )
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise RunMismatchError(f"{path} is corrupt: no {missing[0]!r} in it")
-    return value
+    return str((results or {}).get("shipped", SEARCHED))

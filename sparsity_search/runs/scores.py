@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.runs.directory import read_json
-from sparsity_search.utils.files import atomic_file, write_json
+from sparsity_search.utils.files import atomic_file, read_json, write_json
 
 #: Of the JSON: identifies the pairs in the other file, or null.
 _PAIRS = "pairs"
@@ -32,7 +31,7 @@ def save_scores(path: Path, scores: Scores) -> None:
     if scores.pairs is not None:
         with atomic_file(beside) as temporary:
             save_file({_PAIRS: np.ascontiguousarray(scores.pairs)}, temporary)
-    pairs = None if scores.pairs is None else _identity(scores.pairs)
+    pairs = None if scores.pairs is None else _digest_pairs(scores.pairs)
     write_json(path, {**scores.to_json(), _PAIRS: pairs})
 
 
@@ -47,19 +46,19 @@ def load_scores(path: Path) -> Scores:
     if not isinstance(value, dict):
         raise ProfileError(f"{path} is not a table of scores")
     expected = value.pop(_PAIRS, None)
-    return Scores.from_json(value, None if expected is None else _pairs(path, expected))
+    return Scores.from_json(value, None if expected is None else _read_pairs(path, expected))
 
 
-def _pairs(path: Path, expected: str) -> np.ndarray:
+def _read_pairs(path: Path, expected: str) -> np.ndarray:
     beside = path.with_suffix(".safetensors")
     try:
         pairs = np.asarray(load_file(beside)[_PAIRS])
     except (OSError, KeyError, SafetensorError) as error:
         raise ProfileError(f"the pairs of {path} cannot be read from {beside}") from error
-    if _identity(pairs) != expected:
+    if _digest_pairs(pairs) != expected:
         raise ProfileError(f"{beside} holds the pairs of other scores than {path}")
     return pairs
 
 
-def _identity(pairs: np.ndarray) -> str:
+def _digest_pairs(pairs: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pairs).tobytes()).hexdigest()[:16]

@@ -17,8 +17,10 @@ import numpy as np
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.utils.files import digest
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
+#: The file of prices.
+PRICES_JSON = VersionedJson("a file of prices", 1, ("measure", "units"), ConfigError)
 
 
 class Curve(NamedTuple):
@@ -115,7 +117,7 @@ class Prices:
             name: {"removed": list(removed), "saved": list(saved)}
             for name, (removed, saved) in zip(names, self.curves, strict=True)
         }
-        return {"format": FORMAT, "measure": self.measure, "units": units}
+        return {"format": PRICES_JSON.version, "measure": self.measure, "units": units}
 
     @classmethod
     def from_json(cls, layout: Layout, value: Any) -> Prices:
@@ -124,17 +126,14 @@ class Prices:
         Raises:
             ConfigError: It did not, or they are not of these units.
         """
+        units, measure = PRICES_JSON.check(value)["units"], str(value["measure"])
         try:
-            units, measure = value["units"], str(value["measure"])
-            known = value["format"] == FORMAT
             curves = {
                 name: Curve(tuple(each["removed"]), tuple(map(float, each["saved"])))
                 for name, each in units.items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("not a file of prices") from error
-        if not known:
-            raise ConfigError(f"prices of format {value['format']!r}; this is format {FORMAT}")
         if set(curves) != {unit.name for unit in layout}:
             raise ConfigError("the prices are of another model, or of other units")
         return cls(layout, measure, [curves[unit.name] for unit in layout])

@@ -30,7 +30,7 @@ class Claims:
         self._folder = folder
         for self.seat in count():
             self._own = FileLock(folder / f"seat-{self.seat}")
-            if _acquired(self._own):
+            if _try_acquire(self._own):
                 break
 
     def order(self, n: int) -> Sequence[int]:
@@ -46,7 +46,7 @@ class Claims:
     def claim(self, place: int) -> Iterator[bool]:
         """Hold a place, and yield whether it is this worker's; another one's is not waited for."""
         lock = FileLock(self._folder / f"place-{place}")
-        mine = _acquired(lock)
+        mine = _try_acquire(lock)
         try:
             yield mine
         finally:
@@ -54,7 +54,7 @@ class Claims:
                 lock.release()
 
 
-def _acquired(lock: FileLock) -> bool:
+def _try_acquire(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:

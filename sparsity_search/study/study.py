@@ -49,7 +49,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """When a study ends. They are no part of what it computes.
+    """Stopping limits. They never affect results.
 
     Args:
         rounds: Rounds after the initial one.
@@ -102,29 +102,29 @@ class Study:
         Returns:
             The history; `History.survivors` are the winners, best first.
         """
-        session = _Session(self, limits)
+        run = _Run(self, limits)
         with suppress(_Stopped):
-            self._search(session, limits.rounds)
-        return session.history
+            self._search(run, limits.rounds)
+        return run.history
 
     def recorded(self, limits: Limits) -> History | None:
         """Return what `run` would, if nothing is left to be measured; None otherwise."""
         silent = replace(self, on_measured=lambda _: None)
-        session = _Session(silent, replace(limits, stop=lambda: True))
+        run = _Run(silent, replace(limits, stop=lambda: True))
         try:
-            silent._search(session, limits.rounds)
+            silent._search(run, limits.rounds)
         except _Stopped:
-            if limits.seconds is None or session.elapsed < limits.seconds:
+            if limits.seconds is None or run.elapsed < limits.seconds:
                 return None
-        return session.history
+        return run.history
 
-    def _search(self, session: _Session, rounds: int | None) -> None:
+    def _search(self, run: _Run, rounds: int | None) -> None:
         round_ = 0
         while rounds is None or round_ <= rounds:
-            candidates = self._candidates(session.history, round_)
+            candidates = self._candidates(run.history, round_)
             if not candidates:
                 return
-            session.history.close_round(session.climb(candidates, round_))
+            run.history.close_round(run.climb(candidates, round_))
             round_ += 1
 
     def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
@@ -135,7 +135,7 @@ class Study:
         return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
 
 
-class _Session:
+class _Run:
     """One run of a study: what is recorded already, the history so far, and the clock."""
 
     def __init__(self, study: Study, limits: Limits) -> None:

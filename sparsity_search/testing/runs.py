@@ -13,7 +13,7 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.trials.history import Fidelity, Measurement, Score
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
@@ -89,7 +89,7 @@ def make_run(
     """
     layout = run_layout()
     write_json(folder / "run.json", _build_run(layout, fresh, storage))
-    store = Store(storage or journal(folder / "journal.log"), "search", {"seed": 0})
+    store = Store(storage or open_journal(folder / "journal.log"), "search", {"seed": 0})
     measurements = list(run_measurements(rounds, fresh=fresh))
     for measurement in measurements:
         store.add(measurement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.stats import t  # type: ignore[import-untyped]
@@ -25,6 +26,7 @@ class Rung:
 
     tokens: int
     survivors: int
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # in configurations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Ladder:
 
     Args:
         candidates: New candidates in each round.
-        rungs: From the cheapest to the dearest.
+        rungs: From the cheapest to the costliest.
         fresh: Draw new tokens each round. By default every rung has one fixed draw, so scores
             are comparable between rounds and a known candidate is never measured again.
         confidence: Race: a candidate also leaves a rung when a paired one-sided t-test on the
@@ -50,6 +52,7 @@ class Ladder:
     rungs: tuple[Rung, ...] = (Rung(512, 2), Rung(2048, 1))
     fresh: bool = False
     confidence: float | None = None
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # in configurations
 
     def __post_init__(self) -> None:
         if self.confidence is not None and not 0.5 < self.confidence < 1:

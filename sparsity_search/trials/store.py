@@ -41,7 +41,7 @@ class Store:
     """The measurements of one run, in an Optuna storage.
 
     Args:
-        storage: An Optuna storage or its URL; `journal` makes the default one.
+        storage: An Optuna storage or its URL; `open_journal` makes the default one.
         name: Name of the Optuna study.
         fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
             old one must have the same.
@@ -70,14 +70,14 @@ class Store:
 
     def load(self, after: int = 0) -> list[Measurement]:
         """Return the finished measurements in the order of their numbers, without the first."""
-        return [_to_measurement(trial) for trial in _finished(self._study)[after:]]
+        return [_to_measurement(trial) for trial in _list_finished(self._study)[after:]]
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
         self._study.add_trial(_to_trial(measurement, self._space))
 
 
-def database(url: str) -> BaseStorage:
+def open_database(url: str) -> BaseStorage:
     """Return the Optuna storage of a database.
 
     Raises:
@@ -93,32 +93,34 @@ def database(url: str) -> BaseStorage:
         ) from error
 
 
-def journal(path: Path) -> JournalStorage:
+def open_journal(path: Path) -> JournalStorage:
     """Return the journal storage in a file; a line torn by a crash is cut off first.
 
     For the owner of the file alone: what looks torn may be what another process is writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(path)
-    return joined(path)
+    return join_journal(path)
 
 
-def joined(path: Path) -> JournalStorage:
+def join_journal(path: Path) -> JournalStorage:
     """Return the journal storage in a file that other processes write too."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def measurements(storage: str | Path, name: str) -> list[Measurement]:
+def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
     """Return the finished measurements of a study that may still be running; change nothing.
 
     Args:
         storage: URL of an Optuna storage, or the path of a journal file that exists.
         name: Name of the Optuna study; if there is none, it has no measurements.
     """
-    return [_to_measurement(trial) for trial in _stored(storage, name)]
+    return [_to_measurement(trial) for trial in _read_trials(storage, name)]
 
 
-def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, SparsityProfile]:
+def read_profiles(
+    storage: str | Path, name: str, layout: Layout
+) -> dict[Candidate, SparsityProfile]:
     """Return the profiles that parameters gave, by candidate; those that failed have none.
 
     Args:
@@ -130,7 +132,7 @@ def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, 
         ProfileError: They are of another layout.
     """
     found = {}
-    for trial in _stored(storage, name):
+    for trial in _read_trials(storage, name):
         if PROFILE in trial.user_attrs:
             facts = trial.user_attrs[PROFILE]
             profile = SparsityProfile(layout, tuple(facts["removed"]), tuple(facts["patterns"]))
@@ -138,10 +140,10 @@ def profiles(storage: str | Path, name: str, layout: Layout) -> dict[Candidate, 
     return found
 
 
-def _stored(storage: str | Path, name: str) -> list[FrozenTrial]:
-    opened: BaseStorage | str = joined(storage) if isinstance(storage, Path) else storage
+def _read_trials(storage: str | Path, name: str) -> list[FrozenTrial]:
+    opened: BaseStorage | str = join_journal(storage) if isinstance(storage, Path) else storage
     try:
-        return _finished(optuna.load_study(study_name=name, storage=opened))
+        return _list_finished(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
         return []
 
@@ -155,7 +157,7 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
+def _list_finished(study: optuna.Study) -> list[FrozenTrial]:
     done = (TrialState.COMPLETE, TrialState.FAIL)
     trials = study.get_trials(deepcopy=False, states=done)
     return sorted(trials, key=lambda t: t.number)

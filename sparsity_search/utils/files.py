@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.errors import RunMismatchError
+from filelock import FileLock, Timeout
+
+from sparsity_search.errors import ConfigError, RunMismatchError
 
 
 def canonical_json(value: Any) -> str:
@@ -43,6 +45,20 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: s
             f"{what} was made with another configuration; these differ: {differing}. "
             f"Use another --out, or the same settings."
         )
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON in a file.
+
+    Raises:
+        ConfigError: No such file, or no JSON in it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is corrupt: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,6 +104,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Own a folder; it is made if need be.
+
+    Raises:
+        ConfigError: Another process works there.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"another process works in {path}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sync(path: Path) -> None:

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import allocator
-from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.engine.plugins import build_allocator
+from sparsity_search.engine.session import open_session, request_calibration
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import describe
@@ -34,16 +34,21 @@ def allocate(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     monitor = monitor or Monitor()
-    budget, plugin = Budget(config.budget.target), allocator(config, name)
-    requests = [calibration(config.data)] if plugin.needs_text else []
+    budget, plugin = Budget(config.budget.target), build_allocator(config, name)
+    requests = [request_calibration(config.data)] if plugin.needs_text else []
     kind = config.model.units or plugin.units[0]
     session = open_session(
-        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
     )
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)
     budget.check(layout, bounds)
-    with monitor.stage(f"allocate {name}"):
+    with monitor.step(f"allocate {name}"):
         tokens = session.text.get("calibration", torch.empty(0, 0, dtype=torch.int64))
         found = plugin.detailed(session.subject, tokens, budget, bounds)
     facts = {

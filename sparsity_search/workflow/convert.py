@@ -76,27 +76,27 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
     Raises:
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
-    reader_name = job.source_format or _guess(job.source, "--from")
-    writer_name = job.out_format or _guess(job.out, "--to")
+    reader_name = job.source_format or _guess_format(job.source, "--from")
+    writer_name = job.out_format or _guess_format(job.out, "--to")
     for name in job.settings:
         if name not in (reader_name, writer_name):
             hint = nearest(name, {reader_name, writer_name})
             raise ConfigError(f"--set {name}: no file here is of this format: {hint}")
     reader, writer = (_create(name, job.settings) for name in (reader_name, writer_name))
-    text = _text(job.source)
+    text = _read_text(job.source)
     source = reader.read(text) if reader.sized else None
     if source and job.reference:
         raise ConfigError(f"--reference is not needed: {reader_name} files hold sizes")
-    sizes = source or (_reference(job.reference) if job.reference else None)
+    sizes = source or (_read_reference(job.reference) if job.reference else None)
     layout = sizes.profile.layout if sizes else None
     facts: dict[str, Any] = {}
     if job.model is not None:
-        kind = _kind(job.model, sizes)
-        layout, facts = _open(job.model, kind, monitor or Monitor())
+        kind = _choose_kind(job.model, sizes)
+        layout, facts = _open_model(job.model, kind, monitor or Monitor())
     if source is None:
         read = reader.read(text, sizes.profile.layout if sizes else layout)
-        source = Document(read.profile, _lasting(sizes.facts) if sizes else {})
-    document, how = _moved(source, layout or source.profile.layout, facts, job.budget)
+        source = Document(read.profile, _keep_lasting(sizes.facts) if sizes else {})
+    document, how = _move(source, layout or source.profile.layout, facts, job.budget)
     if document.profile.patterns and not writer.patterned:
         raise ProfileError(
             f"{writer_name} has no place for the patterns of this profile: use --to profile"
@@ -114,7 +114,7 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
     )
 
 
-def _moved(
+def _move(
     source: Document, layout: Layout, facts: Mapping[str, Any], wanted: BudgetSection
 ) -> tuple[Document, Literal["copied", "shifted", "transferred"]]:
     """Return the profile on ``layout`` at its own or another target, and how it got there."""
@@ -122,28 +122,28 @@ def _moved(
     same = same_units(profile.layout, layout)
     if same:
         profile = SparsityProfile(layout, profile.removed, profile.patterns)
-        if wanted.sparsity is None and _within(profile, bounds):
+        if wanted.sparsity is None and _lies_within(profile, bounds):
             return Document(profile, {**source.facts, **facts}), "copied"
     budget = Budget(profile.sparsity if wanted.sparsity is None else wanted.sparsity)
     origin = {"profile": profile.digest, "sparsity": profile.sparsity, "facts": source.facts}
     told = {"target": budget.target, "converted": origin, **facts}
     if same:
         shifted = retarget(profile, budget, bounds)
-        return Document(shifted, {**_lasting(source.facts), **told}), "shifted"
+        return Document(shifted, {**_keep_lasting(source.facts), **told}), "shifted"
     return Document(transfer(profile, layout, budget, bounds), told), "transferred"
 
 
-def _within(profile: SparsityProfile, bounds: Bounds) -> bool:
+def _lies_within(profile: SparsityProfile, bounds: Bounds) -> bool:
     removed = np.array(profile.removed)
     return bool(((bounds.lower <= removed) & (removed <= bounds.upper)).all())
 
 
-def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that hold for any other profile of the same units too."""
     return {key: facts[key] for key in ("model", "removes") if key in facts}
 
 
-def _guess(path: Path, option: str) -> str:
+def _guess_format(path: Path, option: str) -> str:
     """Return the format that a file's name stands for.
 
     Raises:
@@ -164,12 +164,12 @@ def _create(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Format:
     return found
 
 
-def _reference(path: Path) -> Document:
+def _read_reference(path: Path) -> Document:
     native: Format = FORMATS.create(_NATIVE)
-    return native.read(_text(path))
+    return native.read(_read_text(path))
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -178,7 +178,7 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path} is no text in UTF-8") from error
 
 
-def _kind(model: ModelSection, known: Document | None) -> str:
+def _choose_kind(model: ModelSection, known: Document | None) -> str:
     """Return what is removed from the other model: what is removed from the first one.
 
     Raises:
@@ -196,9 +196,9 @@ def _kind(model: ModelSection, known: Document | None) -> str:
     return str(kind or model.units)
 
 
-def _open(model: ModelSection, kind: str, monitor: Monitor) -> tuple[Layout, dict[str, Any]]:
+def _open_model(model: ModelSection, kind: str, monitor: Monitor) -> tuple[Layout, dict[str, Any]]:
     """Return the model's units, and what there is to tell of it."""
     from sparsity_search.engine.session import open_session  # heavy, and seldom needed
 
-    session = open_session(model, [], 0, monitor, kind)
+    session = open_session(model, [], 0, monitor, units=kind)
     return session.subject.layout, {"model": session.model_facts, "removes": kind}

@@ -63,10 +63,10 @@ def evaluate(
     tokens = session.text.get(text.purpose, torch.empty((0, text.length), dtype=torch.int64))
     reference = session.loaded.model
     if dense is not None:
-        with monitor.stage("load dense model"):
+        with monitor.step("load dense model"):
             options = config.model.model_dump(include=_OF_BOTH)
             reference = load_model(dense, **options).model
-    with monitor.stage("score"):
+    with monitor.step("score"):
         proxy = evaluator.bind(reference, tokens, session.loaded.tokenizer)
         score = proxy.score(session.loaded.model, range(n_rows if own else len(tokens)))
     return Evaluation(score, session.subject.zeros().sparsity, tokens.numel())

@@ -8,11 +8,10 @@ from typing import Literal
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.stages import DEFAULT_MINUTES
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.report.front import write_front
-from sparsity_search.runs import directory
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.workflow.search import search
 
 
@@ -56,18 +55,17 @@ def search_front(
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}
         )
-        if search(_at(own, before, len(budgets)), run, command=command, monitor=monitor):
-            before = [str(run / directory.PROFILE)]
+        if search(_adapt(own, before, len(budgets)), run, command=command, monitor=monitor):
+            before = [str(RunDirectory(run).profile_file)]
             write_front(out)
         else:
             return False
     return True
 
 
-def _at(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:
+def _adapt(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:
     """Return the configuration of one of several searches: its starts, and its share of time."""
     study, initial = config.study, [*config.initial, *before]
-    if study.minutes or study.rounds is None:
-        minutes = (study.minutes or DEFAULT_MINUTES) / n_budgets
-        study = study.model_copy(update={"minutes": minutes})
+    if study.time_limit is not None:
+        study = study.model_copy(update={"minutes": study.time_limit / n_budgets})
     return config.model_copy(update={"study": study, "initial": initial})

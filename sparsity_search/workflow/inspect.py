@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.estimate import Estimate, estimate, random_tokens
+from sparsity_search.engine.estimate import Estimate, draw_tokens, estimate
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import budget_of, pruner_of, unit_kind
+from sparsity_search.engine.plugins import budget_of, build_pruner, choose_units
 from sparsity_search.engine.session import open_session
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.remainder import LeftAlone, left_alone, shared_names
@@ -52,16 +52,16 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
         SparsitySearchError: Something given is not legal.
     """
     monitor = monitor or Monitor()
-    pruner = pruner_of(config)
+    pruner = build_pruner(config)
     evaluator = Factory().resolve(EVALUATORS, config.evaluator.spec)
     space_file = load_space(config.space).of_levels
-    budget = _budget(config, space_file, pruner)
-    kind = unit_kind(config, pruner)
-    session = open_session(config.model, [], config.study.seed, monitor, kind)
+    budget = _choose_budget(config, space_file, pruner)
+    kind = choose_units(config, pruner)
+    session = open_session(config.model, [], config.study.seed, monitor, units=kind)
     subject, model = session.subject, session.loaded.model
     space = space_file.build(subject.layout, budget, config.budget.bounds)
-    with monitor.stage("time samples"):
-        tokens = random_tokens(session, config.data.search_length)
+    with monitor.step("time samples"):
+        tokens = draw_tokens(session, config.data.search_length)
         proxy = evaluator.bind(model, tokens, session.loaded.tokenizer)
         expected = estimate(session, config, pruner, proxy, space)
     return Inspection(
@@ -75,7 +75,7 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
     )
 
 
-def _budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
+def _choose_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
     asked = config.budget
     if asked.sparsity is None and asked.saving is None and not space.options:
         return Budget(DEFAULT_SPARSITY)

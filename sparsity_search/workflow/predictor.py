@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.runs.directory import JOURNAL, PRICES, read_json
-from sparsity_search.runs.record import RunRecord, Stage, load_stages
-from sparsity_search.runs.starts import first_space, kept_starts
-from sparsity_search.searchers.bases.dataset import Dataset, read_dataset
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.record import RunRecord, StageRecord, find_storage, load_stages
+from sparsity_search.runs.stage_spaces import build_stage_spaces
+from sparsity_search.searchers.bases.dataset import DATASET_JSON, Dataset, read_dataset
 from sparsity_search.searchers.bases.models import Boosted, ModelSettings, fit
 from sparsity_search.searchers.bases.training import (
     Figures,
@@ -27,13 +27,12 @@ from sparsity_search.searchers.bases.training import (
 )
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.prices import Prices
 from sparsity_search.trials.history import Measurement
-from sparsity_search.trials.store import profiles
+from sparsity_search.trials.store import read_profiles
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import generator
 
-__all__ = ["Learned", "ModelSettings", "learn", "load_model", "space_of"]
+__all__ = ["Learned", "ModelSettings", "learn", "load_trees", "read_spaces"]
 
 #: Share of the pairs that a model is fitted to before it is judged by the others.
 TRAIN_SHARE = 0.7
@@ -85,66 +84,59 @@ def learn(
         RunMismatchError: A file of the run is corrupt, or its space has changed since.
     """
     record = RunRecord.read(run_dir, storage)
-    space = space_of(record, run_dir)
-    stages = load_stages(run_dir, storage)
-    url = storage or record.config["study"].get("storage") or run_dir / JOURNAL
-    of_settings = record.parametric
-    measured = _of_settings(stages, space, url) if of_settings else _of_levels(stages, space)
-    dataset, rounds = _dataset(record, space, measured)
+    directory = RunDirectory(run_dir)
+    stages, spaces = load_stages(run_dir, storage), read_spaces(directory)
+    space = spaces[0]
+    if record.parametric:
+        measured = _match_settings(stages, space, find_storage(directory, storage))
+    else:
+        measured = _match_levels(stages, spaces)
+    dataset, rounds = _build_dataset(record, space, measured)
     pairs = dataset.pairs(space)
     train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
     if not can_fit(train) or not len(held_out):
         raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
     model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
-        write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
+        write_json(out, {**dataset.to_json(), **_export_model(model, settings, space)})
     return Learned(
         dataset,
         figures(fit(train, settings, seed), held_out),
         rank_correlations(pairs, rounds, settings),
-        _importance(model, space, pairs.matrix.shape[1]),
+        _measure_importance(model, space, pairs.matrix.shape[1]),
     )
 
 
-def load_model(path: Path) -> Boosted:
+def load_trees(path: Path) -> Boosted:
     """Return the trees that `learn` wrote; they predict for the space that their run began with.
 
     Raises:
         ConfigError: No data set, or it has no trees.
     """
     read_dataset(path)
-    value = read_json(path).get("model")
+    value = DATASET_JSON.read(path).get("model")
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path} has no trees; write it with --model xgboost")
     return Boosted.from_json(value["members"], rank=value["settings"]["objective"] == "rank")
 
 
-def space_of(record: RunRecord, run_dir: Path) -> SearchSpace:
-    """Return the space that a run searched first; of settings, that of levels below it.
-
-    Args:
-        record: Of the run.
-        run_dir: Its directory, which has the profiles that it started from.
+def read_spaces(directory: RunDirectory) -> list[SearchSpace]:
+    """Return the space of each stage of a run; of settings, that of levels below it.
 
     Raises:
         RunMismatchError: The configuration or the space file have changed since.
     """
-    try:
-        config = RunConfig.model_validate(record.config)
-    except ValueError as error:
-        raise RunMismatchError("run.json is of another version, or corrupt") from error
+    facts, config = directory.read_facts(), directory.read_config()
+    layout = Layout.from_json(facts["layout"])
     file = load_space(config.space).of_levels
     budget = Budget(config.budget.saving or config.budget.target)
-    stored = record.run.get(PRICES)
-    prices = None if stored is None else Prices.from_json(record.layout, stored)
-    space = file.build(record.layout, budget, config.budget.bounds, prices)
-    if record.run["fingerprint"].get("space", space.digest) != space.digest:
+    space = file.build(layout, budget, config.budget.bounds, directory.read_prices(layout))
+    if facts["fingerprint"].get("space", space.digest) != space.digest:
         raise RunMismatchError(f"the space {config.space!r} is not what it was in the search")
-    fingerprint, starts = record.run["fingerprint"], kept_starts(run_dir, record.layout)
-    return first_space(space, fingerprint, starts[0]) if starts else space
+    return build_stage_spaces(space, facts["fingerprint"], directory.read_starts(layout))
 
 
-def _dataset(
+def _build_dataset(
     record: RunRecord, space: SearchSpace, measured: Sequence[_Measured]
 ) -> tuple[Dataset, list[int]]:
     """Return the data set, and the round of each pair."""
@@ -154,17 +146,27 @@ def _dataset(
         scores=[m.score.value for *_, m in measured],
         fidelities=[m.fidelity for *_, m in measured],
         stages=[number for number, *_ in measured],
-        facts=_facts(record, space),
+        facts=_describe(record, space),
     )
     return dataset, [m.round for *_, m in measured]
 
 
-def _of_levels(stages: Sequence[Stage], space: SearchSpace) -> list[_Measured]:
-    """Return what all stages measured, without failures; the space is that of the first."""
+def _match_levels(stages: Sequence[StageRecord], spaces: Sequence[SearchSpace]) -> list[_Measured]:
+    """Return what all stages measured, with the profiles, without failures.
+
+    Raises:
+        RunMismatchError: A stage's space is not recorded, or lacks a candidate.
+    """
     found: list[_Measured] = []
     for number, stage in enumerate(stages, start=1):
-        if number > 1:
-            space = _refined(space, stages[number - 2].measurements, stage.study)
+        if number > len(spaces):
+            raise RunMismatchError(
+                f"the run does not say where its stage {number} started: it is of an earlier "
+                "version, search anew"
+            )
+        space = spaces[number - 1]
+        if number > 1 and not stage.study.endswith(space.digest):
+            raise RunMismatchError(f"the study {stage.study!r} is of another space")
         if any(m.candidate not in space for m in stage.measurements):
             raise RunMismatchError("the run holds candidates that are not in its space")
         alive = usable(stage.measurements)
@@ -172,8 +174,8 @@ def _of_levels(stages: Sequence[Stage], space: SearchSpace) -> list[_Measured]:
     return found
 
 
-def _of_settings(
-    stages: Sequence[Stage], space: SearchSpace, storage: str | Path
+def _match_settings(
+    stages: Sequence[StageRecord], space: SearchSpace, storage: str | Path
 ) -> list[_Measured]:
     """Return what was measured of an allocator's settings, with the profiles that they gave.
 
@@ -182,7 +184,7 @@ def _of_settings(
     """
     found: list[_Measured] = []
     for stage in stages:
-        known = profiles(storage, stage.study, space.layout)
+        known = read_profiles(storage, stage.study, space.layout)
         alive = usable(stage.measurements)
         if any(m.candidate not in known for m in alive):
             raise ConfigError(
@@ -193,23 +195,7 @@ def _of_settings(
     return found
 
 
-def _refined(space: SearchSpace, measured: Sequence[Measurement], study: str) -> SearchSpace:
-    """Return the space of a stage: around one candidate of the stage before, mostly the best.
-
-    The study's name ends with its digest, so that it need not be guessed.
-
-    Raises:
-        RunMismatchError: No candidate has that space.
-    """
-    order = sorted(measured, key=lambda m: (-m.fidelity.tokens, m.failed, m.score.value))
-    for candidate in dict.fromkeys([*(m.candidate for m in order), space.uniform]):
-        finer = space.refined(space.profile(candidate))
-        if study.endswith(finer.digest):
-            return finer
-    raise RunMismatchError(f"no candidate is what the study {study!r} was around")
-
-
-def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
+def _describe(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
     config = record.config
     return {
         **{key: config[key] for key in ("model", "budget", "space", "pruner", "evaluator")},
@@ -218,7 +204,7 @@ def _facts(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def _importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
+def _measure_importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
     if not isinstance(model, Boosted):
         return {}
     gains = model.importance(n_features)[: space.n_genes]  # the levels are the first features
@@ -227,7 +213,7 @@ def _importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, fl
     return {name: float(gain / total) for name, gain in zip(units, gains, strict=True)}
 
 
-def _model_json(
+def _export_model(
     model: Any, settings: ModelSettings, space: SearchSpace
 ) -> dict[str, dict[str, Any]]:
     if model is None:

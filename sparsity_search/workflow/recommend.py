@@ -13,9 +13,9 @@ import yaml
 from pydantic import Field
 
 from sparsity_search.config.schema import RunConfig, Section
-from sparsity_search.engine.estimate import random_tokens
+from sparsity_search.engine.estimate import draw_tokens
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import pruner_of, unit_kind
+from sparsity_search.engine.plugins import build_pruner, choose_units
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.running.head import last_hidden
@@ -32,7 +32,7 @@ SEARCH_PASSES = 8
 _REPEATS = 3
 
 
-class Evidence(Section):
+class MeasuredGain(Section):
     """A measured gain.
 
     Attributes:
@@ -58,13 +58,13 @@ class Method(Section):
     forward: float = Field(default=0, ge=0)
     backward: float = Field(default=0, ge=0)
     seconds_per_million: float = Field(default=0, ge=0)
-    measured: tuple[Evidence, ...] = ()
+    measured: tuple[MeasuredGain, ...] = ()
 
-    def evidence(self, pruner: str, sparsity: float) -> Evidence | None:
+    def find_gain(self, pruner: str, sparsity: float) -> MeasuredGain | None:
         """Return the gain measured nearest to a case: with its pruner if there is one."""
-        own = [found for found in self.measured if found.pruner == pruner]
+        own = [gain for gain in self.measured if gain.pruner == pruner]
         near = own or self.measured
-        return min(near, key=lambda found: abs(found.sparsity - sparsity), default=None)
+        return min(near, key=lambda gain: abs(gain.sparsity - sparsity), default=None)
 
     def seconds(self, machine: Machine, config: RunConfig) -> float:
         """Return what the method will take.
@@ -77,7 +77,7 @@ class Method(Section):
         calibration = data.calibration_sequences * data.calibration_length
         tokens = (self.tokens or calibration) * (self.forward + BACKWARD * self.backward)
         if self.rounds is not None:
-            tokens += self.rounds * _round_tokens(config) + SEARCH_PASSES * calibration
+            tokens += self.rounds * _count_round_tokens(config) + SEARCH_PASSES * calibration
         weights = self.seconds_per_million * machine.weights / 1e6
         return tokens * machine.seconds_per_token + weights
 
@@ -91,12 +91,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Estimated:
+class TimedMethod:
     """A method with its time here and the gain nearest to the case; None if not measured."""
 
     method: Method
     seconds: float
-    evidence: Evidence | None
+    gain: MeasuredGain | None
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Recommendation:
         why: In one sentence.
     """
 
-    methods: Sequence[Estimated]
-    chosen: Estimated
+    methods: Sequence[TimedMethod]
+    chosen: TimedMethod
     machine: Machine
     why: str
 
@@ -135,16 +135,16 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
     if not minutes >= 0:
         raise ConfigError(f"--minutes must not be negative, not {minutes}")
     budget = Budget(config.budget.target)
-    pruner = pruner_of(config)
-    kind = unit_kind(config, pruner)
+    pruner = build_pruner(config)
+    kind = choose_units(config, pruner)
     if kind != "weights":
         raise ConfigError(
             f"there are no measured gains for {kind}: use compare, or --units weights"
         )
-    session = open_session(config.model, [], config.study.seed, monitor, kind)
-    with monitor.stage("time the model"):
-        machine = timed(session, config.data.calibration_length)
-    return choose(methods(), machine, config, budget.target, minutes)
+    session = open_session(config.model, [], config.study.seed, monitor, units=kind)
+    with monitor.step("time the model"):
+        machine = time_model(session, config.data.calibration_length)
+    return choose(load_methods(), machine, config, budget.target, minutes)
 
 
 def choose(
@@ -160,21 +160,23 @@ def choose(
         minutes: Time for the method.
     """
     name = config.pruner.name
-    found = [Estimated(m, m.seconds(machine, config), m.evidence(name, sparsity)) for m in known]
+    found = [
+        TimedMethod(m, m.seconds(machine, config), m.find_gain(name, sparsity)) for m in known
+    ]
     found.sort(key=lambda entry: entry.seconds)
-    fitting = [entry for entry in found if entry.evidence and entry.seconds <= 60 * minutes]
+    fitting = [entry for entry in found if entry.gain and entry.seconds <= 60 * minutes]
     if not fitting:
         raise ConfigError("no method with a measured gain fits this time")
     # gains with another pruner are not comparable: they count where there are none with this one
     own = [entry for entry in fitting if _ratio(entry) < 1 and _pruner(entry) == name]
     best = min(own or fitting, key=_ratio)  # of equal ones the quickest
-    return Recommendation(found, best, machine, _why(best, found, minutes))
+    return Recommendation(found, best, machine, _explain(best, found, minutes))
 
 
-def timed(session: Session, length: int) -> Machine:
+def time_model(session: Session, length: int) -> Machine:
     """Return how fast a model runs on one sequence of random tokens."""
     model = session.loaded.model
-    tokens, spent = random_tokens(session, length), []
+    tokens, spent = draw_tokens(session, length), []
     with torch.inference_mode():
         last_hidden(model, tokens)  # warms up
         for _ in range(_REPEATS):
@@ -185,37 +187,37 @@ def timed(session: Session, length: int) -> Machine:
 
 
 @cache
-def methods() -> tuple[Method, ...]:
+def load_methods() -> tuple[Method, ...]:
     """Return the methods of ``methods.yaml``."""
     text = files("sparsity_search.workflow").joinpath(METHODS).read_text(encoding="utf-8")
     return tuple(Method.model_validate(entry) for entry in yaml.safe_load(text)["methods"])
 
 
-def _round_tokens(config: RunConfig) -> int:
+def _count_round_tokens(config: RunConfig) -> int:
     """Return the tokens of one round: candidates, then the survivors of each rung."""
     ladder = config.ladder
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
     return sum(n * rung.tokens for n, rung in zip(entering, ladder.rungs, strict=False))
 
 
-def _ratio(entry: Estimated) -> float:
-    assert entry.evidence is not None
-    return entry.evidence.ratio
+def _ratio(entry: TimedMethod) -> float:
+    assert entry.gain is not None
+    return entry.gain.ratio
 
 
-def _pruner(entry: Estimated) -> str:
-    assert entry.evidence is not None
-    return entry.evidence.pruner
+def _pruner(entry: TimedMethod) -> str:
+    assert entry.gain is not None
+    return entry.gain.pruner
 
 
-def _why(best: Estimated, found: Sequence[Estimated], minutes: float) -> str:
-    evidence = best.evidence
-    assert evidence is not None
-    where = f"{evidence.pruner} at {evidence.sparsity:.0%}: {evidence.source}"
+def _explain(best: TimedMethod, found: Sequence[TimedMethod], minutes: float) -> str:
+    gain = best.gain
+    assert gain is not None
+    where = f"{gain.pruner} at {gain.sparsity:.0%}: {gain.source}"
     text = f"{best.method.name} has the best measured gain of what fits {minutes:g} min: "
-    text += f"{evidence.ratio:.3g} times the perplexity of uniform ({where})"
-    same = [e for e in found if e.evidence and e.evidence.pruner == evidence.pruner]
-    if better := [e for e in same if _ratio(e) < evidence.ratio]:
+    text += f"{gain.ratio:.3g} times the perplexity of uniform ({where})"
+    same = [e for e in found if e.gain and e.gain.pruner == gain.pruner]
+    if better := [e for e in same if _ratio(e) < gain.ratio]:
         more = min(better, key=lambda entry: entry.seconds)
         text += f"; {more.method.name} would need {max(1, round(more.seconds / 60))} min"
     return text + "."

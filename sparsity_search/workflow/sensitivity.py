@@ -8,8 +8,8 @@ from pathlib import Path
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import factory_of, pruner_of, unit_kind
-from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.engine.plugins import build_factory, build_pruner, choose_units
+from sparsity_search.engine.session import open_session, request_calibration
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.sensitivity import Sensitivity
 from sparsity_search.profiles.scores import Scores
@@ -33,19 +33,24 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     monitor = monitor or Monitor()
     if out.suffix != ".json" or out.is_dir():
         raise ConfigError(f"scores are a JSON file: name --out FILE.json, not {out}")
-    build, pruner = factory_of(config), pruner_of(config)
+    build, pruner = build_factory(config), build_pruner(config)
     plugin: Sensitivity = build.resolve(SENSITIVITIES, config.sensitivity.spec)
-    kind = unit_kind(config, pruner)
+    kind = choose_units(config, pruner)
     plugin.check_units(kind)
     if pruner.merges:
         raise ConfigError("this pruner merges removed units into kept ones: use drop instead")
     measured = {"sensitivity": plugin, "pruner": pruner}
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", measured)
-    requests = [calibration(config.data)]
+    requests = [request_calibration(config.data)]
     session = open_session(
-        config.model, requests, config.study.seed, monitor, kind, config.data.statistics
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
     )
-    with monitor.stage(f"measure {config.sensitivity.name}"):
+    with monitor.step(f"measure {config.sensitivity.name}"):
         found = measurer.measure(session.subject, session.text["calibration"])
     facts = {
         "model": session.model_facts,

@@ -9,7 +9,7 @@ from typing import Any
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import allocator
+from sparsity_search.engine.plugins import build_allocator
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.profiles.budget import Budget
@@ -50,23 +50,23 @@ def solve(
     """
     monitor = monitor or Monitor()
     budgets = [Budget(target) for target in targets]
-    files = _files(out, targets)
+    files = _name_files(out, targets)
     scores = load_scores(scores_file)
-    plugin = _solver(config, name, scores.facts)
+    plugin = _build_solver(config, name, scores.facts)
     bounds = bounds_of(scores.layout, config.budget.bounds)
     for budget in budgets:
         plugin.check(scores.layout, budget, bounds)
     found = {}
-    with monitor.stage(f"solve {name}", len(budgets)) as advance:
+    with monitor.step(f"solve {name}", len(budgets)) as advance:
         for file, budget in zip(files, budgets, strict=True):
             found[file] = plugin.solve(scores, budget, bounds)
             advance()
     for (file, allocation), budget in zip(found.items(), budgets, strict=True):
-        write_json(file, _artefact(plugin, scores, budget, allocation))
+        write_json(file, _describe(plugin, scores, budget, allocation))
     return found
 
 
-def _files(out: Path, targets: Sequence[float]) -> list[Path]:
+def _name_files(out: Path, targets: Sequence[float]) -> list[Path]:
     """Return the file of each target.
 
     Raises:
@@ -81,7 +81,7 @@ def _files(out: Path, targets: Sequence[float]) -> list[Path]:
     return [out / f"profile-{target!r}.json" for target in targets]
 
 
-def _solver(config: RunConfig, name: str, facts: Mapping[str, Any]) -> ScoredAllocator:
+def _build_solver(config: RunConfig, name: str, facts: Mapping[str, Any]) -> ScoredAllocator:
     """Return the allocator with what the scores were measured with, unless it is set.
 
     Raises:
@@ -92,12 +92,12 @@ def _solver(config: RunConfig, name: str, facts: Mapping[str, Any]) -> ScoredAll
         raise ConfigError(f"{name!r} does not solve scores: choose knapsack, greedy or lagrangian")
     measured = {key: facts[key] for key in ("sensitivity", "pruner", "seed") if key in facts}
     allocators = {**config.allocators, name: {**measured, **config.allocators.get(name, {})}}
-    found = allocator(config.model_copy(update={"allocators": allocators}), name)
+    found = build_allocator(config.model_copy(update={"allocators": allocators}), name)
     assert isinstance(found, ScoredAllocator)
     return found
 
 
-def _artefact(
+def _describe(
     plugin: ScoredAllocator, scores: Scores, budget: Budget, allocation: Allocation
 ) -> dict[str, Any]:
     """Return a profile as a JSON object, with what it was made from."""

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.fingerprint import identify_study
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.stages import present_stage
+from sparsity_search.engine.opening import open_job
+from sparsity_search.engine.stages import find_present_stage
 from sparsity_search.errors import ConfigError
-from sparsity_search.runs import directory
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.store import database, joined
+from sparsity_search.trials.store import join_journal, open_database
 from sparsity_search.utils.files import check_fingerprint
-from sparsity_search.workflow.search import fingerprint_of, open_job, study_name
 
 
 def work(
@@ -35,22 +36,23 @@ def work(
         ConfigError: There is no such search, or it is not measuring yet.
         RunMismatchError: This process would not measure the same.
     """
-    run = directory.read_json(out / directory.RUN)
-    config = _own(RunConfig.model_validate(run["config"]), device)
+    directory = RunDirectory(out)
+    config = _adapt(directory.read_config(), device)
     if config.study.storage and storage is None:
         raise ConfigError("the run keeps its measurements in a database: give --storage URL")
     job = open_job(config, out, monitor or Monitor())
-    fingerprint = fingerprint_of(job)
-    check_fingerprint(run["fingerprint"], fingerprint, f"the run in {out}")
-    opened = database(storage) if storage else joined(out / directory.JOURNAL)
-    job = replace(job, claims=Claims(out / directory.CLAIMS))
-    stage = present_stage(job, opened, (study_name(fingerprint), fingerprint))
-    if stage is None or not stage.ready:
+    key = identify_study(job)
+    stored = directory.read_facts()["fingerprint"]
+    check_fingerprint(stored, key.fingerprint, f"the run in {out}")
+    opened = open_database(storage) if storage else join_journal(directory.journal_file)
+    job = replace(job, claims=Claims(directory.claims))
+    stage = find_present_stage(job, opened, key)
+    if stage is None or not stage.ready():
         raise ConfigError(f"the search in {out} is not measuring yet: its supernet is not built")
     stage.run()
 
 
-def _own(config: RunConfig, device: str | None) -> RunConfig:
+def _adapt(config: RunConfig, device: str | None) -> RunConfig:
     """Return a worker's configuration: its device, and no workers of its own.
 
     Raises:

@@ -12,7 +12,7 @@ import yaml
 
 from sparsity_search.report import RunRecord
 from sparsity_search.searchers.bases.models import ModelSettings
-from sparsity_search.trials.store import journal
+from sparsity_search.trials.store import open_journal
 from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome
@@ -29,7 +29,7 @@ def search(cli: Cli, model: Path, out: Path, *more: object) -> Outcome:
 
 def trials(out: Path) -> list[optuna.trial.FrozenTrial]:
     name = json.loads((out / "run.json").read_text())["study"]
-    return optuna.load_study(study_name=name, storage=journal(out / "journal.log")).trials
+    return optuna.load_study(study_name=name, storage=open_journal(out / "journal.log")).trials
 
 
 @pytest.mark.parametrize("space", ["owl_grid", "depth_spline"])

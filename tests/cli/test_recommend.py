@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.cli.recommend import commands
+from sparsity_search.cli.recommend import format_commands
 from sparsity_search.workflow.recommend import Method
 
 from .conftest import SMALL, Outcome
@@ -42,7 +42,7 @@ def test_commands_carry_the_options_on() -> None:
     method = Method(name="owl", allocator="owl")
     options = given(pruner="ria+sparsegpt", bounds=["q=0:0.9"], calibration="self",
                     trust_remote_code=True, set_=["a.b=[1, 2]"])  # fmt: skip
-    allocate, prune = (shlex.split(line) for line in commands(method, options))
+    allocate, prune = (shlex.split(line) for line in format_commands(method, options))
     shared = ["--calibration", "self", "--trust-remote-code", "--set", "a.b=[1, 2]"]
     assert allocate == [
         *("sparsity-search", "allocate", "my model", "--allocator", "owl", "--sparsity", "0.7"),
@@ -56,7 +56,7 @@ def test_commands_carry_the_options_on() -> None:
 
 
 def test_a_search_gets_all_the_time() -> None:
-    (line,) = commands(Method(name="search", rounds=9), given(pruner="wanda"))
+    (line,) = format_commands(Method(name="search", rounds=9), given(pruner="wanda"))
     assert shlex.split(line) == [
         *("sparsity-search", "search", "my model", "--sparsity", "0.7", "--pruner", "wanda"),
         *("--minutes", "5", "--out", "searched"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.workflow.search import search as run_search

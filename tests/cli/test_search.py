@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.session import calibration, open_session
+from sparsity_search.engine.session import open_session, request_calibration
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.layout import Layout
@@ -83,7 +83,7 @@ def test_the_checkpoint_gives_the_logits_of_the_pruned_model(finished: Path, mod
     run = json.loads((finished / "run.json").read_text())
     config = load_config(None, {"model.name": str(model), "model.dtype": "float32"})
     config = config.model_validate({**run["config"], "model": config.model.model_dump()})
-    session = open_session(config.model, [calibration(config.data)], 0, Monitor())
+    session = open_session(config.model, [request_calibration(config.data)], 0, Monitor())
     stored = json.loads((finished / "profile.json").read_text())
     profile = SparsityProfile.from_json(session.subject.layout, stored)
     text = session.text["calibration"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sparsity_search.report import RunRecord
-from sparsity_search.runs.directory import read_json
 from sparsity_search.searchers.bases.models import ModelSettings
+from sparsity_search.utils.files import read_json
 from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome

@@ -13,7 +13,7 @@ def told(
 ) -> list[str]:
     """Return the lines printed for measurements: round, rung, tokens and score of each."""
     monitor = TerminalMonitor(rounds=3)
-    with monitor.shown("search", None):
+    with monitor.show("search", None):
         for round_, rung, fidelity, value in measured:
             score = Score(value, (value,))
             about = {"round": round_, "rung": rung, "fidelity": fidelity, "score": score}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsity_search.config.schema import RunConfig, flatten, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig, flatten
 from sparsity_search.errors import ConfigError
 from sparsity_search.trials.ladder import Ladder, Rung
 
@@ -31,7 +32,7 @@ def test_defaults() -> None:
     config = load()
     assert (config.model.name, config.budget.sparsity) == ("tiny", 0.5)
     assert (config.pruner.name, config.searcher.name) == ("wanda", "evolution")
-    assert config.ladder.build() == Ladder()
+    assert config.ladder == Ladder()
 
 
 def test_what_wins(path: Path) -> None:
@@ -157,10 +158,10 @@ def test_ladder_faults(override: str, message: str) -> None:
         load(override)
 
 
-def test_ladder_is_built() -> None:
+def test_ladder() -> None:
     rungs = "ladder.rungs=[{tokens: 8, survivors: 2}]"
     config = load(rungs, "ladder.candidates=5", "ladder.fresh=true")
-    assert config.ladder.build() == Ladder(candidates=5, rungs=(Rung(8, 2),), fresh=True)
+    assert config.ladder == Ladder(candidates=5, rungs=(Rung(8, 2),), fresh=True)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "3"])

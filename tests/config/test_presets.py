@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.config.presets import preset_names, preset_summary
-from sparsity_search.config.schema import load_config
-from sparsity_search.engine.plugins import Plugins, unit_kind
+from sparsity_search.config.load import load_config
+from sparsity_search.config.presets import list_presets, summarise_preset
+from sparsity_search.engine.plugins import Plugins, choose_units
 from sparsity_search.errors import ConfigError
 from sparsity_search.spaces.files import load_space
 
 NEEDED = {"model.name": "tiny", "budget.sparsity": 0.5}
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", list_presets())
 def test_a_preset_is_a_legal_configuration(name: str) -> None:
     config = load_config(Path(name), NEEDED)
     plugins = Plugins.of(config)
-    assert unit_kind(config, plugins.pruner) in plugins.pruner.units
+    assert choose_units(config, plugins.pruner) in plugins.pruner.units
     load_space(config.space)
-    data, rungs = config.data, config.ladder.build().rungs
+    data, rungs = config.data, config.ladder.rungs
     assert data.search_sequences * data.search_length >= rungs[-1].tokens
     assert all(rung.tokens % data.search_length == 0 for rung in rungs)
-    assert 20 < len(preset_summary(name)) < 90
+    assert 20 < len(summarise_preset(name)) < 90
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_preset_is_a_legal_configuration(name: str) -> None:
 def test_tokens_are_the_published_ones(name: str, millions: int) -> None:
     config = load_config(Path(name), NEEDED)
     entering, tokens = config.ladder.candidates, 0
-    rungs = config.ladder.build().rungs
+    rungs = config.ladder.rungs
     for rung in rungs:
         tokens += (entering + (rung == rungs[-1])) * rung.tokens  # the parent joins at the end
         entering = rung.survivors

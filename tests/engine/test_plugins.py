@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.config.schema import RunConfig, load_config
-from sparsity_search.engine.plugins import Plugins, allocator
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.plugins import Plugins, build_allocator
 from sparsity_search.errors import SparsitySearchError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruning.patterns import pattern_of
-from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.registry import ALLOCATORS, PRUNERS, describe
 from sparsity_search.testing.models import tiny_llama
 
 NEEDED = {"model.name": "tiny"}
@@ -25,17 +26,17 @@ def config(*overrides: str) -> RunConfig:
 
 
 def test_an_allocator_has_pruner_and_seed_of_the_run() -> None:
-    found = allocator(config("pruner.name=sparsegpt", "pruner.damping=0.1"), "essential")
+    found = build_allocator(config("pruner.name=sparsegpt", "pruner.damping=0.1"), "essential")
     assert found.pruner == PRUNERS.create("sparsegpt", damping=0.1)
-    found = allocator(config("pruner.name=ria+sparsegpt"), "essential")
+    found = build_allocator(config("pruner.name=ria+sparsegpt"), "essential")
     assert found.pruner == PRUNERS.create("sparsegpt", mask="ria")
-    assert allocator(config("study.seed=4"), "knapsack").seed == 4
+    assert build_allocator(config("study.seed=4"), "knapsack").seed == 4
 
 
 def test_a_nested_allocator_has_them_too_and_its_own_section() -> None:
     nested = "allocators.gauss_newton={start: knapsack}"
     section = "allocators.knapsack={levels: [0.5, 0.9]}"
-    start = allocator(
+    start = build_allocator(
         config("pruner=sparsegpt", "study.seed=3", nested, section), "gauss_newton"
     ).start
     assert start.pruner == PRUNERS.create("sparsegpt")
@@ -44,10 +45,10 @@ def test_a_nested_allocator_has_them_too_and_its_own_section() -> None:
 
 def test_unless_they_are_set() -> None:
     overrides = ("pruner.name=ria", "allocators.knapsack={pruner: magnitude, seed: 2}")
-    found = allocator(config(*overrides, "study.seed=4"), "knapsack")
+    found = build_allocator(config(*overrides, "study.seed=4"), "knapsack")
     assert found.pruner == PRUNERS.create("magnitude")
     assert found.seed == 2
-    assert allocator(config("pruner.name=ria"), "owl") == ALLOCATORS.create("owl")
+    assert build_allocator(config("pruner.name=ria"), "owl") == ALLOCATORS.create("owl")
 
 
 def test_initial_profiles_from_files(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_initial_profiles_from_files(tmp_path: Path) -> None:
     budget, bounds = Budget(0.6), Bounds.of(subject.layout)
     moved = initial["before-profile"].allocate(subject, torch.zeros(1, 8), budget, bounds)
     assert moved == budget.project(subject.layout, profile.sparsities)
-    assert profile.digest in repr(initial["before-profile"])
+    assert describe(initial["before-profile"]) == f"GivenProfile({profile.digest})"
 
 
 @pytest.mark.parametrize(

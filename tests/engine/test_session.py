@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
-from sparsity_search.engine.cases import Plan
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session
 from sparsity_search.errors import ConfigError
@@ -22,6 +22,7 @@ from sparsity_search.workflow import compare as comparing
 from sparsity_search.workflow import search as searching
 from sparsity_search.workflow.allocate import allocate
 from sparsity_search.workflow.compare import compare
+from sparsity_search.workflow.compare.cases import Plan
 from sparsity_search.workflow.search import search
 from sparsity_search.workflow.sensitivity import sensitivity
 
@@ -154,4 +155,4 @@ def test_a_folder_for_statistics_that_cannot_be_made(configure: Configure, tmp_p
     config = configure(tmp_path / "file" / "inner")
     requests = [Request("calibration", "self", 4, 16)]
     with pytest.raises(ConfigError, match=r"data\.statistics .*inner: Not a directory"):
-        open_session(config.model, requests, 0, Monitor(), None, config.data.statistics)
+        open_session(config.model, requests, 0, Monitor(), statistics=config.data.statistics)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.cli.main import main
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.errors import DataError, RunMismatchError
 from sparsity_search.evaluators.tasks import TasksEvaluator, _TasksProxy

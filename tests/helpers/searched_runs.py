@@ -9,6 +9,8 @@ import numpy as np
 
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.searchers.random import RandomSearcher
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.spaces.levels import SearchSpace
@@ -16,8 +18,7 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.runs import TARGET, make_run, run_layout
 from sparsity_search.trials.history import Fidelity, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, journal
-from sparsity_search.utils.files import write_json
+from sparsity_search.trials.store import Store, open_journal
 
 
 def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
@@ -47,14 +48,15 @@ def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
             searcher=RandomSearcher(spread=2.0),
             objective=objective,
             ladder=Ladder(candidates=16, rungs=(Rung(512, 4), Rung(4096, 1))),
-            store=Store(journal(folder / "journal.log"), names[-1], {"seed": 0}),
+            store=Store(open_journal(folder / "journal.log"), names[-1], {"seed": 0}),
         ).run(Limits(rounds=rounds))
         return space.profile(history.survivors[0])
 
-    found = search(space)
+    found, starts = search(space), [{"uniform": space.base}]
     for stage in range(2, stages + 1):
         space = space.refined(found)
         names.append(f"search-stage{stage}-{space.digest}")
+        starts.append({SEARCHED: found})
         found = search(space)
-    write_json(folder / "stages.json", names)
+    RunDirectory(folder).write_stages(names, starts)
     return folder

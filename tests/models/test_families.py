@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ModelError
@@ -278,11 +278,11 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """Sessions that searches open; no report is drawn, which would take most of the time."""
     opened: list[Session] = []
 
-    def opening(*args: Any) -> Session:
-        opened.append(open_session(*args))
+    def opening(*args: Any, **keywords: Any) -> Session:
+        opened.append(open_session(*args, **keywords))
         return opened[-1]
 
-    monkeypatch.setattr(workflow, "open_session", opening)
+    monkeypatch.setattr("sparsity_search.engine.opening.open_session", opening)
     monkeypatch.setattr(workflow, "write_report", lambda *_: None)
     return opened
 

@@ -95,7 +95,7 @@ def _set(new: Any, *path: str) -> Callable[[Any], object]:
         (_drop("units", "layers.0.q", "removed"), "not a sparsity profile"),
         (_set([], "units"), "not a sparsity profile"),
         (_set([3], "units", "layers.0.q"), "not a sparsity profile"),
-        (_set(2, "format"), "format 2 is not known"),
+        (_set(2, "format"), "format 2"),
         (_set(6, "units", "layers.0.q", "removed"), "do not add up"),
         (_set(24, "removed"), "do not add up"),
         (_set(11, "units", "layers.0.q", "removed"), "cannot be removed"),

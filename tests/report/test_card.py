@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.report.card import model_card
+from sparsity_search.report.card import format_card
 
 LAYOUT = Layout(
     [
@@ -41,7 +41,7 @@ ROWS = [
 
 
 def test_it_states_profile_pruner_data_and_counts() -> None:
-    text = model_card(PROFILE, FACTS)
+    text = format_card(PROFILE, FACTS)
     for words in (
         "4,000 of 8,000 prunable weights, in 4 units of 2 decoder blocks",
         PROFILE.digest,
@@ -56,7 +56,7 @@ def test_it_states_profile_pruner_data_and_counts() -> None:
 
 
 def test_figures_of_the_comparison() -> None:
-    text = model_card(PROFILE, FACTS, ROWS, "owl")
+    text = format_card(PROFILE, FACTS, ROWS, "owl")
     assert "Score: kl_divergence" in text
     assert "| **owl** | 50.00 % | 4,000 | 0.5" in text
     assert "| dense | 0.00 % | 0 |" in text
@@ -64,7 +64,7 @@ def test_figures_of_the_comparison() -> None:
 
 
 def test_metadata_names_the_base_model_and_no_license() -> None:
-    data = ModelCard(model_card(PROFILE, FACTS)).data
+    data = ModelCard(format_card(PROFILE, FACTS)).data
     assert data.base_model == "org/model"
     assert data.library_name == "transformers"
     assert data.license is None
@@ -73,16 +73,16 @@ def test_metadata_names_the_base_model_and_no_license() -> None:
 @pytest.mark.parametrize("name", ["/home/me/models/mine", "models/mine", "mine"])
 def test_a_folder_is_no_base_model_and_its_path_is_not_told(name: str) -> None:
     model = {**FACTS["model"], "name": name, "revision": None}
-    text = model_card(PROFILE, {**FACTS, "model": model})
+    text = format_card(PROFILE, {**FACTS, "model": model})
     assert ModelCard(text).data.base_model is None
     assert "# mine at 50.00 % sparsity" in text
     assert "models/" not in text
 
 
 def test_cells_may_hold_the_separator() -> None:
-    text = model_card(PROFILE, {**FACTS, "pruner": {"name": "a|b"}})
+    text = format_card(PROFILE, {**FACTS, "pruner": {"name": "a|b"}})
     assert "a\\|b" in text
 
 
 def test_structures_are_not_called_zeros() -> None:
-    assert "structures (heads)" in model_card(PROFILE, {**FACTS, "removes": "heads"})
+    assert "structures (heads)" in format_card(PROFILE, {**FACTS, "removes": "heads"})

@@ -15,17 +15,17 @@ import pytest
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.report.comparison import (
     HEADER,
-    ComparisonRecord,
-    csv_text,
-    failure_lines,
-    markdown,
-    summary,
-    table_rows,
+    format_csv,
+    format_markdown,
+    list_failures,
+    list_rows,
+    summarise,
     write_tables,
 )
 from sparsity_search.report.comparison_page import draw, render, write_comparison
-from sparsity_search.report.plots import LINES, Point, _named_style, perplexity_plot
+from sparsity_search.report.plots import LINES, Point, _choose_style, draw_perplexity
 from sparsity_search.report.table import NONE
+from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.testing.runs import run_layout, run_profiles
 from sparsity_search.utils.files import write_json
 from tests.report.test_html import Page
@@ -97,7 +97,7 @@ def record(folder: Path) -> ComparisonRecord:
 
 
 def test_the_best_is_first_within_pruner_and_sparsity(record: ComparisonRecord) -> None:
-    found = [group_[:3] for group_ in table_rows(record)]
+    found = [group_[:3] for group_ in list_rows(record)]
     assert found == [
         ("wanda", "60.00 %", "owl"),
         ("wanda", "60.00 %", "uniform"),
@@ -114,33 +114,33 @@ def test_the_best_is_first_within_pruner_and_sparsity(record: ComparisonRecord) 
 
 
 def test_rows_hold_means_and_ranges_over_seeds(record: ComparisonRecord) -> None:
-    rows = {(r[0], r[1], r[2]): r[3:] for r in table_rows(record)}
+    rows = {(r[0], r[1], r[2]): r[3:] for r in list_rows(record)}
     assert rows["wanda", "60.00 %", "owl"] == (
         "83.50", "0.925", "0.900 … 0.950", "2", "1 min 00 s", "1 min 30 s", "1.5", "0.25", "2.0 s"
     )  # fmt: skip
     assert rows["wanda", "70.00 %", "owl"][:3] == ("254.5", "1.225", "0.950 … 1.500")
     assert rows["sparsegpt", "60.00 %", "owl"][4:6] == ("1 min 00 s*", "1 min 30 s*")
     assert rows["wanda", "60.00 %", "sleb"] == ("refused", NONE, NONE, "0 of 1", *[NONE] * 5)
-    assert all(len(r) == len(HEADER) for r in table_rows(record))
+    assert all(len(r) == len(HEADER) for r in list_rows(record))
 
 
 def test_a_mean_needs_every_seed(folder: Path) -> None:
     file = folder / "rows" / "wanda-60-owl-seed1.json"
     write_json(file, {**json.loads(file.read_text()), "perplexity": None, "ratio": None})
-    rows = {(r[0], r[1], r[2]): r[3:] for r in table_rows(ComparisonRecord.read(folder))}
+    rows = {(r[0], r[1], r[2]): r[3:] for r in list_rows(ComparisonRecord.read(folder))}
     assert rows["wanda", "60.00 %", "owl"][:4] == (NONE, NONE, NONE, "1 of 2")
 
 
 def test_one_seed_has_no_range(folder: Path) -> None:
     for file in (folder / "rows").glob("*-seed1.json"):
         file.unlink()
-    rows = table_rows(ComparisonRecord.read(folder))
+    rows = list_rows(ComparisonRecord.read(folder))
     assert {r[5] for r in rows} == {NONE}
     assert rows[0][4:7] == ("0.900", NONE, "1")
 
 
 def test_csv_has_a_line_for_each_row(record: ComparisonRecord) -> None:
-    lines = list(csv.DictReader(io.StringIO(csv_text(record))))
+    lines = list(csv.DictReader(io.StringIO(format_csv(record))))
     assert len(lines) == 21
     assert [line["allocator"] for line in lines[:3]] == ["owl", "owl", "uniform"]
     first = lines[1]
@@ -152,7 +152,7 @@ def test_csv_has_a_line_for_each_row(record: ComparisonRecord) -> None:
 
 
 def test_markdown_is_one_table(record: ComparisonRecord) -> None:
-    lines = markdown(record).splitlines()
+    lines = format_markdown(record).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 13
     # a bar in a name is escaped, so that all lines have as many cells
@@ -162,10 +162,10 @@ def test_markdown_is_one_table(record: ComparisonRecord) -> None:
 
 def test_time_of_a_shared_profile_counts_once(record: ComparisonRecord) -> None:
     # ten rows with Wanda paid a minute each; those with SparseGPT shared
-    assert summary(record) == (
+    assert summarise(record) == (
         "21 of 22 rows, 1 of them refused; dense perplexity 15.60; 10 min 00 s of allocation."
     )
-    assert failure_lines(record) == ["wanda-60-sleb-seed0: too sparse"]
+    assert list_failures(record) == ["wanda-60-sleb-seed0: too sparse"]
 
 
 def test_the_page_is_complete_and_self_contained(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_page_is_complete_and_self_contained(folder: Path) -> None:
     assert report == folder / "report.html"
     html = report.read_text()
     page = Page(html)
-    assert page.tables[0][1:] == [list(r) for r in table_rows(ComparisonRecord.read(folder))]
+    assert page.tables[0][1:] == [list(r) for r in list_rows(ComparisonRecord.read(folder))]
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"] * 5
     assert not re.search(r"https?://|url\(|@import|<b>", html)
     for shown in ("tiny<b>", "digest-final", "too sparse", "a <b>note</b>", "Owl()"):
@@ -213,7 +213,7 @@ def test_the_plot_has_a_panel_a_pruner_and_a_line_an_allocator() -> None:
         },
         "sparsegpt": {"uniform": [Point(0.5, 30, 29, 31)]},
     }
-    left, right = perplexity_plot(curves).axes
+    left, right = draw_perplexity(curves).axes
     assert (left.get_title(), right.get_title()) == ("wanda", "sparsegpt")
     assert left.get_yscale() == "log"
     line = left.containers[0].lines[0]
@@ -226,7 +226,7 @@ def test_the_plot_has_a_panel_a_pruner_and_a_line_an_allocator() -> None:
 
 def test_many_lines_look_different() -> None:
     names = [f"method{i}" for i in range(20)]
-    styles = {(s["color"], s["ls"]) for s in (_named_style(name, names) for name in names)}
+    styles = {(s["color"], s["ls"]) for s in (_choose_style(name, names) for name in names)}
     assert len(styles) == 20
     assert len(LINES) == 3
 

@@ -53,13 +53,13 @@ class Page(HTMLParser):
 
 def test_rows_hold_exact_counts_scores_and_ratios(record: RunRecord) -> None:
     cut = "1,275,494"
-    assert table.rows(record) == [
+    assert table.list_rows(record) == [
         ("dense", "0.00 %", "84", "0", "0.000", "15.60", "0.390"),
         ("uniform", "60.00 %", cut, "0.9600", "1.000", "40.00", "1.000"),
         ("owl", "60.00 %", cut, "0.8400", "0.875", "35.00", "0.875"),
         ("searched", "60.00 %", cut, "0.5760", "0.600", "27.00", "0.675"),
     ]
-    assert all(len(row) == len(table.HEADER) for row in table.rows(record))
+    assert all(len(row) == len(table.HEADER) for row in table.list_rows(record))
 
 
 def test_what_is_saved_has_a_column(record: RunRecord) -> None:
@@ -74,19 +74,22 @@ def test_what_is_saved_has_a_column(record: RunRecord) -> None:
         results={**record.results, "rows": rows},
         profiles={**record.profiles, "searched": from_counts(units, removed, patterns)},
     )
-    assert table.header(record) == table.HEADER
-    assert table.header(chosen)[:3] == ("profile", "saving", "sparsity")
-    assert [row[:3] for row in table.rows(chosen)][1:3] == [
+    assert table.list_columns(record) == table.HEADER
+    assert table.list_columns(chosen)[:3] == ("profile", "saving", "sparsity")
+    assert [row[:3] for row in table.list_rows(chosen)][1:3] == [
         ("uniform", "26.00 %", "60.00 %"),
         ("owl", "27.00 %", "60.00 %"),
     ]
     unfinished = replace(chosen, results=None)
-    assert table.rows(unfinished)[0][:3] == ("uniform", table.NONE, "60.00 %")
+    assert table.list_rows(unfinished)[0][:3] == ("uniform", table.NONE, "60.00 %")
     n = len(units) // 4
     mixture = f" and saves 28.00 % with {n} units dense, {n} units 2:4, {2 * n} units 4:8"
-    assert mixture in table.summary(chosen)
-    assert "saves" not in table.summary(record)
-    assert (table.asked(record), table.asked(chosen)) == ("60.00 % sparsity", "20.00 % saving")
+    assert mixture in table.summarise(chosen)
+    assert "saves" not in table.summarise(record)
+    assert (table.describe_budget(record), table.describe_budget(chosen)) == (
+        "60.00 % sparsity",
+        "20.00 % saving",
+    )
     assert chosen.target == record.profiles["uniform"].sparsity
     assert replace(chosen, profiles={}).target == 0
     assert "at 20.00 % saving</h1>" in render(chosen, {})
@@ -94,29 +97,31 @@ def test_what_is_saved_has_a_column(record: RunRecord) -> None:
 
 def test_rows_without_a_score(record: RunRecord) -> None:
     results = {**record.results, "rows": [{"name": "owl", "score": None, "removed": 5}]}
-    rows = {row[0]: row for row in table.rows(replace(record, results=results))}
+    rows = {row[0]: row for row in table.list_rows(replace(record, results=results))}
     assert rows["owl"][2:] == ("5", *[table.NONE] * 4)
     assert rows["uniform"][2:] == ("1,275,494", *[table.NONE] * 4)
 
 
 def test_groups_show_every_profile(record: RunRecord) -> None:
-    assert table.group_header(record, "role")[3:] == ("uniform", "owl", "searched")
-    rows = {row[0]: row for row in table.group_rows(record, "role")}
+    assert table.list_group_columns(record, "role")[3:] == ("uniform", "owl", "searched")
+    rows = {row[0]: row for row in table.list_group_rows(record, "role")}
     assert rows["gate"][1:3] == ("12", "528,384")
     share = record.profiles["searched"].grouped("role")["gate"]
-    assert rows["gate"][-1] == table.percent(share)
-    assert [row[0] for row in table.group_rows(record, "block")] == [str(i) for i in range(12)]
+    assert rows["gate"][-1] == table.format_percent(share)
+    assert [row[0] for row in table.list_group_rows(record, "block")] == [
+        str(i) for i in range(12)
+    ]
 
 
 def test_rungs_count_every_measurement(record: RunRecord) -> None:
-    assert table.rung_rows(record) == [
+    assert table.list_rungs(record) == [
         ("0", "512", "4", "48", "1", "0.5000"),
         ("1", "4,096", "1", "14", "0", "2.000"),
     ]
 
 
 def test_search_facts(record: RunRecord) -> None:
-    facts = table.search_facts(record)
+    facts = table.list_search_facts(record)
     assert facts["rounds"] == "3"
     assert facts["evaluations"] == "62"
     assert facts["failed evaluations"] == "1"
@@ -127,11 +132,11 @@ def test_search_facts(record: RunRecord) -> None:
 def test_the_settings_that_were_found(record: RunRecord) -> None:
     found = {**(record.results or {})["search"], "parameters": {"m": 5, "spread": 0.08}}
     other = replace(record, results={**(record.results or {}), "search": found})
-    assert table.search_facts(other)["settings found"] == "m = 5, spread = 0.08"
+    assert table.list_search_facts(other)["settings found"] == "m = 5, spread = 0.08"
 
 
 def test_summary(record: RunRecord) -> None:
-    assert table.summary(record) == (
+    assert table.summarise(record) == (
         "searched removes 1,275,494 of 2,125,824 weights (60.00 %); score 0.5760, 0.600 times "
         "that of uniform; perplexity 27.00, 0.675 times that of uniform."
     )
@@ -139,7 +144,7 @@ def test_summary(record: RunRecord) -> None:
 
 @pytest.mark.parametrize("seconds", [59.94, 59.95, 60, 3599.4, 3599.6, 7170, 7199.9])
 def test_durations_never_show_sixty(seconds: float) -> None:
-    assert not re.search(r"\b60", table.duration(seconds))
+    assert not re.search(r"\b60", table.format_duration(seconds))
 
 
 def test_report_is_complete_and_self_contained(run_dir: Path) -> None:
@@ -147,7 +152,7 @@ def test_report_is_complete_and_self_contained(run_dir: Path) -> None:
     assert report == run_dir / "report.html"
     html = report.read_text()
     page = Page(html)
-    assert page.tables[0][1:] == [list(row) for row in table.rows(RunRecord.read(run_dir))]
+    assert page.tables[0][1:] == [list(row) for row in table.list_rows(RunRecord.read(run_dir))]
     assert len(page.tables) == 5
     assert "script" not in page.tags
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"] * 3

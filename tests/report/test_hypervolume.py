@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity_search.report.hypervolume import Point, front, hypervolume, over_time
+from sparsity_search.report.hypervolume import (
+    Point,
+    compute_hypervolume,
+    select_front,
+    trace_hypervolume,
+)
 
 POINTS = st.lists(
     st.builds(Point, st.integers(1, 9).map(lambda i: i / 10), st.integers(0, 12).map(float)),
@@ -27,25 +32,25 @@ def test_the_front_is_what_nothing_beats(points: list[Point]) -> None:
         )
 
     expected = sorted({(p.sparsity, p.score) for p in points if not beaten(p)})
-    assert [(p.sparsity, p.score) for p in front(points)] == expected
+    assert [(p.sparsity, p.score) for p in select_front(points)] == expected
 
 
 @given(POINTS, st.integers(1, 12))
 def test_the_hypervolume_is_the_area_counted_cell_by_cell(points: list[Point], worst: int) -> None:
     cells = itertools.product(np.arange(0.05, 1, 0.1), np.arange(0.5, worst, 1))
     dominated = sum(any(p.sparsity > x and p.score < y for p in points) for x, y in cells)
-    assert hypervolume(points, float(worst)) == pytest.approx(0.1 * dominated)
+    assert compute_hypervolume(points, float(worst)) == pytest.approx(0.1 * dominated)
 
 
 def test_it_never_shrinks_over_time() -> None:
     runs = [(0.5, [(1.0, 4.0), (3.0, 2.0)]), (0.7, [(2.0, 6.0), (4.0, 5.0)]), (0.6, [])]
-    found = over_time(runs, 10.0)
+    found = trace_hypervolume(runs, 10.0)
     assert [seconds for seconds, _ in found] == [1.0, 3.0, 5.0, 7.0]
     areas = [0.5 * 6, 0.5 * 8, 0.5 * 8 + 0.2 * 4, 0.5 * 8 + 0.2 * 5]
     assert [area for _, area in found] == pytest.approx(areas)
 
 
 def test_nothing_is_no_area() -> None:
-    assert hypervolume([], 5.0) == 0.0
-    assert front([]) == []
-    assert over_time([], math.inf) == []
+    assert compute_hypervolume([], 5.0) == 0.0
+    assert select_front([]) == []
+    assert trace_hypervolume([], math.inf) == []

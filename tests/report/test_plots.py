@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.report.plots import comparison_plot, png, profile_plot, score_plot
-from sparsity_search.runs.record import Curve, RunRecord
+from sparsity_search.report.plots import draw_comparison, draw_profile, draw_scores, encode_png
+from sparsity_search.runs.record import RunRecord, ScoreTrace
 from sparsity_search.testing.runs import TARGET
 
-CURVE = Curve((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
+CURVE = ScoreTrace((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
 
 
 def ys(axes: Axes, label: str) -> list[float]:
@@ -24,7 +24,7 @@ def colour(axes: Axes, label: str) -> object:
 
 def test_profile_plot_shows_every_unit(record: RunRecord) -> None:
     profile = record.profiles["searched"]
-    figure = profile_plot(profile, target=TARGET, title="any")
+    figure = draw_profile(profile, target=TARGET, title="any")
     upper, lower = figure.axes[:2]
     for role in ("q", "down"):
         wanted = [
@@ -45,27 +45,27 @@ def test_units_of_one_role_and_block_are_weighted_by_size() -> None:
         Unit(name="c", block=5, role="expert", count=30),
     ]
     profile = SparsityProfile(Layout(units), (10, 0, 3))
-    upper, lower = profile_plot(profile, target=0.5, title="any").axes[:2]
+    upper, lower = draw_profile(profile, target=0.5, title="any").axes[:2]
     assert ys(upper, "expert") == [0.5, 0.1]
     shown = np.ma.filled(lower.get_images()[0].get_array().astype(float), np.nan)
     assert shown[0] == pytest.approx([0, np.nan, np.nan, -40], nan_ok=True)
 
 
 def test_rounding_is_not_blown_up_to_structure(record: RunRecord) -> None:
-    axes = profile_plot(record.profiles["uniform"], target=TARGET, title="any").axes[0]
+    axes = draw_profile(record.profiles["uniform"], target=TARGET, title="any").axes[0]
     low, high = axes.get_ylim()
     assert high - low >= 0.0199
     assert low < TARGET < high
 
 
 def test_comparison_plot_shows_every_profile(record: RunRecord) -> None:
-    (axes,) = comparison_plot(record.profiles, target=TARGET).axes
+    (axes,) = draw_comparison(record.profiles, target=TARGET).axes
     for name, profile in record.profiles.items():
         assert ys(axes, name) == pytest.approx(list(profile.grouped("block").values()))
 
 
 def test_score_plot_in_minutes_and_evaluations() -> None:
-    left, right = score_plot(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes
+    left, right = draw_scores(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes
     assert list(left.get_lines()[0].get_xdata()) == pytest.approx([1 / 60, 1.5, 5])
     assert left.get_xlabel() == "search time (minutes)"
     assert left.get_ylabel() == "KL"
@@ -77,21 +77,21 @@ def test_score_plot_in_minutes_and_evaluations() -> None:
 
 
 def test_a_short_search_is_shown_in_seconds() -> None:
-    left, _ = score_plot(Curve((1.5,), (1,), (0.9,)), {}, score="KL").axes
+    left, _ = draw_scores(ScoreTrace((1.5,), (1,), (0.9,)), {}, score="KL").axes
     assert left.get_xlabel() == "search time (seconds)"
     assert list(left.get_lines()[0].get_xdata()) == [1.5]
 
 
 def test_a_profile_has_one_colour_in_all_figures(record: RunRecord) -> None:
-    (means,) = comparison_plot(record.profiles, target=TARGET).axes
-    scores = score_plot(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes[0]
+    (means,) = draw_comparison(record.profiles, target=TARGET).axes
+    scores = draw_scores(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes[0]
     assert colour(means, "owl") == colour(scores, "owl")
     assert colour(means, "searched") == colour(scores, "best")
     assert len({colour(means, name) for name in record.profiles}) == 3
 
 
 def test_equal_figures_give_equal_files(record: RunRecord) -> None:
-    first, second = (png(comparison_plot(record.profiles, target=TARGET)) for _ in range(2))
+    first, second = (encode_png(draw_comparison(record.profiles, target=TARGET)) for _ in range(2))
     assert first == second
     assert first.startswith(b"\x89PNG")
     assert b"tEXt" not in first

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import ConfigError, RunMismatchError
-from sparsity_search.runs.record import RunRecord, curve, load_measurements
+from sparsity_search.runs.record import RunRecord, load_measurements, trace_scores
 from sparsity_search.runs.redact import redact, redact_url
 from sparsity_search.testing.runs import TARGET, make_run, run_measurements, run_profiles
 
@@ -93,11 +93,11 @@ def test_no_run_directory(tmp_path: Path, name: str) -> None:
     ("file", "text", "message"),
     [
         ("run.json", '{"format": 1, "conf', r"run\.json is corrupt"),
-        ("run.json", "[]", r"run\.json is corrupt: it holds no JSON object"),
-        ("run.json", '{"format": 2}', r"run\.json has format 2; this version reads format 1"),
-        ("run.json", '{"format": 1, "config": {}}', r"run\.json is corrupt: no 'layout'"),
+        ("run.json", "[]", r"run\.json is not the record of a run"),
+        ("run.json", '{"format": 2}', r"run\.json .* format 2"),
+        ("run.json", '{"format": 1, "config": {}}', r"run\.json .* no 'layout'"),
         ("run.json", '{"format": 1, "config": {}, "layout": []}', r"no 'model' in config"),
-        ("results.json", '{"format": 1}', r"results\.json is corrupt: no 'rows'"),
+        ("results.json", '{"format": 1}', r"results\.json .* no 'rows'"),
         ("results.json", '{"format": 1, "rows": [{}]}', "a row has no name"),
         ("profiles/owl.json", '{"format": 1}', "not a sparsity profile"),
         ("profile.json", "", r"profile\.json is corrupt"),
@@ -118,7 +118,7 @@ def test_a_profile_of_another_model_is_refused(run_dir: Path) -> None:
 
 def test_curve_is_the_best_top_rung_score_so_far() -> None:
     measured = list(run_measurements(4))
-    found = curve(measured, 1)
+    found = trace_scores(measured, 1)
     top = [(i, m) for i, m in enumerate(measured, start=1) if m.rung == 1]
     assert found.evaluations == tuple(i for i, _ in top)
     assert found.elapsed == tuple(m.elapsed for _, m in top)
@@ -131,13 +131,13 @@ def test_curve_ignores_failures_and_repeated_records() -> None:
     first, *_, last = [m for m in run_measurements(1) if m.rung == 1]
     failed = replace(last, score=replace(last.score, value=float("inf")))
     repeated = replace(first, score=replace(first.score, value=0.0))
-    assert curve([failed], 1).scores == ()
-    assert curve([first, failed, repeated], 1).scores == (first.score.value,)
+    assert trace_scores([failed], 1).scores == ()
+    assert trace_scores([first, failed, repeated], 1).scores == (first.score.value,)
 
 
 def test_curve_with_fresh_tokens_shows_the_winner_of_each_round() -> None:
     measured = list(run_measurements(3, fresh=True))
-    found = curve(measured, 1, fresh=True)
+    found = trace_scores(measured, 1, fresh=True)
     assert found.scores == tuple(
         min(m.score.value for m in measured if m.rung == 1 and m.round == round_)
         for round_ in range(4)

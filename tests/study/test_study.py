@@ -31,7 +31,7 @@ from sparsity_search.testing.problems import (
 )
 from sparsity_search.trials.history import Fidelity, History, Measurement
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, joined
+from sparsity_search.trials.store import Store, join_journal
 
 ROUNDS = 3
 SPACE = toy_space()
@@ -274,7 +274,7 @@ def together(
         make(
             problem,
             searcher=searcher,
-            store=Store(joined(path / "journal"), "study", {}),
+            store=Store(join_journal(path / "journal"), "study", {}),
             claims=Claims(path / "claims"),
         )
         for problem in problems

@@ -18,7 +18,7 @@ from sparsity_search.testing.problems import (
     toy_space,
 )
 from sparsity_search.trials.history import Fidelity, Measurement, Score
-from sparsity_search.trials.store import Store, journal, measurements, profiles
+from sparsity_search.trials.store import Store, open_journal, read_measurements, read_profiles
 
 FINGERPRINT = {"model": "tiny", "seed": 0, "rungs": [512, 4096], "exclude": None}
 SOME = [
@@ -36,7 +36,7 @@ SOME = [
 
 
 def opened(path: Path, **changes: object) -> Store:
-    return Store(journal(path), "study", {**FINGERPRINT, **changes})
+    return Store(open_journal(path), "study", {**FINGERPRINT, **changes})
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_failures(path: Path, value: float) -> None:
 def test_is_an_optuna_study(path: Path) -> None:
     store = opened(path)
     store.add(SOME[2])
-    study = optuna.load_study(study_name="study", storage=journal(path))
+    study = optuna.load_study(study_name="study", storage=open_journal(path))
     assert study.best_value == SOME[2].score.value
     assert study.best_trial.user_attrs["candidate"] == "2,-2,0"
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
@@ -87,7 +87,7 @@ def test_is_an_optuna_study(path: Path) -> None:
 
 def test_studies_of_one_storage_are_apart(path: Path) -> None:
     opened(path).add(SOME[0])
-    assert Store(journal(path), "other", {"model": "x"}).load() == []
+    assert Store(open_journal(path), "other", {"model": "x"}).load() == []
 
 
 def test_another_fingerprint_names_the_keys(path: Path) -> None:
@@ -163,7 +163,7 @@ PARAMETERS = (
 def test_trials_have_parameters(path: Path) -> None:
     on = toy_space()
     space = ParametricSpace(PARAMETERS, allocate=lambda _: on.base, on=on)
-    store = Store(journal(path), "study", {}, space)
+    store = Store(open_journal(path), "study", {}, space)
     made = []
     for i, candidate in enumerate([(0, 0, 0, 0, 0), (2, 2, 9, 4, 2), (1, 1, 2, 2, 1)]):
         score = Score(math.nan if i == 1 else float(i), (0.5,))
@@ -172,7 +172,7 @@ def test_trials_have_parameters(path: Path) -> None:
         )
         store.add(made[-1])
     assert store.load()[::2] == made[::2]
-    study = optuna.load_study(study_name="study", storage=journal(path))
+    study = optuna.load_study(study_name="study", storage=open_journal(path))
     assert [list(trial.params.values()) for trial in study.trials] == [
         [3, 2, 0.02, 0.001, "a"],
         [7.5, 10, 0.2, 0.1, True],
@@ -193,7 +193,7 @@ def test_study_of_parameters_resumes(path: Path) -> None:
     space = toy_parametric()
 
     def history(rounds: int) -> list[tuple[int, ...]]:
-        store = Store(journal(path), "study", FINGERPRINT, space)
+        store = Store(open_journal(path), "study", FINGERPRINT, space)
         study = Study(
             space=space,
             searcher=EvolutionSearcher(),
@@ -205,14 +205,14 @@ def test_study_of_parameters_resumes(path: Path) -> None:
 
     first = history(1)
     assert history(2)[: len(first)] == first
-    trials = optuna.load_study(study_name="study", storage=journal(path)).trials
+    trials = optuna.load_study(study_name="study", storage=open_journal(path)).trials
     assert len(trials) > len(first)
     for trial in trials:
         candidate = tuple(map(int, trial.user_attrs["candidate"].split(",")))
         assert trial.params == space.values(candidate)
-    kept = profiles(path, "study", space.on.layout)
+    kept = read_profiles(path, "study", space.on.layout)
     assert kept == {m: space.profile(m) for m in kept}
-    assert set(kept) == {m.candidate for m in measurements(path, "study")}
+    assert set(kept) == {m.candidate for m in read_measurements(path, "study")}
 
 
 def test_profiles_of_settings_have_patterns(path: Path) -> None:
@@ -220,13 +220,13 @@ def test_profiles_of_settings_have_patterns(path: Path) -> None:
     linears = (144, 48, 144, 384)
     on = toy_space(*linears, options=SAVINGS, target=0.3, reach=2)
     space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.25), on=on, limit=0.6)
-    store = Store(journal(path), "study", {}, space)
+    store = Store(open_journal(path), "study", {}, space)
     for i, candidate in enumerate([(1,), (5,), (8,)]):
         score = Score(1.0 if i == 0 else math.nan, ())
         store.add(
             Measurement(round=0, rung=0, candidate=candidate, fidelity=Fidelity(8), score=score)
         )
-    kept = profiles(path, "study", on.layout)
+    kept = read_profiles(path, "study", on.layout)
     assert kept == {(1,): space.profile((1,))}
     assert kept[1,].patterns
-    assert profiles(path, "another", on.layout) == {}
+    assert read_profiles(path, "another", on.layout) == {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.models import ModelSettings
@@ -20,9 +21,9 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import toy_parametric
 from sparsity_search.trials.history import Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, journal
+from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
-from sparsity_search.workflow.predictor import learn, load_model, space_of
+from sparsity_search.workflow.predictor import learn, load_trees, read_spaces
 from tests.helpers.searched_runs import searched_run
 
 XGBOOST = ModelSettings(model="xgboost", members=2, trees=5)
@@ -48,8 +49,8 @@ def test_the_data_set_is_what_was_measured(run_dir: Path, tmp_path: Path) -> Non
     assert list(data.scores) == [m.score.value for m in alive]
     assert list(data.fidelities) == [m.fidelity for m in alive]
     pairs, expected = (
-        data.pairs(space_of(record, run_dir)),
-        pairs_of(space_of(record, run_dir), alive),
+        data.pairs(read_spaces(RunDirectory(run_dir))[0]),
+        pairs_of(read_spaces(RunDirectory(run_dir))[0], alive),
     )
     assert pairs.blocks["levels"] == pytest.approx(expected.blocks["levels"])
     assert data.facts["space"] == "per_linear"
@@ -68,12 +69,12 @@ def test_trees_are_written_and_read(run_dir: Path, tmp_path: Path) -> None:
     learn(run_dir, XGBOOST, out)
     learn(run_dir, XGBOOST, tmp_path / "again.json")
     assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
-    pairs = read_dataset(out).pairs(space_of(RunRecord.read(run_dir), run_dir))
-    predicted, _ = load_model(out).predict(pairs.blocks)
+    pairs = read_dataset(out).pairs(read_spaces(RunDirectory(run_dir))[0])
+    predicted, _ = load_trees(out).predict(pairs.blocks)
     assert np.corrcoef(predicted, pairs.scores)[0, 1] > 0.3
     learn(run_dir, ModelSettings(), out)
     with pytest.raises(ConfigError, match="no trees"):
-        load_model(out)
+        load_trees(out)
 
 
 def test_importance_finds_the_unit_that_matters_most(run_dir: Path) -> None:
@@ -108,7 +109,7 @@ def test_all_stages_are_learned(staged: Path, tmp_path: Path) -> None:
     assert sorted({*found.dataset.stages}) == [1, 2, 3]
     assert found.figures.tau > 0.3
     assert [entry.round for entry in found.rounds] == [2, 3, 5, 6, 7, 9, 10, 11]
-    pairs = read_dataset(tmp_path / "predictor.json").pairs(space_of(record, staged))
+    pairs = read_dataset(tmp_path / "predictor.json").pairs(read_spaces(RunDirectory(staged))[0])
     assert set(pairs.groups) == set(range(6)), "two rungs in each of three stages"
 
 
@@ -126,16 +127,24 @@ def test_a_stage_that_has_only_begun(staged: Path, tmp_path: Path) -> None:
     """It may lie around any candidate, and has measured nothing yet."""
     run = shutil.copytree(staged, tmp_path / "run")
     record = RunRecord.read(run)
-    space = space_of(record, run)
-    finer = space.refined(space.profile(record.measurements[7].candidate))
-    write_json(run / "stages.json", ["search", f"search-stage2-{finer.digest}"])
+    space = read_spaces(RunDirectory(run))[0]
+    start = space.profile(record.measurements[7].candidate)
+    names = ["search", f"search-stage2-{space.refined(start).digest}"]
+    RunDirectory(run).write_stages(names, [{"uniform": space.base}, {"searched": start}])
     assert set(learn(run, ModelSettings()).dataset.stages) == {1}
 
 
-def test_a_stage_around_nothing_that_was_measured(staged: Path, tmp_path: Path) -> None:
+def test_a_study_of_another_space(staged: Path, tmp_path: Path) -> None:
     run = shutil.copytree(staged, tmp_path / "run")
     write_json(run / "stages.json", ["search", "search-stage2-0123456789abcdef"])
-    with pytest.raises(RunMismatchError, match="no candidate"):
+    with pytest.raises(RunMismatchError, match="another space"):
+        learn(run, ModelSettings())
+
+
+def test_stages_whose_starts_are_not_recorded(staged: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(staged, tmp_path / "run")
+    (run / "starts.json").unlink()
+    with pytest.raises(RunMismatchError, match="search anew"):
         learn(run, ModelSettings())
 
 
@@ -161,7 +170,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
     """Write a run of random settings of a toy allocator on a toy objective."""
     run = searched_run(folder, rounds=0)
     facts = json.loads((run / "run.json").read_text())
-    on = space_of(RunRecord.read(run), run)
+    on = read_spaces(RunDirectory(run))[0]
     space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), on=on, limit=0.85)
     config = {**facts["config"], "space": "ramp_slope"}
     change(run, config=config, study="settings", fingerprint={"parameters": space.digest})
@@ -171,7 +180,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
         searcher=RandomSearcher(),
         objective=lambda profile, fidelity, known=None: Score(profile.sparsities[0] ** 2, ()),
         ladder=Ladder(candidates=8, rungs=(Rung(512, 1),)),
-        store=Store(journal(run / "journal.log"), "settings", {}, space if keep else None),
+        store=Store(open_journal(run / "journal.log"), "settings", {}, space if keep else None),
     ).run(Limits(rounds=3))
     return run
 
@@ -184,7 +193,7 @@ def test_settings_are_learned_by_the_profiles_they_gave(tmp_path: Path) -> None:
     for profile, score in zip(found.dataset.profiles, found.dataset.scores, strict=True):
         assert score == profile.sparsities[0] ** 2
     assert found.figures.tau > 0.7, "one number decides"
-    data, space = read_dataset(tmp_path / "predictor.json"), space_of(record, run)
+    data, space = read_dataset(tmp_path / "predictor.json"), read_spaces(RunDirectory(run))[0]
     assert space.roles[0] == "q"
     assert data.pairs(space).blocks["levels"].shape == (len(data), space.n_genes)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.config.schema import RunConfig, load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.testing.models import save_tiny_model
@@ -13,20 +14,20 @@ from sparsity_search.trials.ladder import Ladder
 from sparsity_search.workflow.recommend import (
     BACKWARD,
     SEARCH_PASSES,
-    Evidence,
     Machine,
+    MeasuredGain,
     Method,
     choose,
-    methods,
+    load_methods,
     recommend,
 )
 
 
-def evidence(pruner: str, sparsity: float, ratio: float) -> Evidence:
-    return Evidence(pruner=pruner, sparsity=sparsity, ratio=ratio, source="test")
+def gain(pruner: str, sparsity: float, ratio: float) -> MeasuredGain:
+    return MeasuredGain(pruner=pruner, sparsity=sparsity, ratio=ratio, source="test")
 
 
-def method(name: str, forward: float, *measured: Evidence, **fields: Any) -> Method:
+def method(name: str, forward: float, *measured: MeasuredGain, **fields: Any) -> Method:
     return Method(name=name, allocator=name, forward=forward, measured=measured, **fields)
 
 
@@ -37,11 +38,11 @@ def config(*overrides: str, pruner: str = "wanda") -> RunConfig:
 #: 16,384 tokens of calibration text take a minute.
 MACHINE = Machine(60 / 16384, 2_000_000)
 KNOWN = [
-    method("uniform", 0, evidence("wanda", 0.7, 1.0)),
-    method("weak", 1, evidence("wanda", 0.7, 0.9), evidence("sparsegpt", 0.7, 1.1)),
+    method("uniform", 0, gain("wanda", 0.7, 1.0)),
+    method("weak", 1, gain("wanda", 0.7, 0.9), gain("sparsegpt", 0.7, 1.1)),
     method("unmeasured", 1),
-    method("good", 4, evidence("wanda", 0.7, 0.6), evidence("sparsegpt", 0.7, 0.8)),
-    method("best", 9, evidence("wanda", 0.6, 0.5)),
+    method("good", 4, gain("wanda", 0.7, 0.6), gain("sparsegpt", 0.7, 0.8)),
+    method("best", 9, gain("wanda", 0.6, 0.5)),
 ]
 
 
@@ -68,8 +69,8 @@ def test_the_best_gain_that_fits_the_time(minutes: float, pruner: str, chosen: s
 
 
 def test_of_equal_gains_the_quickest() -> None:
-    known = [method("slow", 2, evidence("wanda", 0.7, 0.6)),
-             method("quick", 1, evidence("wanda", 0.7, 0.6))]  # fmt: skip
+    known = [method("slow", 2, gain("wanda", 0.7, 0.6)),
+             method("quick", 1, gain("wanda", 0.7, 0.6))]  # fmt: skip
     assert choose(known, MACHINE, config(), 0.7, 10).chosen.method.name == "quick"
 
 
@@ -86,13 +87,13 @@ def test_nothing_fits() -> None:
         choose(KNOWN[1:], MACHINE, config(), 0.7, 0)
 
 
-def test_the_nearest_evidence_counts() -> None:
-    found = method("x", 0, evidence("wanda", 0.5, 0.1), evidence("wanda", 0.7, 0.2),
-                   evidence("sparsegpt", 0.55, 0.3))  # fmt: skip
-    assert found.evidence("wanda", 0.62).ratio == 0.2  # type: ignore[union-attr]
-    assert found.evidence("sparsegpt", 0.7).ratio == 0.3  # type: ignore[union-attr]
-    assert found.evidence("ria", 0.57).ratio == 0.3  # type: ignore[union-attr]
-    assert method("y", 0).evidence("wanda", 0.5) is None
+def test_the_nearest_gain_counts() -> None:
+    found = method("x", 0, gain("wanda", 0.5, 0.1), gain("wanda", 0.7, 0.2),
+                   gain("sparsegpt", 0.55, 0.3))  # fmt: skip
+    assert found.find_gain("wanda", 0.62).ratio == 0.2  # type: ignore[union-attr]
+    assert found.find_gain("sparsegpt", 0.7).ratio == 0.3  # type: ignore[union-attr]
+    assert found.find_gain("ria", 0.57).ratio == 0.3  # type: ignore[union-attr]
+    assert method("y", 0).find_gain("wanda", 0.5) is None
 
 
 def test_costs() -> None:
@@ -116,7 +117,7 @@ def test_a_search_costs_its_rounds() -> None:
 
 
 def test_every_method_can_be_run() -> None:
-    known = methods()
+    known = load_methods()
     assert known[0].name == "uniform"
     assert len({entry.name for entry in known}) == len(known)
     for entry in known:
@@ -130,7 +131,7 @@ def test_every_method_can_be_run() -> None:
 
 
 def test_methods_that_read_no_text_take_no_passes() -> None:
-    for entry in methods():
+    for entry in load_methods():
         if entry.allocator is not None:
             reads = bool(entry.forward or entry.backward)
             assert reads == ALLOCATORS.get(entry.allocator).needs_text, entry.name

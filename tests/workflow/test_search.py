@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
+from sparsity_search.engine.fingerprint import identify_study
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.plugins import Plugins
 from sparsity_search.profiles.scores import Scores
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.scores import save_scores
 from sparsity_search.searchers.bases.dataset import Dataset
 from sparsity_search.testing.problems import toy_space
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import write_json
-from sparsity_search.workflow.search import fingerprint_of
 
 SPACE = toy_space()
 
@@ -29,8 +30,10 @@ def fingerprint(*overrides: str) -> dict[str, Any]:
     config = load_config(None, {"model.name": "tiny", "initial": []}, overrides)
     model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
     session = SimpleNamespace(loaded=SimpleNamespace(digest="0", model=model), text_facts={})
-    job = Job(config, Plugins.of(config), cast(Any, session), SPACE, Path(), Monitor())
-    return fingerprint_of(job)
+    job = Job(
+        config, Plugins.of(config), cast(Any, session), SPACE, RunDirectory(Path()), Monitor()
+    )
+    return dict(identify_study(job).fingerprint)
 
 
 def save_dataset(path: Path, score: float) -> str:

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 
-def preset_names() -> list[str]:
+def list_presets() -> list[str]:
     """Return the names of all presets, sorted."""
     return sorted(file.stem for file in _folder().glob("*.yaml"))
 
@@ -16,7 +16,7 @@ def preset_file(name: str) -> Path:
     return _folder() / f"{name}.yaml"
 
 
-def preset_summary(name: str) -> str:
+def summarise_preset(name: str) -> str:
     """Return what a preset is: the comment in its first line."""
     return preset_file(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 

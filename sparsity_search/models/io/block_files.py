@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparsity_search.errors import RunMismatchError, SparsitySearchError
 from sparsity_search.utils.files import atomic_file, canonical_json, write_json
+from sparsity_search.utils.versioned import VersionedJson
 
 _MANIFEST = "manifest.json"
 
@@ -30,7 +32,9 @@ class BlockFiles:
 
     def __init__(self, path: Path, version: int, fingerprint: Mapping[str, Any]) -> None:
         self._path = path
-        self._version = version
+        self._format = VersionedJson(
+            "a manifest", version, ("fingerprint", "blocks"), RunMismatchError
+        )
         # in the form in which JSON is read: tuples become lists
         self._fingerprint = json.loads(canonical_json(dict(fingerprint)))
 
@@ -50,7 +54,11 @@ class BlockFiles:
         with atomic_file(file) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         entries = {**self._entries(), str(block): {"sha256": _compute_checksum(file)}}
-        manifest = {"format": self._version, "fingerprint": self._fingerprint, "blocks": entries}
+        manifest = {
+            "format": self._format.version,
+            "fingerprint": self._fingerprint,
+            "blocks": entries,
+        }
         write_json(self._path / _MANIFEST, manifest)
 
     def load(self, block: int) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -69,10 +77,8 @@ class BlockFiles:
     def _manifest(self) -> dict[str, Any] | None:
         """Return the manifest; None where it is absent, corrupt or of another version."""
         try:
-            manifest: dict[str, Any] = json.loads((self._path / _MANIFEST).read_text("utf-8"))
-            complete = manifest.keys() >= {"fingerprint", "blocks"}
-            return manifest if complete and manifest["format"] == self._version else None
-        except (OSError, ValueError, KeyError, AttributeError):
+            return self._format.read(self._path / _MANIFEST)
+        except SparsitySearchError:
             return None
 
     def _file(self, block: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -21,10 +20,14 @@ from sparsity_search.searchers.bases.training import targets
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import digest
+from sparsity_search.utils.versioned import VersionedJson
 
-FORMAT = 1
 #: What the file is, for who opens it.
 KIND = "predictor"
+#: The file of a data set.
+DATASET_JSON = VersionedJson(
+    "the data set of a predictor", 1, ("kind", "digest", "facts", "layout", "pairs"), ConfigError
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class Dataset:
             )
         ]
         return {
-            "format": FORMAT,
+            "format": DATASET_JSON.version,
             "kind": KIND,
             "facts": dict(self.facts),
             "digest": self.layout.digest,
@@ -115,12 +118,8 @@ class Dataset:
         Raises:
             ConfigError: It is none, of another format, or corrupt.
         """
-        if not isinstance(value, dict) or value.get("kind") != KIND:
-            raise ConfigError("not the data set of a predictor")
-        if value.get("format") != FORMAT:
-            raise ConfigError(
-                f"data set format {value.get('format')!r} is not known; this is format {FORMAT}"
-            )
+        if DATASET_JSON.check(value)["kind"] != KIND:
+            raise ConfigError(f"not {DATASET_JSON.kind}, but of kind {value['kind']!r}")
         try:
             layout = Layout.from_json(value["layout"])
             pairs = value["pairs"]
@@ -168,16 +167,18 @@ def read_dataset(path: Path) -> Dataset:
     """
     try:
         status = path.stat()
-        return _read(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise ConfigError(f"cannot read the data set {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return _read(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _written: int, _size: int) -> Dataset:
-    return Dataset.from_json(json.loads(path.read_text(encoding="utf-8")))
+    value = DATASET_JSON.read(path)
+    try:
+        return Dataset.from_json(value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _extended(x: np.ndarray, known: np.ndarray, levels: np.ndarray) -> np.ndarray:

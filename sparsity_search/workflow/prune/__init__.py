@@ -1,30 +1,33 @@
-"""Pruning a model to a profile, and checking a checkpoint against one."""
+"""Pruning a model to a profile, and writing a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import pruner_of, unit_kind
-from sparsity_search.engine.session import calibration, open_session
-from sparsity_search.engine.smaller import comparison
+from sparsity_search.engine.plugins import build_pruner, choose_units
+from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.models.surgery.materialise import materialise, plan, saveable
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.pruning.patterns import pattern_of
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.report.card import model_card
-from sparsity_search.runs import directory
+from sparsity_search.report.card import format_card
+from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_json
+from sparsity_search.workflow.prune.smaller import compare_with_dense
+
+#: Figures of a materialised checkpoint beside those of the dense model.
+MATERIALISED = "materialised.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,8 @@ class Pruned:
 
     Attributes:
         profile: What was removed.
-        notes: What the pruner had to say of single units, e.g. that damping was raised.
-        materialised: What ``materialised.json`` says of a smaller checkpoint; None without.
+        notes: Lines of the pruner about single units, e.g. that damping was raised.
+        materialised: Contents of ``materialised.json`` of a smaller checkpoint; None without.
     """
 
     profile: SparsityProfile
@@ -70,73 +73,65 @@ def prune(
         raise ConfigError("give either --profile or --sparsity, not both")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
-    stored = directory.read_json(profile) if profile else None
-    pruner = pruner_of(config)
-    budget = None if profile else Budget(_target(config, pruner))
-    kind = _kind(config, pruner, stored)
+    stored, pruner = PROFILE_JSON.read(profile) if profile else None, build_pruner(config)
+    budget = None if stored else Budget(_find_target(config, pruner))
+    kind = _choose_kind(config, pruner, stored)
     if multiple is not None and (kind == "weights" or multiple < 1):
         raise ConfigError("only structures can be materialised, with --multiple-of at least 1")
-    if kind == "experts":
-        multiple = None  # they are really removed in any case
-    requests = [calibration(config.data)]
-    session = open_session(config.model, requests, config.study.seed, monitor, kind)
-    subject = session.subject
-    wanted = _uniform(config, budget, subject.layout) if budget else None
-    wanted = wanted or SparsityProfile.from_json(subject.layout, stored)
-    facts = {
+    requests = [request_calibration(config.data)]
+    session = open_session(config.model, requests, config.study.seed, monitor, units=kind)
+    layout = session.subject.layout
+    if budget is not None:
+        target = _build_uniform(config, budget, layout)
+    else:
+        target = SparsityProfile.from_json(layout, stored)
+    subject, facts = session.subject, _describe(session, config)
+    removes_modules = kind == "experts"  # with or without --materialise
+    with subject.preserved():
+        notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
+        shape = plan(subject, multiple) if multiple and not removes_modules else None
+        with monitor.step("save checkpoint"):
+            saved = saveable(subject) if shape is None else materialise(subject, shape)
+            card = format_card(target, facts)
+            save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
+    write_json(out / PROFILE, {**target.to_json(), **facts, "notes": notes})
+    if shape is None and not removes_modules:
+        return Pruned(profile=target, notes=notes)
+    with monitor.step("compare speed"):
+        figures = compare_with_dense(session, saved, shape, out)
+    write_json(out / MATERIALISED, figures)
+    return Pruned(profile=target, notes=notes, materialised=figures)
+
+
+def _run_pruner(
+    session: Session, pruner: Pruner, profile: SparsityProfile, seed: int, monitor: Monitor
+) -> list[str]:
+    """Prune the model to a profile, and return the pruner's notes."""
+    subject, text = session.subject, session.text["calibration"]
+    with monitor.step("prune", len(subject.blocks)) as advance:
+        return prune_sequentially(subject, profile, pruner, text, seed=seed, on_block=advance)
+
+
+def _describe(session: Session, config: RunConfig) -> dict[str, Any]:
+    """Return where a pruned checkpoint comes from."""
+    return {
         "model": session.model_facts,
-        "removes": subject.units,
+        "removes": session.subject.units,
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
         "text": session.text_facts,
     }
-    with subject.preserved():
-        with monitor.stage("prune", len(subject.blocks)) as advance:
-            notes = prune_sequentially(
-                subject,
-                wanted,
-                pruner,
-                session.text["calibration"],
-                seed=config.study.seed,
-                on_block=advance,
-            )
-        smaller = None if multiple is None else plan(subject, multiple)
-        with monitor.stage("save checkpoint"):
-            saved = saveable(subject) if smaller is None else materialise(subject, smaller)
-            card = model_card(wanted, facts)
-            save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
-    write_json(out / directory.PROFILE, {**wanted.to_json(), **facts, "notes": notes})
-    if smaller is None and kind != "experts":
-        return Pruned(profile=wanted, notes=notes)
-    with monitor.stage("compare speed"):
-        told = comparison(session, saved, smaller, out)
-    write_json(out / directory.MATERIALISED, told)
-    return Pruned(profile=wanted, notes=notes, materialised=told)
 
 
-def verify(config: RunConfig, profile: Path, *, monitor: Monitor | None = None) -> SparsityProfile:
-    """Check that a checkpoint's zeros are exactly those of a profile, and return that.
-
-    Raises:
-        ProfileError: They are not, or the profile is corrupt or of another model.
-    """
-    stored = directory.read_json(profile)
-    kind = stored.get("removes") if isinstance(stored, dict) else None
-    subject = open_session(config.model, [], 0, monitor or Monitor(), kind).subject
-    wanted = SparsityProfile.from_json(subject.layout, stored)
-    subject.verify(wanted)
-    return wanted
-
-
-def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
+def _choose_kind(config: RunConfig, pruner: Pruner, stored: Mapping[str, Any] | None) -> str:
     """Return what is removed: what the profile says, if the pruner can.
 
     Raises:
         ConfigError: It cannot.
     """
-    of_profile = stored.get("removes") if isinstance(stored, dict) else None
+    of_profile = None if stored is None else stored.get("removes")
     if config.model.units is not None or of_profile is None:
-        return unit_kind(config, pruner)
+        return choose_units(config, pruner)
     if of_profile not in pruner.units:
         raise ConfigError(
             f"the profile removes {of_profile}, the pruner {config.pruner.name!r} "
@@ -145,7 +140,7 @@ def _kind(config: RunConfig, pruner: Pruner, stored: Any) -> str:
     return str(of_profile)
 
 
-def _target(config: RunConfig, pruner: Pruner) -> float:
+def _find_target(config: RunConfig, pruner: Pruner) -> float:
     """Return the sparsity asked for, or the one that an N:M pattern means."""
     pattern = pattern_of(pruner)
     if config.budget.sparsity is None and pattern and pattern.sparsity is not None:
@@ -153,5 +148,5 @@ def _target(config: RunConfig, pruner: Pruner) -> float:
     return config.budget.target
 
 
-def _uniform(config: RunConfig, budget: Budget, layout: Layout) -> SparsityProfile:
+def _build_uniform(config: RunConfig, budget: Budget, layout: Layout) -> SparsityProfile:
     return budget.uniform(layout, bounds_of(layout, config.budget.bounds))

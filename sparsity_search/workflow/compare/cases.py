@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sparsity_search.config.schema import PluginSection, RunConfig
-from sparsity_search.engine.plugins import allocator, unit_kind
+from sparsity_search.engine.plugins import build_allocator, choose_units
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.pruner import Pruner
@@ -50,7 +50,7 @@ class Case:
     @property
     def key(self) -> str:
         """Names the row and its file: ``wanda-70-owl-seed0``."""
-        return f"{slug(self.pruner)}-{self._profile}"
+        return f"{make_slug(self.pruner)}-{self._profile}"
 
     @property
     def profile_key(self) -> str:
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def _profile(self) -> str:
-        return f"{100 * self.budget.target:.10g}-{slug(self.allocator)}-seed{self.seed}"
+        return f"{100 * self.budget.target:.10g}-{make_slug(self.allocator)}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Plan:
             ConfigError: There is none, or the configuration names another.
         """
         pruners = {label: self._pruner(section) for label, section in self.pruners.items()}
-        kinds = {unit_kind(self._config(label), pruner) for label, pruner in pruners.items()}
+        kinds = {choose_units(self._config(label), pruner) for label, pruner in pruners.items()}
         if len(kinds) > 1:
             raise ConfigError(
                 f"these pruners remove {' and '.join(sorted(kinds))}: choose one with --units"
@@ -133,7 +133,7 @@ class Plan:
         config = self._config(pruner, seed)
         settings = {**config.allocators.get(name, {}), **settings}
         config = config.model_copy(update={"allocators": {**config.allocators, name: settings}})
-        found = allocator(config, name)
+        found = build_allocator(config, name)
         fields = {field.name for field in dataclasses.fields(found)}  # type: ignore[arg-type]
         return Case(
             allocator=label,
@@ -168,7 +168,7 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
     if not opened:
         return name, {}
     settings = {}
-    for part in split(rest.removesuffix("]"), ";"):
+    for part in split_list(rest.removesuffix("]"), ";"):
         key, equals, text = part.partition("=")
         if not (rest.endswith("]") and equals and key.strip()):
             raise ConfigError(f"an allocator with settings is NAME[KEY=VALUE;…], not {label!r}")
@@ -179,10 +179,10 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def split(text: str, separator: str = ",") -> list[str]:
+def split_list(text: str, separator: str = ",") -> list[str]:
     """Return the parts of a list, which may hold the separator within brackets.
 
-    >>> split("owl, owl[m=7;spread=0.2],x[levels=[0.1,0.2]]")
+    >>> split_list("owl, owl[m=7;spread=0.2],x[levels=[0.1,0.2]]")
     ['owl', 'owl[m=7;spread=0.2]', 'x[levels=[0.1,0.2]]']
     """
     parts, depth = [""], 0
@@ -195,10 +195,10 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def slug(label: str) -> str:
+def make_slug(label: str) -> str:
     """Return a label as a file name; what is not plain gets a digest, so that none are equal.
 
-    >>> slug("owl[m=7;spread=0.2]"), slug("wanda+refit")
+    >>> make_slug("owl[m=7;spread=0.2]"), make_slug("wanda+refit")
     ('owl_m=7_spread=0.2', 'wanda+refit')
     """
     plain = label.removesuffix("]").replace("[", "_").replace(";", "_")

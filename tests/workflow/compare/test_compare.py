@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sparsity_search.allocators.owl import OWLAllocator
-from sparsity_search.config.schema import load_config
-from sparsity_search.engine.cases import Plan, parse_label, slug, split
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError
 from sparsity_search.evaluators.perplexity import PerplexityEvaluator
@@ -23,7 +22,9 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS, describe
 from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
-from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, with_defaults
+from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, fill_defaults
+from sparsity_search.workflow.compare import rows as rows_module
+from sparsity_search.workflow.compare.cases import Plan, make_slug, parse_label, split_list
 
 Make = Callable[..., Plan]
 
@@ -81,7 +82,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         found["allocated"].append((self, problem.tokens))
         return inner(self, problem)
 
-    monkeypatch.setattr(module, "prune_sequentially", prune)
+    monkeypatch.setattr(rows_module, "prune_sequentially", prune)
     monkeypatch.setattr(OWLAllocator, "propose", propose)
     return found
 
@@ -164,19 +165,19 @@ def test_an_interrupted_comparison_goes_on(
     no_pages: None,
 ) -> None:
     plan = make(allocators=("owl", "lamp"), sparsities=(0.5, 0.7))
-    counted = module.prune_sequentially
+    counted = rows_module.prune_sequentially
 
     def killed(*args: Any, **options: Any) -> Any:
         if len(calls["pruned"]) == 4:
             raise KeyboardInterrupt
         return counted(*args, **options)
 
-    monkeypatch.setattr(module, "prune_sequentially", killed)
+    monkeypatch.setattr(rows_module, "prune_sequentially", killed)
     with pytest.raises(KeyboardInterrupt):
         compare(plan, tmp_path / "cut")
     assert len(rows(tmp_path / "cut")) == 4
     assert len((tmp_path / "cut" / "table.csv").read_text().splitlines()) == 5
-    monkeypatch.setattr(module, "prune_sequentially", counted)
+    monkeypatch.setattr(rows_module, "prune_sequentially", counted)
     compare(plan, tmp_path / "cut")
     assert len(calls["pruned"]) == 6
     assert len(calls["allocated"]) == 2  # owl was allocated at 0.7 before the cut, and is kept
@@ -362,7 +363,9 @@ def test_equal_labels_are_one_and_uniform_is_first(make: Make) -> None:
 def test_labels_with_one_file_name_are_refused(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsity_search.engine.cases.slug", lambda label: label[:3])
+    monkeypatch.setattr(
+        "sparsity_search.workflow.compare.cases.make_slug", lambda label: label[:3]
+    )
     with pytest.raises(ConfigError, match="same file name"):
         make(allocators=("owl", "owl[m=7]")).cases()
 
@@ -374,12 +377,12 @@ def test_labels_of_no_form(label: str) -> None:
 
 
 def test_labels_may_hold_lists() -> None:
-    assert split("a[x=[1,2];y={k: 3}],b") == ["a[x=[1,2];y={k: 3}]", "b"]
+    assert split_list("a[x=[1,2];y={k: 3}],b") == ["a[x=[1,2];y={k: 3}]", "b"]
     assert parse_label("a[x=[1,2];y={k: 3}]") == ("a", {"x": [1, 2], "y": {"k": 3}})
-    assert slug("a[x=[1,2]]") != slug("a[x=[1_2]]")
+    assert make_slug("a[x=[1,2]]") != make_slug("a[x=[1_2]]")
 
 
 def test_the_text_has_forty_sequences_unless_told(make: Make, folder: Path) -> None:
-    assert with_defaults(make().config).data.final_sequences == 3
-    assert with_defaults(load_config(None, {"model.name": "x"})).data.final_sequences == 40
+    assert fill_defaults(make().config).data.final_sequences == 3
+    assert fill_defaults(load_config(None, {"model.name": "x"})).data.final_sequences == 40
     assert FINAL_SEQUENCES == 40

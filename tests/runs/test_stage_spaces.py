@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import Job
 from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.opening import open_job
+from sparsity_search.engine.stages import run_stages
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.runs import directory
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
-from sparsity_search.runs.starts import movable
+from sparsity_search.runs.stage_spaces import can_move
 from sparsity_search.spaces.files import load_space
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_text
 from sparsity_search.utils.files import write_json
-from sparsity_search.workflow.predictor import space_of
-from sparsity_search.workflow.search import find, open_job
+from sparsity_search.workflow.predictor import read_spaces
 
 SMALL = {
     "model.dtype": "float32",
@@ -61,9 +62,9 @@ def searched(tmp_path: Path, start: Path, propagate: str) -> tuple[Job, float]:
         "initial": [str(start), "uniform"],
     }
     job = open_job(load_config(None, {**SMALL, **given}), tmp_path / propagate, Monitor())
-    with directory.locked(job.out):
-        find(job)
-    return job, RunRecord.read(job.out).initial_scores[str(start)]
+    with job.directory.lock():
+        run_stages(job)
+    return job, RunRecord.read(job.directory.path).initial_scores[str(start)]
 
 
 @pytest.mark.parametrize("propagate", ["start", "centre"])
@@ -88,19 +89,19 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
     tmp_path: Path, start: Path
 ) -> None:
     job, score = searched(tmp_path, start, "start")
-    record = RunRecord.read(job.out)
+    record = RunRecord.read(job.directory.path)
     assert record.starts == [str(start), "uniform"]
     assert record.initial_scores[str(start)] == score
     first, second = (m.candidate for m in record.measurements)
     assert (any(first), any(second)) == (False, True)
-    space = space_of(record, job.out)
+    (space,) = read_spaces(RunDirectory(job.directory.path))
     expected = json.loads(start.read_text())["units"]
     counts = [entry["removed"] for entry in expected.values()]
     assert list(space.profile(first).removed) == counts
     assert space.nearest(job.space.base) == second
-    starts, again = find(job)
+    again = run_stages(job)
     assert again is not None
-    assert list(next(iter(starts.values())).removed) == counts
+    assert list(next(iter(again.starts.values())).removed) == counts
 
 
 @pytest.mark.parametrize(
@@ -109,4 +110,4 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
 def test_which_spaces_move(space: str, moves: bool) -> None:
     layout = PrunableModel(tiny_llama(layers=3)).layout
     found = load_space(space).of_levels.build(layout, Budget(0.4), {})
-    assert movable(found) == moves
+    assert can_move(found) == moves

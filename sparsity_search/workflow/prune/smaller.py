@@ -1,4 +1,4 @@
-"""What a materialised checkpoint is next to the dense model: size and speed."""
+"""A materialised checkpoint compared with the dense model: size and speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsity_search.models.surgery.materialise import Shape
 _TOKENS, _REPEATS = 512, 5
 
 
-def comparison(
+def compare_with_dense(
     session: Session, smaller: PreTrainedModel, shape: Shape | None, out: Path
 ) -> dict[str, Any]:
     """Return a profile of the smaller model, and both models' figures.
@@ -38,7 +38,7 @@ def comparison(
     )
     dense = session.loaded.model
     tokens = session.text["calibration"][:1, :_TOKENS]
-    speed = tokens_per_second([dense, smaller], tokens)
+    speed = measure_speed([dense, smaller], tokens)
     files = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return {
         **subject.zeros().to_json(),
@@ -52,7 +52,7 @@ def comparison(
     }
 
 
-def tokens_per_second(models: Sequence[PreTrainedModel], tokens: Tensor) -> list[dict[str, float]]:
+def measure_speed(models: Sequence[PreTrainedModel], tokens: Tensor) -> list[dict[str, float]]:
     """Return median and range of each model's speed in forward passes, taken in turns."""
     seconds: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():

@@ -19,15 +19,12 @@ from sparsity_search.models.surgery.materialise import saveable
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.report.card import model_card
-from sparsity_search.runs import directory
+from sparsity_search.report.card import format_card
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import write_json
 
 
-def compare(
-    job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched
-) -> SparsityProfile:
+def ship(job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched) -> SparsityProfile:
     """Rebuild each profile sequentially, score it on the final text, and ship the best.
 
     Writes ``results.json``, ``profile.json``, ``profiles/`` and ``checkpoint/``.
@@ -43,7 +40,7 @@ def compare(
     Raises:
         NumericalError: No profile has a finite score.
     """
-    subject, out = job.session.subject, job.out
+    subject, directory = job.session.subject, job.directory
     judge = _Judge(job)
     rows = [judge.row("dense", subject.zeros())]
     shipped = _Shipped()
@@ -54,21 +51,21 @@ def compare(
             if row["score"] is not None and row["score"] < shipped.score:
                 shipped = _Shipped(name, row["score"], subject.snapshot(), notes)
         rows.append(row)
-        write_json(out / "profiles" / f"{name}.json", profile.to_json())
+        directory.write_profile(name, profile)
     if not shipped.name:
         raise NumericalError("no profile gives a finite score: the sparsity is too high")
     profile = profiles[shipped.name]
     facts = _profile_json(job, profile)
-    card = model_card(
+    card = format_card(
         profile, {**facts, "evaluator": job.config.evaluator.name}, rows, shipped.name
     )
-    with subject.preserved(), job.monitor.stage("save checkpoint"):
+    with subject.preserved(), job.monitor.step("save checkpoint"):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
         tokenizer = job.session.loaded.tokenizer
-        save_checkpoint(saveable(subject), tokenizer, out / "checkpoint", card=card)
-    write_json(out / directory.PROFILE, facts)
-    write_json(out / directory.RESULTS, _results(job, rows, shipped, searched))
+        save_checkpoint(saveable(subject), tokenizer, directory.checkpoint, card=card)
+    write_json(directory.profile_file, facts)
+    directory.write_results(_results(job, rows, shipped, searched))
     return profile
 
 
@@ -84,7 +81,7 @@ class _Shipped:
 
 def _rebuild(job: Job, name: str, profile: SparsityProfile) -> list[str]:
     subject = job.session.subject
-    with job.monitor.stage(f"rebuild {name}", len(subject.blocks)) as advance:
+    with job.monitor.step(f"rebuild {name}", len(subject.blocks)) as advance:
         return prune_sequentially(
             subject,
             profile,
@@ -112,7 +109,7 @@ class _Judge:
             (batch, [first + row for row in batch])
             for batch in batches(model, range(n_rows), length)
         ]
-        with self._monitor.stage("bind final text"):
+        with self._monitor.step("bind final text"):
             self._proxies = {
                 key: evaluator.bind(model, text["final"], job.session.loaded.tokenizer)
                 for key, evaluator in {
@@ -124,11 +121,11 @@ class _Judge:
     def row(self, name: str, profile: SparsityProfile) -> dict[str, Any]:
         """Return one row of the table; numbers that are not finite become None."""
         row: dict[str, Any] = {"name": name}
-        with self._monitor.stage(f"score {name}"):
+        with self._monitor.step(f"score {name}"):
             for key, value in self._scores(profile).items():
                 row[key] = value if math.isfinite(value) else None
         removed = {"sparsity": profile.sparsity, "removed": profile.n_removed}
-        return {**row, **removed, **_saving(self._space, profile)}
+        return {**row, **removed, **_saving_facts(self._space, profile)}
 
     def _scores(self, profile: SparsityProfile) -> dict[str, float]:
         """Return what each proxy says; they go through the text together, so that it runs once."""
@@ -142,14 +139,14 @@ class _Judge:
         return {key: proxy.combine(parts[key]).value for key, proxy in self._proxies.items()}
 
 
-def _saving(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:
+def _saving_facts(space: SearchSpace, profile: SparsityProfile) -> dict[str, float]:
     """Return the fraction of the dense units' cost that a profile saves, if the budget is that."""
     if space.in_weights:
         return {}
     return {"saving": int(space.saved(profile).sum()) / space.layout.n_weights}
 
 
-def _asked(job: Job) -> dict[str, float]:
+def _budget_facts(job: Job) -> dict[str, float]:
     """Return the budget: a sparsity, or a saving."""
     key = "target" if job.space.in_weights else "target_saving"
     return {key: job.space.budget.target}
@@ -159,8 +156,8 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
     """Return ``profile.json``: nothing in it depends on when or how fast it was made."""
     return {
         **profile.to_json(),
-        **_asked(job),
-        **_saving(job.space, profile),
+        **_budget_facts(job),
+        **_saving_facts(job.space, profile),
         "model": job.session.model_facts,
         "removes": job.session.subject.units,
         "pruner": (job.config.finalise or job.config.pruner).model_dump(mode="json"),
@@ -174,9 +171,8 @@ def _results(
 ) -> dict[str, Any]:
     histories = searched.histories
     return {
-        "format": directory.FORMAT,
         "evaluator": job.config.evaluator.name,
-        **_asked(job),
+        **_budget_facts(job),
         "shipped": shipped.name,
         "rows": rows,
         "search": {

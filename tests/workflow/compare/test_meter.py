@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.engine.meter import Cost, Meter
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.gradients import weight_gradients
 from sparsity_search.models.running.head import last_hidden
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.walk import walk
+from sparsity_search.workflow.compare.meter import Cost, Meter
 
 
 def test_whole_passes_are_counted(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:

@@ -1,0 +1,79 @@
+"""The identity of a search: everything that its measurements depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsity_search.engine.hints import identify_hint
+from sparsity_search.engine.job import Job
+from sparsity_search.registry import describe
+from sparsity_search.runs.stage_spaces import AROUND, can_move
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.utils.files import digest
+
+
+@dataclass(frozen=True)
+class StudyKey:
+    """The identity of one stage's study.
+
+    Attributes:
+        name: Name of its Optuna study.
+        fingerprint: Everything that its measurements depend on, flat.
+    """
+
+    name: str
+    fingerprint: Mapping[str, Any]
+
+    def at_stage(self, number: int, space: SearchSpace) -> StudyKey:
+        """Return the key of a stage, numbered from 1, given that of the first one."""
+        if number == 1:
+            return self
+        return StudyKey(
+            f"{self.name}-stage{number}-{space.digest}",
+            {**self.fingerprint, "space": space.digest, "stage": number},
+        )
+
+
+def identify_study(job: Job) -> StudyKey:
+    """Return the key of a search's first stage."""
+    fingerprint = _fingerprint(job)
+    return StudyKey(f"search-{digest(fingerprint)}", fingerprint)
+
+
+def _fingerprint(job: Job) -> dict[str, Any]:
+    config, model, plugins = job.config, job.session.loaded, job.plugins
+    text, own = job.session.text_facts, plugins.evaluator.own_data()
+    read, parameters = plugins.searcher.data_digest(), job.parameters
+    return {
+        "model": model.digest,
+        "layout": job.space.layout.digest,
+        "space": job.space.digest,
+        **({AROUND: "start"} if parameters is None and _lies_around_start(job) else {}),
+        **({} if parameters is None else {"parameters": parameters.digest}),
+        **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
+        "pruner": describe(plugins.pruner),
+        "propagate": config.supernet.propagate,
+        "refresh": config.supernet.refresh,
+        "searcher": describe(plugins.searcher),
+        **({} if read is None else {"searcher.data": read}),
+        "evaluator": describe(plugins.evaluator),
+        **({} if own is None else {"evaluator.data": own.digest}),
+        "initial": [describe(allocator) for allocator in plugins.initial.values()],
+        "hints": [identify_hint(name) for name in config.hints],
+        "ladder": repr(config.ladder),
+        "seed": config.study.seed,
+        "dtype": str(model.model.dtype),
+        "device": model.model.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _lies_around_start(job: Job) -> bool:
+    """Whether a first space of levels lies around the first of the initial profiles."""
+    wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
+    return wanted and can_move(job.space)

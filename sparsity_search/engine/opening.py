@@ -1,0 +1,93 @@
+"""Opening a search: its configuration is checked, its model and text are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsity_search.config.schema import RunConfig
+from sparsity_search.data.sequences import Request
+from sparsity_search.engine.hints import GRADIENTS, check_hints
+from sparsity_search.engine.job import Job
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.parameters import check_parameters, parametric_space
+from sparsity_search.engine.plugins import Plugins, budget_of, choose_units
+from sparsity_search.engine.prices import check_measure, prices_of
+from sparsity_search.engine.resident import ResidentModel
+from sparsity_search.engine.session import open_session, request_search_text
+from sparsity_search.errors import ConfigError
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.spaces.files import SpaceFile, load_space
+
+
+def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
+    """Load what a search needs, and check that it can be run in ``out``; writes nothing there.
+
+    Raises:
+        SparsitySearchError: Something given is not legal.
+    """
+    directory, plugins, file = RunDirectory(out), Plugins.of(config), load_space(config.space)
+    of_levels = file.of_levels
+    check_parameters(config, file)
+    budget = budget_of(config, of_levels, plugins.pruner)
+    _check_stages(config, of_levels)
+    directory.check_resumable(config)
+    kind = choose_units(config, plugins.pruner)
+    check_measure(config, kind)
+    _check_own_data(config, plugins)
+    requests = _request_text(config, plugins)
+    session = open_session(
+        config.model,
+        requests,
+        config.study.seed,
+        monitor,
+        units=kind,
+        statistics=config.data.statistics,
+    )
+    prices = prices_of(config, session.subject, directory, monitor)
+    space = of_levels.build(session.subject.layout, budget, config.budget.bounds, prices)
+    resident = ResidentModel()
+    parameters = parametric_space(config, file, session, space, resident.make_dense)
+    job = Job(config, plugins, session, space, directory, monitor, parameters, resident)
+    _check_ladder(job)
+    check_hints(config.hints, session.subject.layout, kind)
+    return job
+
+
+def _check_stages(config: RunConfig, space: SpaceFile) -> None:
+    if config.study.stages > 1 and (space.pattern or space.options):
+        raise ConfigError(
+            f"the levels of the space {config.space!r} are patterns, with no step that could be "
+            "halved: leave out --stages"
+        )
+
+
+def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
+    """Check that an evaluator's own data set has rows to search on and others to compare on."""
+    own = plugins.evaluator.own_data()
+    if own is not None:
+        needed = config.data.search_sequences + config.data.final_sequences
+        own.check(
+            needed,
+            f"lower data.search_sequences ({config.data.search_sequences}) or "
+            f"data.final_sequences ({config.data.final_sequences}), which number its rows too",
+        )
+
+
+def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
+    """Return the text that is needed: none to search on if the rows are the evaluator's own."""
+    requests = request_search_text(config.data)
+    if plugins.evaluator.own_data() is None or GRADIENTS in config.hints:
+        return requests
+    return [request for request in requests if request.purpose != "search"]
+
+
+def _check_ladder(job: Job) -> None:
+    n_rows, length = job.pool
+    available = n_rows * length
+    for rung in job.config.ladder.rungs:
+        if rung.tokens % length or rung.tokens > available:
+            raise ConfigError(
+                f"a rung of {rung.tokens} tokens is not a whole number of sequences of {length}, "
+                f"or more than the {available} of the search text: change ladder.rungs, "
+                f"data.search_length or data.search_sequences"
+            )

@@ -1,0 +1,88 @@
+"""The supernet of a stage: what it is built around, and where it is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsity_search.engine.job import Job
+from sparsity_search.errors import RunMismatchError
+from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.disk import SupernetFolder, shared
+from sparsity_search.supernet.switch import Supernet
+
+#: Keys of a study's fingerprint that its supernet depends on.
+_KEYS = (
+    *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
+    *("seed", "dtype", "device", "threads", "torch"),
+)
+
+
+@dataclass(frozen=True)
+class StageSupernet:
+    """The supernet of one stage, built or not.
+
+    Attributes:
+        job: The search.
+        space: Of the stage.
+        stage: Number of the stage, from 1.
+        centre: The profile whose outputs later blocks see while the supernet is built. Near it,
+            a supernet scores what sequential pruning gives.
+        fingerprint: Of the stage's study.
+    """
+
+    job: Job
+    space: SearchSpace
+    stage: int
+    centre: SparsityProfile
+    fingerprint: Mapping[str, Any]
+
+    def build(self) -> Supernet:
+        """Return the supernet; blocks that are kept already are read."""
+        job, settings = self.job, self.job.config.supernet
+        plan = SupernetPlan(
+            pruner=job.plugins.pruner,
+            tables=self.space.tables(),
+            patterns=self.space.patterns(),
+            centre=self.centre,
+            propagate="centre" if settings.propagate == "start" else settings.propagate,
+            refresh=settings.refresh,
+            seed=job.config.study.seed,
+        )
+        subject, text = job.session.subject, job.session.text["calibration"]
+        with (
+            self._open_folder() as folder,
+            job.monitor.step("build supernet", len(subject.blocks)) as advance,
+        ):
+            return build(subject, text, plan, folder, advance)
+
+    def is_kept(self) -> bool:
+        """Return whether all of it is on disk, so that other workers can read it."""
+        with self._open_folder() as folder:
+            return folder is not None and folder.complete(len(self.job.session.subject.blocks))
+
+    def _open_folder(self) -> AbstractContextManager[SupernetFolder | None]:
+        """Return where the supernet is kept; None is the memory."""
+        facts = {**{key: self.fingerprint[key] for key in _KEYS}, "centre": self.centre.digest}
+        settings = self.job.config.supernet
+        if settings.cache is not None:
+            return shared(Path(settings.cache), facts)
+        on_disk = settings.store == "disk" or self.job.claims is not None  # for all workers
+        return nullcontext(self._own_folder(facts) if on_disk else None)
+
+    def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
+        """Return the folder in the run directory; a later stage may replace what is there."""
+        path = self.job.directory.supernet(self.stage)
+        try:
+            return SupernetFolder(path, facts)
+        except RunMismatchError:
+            if self.stage == 1:
+                raise
+            shutil.rmtree(path)  # more rounds have changed what the stage before found
+            return SupernetFolder(path, facts)

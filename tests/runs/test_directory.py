@@ -1,0 +1,110 @@
+"""A run directory: what is written is read back, and nothing else is taken for a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsity_search.config.load import load_config
+from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.spaces.hints import Hint
+from sparsity_search.testing.problems import toy_space
+from sparsity_search.testing.runs import make_run, run_layout, run_profiles
+from sparsity_search.utils.files import read_json
+
+CONFIG = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.5})
+
+
+def begin(directory: RunDirectory, **facts: object) -> None:
+    config = CONFIG.model_dump(mode="json")
+    directory.begin({"config": config, "layout": [], "fingerprint": {"seed": 0}, **facts})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+def test_a_run_that_goes_on_keeps_when_it_was_created(directory: RunDirectory) -> None:
+    begin(directory, created="monday", command="first", threads=1)
+    begin(directory, created="tuesday", command="second", threads=2)
+    facts = directory.read_facts()
+    assert (facts["created"], facts["command"], facts["threads"]) == ("monday", "first", 2)
+    assert directory.read_config() == CONFIG
+    with pytest.raises(RunMismatchError, match="seed"):
+        begin(directory, fingerprint={"seed": 1})
+
+
+def test_what_may_go_on(directory: RunDirectory) -> None:
+    directory.check_resumable(CONFIG)  # there is nothing
+    begin(directory)
+    directory.check_resumable(CONFIG)
+    more = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.5, "study.rounds": 9})
+    directory.check_resumable(more)
+    other = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.6})
+    with pytest.raises(RunMismatchError, match=r"budget\.sparsity"):
+        directory.check_resumable(other)
+
+
+def test_what_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("mine")
+    for path, words in ((tmp_path, "not empty"), (tmp_path / "text.txt", "is a file")):
+        with pytest.raises(ConfigError, match=words):
+            RunDirectory(path).check_resumable(CONFIG)
+
+
+def test_a_configuration_of_another_version(directory: RunDirectory) -> None:
+    begin(directory)
+    facts = read_json(directory.facts_file)
+    facts["config"]["study"]["unheard_of"] = 1
+    directory.facts_file.write_text(json.dumps(facts))
+    with pytest.raises(RunMismatchError, match=r"run\.json"):
+        directory.check_resumable(CONFIG)
+
+
+def test_one_process_at_a_time(directory: RunDirectory) -> None:
+    with directory.lock(), pytest.raises(ConfigError, match="another process"), directory.lock():
+        pass
+    with directory.lock():
+        pass
+
+
+def test_finished_runs(tmp_path: Path) -> None:
+    make_run(tmp_path / "b", rounds=0)
+    make_run(tmp_path / "a", rounds=0)
+    make_run(tmp_path / "c", rounds=0, finished=False)
+    (tmp_path / "text.txt").write_text("mine")
+    found = RunDirectory.list_finished(tmp_path)
+    assert [run.path.name for run in found] == ["a", "b"]
+    assert all(run.read_results() for run in found)
+    assert RunDirectory(tmp_path / "c").read_results() is None
+
+
+def test_stages(directory: RunDirectory) -> None:
+    layout = run_layout()
+    profiles = run_profiles(layout)
+    begin(directory, study="search-0")
+    assert (directory.read_starts(layout), directory.read_studies()) == ([], ["search-0"])
+    starts = [{"owl": profiles["owl"]}, {"searched": profiles["searched"]}]
+    directory.write_stages(["one", "two"], starts)
+    assert (directory.read_starts(layout), directory.read_studies()) == (starts, ["one", "two"])
+
+
+def test_hints_are_those_of_one_stage_and_space(directory: RunDirectory) -> None:
+    space, other = toy_space(), toy_space(target=0.3)
+    losses = tuple(
+        np.arange(high - low + 1) / 3
+        for low, high in zip(space.levels.lower, space.levels.upper, strict=True)
+    )
+    hint = Hint("scores/mine.json", space.levels.lower, losses)
+    directory.write_hint(1, hint, space)
+    found = directory.read_hint(1, hint.name, space)
+    assert found is not None
+    assert found.name == hint.name
+    assert all((a == b).all() for a, b in zip(found.losses, losses, strict=True))
+    assert directory.read_hint(2, hint.name, space) is None
+    assert directory.read_hint(1, hint.name, other) is None

@@ -1,0 +1,54 @@
+"""Every fault of a JSON file is one line that names the file, and raises the kind's own error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.versioned import VersionedJson
+
+KIND = VersionedJson("a list of fish", 3, ("fish",), ProfileError)
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    value = {"format": 3, "fish": ["cod"], "more": None}
+    write_json(tmp_path / "x.json", value)
+    assert KIND.read(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["corrupt"]),
+        (b'{"format": 3, "fi', ["corrupt"]),
+        (b"\xff\xfe", ["corrupt"]),
+        (b"[" * 100_000, ["corrupt"]),
+        (b"[]", ["not a list of fish", "no JSON object"]),
+        (b"null", ["not a list of fish"]),
+        (b'{"fish": []}', ["not a list of fish", "no 'format'"]),
+        (b'{"format": 3}', ["not a list of fish", "no 'fish'"]),
+        (b'{"format": 4, "birds": []}', ["a list of fish", "format 4", "reads format 3"]),
+        (b'{"format": "3", "fish": []}', ["format '3'"]),
+    ],
+)
+def test_faults(tmp_path: Path, content: bytes, words: list[str]) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(ProfileError) as caught:
+        KIND.read(file)
+    message = str(caught.value)
+    assert all(word in message for word in [str(file), *words]), message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_file_that_is_absent_is_no_fault_of_its_contents(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*x\.json"):
+        KIND.read(tmp_path / "x.json")
+
+
+def test_a_value_needs_no_file() -> None:
+    with pytest.raises(ProfileError, match=r"^not a list of fish"):
+        KIND.check({"format": 3})
