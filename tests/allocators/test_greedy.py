@@ -29,7 +29,9 @@ def test_takes_the_cheapest_weight_next(target: float) -> None:
         removed[i] += 1
         if removed[i] < layout.counts[i]:
             heapq.heappush(heap, (curves[i][removed[i] + 1] - curves[i][removed[i]], i))
-    found = GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(target), Bounds.of(layout))
+    found = (
+        GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(target), Bounds.of(layout)).profile
+    )
     assert found.removed == tuple(removed)
 
 
@@ -58,7 +60,11 @@ def test_does_not_see_beyond_a_ridge() -> None:
         "losses",
         (np.array([8.0, 8.0, 8.0, 8.0]), np.array([1.0, 4.0, 9.0, 16.0])),
     )
-    found = GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
-    best = KnapsackAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
+    found = (
+        GreedyAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout)).profile
+    )
+    best = (
+        KnapsackAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout)).profile
+    )
     assert best.removed == (100, 0)
     assert scores.loss(found) > scores.loss(best)

@@ -23,7 +23,7 @@ def test_equals_the_knapsack_on_convex_losses(
     toy = Toy(power=3.0)
     scores = LagrangianAllocator(sensitivity=toy).measure(tiny_subject, tiny_tokens)
     first, second = (
-        scores.loss(solver(sensitivity=toy).solve(scores, Budget(target), bounds))
+        scores.loss(solver(sensitivity=toy).solve(scores, Budget(target), bounds).profile)
         for solver in (LagrangianAllocator, KnapsackAllocator)
     )
     assert first == pytest.approx(second, rel=1e-5)  # rounding to whole weights differs
@@ -33,7 +33,11 @@ def test_equals_the_knapsack_on_convex_losses(
 def test_curves_are_as_steep_everywhere(seed: int) -> None:
     layout = layout_of([4000, 2000, 10000, 6000])
     scores = random_scores(layout, seed, convex=True)
-    found = LagrangianAllocator(sensitivity=Toy()).solve(scores, Budget(0.5), Bounds.of(layout))
+    found = (
+        LagrangianAllocator(sensitivity=Toy())
+        .solve(scores, Budget(0.5), Bounds.of(layout))
+        .profile
+    )
     slopes = []
     for curve, count, unit in zip(scores.curves, found.removed, layout, strict=True):
         before, after = curve(np.array([count - 25, count + 25]))
