@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from sparsity_search.errors import InfeasibleBudgetError
+from sparsity_search.utils.bisect import bisect
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +173,7 @@ class LevelTables:
 
         low = float(-wanted.max()) - 1.0
         high = float((self.top - wanted).max()) + 1.0
-        while low < (middle := (low + high) / 2) < high:
-            if self._removed(at(middle)) < self.target:
-                low = middle
-            else:
-                high = middle
-        return at(high)
+        return at(bisect(lambda shift: self._removed(at(shift)), self.target, low, high))
 
     def _removed(self, real: np.ndarray) -> float:
         levels = real.astype(np.int64)
