@@ -63,13 +63,13 @@ class Bench:
     def children(self, n: int, genes: range | None = None) -> list[Candidate]:
         """Return children of the uniform candidate, ordered as a study orders them."""
         history, rng = History(), generator(0, "children", genes.start if genes else 0)
-        history.close_round([self.space.uniform])
+        history.close_round([self.space.origin])
         searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
         if genes is None:
             return sorted(searcher.ask(self.space, history, n, rng))
         found: set[Candidate] = set()
         while len(found) < n:
-            found.add(searcher._mutation.child(self.space, self.space.uniform, rng, None, genes))
+            found.add(searcher._mutation.child(self.space, self.space.origin, rng, None, genes))
         return sorted(found)
 
     def naive(self, candidates: Sequence[Candidate]) -> list[float]:

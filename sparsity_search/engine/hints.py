@@ -86,11 +86,11 @@ def hint_of(name: str, scores: Scores, space: SearchSpace) -> Hint:
     """Return what scores of its layout predict for the levels of a space."""
     losses = []
     for gene, units in enumerate(space.genes):
-        span = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
+        span = space.limits.of(gene)
         counts = np.array([space.gene_counts(gene, level) for level in span])
         each = zip(units, counts.T, strict=True)
         losses.append(np.sum([scores.curves[unit](column) for unit, column in each], axis=0))
-    return Hint(name, space.levels.lower, tuple(losses))
+    return Hint(name, space.limits.lower, tuple(losses))
 
 
 def hint_file(folder: Path, name: str) -> Path:
@@ -109,4 +109,4 @@ def _read(file: Path, space: SearchSpace) -> Hint | None:
     found = read_json(file) if file.exists() else {}
     if found.get("space") != space.digest:
         return None
-    return Hint(found["name"], space.levels.lower, tuple(map(np.array, found["losses"])))
+    return Hint(found["name"], space.limits.lower, tuple(map(np.array, found["losses"])))

@@ -24,7 +24,8 @@ from sparsity_search.runs import directory
 from sparsity_search.runs.starts import AROUND, first_space, kept_starts
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.parametric import ParametricSpace, Value
+from sparsity_search.spaces.parameters import Value
+from sparsity_search.spaces.space import Space
 from sparsity_search.study.study import Limits, Objective, Study
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.disk import SupernetFolder, shared
@@ -82,7 +83,7 @@ def search_stages(
     histories: list[History] = []
     names: list[str] = []
     notes: list[str] = []
-    found: Mapping[str, Value] | None = None
+    values: Mapping[str, Value] = {}
     profile = job.space.base
     starts = [dict(initial)]
     for index in range(job.config.study.stages):
@@ -98,11 +99,9 @@ def search_stages(
             return None
         histories.append(history)
         notes += stage.notes(history)
-        best = history.survivors[0] if history.survivors else stage.searched.uniform
-        profile = stage.searched.profile(best)
-        if isinstance(stage.searched, ParametricSpace):
-            found = stage.searched.values(best)
-    return Searched(profile, tuple(histories), tuple(notes), found)
+        best = history.survivors[0] if history.survivors else stage.searched.origin
+        profile, values = stage.searched.profile(best), stage.searched.values(best)
+    return Searched(profile, tuple(histories), tuple(notes), values or None)
 
 
 def present_stage(
@@ -157,15 +156,14 @@ class Stage:
     _switch: list[Switch] = field(default_factory=list, repr=False)
 
     @cached_property
-    def searched(self) -> SearchSpace | ParametricSpace:
+    def searched(self) -> Space:
         """The space of levels, or that of parameters over it."""
         return parametric_space(self.job, self.space, self._dense) or self.space
 
     @cached_property
     def store(self) -> Store:
         """Its measurements."""
-        parameters = self.searched if isinstance(self.searched, ParametricSpace) else None
-        return Store(self.storage, self.name, self.fingerprint, parameters)
+        return Store(self.storage, self.name, self.fingerprint, self.searched)
 
     def _dense(self) -> None:
         if self._switch:
@@ -174,15 +172,15 @@ class Stage:
     def notes(self, history: History) -> list[str]:
         """Return what the searcher tells of this stage."""
         hints = stored_hints(self._hints, self.job.config.hints, self.space) or ()
-        told = self.job.plugins.searcher.notes(self._with(hints), history)
+        told = self.job.plugins.searcher.notes(self.searched.with_hints(hints), history)
         several = self.job.config.study.stages > 1
         return [f"stage {self.index + 1}: {line}" if several else line for line in told]
 
     def run(self) -> History:
         """Search; what is recorded is not measured again, and needs no supernet."""
-        if isinstance(self.searched, ParametricSpace):
+        if self.searched.parameters:
             with self.job.monitor.stage("allocate start"):
-                self.searched.profile(self.searched.uniform)  # before a supernet is built
+                self.searched.profile(self.searched.origin)  # before a supernet is built
         known = stored_hints(self._hints, self.job.config.hints, self.space)
         if known is not None:
             recorded = self._study(known, _never).recorded(self._limits)
@@ -239,20 +237,15 @@ class Stage:
         seconds = minutes and 60 * minutes / study.stages
         return Limits(study.rounds, seconds, self.job.monitor.stopped)
 
-    def _with(self, hints: Sequence[Hint]) -> SearchSpace | ParametricSpace:
-        space = self.searched
-        return replace(space, hints=tuple(hints)) if isinstance(space, SearchSpace) else space
-
     def _study(self, hints: Sequence[Hint], objective: Objective) -> Study:
         ladder = self.job.config.ladder.build()
-        levels = isinstance(self.searched, SearchSpace)
         return Study(
-            space=self._with(hints),
+            space=self.searched.with_hints(hints),
             searcher=self.job.plugins.searcher,
             objective=objective,
             ladder=ladder,
             store=self.store,
-            initial=[self.space.nearest(start) for start in self.starts] if levels else (),
+            initial=self.searched.starts(self.starts),
             seed=self.job.config.study.seed,
             on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
             claims=self.job.claims,
@@ -274,7 +267,7 @@ class Stage:
     def _gradients(self, objective: Objective, switch: Switch, divergence: Divergence) -> None:
         """Leave the hint that the gradients at the best start give."""
         history = self._start(objective)
-        start = history.survivors[0] if history.survivors else self.space.uniform
+        start = history.survivors[0] if history.survivors else self.space.origin
         with self.job.monitor.stage("measure gradients"):
             hint = gradient_hint(self.space, start, switch, divergence)
         write_hint(self._hints, self.space, hint)

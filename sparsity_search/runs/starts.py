@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ def kept_starts(run_dir: Path, layout: Layout) -> list[dict[str, SparsityProfile
     ]
 
 
-def movable(space: SearchSpace) -> bool:
-    """Return whether a space can lie around any profile: of single weights, and no unit tied."""
-    of_weights = bool((space.layout.costs == 1).all())
-    return space.even and of_weights and all(len(gene) == 1 for gene in space.genes)
-
-
 def first_space(
     space: SearchSpace, fingerprint: Mapping[str, Any], starts: Mapping[str, SparsityProfile]
 ) -> SearchSpace:
@@ -47,4 +40,4 @@ def first_space(
     if AROUND not in fingerprint:
         return space
     start = next(iter(starts.values()))
-    return space if start == space.base else replace(space, centre=start, _counts={})
+    return space if start == space.base else space.around(start)

@@ -202,7 +202,7 @@ def _refined(space: SearchSpace, measured: Sequence[Measurement], study: str) ->
         RunMismatchError: No candidate has that space.
     """
     order = sorted(measured, key=lambda m: (-m.fidelity.tokens, m.failed, m.score.value))
-    for candidate in dict.fromkeys([*(m.candidate for m in order), space.uniform]):
+    for candidate in dict.fromkeys([*(m.candidate for m in order), space.origin]):
         finer = space.refined(space.profile(candidate))
         if study.endswith(finer.digest):
             return finer

@@ -34,7 +34,7 @@ from sparsity_search.registry import describe
 from sparsity_search.report import write_report
 from sparsity_search.runs import directory
 from sparsity_search.runs.redact import redact
-from sparsity_search.runs.starts import AROUND, kept_starts, movable
+from sparsity_search.runs.starts import AROUND, kept_starts
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.store import database, journal
@@ -198,7 +198,7 @@ def fingerprint_of(job: Job) -> dict[str, Any]:
 def _around_start(job: Job) -> bool:
     """Return whether a first space of levels lies around the first of the initial profiles."""
     wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
-    return wanted and movable(job.space)
+    return wanted and job.space.movable
 
 
 def study_name(fingerprint: dict[str, Any]) -> str:

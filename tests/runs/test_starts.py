@@ -24,7 +24,6 @@ from sparsity_search.engine.monitor import Monitor
 from sparsity_search.workflow.predictor import space_of
 from sparsity_search.workflow.search import find
 from sparsity_search.workflow.search import open_job
-from sparsity_search.runs.starts import movable
 
 SMALL = {
     "model.dtype": "float32",
@@ -112,4 +111,4 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
 def test_which_spaces_move(space: str, moves: bool) -> None:
     layout = PrunableModel(tiny_llama(layers=3)).layout
     found = load_space(space).of_levels.build(layout, Budget(0.4), {})
-    assert movable(found) == moves
+    assert found.movable == moves

@@ -58,7 +58,7 @@ def test_within_roles_where_steps_differ(name: str) -> None:
 def test_a_round_changes_genes_next_to_each_other(window: float, width: int) -> None:
     space = toy_space(*[100] * 24)
     history, starts = History(), set()
-    history.close_round([space.uniform])
+    history.close_round([space.origin])
     searcher = EvolutionSearcher(window=window)
     for seed in range(60):
         changed = np.nonzero(np.array(searcher.ask(space, history, 40, generator(seed))))[1]
