@@ -62,7 +62,7 @@ class Bench:
     def children(self, n: int) -> list[Candidate]:
         """Return children of the uniform candidate, ordered as a study orders them."""
         history, rng = History(), generator(0, "children", 0)
-        history.close_round([self.space.uniform])
+        history.close_round([self.space.origin])
         searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
         return sorted(searcher.ask(self.space, history, n, rng))
 

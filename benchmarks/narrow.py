@@ -89,10 +89,10 @@ class Bench:
 def children(space: SearchSpace, n: int) -> list[SparsityProfile]:
     """Return the uniform profile and children of it, ordered as a study orders them."""
     history = History()
-    history.close_round([space.uniform])
+    history.close_round([space.origin])
     searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
     found = sorted(searcher.ask(space, history, n, generator(0, "children")))
-    return [space.profile(candidate) for candidate in (space.uniform, *found)]
+    return [space.profile(candidate) for candidate in (space.origin, *found)]
 
 
 @contextmanager

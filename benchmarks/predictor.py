@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from sparsity_search.engine.hints import predict_hint
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores, tables
-from sparsity_search.searchers.bases.dataset import real_levels
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
 from sparsity_search.searchers.bases.training import figures, split, targets
@@ -56,9 +54,9 @@ def gradients(space: SearchSpace, known: Sequence[Sequence[float]]) -> Hint:
     for gene, (unit, table) in enumerate(zip(space.layout, known, strict=True)):
         grid = hundredths(space.layout)[space.layout.position(unit.name)]
         curve = PchipInterpolator([grid[round(100 * level)] for level in LEVELS], table)
-        span = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
+        span = space.limits.of(gene)
         losses.append(np.array([curve(space.gene_counts(gene, level)[0]) for level in span]))
-    return Hint("gradients", space.levels.lower, tuple(losses))
+    return Hint("gradients", space.limits.lower, tuple(losses))
 
 
 def features(
@@ -70,8 +68,8 @@ def features(
     fisher = predict_hint("fisher", scores, space)
     return {
         "levels": space,
-        "with `fisher`": replace(space, hints=(fisher,)),
-        "with `gradients`": replace(space, hints=(gradients(space, losses[GRADIENTS]),)),
+        "with `fisher`": space.with_hints([fisher]),
+        "with `gradients`": space.with_hints([gradients(space, losses[GRADIENTS])]),
     }
 
 
@@ -81,7 +79,7 @@ def main() -> None:
     known = read_table(parser.parse_args().table)
     layout, scores = known_layout(), np.array(known["divergences"])
     space, profiles = space_over(layout), random_profiles(layout)[: len(scores)]
-    levels, group = real_levels(space, profiles), np.zeros(len(scores), dtype=np.int64)
+    levels, group = space.real_levels(profiles), np.zeros(len(scores), dtype=np.int64)
     print(f"{len(scores)} pairs, deviation of log scores {targets(scores).std():.3f}")
     print("| features | model | R2 | MAE | Kendall tau |\n|---|---|---|---|---|", flush=True)
     for named, hinted in features(space, known["losses"]).items():

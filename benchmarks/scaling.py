@@ -29,6 +29,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
+from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.supernet.build import SupernetPlan, build
@@ -71,7 +72,7 @@ def rung(size: int, *, by: str, candidates: int = 12, tokens: int = 1024) -> Wor
     subject = llama(blocks=size if by == "blocks" else 8)
     candidates = size if by == "candidates" else candidates
     tokens = size if by == "tokens" else tokens
-    space = SearchSpace(
+    space = EvenLevels(
         layout=subject.layout,
         budget=Budget(0.5),
         bounds=Bounds.of(subject.layout),
@@ -83,7 +84,7 @@ def rung(size: int, *, by: str, candidates: int = 12, tokens: int = 1024) -> Wor
     plan = SupernetPlan(pruner=PRUNERS.create("wanda"), tables=space.tables(), centre=space.base)
     built = build(subject, text, plan)
     history = History()
-    history.close_round([space.uniform])
+    history.close_round([space.origin])
     rng = generator(0, "children")
     children = sorted(SEARCHERS.create("evolution").ask(space, history, candidates, rng))
     proxy = EVALUATORS.create("kl_divergence").bind(subject.model, text)
@@ -159,7 +160,7 @@ def asked(size: int, *, searcher: str, by: str) -> Work:
     """Return one round's proposals, after ``size`` measurements or for ``size`` units."""
     space, objective = toy(size if by == "units" else 210)
     history, plain = History(), SEARCHERS.create("evolution")
-    history.close_round([space.uniform])
+    history.close_round([space.origin])
     rng = generator(0, "asked")
     fidelity = Fidelity(512)
     while len(history.measurements) < (size if by == "history" else 300):

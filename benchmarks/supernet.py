@@ -118,10 +118,10 @@ def n_bytes(made: Copies | Supernet) -> int:
 def switching(space: SearchSpace, made: Copies | Supernet, subject: PrunableModel) -> float:
     """Return the seconds of a switch between offspring of the uniform candidate."""
     history = History()
-    history.close_round([space.uniform])
+    history.close_round([space.origin])
     searcher = EvolutionSearcher(max_switches=SWITCHES, strides=(1,))
     children = searcher.ask(space, history, OFFSPRING, generator(0, "switching"))
-    profiles = [space.profile(child) for child in (space.uniform, *children)]
+    profiles = [space.profile(child) for child in (space.origin, *children)]
     if isinstance(made, Supernet):
         with made.resident() as switch:
             switch.to(profiles[0])

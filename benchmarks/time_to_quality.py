@@ -73,7 +73,7 @@ class Baseline:
         self._teacher = self._logits_of_the_pool()
         self._state: dict[str, Any] = {
             "generation": 0,
-            "parent": list(self._space.uniform),
+            "parent": list(self._space.origin),
             "seconds": time.process_time() - started,
         }
         if file.exists():

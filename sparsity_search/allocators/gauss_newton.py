@@ -24,7 +24,9 @@ from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
 from sparsity_search.solvers.decisions import Options
 from sparsity_search.solvers.greedy import trimmed
 from sparsity_search.solvers.lagrangian import lagrangian
-from sparsity_search.spaces.choices import chosen_rows, n_of_m, tables_of
+from sparsity_search.spaces.choices import n_of_m, tie_counts
+from sparsity_search.spaces.level_budget import LevelBudget
+from sparsity_search.spaces.tables import build_table
 from sparsity_search.supernet.build import SupernetPlan, build
 from sparsity_search.supernet.switch import Supernet, Switch
 
@@ -309,10 +311,10 @@ def _legal(profile: SparsityProfile, bounds: Bounds, budget: Budget, pattern: st
     """
     layout = profile.layout
     units = [(i,) for i in range(len(layout))]
-    rows = chosen_rows(layout, bounds, units, n_of_m(layout, pattern))
-    known = tables_of(layout, units, rows, budget)
-    tables = [tuple(counts[:, 0].tolist()) for counts in known.rows]
-    start = known.uniform(np.array(profile.removed) * layout.costs)
+    rows = tie_counts(layout, bounds, units, n_of_m(layout, pattern))
+    known = LevelBudget.of(build_table(layout, units, rows), budget)
+    tables = [tuple(counts[:, 0].tolist()) for counts in known.table.rows]
+    start = known.dither(np.array(profile.removed) * layout.costs)
     return _Grid(tables, start, final=True)
 
 

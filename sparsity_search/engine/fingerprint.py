@@ -11,7 +11,7 @@ import torch
 from sparsity_search.engine.hints import identify_hint
 from sparsity_search.engine.job import Job
 from sparsity_search.registry import describe
-from sparsity_search.runs.stage_spaces import AROUND, can_move
+from sparsity_search.runs.stage_spaces import AROUND
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import digest
 
@@ -76,4 +76,4 @@ def _fingerprint(job: Job) -> dict[str, Any]:
 def _lies_around_start(job: Job) -> bool:
     """Whether a first space of levels lies around the first of the initial profiles."""
     wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
-    return wanted and can_move(job.space)
+    return wanted and job.space.movable

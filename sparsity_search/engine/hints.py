@@ -77,11 +77,11 @@ def predict_hint(name: str, scores: Scores, space: SearchSpace) -> Hint:
     """Return the losses that scores of a layout predict for the levels of a space over it."""
     losses = []
     for gene, units in enumerate(space.genes):
-        span = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
+        span = space.limits.of(gene)
         counts = np.array([space.gene_counts(gene, level) for level in span])
         each = zip(units, counts.T, strict=True)
         losses.append(np.sum([scores.curves[unit](column) for unit, column in each], axis=0))
-    return Hint(name, space.levels.lower, tuple(losses))
+    return Hint(name, space.limits.lower, tuple(losses))
 
 
 def _measure_scores(job: Job, name: str) -> Scores:

@@ -13,7 +13,7 @@ from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.files import ParametricFile, SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.parametric import ParametricSpace, composed, value_at
+from sparsity_search.spaces.parametric import ParametricSpace, compose, value_at
 
 
 def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> None:
@@ -32,7 +32,7 @@ def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> Non
     start = {
         p.name: p.values[p.nearest(value_at(default, p.name))] for p in file.build_parameters()
     }
-    build_allocator(config, file.allocator, composed(file.settings, start))
+    build_allocator(config, file.allocator, compose(file.settings, start))
 
 
 def parametric_space(

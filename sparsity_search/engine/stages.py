@@ -22,7 +22,8 @@ from sparsity_search.runs.redact import redact
 from sparsity_search.runs.stage_spaces import AROUND, SEARCHED, build_stage_spaces
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.parametric import ParametricSpace, Value
+from sparsity_search.spaces.parameters import Value
+from sparsity_search.spaces.space import Space
 from sparsity_search.study.study import Limits, Objective, Study
 from sparsity_search.supernet.gradients import gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
@@ -76,7 +77,7 @@ def run_stages(
     studies: list[str] = []
     histories: list[History] = []
     notes: list[str] = []
-    found: Mapping[str, Value] | None = None
+    values: Mapping[str, Value] = {}
     profile = job.space.base
     for index in range(job.config.study.stages):
         if index:
@@ -90,11 +91,9 @@ def run_stages(
         history = outcome.history
         histories.append(history)
         notes += stage.notes(outcome)
-        best = history.survivors[0] if history.survivors else stage.searched.uniform
-        profile = stage.searched.profile(best)
-        if isinstance(stage.searched, ParametricSpace):
-            found = stage.searched.values(best)
-    return Searched(profile, starts[0], tuple(histories), tuple(notes), found)
+        best = history.survivors[0] if history.survivors else stage.searched.origin
+        profile, values = stage.searched.profile(best), stage.searched.values(best)
+    return Searched(profile, starts[0], tuple(histories), tuple(notes), values or None)
 
 
 def find_present_stage(job: Job, storage: BaseStorage | str, key: StudyKey) -> Stage | None:
@@ -176,28 +175,27 @@ class Stage:
     key: StudyKey
 
     @cached_property
-    def searched(self) -> SearchSpace | ParametricSpace:
+    def searched(self) -> Space:
         """The space of levels, or that of parameters over it."""
         return self.space if self.job.parameters is None else self.job.parameters
 
     @cached_property
     def store(self) -> Store:
         """Its measurements."""
-        parameters = self.searched if isinstance(self.searched, ParametricSpace) else None
-        return Store(self.storage, self.key.name, self.key.fingerprint, parameters)
+        return Store(self.storage, self.key.name, self.key.fingerprint, self.searched)
 
     def notes(self, outcome: StageOutcome) -> list[str]:
         """Return the searcher's lines about this stage."""
-        space = self._with(outcome.hints)
+        space = self.searched.with_hints(self._order_hints(outcome.hints))
         lines = self.job.plugins.searcher.notes(space, outcome.history)
         several = self.job.config.study.stages > 1
         return [f"stage {self.number}: {line}" if several else line for line in lines]
 
     def run(self) -> StageOutcome:
         """Search; what is recorded is not measured again, and needs no supernet."""
-        if isinstance(self.searched, ParametricSpace):
+        if self.searched.parameters:
             with self.job.monitor.step("allocate start"):
-                self.searched.profile(self.searched.uniform)  # before a supernet is built
+                self.searched.profile(self.searched.origin)  # before a supernet is built
         hints = read_hints(self.job, self.number, self.space)
         recorded = self._find_recorded(hints, self._limits)
         return self._measure(hints) if recorded is None else StageOutcome(recorded, hints)
@@ -242,22 +240,20 @@ class Stage:
         seconds = study.time_limit and 60 * study.time_limit / study.stages
         return Limits(study.rounds, seconds, self.job.monitor.stopped)
 
-    def _with(self, hints: Mapping[str, Hint]) -> SearchSpace | ParametricSpace:
-        """Return the space with all hints; with none while one is missing."""
-        space, names = self.searched, self.job.config.hints
-        every = tuple(hints[name] for name in names) if len(hints) == len(names) else ()
-        return replace(space, hints=every) if isinstance(space, SearchSpace) else space
+    def _order_hints(self, hints: Mapping[str, Hint]) -> tuple[Hint, ...]:
+        """Return all hints in the order of the configuration; none while one is missing."""
+        names = self.job.config.hints
+        return tuple(hints[name] for name in names) if len(hints) == len(names) else ()
 
     def _study(self, hints: Mapping[str, Hint], objective: Objective) -> Study:
         ladder = self.job.config.ladder
-        levels = isinstance(self.searched, SearchSpace)
         return Study(
-            space=self._with(hints),
+            space=self.searched.with_hints(self._order_hints(hints)),
             searcher=self.job.plugins.searcher,
             objective=objective,
             ladder=ladder,
             store=self.store,
-            initial=[self.space.nearest(start) for start in self.starts] if levels else (),
+            initial=self.searched.starts(self.starts),
             seed=self.job.config.study.seed,
             on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
             claims=self.job.claims,
@@ -283,7 +279,7 @@ class Stage:
     ) -> Hint:
         """Measure and record the hint that the gradients at the best start give."""
         history = self._measure_starts(objective)
-        start = history.survivors[0] if history.survivors else self.space.uniform
+        start = history.survivors[0] if history.survivors else self.space.origin
         with self.job.monitor.step("measure gradients"):
             hint = gradient_hint(self.space, start, switch, divergence)
         self.job.directory.write_hint(self.number, hint, self.space)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.spaces.prices import Curve
+from sparsity_search.spaces.prices import PriceCurve
 
 
 class Measure(ABC):
@@ -21,7 +21,7 @@ class Measure(ABC):
     units: ClassVar[tuple[str, ...]] = ("width", "heads")
 
     @abstractmethod
-    def curves(self, subject: PrunableModel) -> Sequence[Curve]:
+    def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
         """Return what each unit saves, in the layout's order, all others dense.
 
         Args:

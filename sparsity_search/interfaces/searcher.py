@@ -5,68 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
-from sparsity_search.profiles.budget import Bounds
-from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History
 
 #: Most proposals that are drawn for each candidate that is needed.
 _TRIES = 50
-
-
-class Space(Protocol):
-    """What studies and searchers know of a search space: of levels, or of parameters.
-
-    `SearchSpace` and `ParametricSpace` are the two. A candidate is a tuple of integers, one for
-    each gene; the methods return legal ones only. A searcher that must know more, such as what
-    a level removes, refuses the other space with a `ConfigError`.
-    """
-
-    @property
-    def n_genes(self) -> int:
-        """Length of a candidate."""
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Role of each gene, or name of each parameter."""
-
-    @property
-    def levels(self) -> Bounds:
-        """Least and greatest value of each gene, ``(n_genes,)`` int64 each."""
-
-    @property
-    def hints(self) -> tuple[Hint, ...]:
-        """What is predicted of its levels; may be empty."""
-
-    @property
-    def uniform(self) -> Candidate:
-        """Where a study starts."""
-
-    @property
-    def digest(self) -> str:
-        """Identifies the space."""
-
-    def __contains__(self, candidate: object) -> bool:
-        """Return whether a candidate is legal."""
-
-    def profile(self, candidate: Candidate) -> SparsityProfile:
-        """Return the profile that a candidate means."""
-
-    def balance(self, levels: np.ndarray) -> Candidate:
-        """Return the candidate nearest to real levels, ``(n_genes,)``."""
-
-    def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
-        """Return a random candidate."""
-
-    def switch(
-        self, candidate: Candidate, rng: np.random.Generator, stride: int, genes: Sequence[int]
-    ) -> Candidate | None:
-        """Return a candidate after one random move among ``genes``, if there is one."""
 
 
 class Searcher(ABC):

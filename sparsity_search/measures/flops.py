@@ -13,7 +13,7 @@ from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.profiles.layout import Unit
-from sparsity_search.spaces.prices import Curve
+from sparsity_search.spaces.prices import PriceCurve
 
 #: How many of its channels attention multiplies with each token of the context, for each row or
 #: column of a layer. Fused queries are as many as the values that the output layer reads.
@@ -40,13 +40,15 @@ class FlopsMeasure(Measure):
         if self.length < 1:
             raise ConfigError(f"length must be at least 1, not {self.length}")
 
-    def curves(self, subject: PrunableModel) -> Sequence[Curve]:
+    def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
         """Return a straight line for each unit."""
         self.check(subject.units)
         roles = subject.linear_roles()
         return [self._curve(unit, subject, roles) for unit in subject.layout]
 
-    def _curve(self, unit: Unit, subject: PrunableModel, roles: dict[nn.Linear, str]) -> Curve:
+    def _curve(
+        self, unit: Unit, subject: PrunableModel, roles: dict[nn.Linear, str]
+    ) -> PriceCurve:
         view = subject.views[unit.name]
         assert isinstance(view, StructuredView)  # of all these kinds
         widths = [(roles[part.linear], part.index.shape[1]) for part in view.parts]
@@ -54,4 +56,4 @@ class FlopsMeasure(Measure):
         times = _OVER_CONTEXT_IF_FUSED if fused else _OVER_CONTEXT
         channels = sum(width * times.get(role, 0) for role, width in widths)
         each = 2 * unit.cost + (self.length + 1) * channels
-        return Curve((0, unit.count), (0.0, float(unit.count * each)))
+        return PriceCurve((0, unit.count), (0.0, float(unit.count * each)))

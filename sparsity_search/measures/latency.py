@@ -16,7 +16,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.surgery.materialise import Shape, materialise
-from sparsity_search.spaces.prices import Curve
+from sparsity_search.spaces.prices import PriceCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class LatencyMeasure(Measure):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
-    def curves(self, subject: PrunableModel) -> Sequence[Curve]:
+    def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
         """Return the curve of each unit's role; units of one role must be alike."""
         self.check(subject.units)
         whole = PrunableModel(subject.model, units=subject.units, roles=subject.roles)
@@ -57,11 +57,11 @@ class LatencyMeasure(Measure):
         curves = {role: self._curve(whole, role, count) for role, count in counts.items()}
         return [curves[unit.role] for unit in subject.layout]
 
-    def _curve(self, subject: PrunableModel, role: str, count: int) -> Curve:
+    def _curve(self, subject: PrunableModel, role: str, count: int) -> PriceCurve:
         removed = np.unique(np.linspace(0, count - 1, self.points + 1).round().astype(int))[1:]
         saved = [self._saved(subject, role, int(number)) for number in removed]
         last = saved[-1] if saved else 0.0
-        return Curve((0, *map(int, removed), count), (0.0, *saved, last))
+        return PriceCurve((0, *map(int, removed), count), (0.0, *saved, last))
 
     def _saved(self, subject: PrunableModel, role: str, removed: int) -> float:
         """Return the seconds that one block saves with fewer items of a role."""

@@ -9,6 +9,7 @@ import numpy as np
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.utils.bisect import bisect
 
 #: Multiples of it modulo 1 fill the unit interval evenly, whatever their number.
 _GOLDEN = (5**0.5 - 1) / 2
@@ -152,12 +153,8 @@ def water_fill(
 
     low = float(((bounds.lower - values) / slopes).min()) - 1.0
     high = float(((bounds.upper - values) / slopes).max()) + 1.0
-    while low < (middle := (low + high) / 2) < high:
-        if at(middle) @ costs < total:
-            low = middle
-        else:
-            high = middle
-    return _round(at(high), bounds, costs, total)
+    shift = bisect(lambda shift: float(at(shift) @ costs), total, low, high)
+    return _round(at(shift), bounds, costs, total)
 
 
 def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> np.ndarray:

@@ -63,10 +63,10 @@ class Scores:
             raise ProfileError("pairs must be finite")
 
     @cached_property
-    def curves(self) -> tuple[Curve, ...]:
+    def curves(self) -> tuple[LossCurve, ...]:
         """The losses of each unit at any count."""
         return tuple(
-            Curve.through(unit.zeros, counts, losses)
+            LossCurve.through(unit.zeros, counts, losses)
             for unit, counts, losses in zip(self.layout, self.counts, self.losses, strict=True)
         )
 
@@ -108,7 +108,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class LossCurve:
     """The loss of one unit between and beyond its measured counts.
 
     The root of the loss is interpolated: for a loss of second order it is the size of a change,
@@ -124,7 +124,7 @@ class Curve:
     roots: np.ndarray
 
     @classmethod
-    def through(cls, zeros: int, counts: np.ndarray, losses: np.ndarray) -> Curve:
+    def through(cls, zeros: int, counts: np.ndarray, losses: np.ndarray) -> LossCurve:
         """Return the curve through measured losses; nothing is lost up to ``zeros`` items."""
         beyond = counts > zeros
         return cls(

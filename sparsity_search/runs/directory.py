@@ -286,7 +286,7 @@ class RunDirectory:
         stored = read_json(file) if file.exists() else {}
         if stored.get("space") != space.digest:
             return None
-        return Hint(stored["name"], space.levels.lower, tuple(map(np.array, stored["losses"])))
+        return Hint(stored["name"], space.limits.lower, tuple(map(np.array, stored["losses"])))
 
     def write_hint(self, stage: int, hint: Hint, space: SearchSpace) -> None:
         """Write a hint of a stage, for later sessions and for other workers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sparsity_search.profiles.profile import SparsityProfile
@@ -13,12 +12,6 @@ from sparsity_search.spaces.levels import SearchSpace
 AROUND = "around"
 #: Name of the profile that a stage found, and that the next one starts from.
 SEARCHED = "searched"
-
-
-def can_move(space: SearchSpace) -> bool:
-    """Return whether a space can lie around any profile: of single weights, and no unit tied."""
-    of_weights = bool((space.layout.costs == 1).all())
-    return space.even and of_weights and all(len(gene) == 1 for gene in space.genes)
 
 
 def build_stage_spaces(
@@ -40,7 +33,7 @@ def build_stage_spaces(
     if not starts:
         return [space]
     if AROUND in fingerprint and (start := next(iter(starts[0].values()))) != space.base:
-        space = replace(space, centre=start, _counts={})
+        space = space.around(start)
     spaces = [space]
     for later in starts[1:]:
         spaces.append(spaces[-1].refined(later[SEARCHED]))

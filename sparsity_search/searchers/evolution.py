@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.searchers.bases.mutation import Mutation, stride_shares
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History
 
 

@@ -10,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.searchers.bases.features import by_role
 from sparsity_search.searchers.bases.models import Boosted, ModelSettings, Pairs
 from sparsity_search.searchers.bases.training import Figures, can_fit, figures, split, targets
-from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History, Measurement
 from sparsity_search.utils.files import digest
 from sparsity_search.utils.random import generator
@@ -223,9 +224,7 @@ def _ranges(space: Space, spread: float) -> tuple[np.ndarray, np.ndarray]:
 
     Parameters have no uniform level to spread about: theirs is the whole range.
     """
-    if isinstance(space, SearchSpace):
-        return np.zeros(space.n_genes), np.full(space.n_genes, spread)
-    low, high = space.levels.lower, space.levels.upper
+    low, high = space.random_range(spread)
     return (low + high) / 2, (high - low) / 2
 
 

@@ -14,9 +14,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
 from sparsity_search.errors import ConfigError, nearest
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.spaces.levels import Candidate
-from sparsity_search.spaces.parametric import ParametricSpace
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, History, Measurement
 
 #: Samplers, and whether they learn from what was measured.
@@ -128,12 +128,11 @@ def one_fidelity(history: History, enough: int) -> list[Measurement]:
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
     """Return the distribution of each gene by its number."""
-    unordered = space.unordered if isinstance(space, ParametricSpace) else frozenset()
     found: dict[str, BaseDistribution] = {}
-    for gene, (low, high) in enumerate(zip(space.levels.lower, space.levels.upper, strict=True)):
+    for gene, (low, high) in enumerate(zip(space.limits.lower, space.limits.upper, strict=True)):
         found[str(gene)] = (
             CategoricalDistribution(range(int(low), int(high) + 1))
-            if gene in unordered
+            if gene in space.unordered
             else IntDistribution(int(low), int(high))
         )
     return found

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.searcher import Searcher, Space, take_new
+from sparsity_search.interfaces.searcher import Searcher, take_new
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import (
@@ -32,6 +32,7 @@ from sparsity_search.searchers.bases.training import (
     usable,
 )
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History, rank
 
 

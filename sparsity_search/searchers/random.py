@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History
 
 

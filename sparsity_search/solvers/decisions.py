@@ -13,7 +13,7 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNa
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.spaces.choices import Choices, chosen_rows, n_of_m
+from sparsity_search.spaces.choices import Choices, n_of_m, tie_counts
 
 #: Least and greatest sparsity of all units together whose whole role matches an expression.
 Limits = tuple[tuple[str, tuple[float, float]], ...]
@@ -149,7 +149,7 @@ def chosen(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Opti
     groups = rules.groups(layout)
     choices = n_of_m(layout, rules.pattern) if rules.pattern else _grid(layout, bounds, rules.step)
     counts, weights = [], []
-    for group, rows in zip(groups, chosen_rows(layout, bounds, groups, choices), strict=True):
+    for group, rows in zip(groups, tie_counts(layout, bounds, groups, choices), strict=True):
         totals, first = np.unique(rows @ layout.costs[list(group)], return_index=True)
         counts.append(rows[first])
         weights.append(totals.astype(np.int64))

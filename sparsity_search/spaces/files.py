@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 import numpy as np
 import yaml
@@ -26,17 +26,15 @@ from sparsity_search.errors import ConfigError, UnknownNameError, nearest
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.registry import describe
-from sparsity_search.spaces.choices import n_of_m, options_of, uniform_structures
+from sparsity_search.spaces.choices import n_of_m, option_prices
+from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.parametric import (
-    Allocate,
-    Parameter,
-    ParametricSpace,
-    composed,
-    spaced,
-    stepped,
-)
+from sparsity_search.spaces.parameters import Parameter, spaced, stepped
+from sparsity_search.spaces.parametric import Allocate, ParametricSpace, compose
+from sparsity_search.spaces.pattern_levels import CountLevels, PatternLevels
 from sparsity_search.spaces.prices import Prices
+from sparsity_search.spaces.step_levels import ShareLevels, StepLevels, share_equally
+from sparsity_search.spaces.tables import Groups
 
 #: Sparsity limits by role, each within [0, 1].
 RoleBounds = Mapping[str, tuple[float, float]]
@@ -44,6 +42,16 @@ RoleBounds = Mapping[str, tuple[float, float]]
 _NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
 _Saving = Annotated[float, Field(gt=0, le=1)]
 _Number = StrictInt | FiniteFloat
+
+
+class _Common(TypedDict):
+    """The arguments that all spaces of levels have."""
+
+    layout: Layout
+    budget: Budget
+    bounds: Bounds
+    genes: tuple[tuple[int, ...], ...]
+    reach: int
 
 
 class SpaceFile(BaseModel):
@@ -107,38 +115,38 @@ class SpaceFile(BaseModel):
             ConfigError: A pattern is none, or some unit cannot have it.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
+        genes, within = self._genes(layout), bounds_of(layout, {**self.bounds, **bounds})
+        common = _Common(
+            layout=layout, budget=budget, bounds=within, genes=genes, reach=self.reach
+        )
+        if self.options:
+            return PatternLevels(**common, prices=option_prices(layout, self.options))
+        if self.pattern:
+            return CountLevels(**common, choices=n_of_m(layout, self.pattern))
+        if self.share:
+            return ShareLevels(**common, share=self.share, prices=prices)
+        uniform = _uniform(layout, budget, within, prices)
+        step = self._step(layout, uniform, within, genes)
+        if prices is None and layout.divisible:
+            return EvenLevels(**common, step=step)
+        return StepLevels(**common, step=step, prices=prices)
+
+    def _genes(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
+        """Return the units of each gene."""
         groups = self._groups(layout) if "group" in self.gene else {}
         genes: dict[tuple[object, ...], list[int]] = {}
         for index, unit in enumerate(layout):
             key = (groups[unit.name] if p == "group" else getattr(unit, p) for p in self.gene)
             genes.setdefault(tuple(key), []).append(index)
-        within = bounds_of(layout, {**self.bounds, **bounds})
-        step = 1
-        if self.step is not None:
-            uniform = _uniform(layout, budget, within, prices)
-            step = self._step(layout, uniform, within, list(genes.values()))
-        return SearchSpace(
-            layout=layout,
-            budget=budget,
-            bounds=within,
-            genes=tuple(tuple(gene) for gene in genes.values()),
-            step=step,
-            reach=self.reach,
-            choices=n_of_m(layout, self.pattern) if self.pattern else None,
-            options=options_of(layout, self.options) if self.options else None,
-            share=self.share,
-            prices=prices,
-        )
+        return tuple(map(tuple, genes.values()))
 
-    def _step(
-        self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: list[list[int]]
-    ) -> int:
+    def _step(self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: Groups) -> int:
         """Return the step in weights: a whole number of items, of the smallest ones."""
         assert self.step is not None
 
         def most(items: np.ndarray) -> int:
             weights = items * layout.costs
-            return max(int(weights[gene].sum()) for gene in genes)
+            return max(int(weights[list(gene)].sum()) for gene in genes)
 
         room = min(most(bounds.upper - removed), most(removed - bounds.lower))
         smallest = min(sum(layout[i].size for i in gene) for gene in genes)
@@ -252,7 +260,7 @@ class ParametricFile(BaseModel):
                     f"{name!r} cannot be a parameter: a supernet is built with one pruner, and "
                     "each setting of it would need a supernet of its own"
                 )
-        composed(self.settings, {p.name: p.values[0] for p in self.build_parameters()})
+        compose(self.settings, {p.name: p.values[0] for p in self.build_parameters()})
         return self
 
     @property
@@ -276,18 +284,20 @@ class ParametricFile(BaseModel):
         """
         return tuple(values.build(name) for name, values in self.parameters.items())
 
-    def build(self, on: SearchSpace, allocate: Allocate, defaults: object) -> ParametricSpace:
+    def build(
+        self, of_levels: SearchSpace, allocate: Allocate, defaults: object
+    ) -> ParametricSpace:
         """Return the space of parameters over one of levels.
 
         Args:
-            on: The space of levels, built from `of_levels`.
+            of_levels: The space of levels, built from `of_levels`.
             allocate: Makes a profile of the allocator's settings, see `ParametricSpace`.
             defaults: The allocator as it is without the parameters: where a study starts.
         """
         return ParametricSpace(
             parameters=self.build_parameters(),
             allocate=allocate,
-            on=on,
+            of_levels=of_levels,
             settings=self.settings,
             defaults=defaults,
             method=f"{self.allocator}: {describe(defaults)}",
@@ -297,7 +307,7 @@ class ParametricFile(BaseModel):
 def _uniform(layout: Layout, budget: Budget, bounds: Bounds, prices: Prices | None) -> np.ndarray:
     """Return the counts of the uniform profile, ``(n_units,)`` int64."""
     if prices is not None:
-        return uniform_structures(layout, bounds, budget, prices)
+        return share_equally(layout, bounds, budget, prices)
     return np.array(budget.uniform(layout, bounds).removed)
 
 

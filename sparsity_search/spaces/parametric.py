@@ -11,127 +11,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeGuard
+from typing import Any, Self
 
 import numpy as np
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, NumericalError
-from sparsity_search.profiles.budget import Bounds
+from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.hints import Hint
-from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.levels import Candidate, LevelLimits, SearchSpace, as_candidate
+from sparsity_search.spaces.parameters import Parameter, Value
 from sparsity_search.utils.files import digest
-
-#: What a parameter can be.
-Value = bool | int | float | str | None
 
 #: Makes a profile of an allocator's settings.
 Allocate = Callable[[Mapping[str, Any]], SparsityProfile]
-
-#: Digits to which the values of a grid are rounded: 3 · 0.02 is 0.06.
-_DIGITS = 12
 
 
 class RefusedSettingError(ConfigError):
     """No profile follows from a setting; other settings of the space may be legal."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One setting of an allocator, and the values that it may have.
-
-    Attributes:
-        name: The setting; parts after dots are entries of it, ``knots.0`` or ``offsets.q``.
-        values: At least one, no two alike.
-        grid: How the values lie: ``choices`` as listed, or numbers that rise by equal
-            differences (``linear``) or equal factors (``log``).
-
-    Raises:
-        ConfigError: No value, or two alike.
-    """
-
-    name: str
-    values: tuple[Value, ...]
-    grid: Literal["choices", "linear", "log"] = "choices"
-
-    def __post_init__(self) -> None:
-        if not self.values or len(set(map(repr, self.values))) < len(self.values):
-            raise ConfigError(f"{self.name} needs distinct values, not {list(self.values)}")
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the values are numbers that rise, so that neighbours are alike."""
-        if not all(_is_number(value) for value in self.values):
-            return False
-        return list(self.values) == sorted(self.values)  # type: ignore[type-var]
-
-    def nearest(self, value: object) -> int:
-        """Return the index of a value, or of the nearest number; without any, of that next to 0.
-
-        Values that are no numbers have no distance: the first stands for what is not among them.
-        """
-        for index, own in enumerate(self.values):
-            if type(own) is type(value) and own == value:
-                return index
-        if not self.ordered:
-            return 0
-        wanted = float(value) if _is_number(value) else 0.0
-        known = np.array(self.values, dtype=np.float64)
-        if self.grid == "log" and wanted > 0:
-            return int(np.abs(np.log(known / wanted)).argmin())
-        return int(np.abs(known - wanted).argmin())
-
-
-def stepped(name: str, low: float, high: float, step: float) -> Parameter:
-    """Return the parameter of a grid with equal differences; of whole numbers if all are.
-
-    Raises:
-        ConfigError: Not ``low < high``, or not a whole number of steps between them.
-
-    >>> stepped("spread", 0.02, 0.08, 0.02).values
-    (0.02, 0.04, 0.06, 0.08)
-    """
-    n_steps = round((high - low) / step) if step > 0 else 0
-    if n_steps < 1 or abs(low + n_steps * step - high) > 1e-9 * abs(step):
-        raise ConfigError(
-            f"{name}: from low {low} to high {high} must be a whole number of steps of {step}"
-        )
-    values = [low + i * step for i in range(n_steps)] + [high]
-    whole = all(isinstance(part, int) for part in (low, high, step))
-    return Parameter(name, tuple(v if whole else round(v, _DIGITS) for v in values), "linear")
-
-
-def spaced(name: str, low: float, high: float, points: int, *, log: bool = False) -> Parameter:
-    """Return the parameter of a grid with so many points, of equal differences or factors.
-
-    Raises:
-        ConfigError: Not ``low < high``, fewer than two points, or a factor from 0 or less.
-
-    >>> spaced("m", 1, 100, 3, log=True).values
-    (1.0, 10.0, 100.0)
-    """
-    if not low < high or points < 2 or (log and low <= 0):
-        positive = "0 < " if log else ""
-        raise ConfigError(
-            f"{name} needs {positive}low < high and at least 2 points, "
-            f"not {low} to {high} in {points}"
-        )
-    inner = (np.geomspace if log else np.linspace)(low, high, points)[1:-1]
-    values = (float(low), *(float(v) for v in np.round(inner, _DIGITS)), float(high))
-    return Parameter(name, values, "log" if log else "linear")
-
-
 @dataclass(frozen=True, eq=False)
 class ParametricSpace:
-    """Settings of an allocator, each with few values; each gives a profile of ``on``.
+    """Settings of an allocator, each with few values; each gives a profile of ``of_levels``.
 
     Args:
         parameters: What is searched, at least one.
         allocate: Makes a profile of settings. It is asked once for each candidate; it raises
             `ConfigError`, `InfeasibleBudgetError` or `NumericalError` where there is none.
-        on: The space of levels to which profiles are rounded.
+        of_levels: The space of levels to which profiles are rounded.
         settings: Further settings, equal for all candidates.
-        defaults: The allocator with its default settings; `uniform` is the nearest to them.
+        defaults: The allocator with its default settings; `origin` is the nearest to them.
         method: Identifies what else a profile depends on: the allocator with all its settings.
 
     Raises:
@@ -140,7 +50,7 @@ class ParametricSpace:
 
     parameters: tuple[Parameter, ...]
     allocate: Allocate
-    on: SearchSpace
+    of_levels: SearchSpace
     settings: Mapping[str, Any] = field(default_factory=dict)
     defaults: object = None
     method: str = ""
@@ -149,7 +59,12 @@ class ParametricSpace:
     def __post_init__(self) -> None:
         if not self.parameters or len(set(self.roles)) < len(self.parameters):
             raise ConfigError("a space of parameters needs at least one, and distinct names")
-        composed(self.settings, {p.name: p.values[0] for p in self.parameters})
+        compose(self.settings, {p.name: p.values[0] for p in self.parameters})
+
+    @property
+    def layout(self) -> Layout:
+        """The units of its profiles."""
+        return self.of_levels.layout
 
     @property
     def n_genes(self) -> int:
@@ -162,10 +77,10 @@ class ParametricSpace:
         return tuple(parameter.name for parameter in self.parameters)
 
     @cached_property
-    def levels(self) -> Bounds:
-        """Least and greatest index of each parameter, ``(n_genes,)`` int64 each."""
+    def limits(self) -> LevelLimits:
+        """Least and greatest index of each parameter."""
         sizes = np.array([len(p.values) for p in self.parameters], dtype=np.int64)
-        return Bounds(lower=np.zeros_like(sizes), upper=sizes - 1)
+        return LevelLimits(lower=np.zeros_like(sizes), upper=sizes - 1)
 
     @property
     def hints(self) -> tuple[Hint, ...]:
@@ -178,7 +93,7 @@ class ParametricSpace:
         return frozenset(i for i, p in enumerate(self.parameters) if not p.ordered)
 
     @cached_property
-    def uniform(self) -> Candidate:
+    def origin(self) -> Candidate:
         """The values nearest to the allocator's defaults; those next to 0 where it has none.
 
         A study starts from it. It is a uniform profile only if the allocator's default is.
@@ -190,7 +105,7 @@ class ParametricSpace:
         """Identifies the space: 16 hexadecimal digits."""
         return digest(
             {
-                "on": self.on.digest,
+                "on": self.of_levels.digest,
                 "method": self.method,
                 "settings": repr(self.settings),
                 "parameters": [[p.name, list(p.values)] for p in self.parameters],
@@ -223,21 +138,45 @@ class ParametricSpace:
         values = self.values(candidate)
         if candidate not in self._profiles:
             try:
-                found = self.allocate(composed(self.settings, values))
+                found = self.allocate(compose(self.settings, values))
             except (ConfigError, InfeasibleBudgetError, NumericalError) as error:
                 raise RefusedSettingError(f"no profile with {values}: {error}") from error
-            self._profiles[candidate] = self.on.profile(self.on.nearest(found))
+            self._profiles[candidate] = self.of_levels.profile(self.of_levels.nearest(found))
         return self._profiles[candidate]
+
+    def starts(self, profiles: Sequence[SparsityProfile]) -> tuple[Candidate, ...]:
+        """Return nothing: settings that give a profile are not known."""
+        del profiles
+        return ()
+
+    def real_levels(self, profiles: Sequence[SparsityProfile]) -> np.ndarray:
+        """Refuse.
+
+        Raises:
+            ConfigError: Parameters have no levels.
+        """
+        del profiles
+        raise ConfigError("a data set needs a space whose genes are units, e.g. per_linear")
+
+    def random_range(self, spread: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first and the last index of each parameter, ``(n_genes,)`` each."""
+        del spread
+        return self.limits.lower, self.limits.upper
+
+    def with_hints(self, hints: Sequence[Hint]) -> Self:
+        """Return the space itself: hints are of levels."""
+        del hints
+        return self
 
     def balance(self, levels: np.ndarray) -> Candidate:
         """Return the candidate nearest to real indices, ``(n_genes,)``."""
         wanted = np.rint(np.asarray(levels, dtype=np.float64))
-        return _candidate(np.clip(wanted, self.levels.lower, self.levels.upper))
+        return as_candidate(np.clip(wanted, self.limits.lower, self.limits.upper))
 
     def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
         """Return a random candidate: every value is equally likely, whatever ``spread``."""
         del spread  # of levels around the uniform profile, which parameters do not have
-        return _candidate(rng.integers(self.levels.lower, self.levels.upper + 1))
+        return as_candidate(rng.integers(self.limits.lower, self.limits.upper + 1))
 
     def switch(
         self, candidate: Candidate, rng: np.random.Generator, stride: int, genes: Sequence[int]
@@ -265,7 +204,7 @@ class ParametricSpace:
         return [i for i in (index - stride, index + stride) if 0 <= i < size]
 
 
-def composed(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
+def compose(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
     """Return settings with values put in by their dotted names.
 
     Entries that are numbered from 0 on make a tuple, others a mapping.
@@ -273,7 +212,7 @@ def composed(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[s
     Raises:
         ConfigError: A name is an entry of something that has none, or numbers are missing.
 
-    >>> composed({"knots": [0, 0, 0]}, {"knots.1": 0.5, "offsets.q": 0.1})
+    >>> compose({"knots": [0, 0, 0]}, {"knots.1": 0.5, "offsets.q": 0.1})
     {'knots': (0, 0.5, 0), 'offsets': {'q': 0.1}}
     """
     nested = {key: _open(value) for key, value in settings.items()}
@@ -323,11 +262,3 @@ def _closed(name: str, value: Any) -> Any:
     if set(inner) != set(numbers):
         raise ConfigError(f"{name} needs entries numbered from 0 on, not {', '.join(inner)}")
     return tuple(inner[key] for key in numbers)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _candidate(indices: np.ndarray) -> Candidate:
-    return tuple(int(index) for index in indices)

@@ -1,14 +1,14 @@
-"""What units save with each number of items removed, in another measure than their weights.
+"""What units save in the states that they can have, in another measure than their weights.
 
 Weights are a poor measure of time: heads of attention cost more than they weigh, and a matrix
-product takes its time in tiles. A budget in prices lets a search trade units by what it is that
-shall be saved.
+product takes its time in tiles. A budget in prices lets a search trade units by the quantity that
+matters. The state of a unit is a number of items removed, or an N:M pattern.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ from sparsity_search.utils.versioned import VersionedJson
 PRICES_JSON = VersionedJson("a file of prices", 1, ("measure", "units"), ConfigError)
 
 
-class Curve(NamedTuple):
-    """What one unit saves at some numbers of items removed; between them it is a straight line.
+class PriceCurve(NamedTuple):
+    """What one unit saves at some numbers of items removed; straight lines lie between them.
 
     Attributes:
         removed: Rising, from 0 to all of the unit's items.
@@ -37,28 +37,29 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What each unit saves, as shares of what all units together cost.
+    """What each unit saves in its states, as shares of the cost of all units together.
+
+    Prices are whole numbers, so that sums are exact: all units removed save about as much as they
+    have weights.
 
     Args:
         layout: The units.
         measure: What is saved, e.g. ``"flops"``.
-        curves: Of each unit.
+        curves: Of each unit, by items removed. All its items removed save its cost.
+        patterns: What each unit saves in an N:M pattern, ``(n_units,)`` for each pattern, in the
+            unit of measure of the curves.
 
     Raises:
-        ConfigError: Units are single weights, not a curve for each unit, a curve that does not go
-            from nothing to all of its unit, a number that is not finite, or nothing is saved.
+        ConfigError: Not a curve or number for each unit, a curve that does not go from nothing to
+            all of its unit, a number that is not finite, or nothing is saved.
     """
 
     layout: Layout
     measure: str
-    curves: Sequence[Curve]
+    curves: Sequence[PriceCurve]
+    patterns: Mapping[str, Sequence[float] | np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.layout.costs == 1).any():
-            raise ConfigError(
-                f"a budget in {self.measure} needs structures, since single weights save none: "
-                "give --units width, heads, sublayers or blocks"
-            )
         if len(self.curves) != len(self.layout):
             raise ConfigError(
                 f"{len(self.curves)} curves of {self.measure} for {len(self.layout)} units"
@@ -70,53 +71,65 @@ class Prices:
                     f"the {self.measure} of {unit.name} must be finite numbers from 0 to "
                     f"{unit.count} items removed"
                 )
+        for pattern, each in self.patterns.items():
+            if len(each) != len(self.layout) or not np.isfinite(each).all():
+                raise ConfigError(
+                    f"the {self.measure} of {pattern} must be a finite number for each unit"
+                )
         if self._total <= 0:
             raise ConfigError(f"no unit saves any {self.measure}: choose another measure")
 
-    @cached_property
-    def saved(self) -> tuple[np.ndarray, ...]:
-        """Of each unit at each number of items removed, ``(count + 1,)`` int64, from 0.
-
-        Whole numbers, so that sums are exact: all units removed save about as much as they have
-        weights. Where a curve falls, nothing more is saved.
-        """
-        scale = self.layout.n_weights / self._total
-        return tuple(np.rint(each * scale).astype(np.int64) for each in self._real)
-
-    @cached_property
-    def _real(self) -> list[np.ndarray]:
-        found = []
-        for unit, (removed, saved) in zip(self.layout, self.curves, strict=True):
-            each = np.interp(np.arange(unit.count + 1), removed, np.array(saved) - saved[0])
-            found.append(np.maximum.accumulate(each))
-        return found
-
-    @property
-    def _total(self) -> float:
-        return sum(float(each[-1]) for each in self._real)
-
-    @cached_property
-    def digest(self) -> str:
-        """Identifies measure and prices: 16 hexadecimal digits."""
-        return digest([self.measure, *(each.tolist() for each in self.saved)])
-
     def at(self, units: Sequence[int], removed: np.ndarray) -> np.ndarray:
         """Return what units save with items removed, ``(…, n_units)`` int64.
+
+        Where a curve falls, nothing more is saved.
 
         Args:
             units: Their places in the layout.
             removed: Items removed from each, ``(…, n_units)`` int64.
         """
-        columns = [self.saved[unit][removed[..., i]] for i, unit in enumerate(units)]
+        columns = [self._whole(self._real(u, removed[..., i])) for i, u in enumerate(units)]
         return np.stack(columns, axis=-1)
 
+    def of_pattern(self, pattern: str) -> np.ndarray:
+        """Return what each unit saves in a pattern, ``(n_units,)`` int64."""
+        return self._whole(np.asarray(self.patterns[pattern], dtype=np.float64))
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """What each dense unit costs: all its items removed save it, ``(n_units,)`` int64."""
+        return self.at(range(len(self.layout)), self.layout.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies measure and prices: 16 hexadecimal digits."""
+        if self.patterns or (self.layout.costs == 1).any():
+            return digest(self.to_json())
+        counts = [np.arange(unit.count + 1) for unit in self.layout]  # few, of structures
+        each = [self.at([i], removed[:, None])[:, 0] for i, removed in enumerate(counts)]
+        return digest([self.measure, *(saved.tolist() for saved in each)])
+
+    def _real(self, unit: int, removed: np.ndarray | int) -> np.ndarray:
+        """Return what a unit saves in its unit of measure, which never falls."""
+        knots, saved = self.curves[unit].removed, np.array(self.curves[unit].saved)
+        saved = saved - saved[0]
+        before = np.maximum.accumulate(saved)[np.searchsorted(knots, removed, "right") - 1]
+        return np.asarray(np.maximum(before, np.interp(removed, knots, saved)))
+
+    def _whole(self, saved: np.ndarray) -> np.ndarray:
+        return np.rint(saved * (self.layout.n_weights / self._total)).astype(np.int64)
+
+    @cached_property
+    def _total(self) -> float:
+        return float(sum(float(self._real(i, u.count)) for i, u in enumerate(self.layout)))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the prices as a JSON object: a curve for each unit."""
-        names = [unit.name for unit in self.layout]
-        units = {
-            name: {"removed": list(removed), "saved": list(saved)}
-            for name, (removed, saved) in zip(names, self.curves, strict=True)
-        }
+        """Return the prices as a JSON object: a curve for each unit, and its patterns if any."""
+        units = {}
+        for i, (unit, (removed, saved)) in enumerate(zip(self.layout, self.curves, strict=True)):
+            patterns = {pattern: float(each[i]) for pattern, each in self.patterns.items()}
+            curve: dict[str, Any] = {"removed": list(removed), "saved": list(saved)}
+            units[unit.name] = {**curve, "patterns": patterns} if patterns else curve
         return {"format": PRICES_JSON.version, "measure": self.measure, "units": units}
 
     @classmethod
@@ -129,11 +142,20 @@ class Prices:
         units, measure = PRICES_JSON.check(value)["units"], str(value["measure"])
         try:
             curves = {
-                name: Curve(tuple(each["removed"]), tuple(map(float, each["saved"])))
+                name: PriceCurve(tuple(each["removed"]), tuple(map(float, each["saved"])))
                 for name, each in units.items()
             }
+            of_units = {name: dict(each.get("patterns", {})) for name, each in units.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("not a file of prices") from error
-        if set(curves) != {unit.name for unit in layout}:
+        names = [unit.name for unit in layout]
+        if set(curves) != set(names):
             raise ConfigError("the prices are of another model, or of other units")
-        return cls(layout, measure, [curves[unit.name] for unit in layout])
+        try:
+            patterns = {
+                pattern: [float(of_units[name][pattern]) for name in names]
+                for pattern in of_units[names[0]]
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError("not a file of prices: a unit lacks a pattern") from error
+        return cls(layout, measure, [curves[name] for name in names], patterns)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Protocol
 
-from sparsity_search.interfaces.searcher import Searcher, Space
+from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.parametric import RefusedSettingError
+from sparsity_search.spaces.space import Space
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder
@@ -79,7 +80,7 @@ class Study:
         objective: What a profile is worth.
         ladder: On how many tokens, and who survives.
         store: Where measurements are kept.
-        initial: Candidates of round 0, measured at the top rung; the uniform one always is.
+        initial: Candidates of round 0, measured at the top rung, after the origin of the space.
         seed: Of all random draws.
         on_measured: Called after each new or replayed measurement.
         claims: This worker's, if others run the same study at the same time. A round is a
@@ -129,7 +130,7 @@ class Study:
 
     def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
         if round_ == 0:
-            return list(dict.fromkeys([self.space.uniform, *self.initial]))
+            return list(dict.fromkeys([self.space.origin, *self.initial]))
         rng = generator(self.seed, "ask", round_)
         # those that begin alike follow each other: an objective can keep what they share
         return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))

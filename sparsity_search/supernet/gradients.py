@@ -50,7 +50,7 @@ def gradient_hint(
 
     losses = []
     for gene, present in enumerate(candidate):
-        low, high = int(space.levels.lower[gene]), int(space.levels.upper[gene])
+        low, high = int(space.limits.lower[gene]), int(space.limits.upper[gene])
         sides = np.linspace(low, present, _MEASURED + 1), np.linspace(present, high, _MEASURED + 1)
         known = np.unique(np.rint(np.concatenate(sides))).astype(int)
         values = [change(gene, int(level)) for level in known]
@@ -59,4 +59,4 @@ def gradient_hint(
         every = np.arange(low, high + 1)
         curve = PchipInterpolator(known, values)(every) if len(known) > 1 else values
         losses.append(np.asarray(curve, dtype=np.float64))
-    return Hint("gradients", space.levels.lower, tuple(losses))
+    return Hint("gradients", space.limits.lower, tuple(losses))

@@ -17,16 +17,15 @@ from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.spaces.choices import n_of_m, options_of
+from sparsity_search.spaces.choices import n_of_m, option_prices
+from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.spaces.parametric import (
-    Parameter,
-    ParametricSpace,
-    RefusedSettingError,
-    spaced,
-    stepped,
-)
-from sparsity_search.spaces.prices import Curve, Prices
+from sparsity_search.spaces.parameters import Parameter, spaced, stepped
+from sparsity_search.spaces.parametric import ParametricSpace, RefusedSettingError
+from sparsity_search.spaces.pattern_levels import CountLevels, PatternLevels
+from sparsity_search.spaces.prices import PriceCurve, Prices
+from sparsity_search.spaces.space import Space
+from sparsity_search.spaces.step_levels import ShareLevels, StepLevels
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder, Rung
@@ -73,22 +72,27 @@ def toy_space(
     options: Mapping[str, float] | None = None,
     share: float | None = None,
     zeros: int = 0,
-    curves: Sequence[Curve] | None = None,
+    curves: Sequence[PriceCurve] | None = None,
 ) -> SearchSpace:
     """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
     layout = toy_layout(*(counts or (100,) * 6), cost=cost, zeros=zeros)
-    return SearchSpace(
-        layout=layout,
-        budget=Budget(target),
-        bounds=Bounds.of(layout, lower, upper),
-        genes=genes or tuple((i,) for i in range(len(layout))),
-        step=step,
-        reach=reach,
-        choices=n_of_m(layout, pattern) if pattern else None,
-        options=options_of(layout, options) if options else None,
-        share=share,
-        prices=Prices(layout, "time", curves) if curves else None,
-    )
+    common: dict[str, Any] = {
+        "layout": layout,
+        "budget": Budget(target),
+        "bounds": Bounds.of(layout, lower, upper),
+        "genes": genes or tuple((i,) for i in range(len(layout))),
+        "reach": reach,
+    }
+    prices = Prices(layout, "time", curves) if curves else None
+    if pattern:
+        return CountLevels(**common, choices=n_of_m(layout, pattern))
+    if options:
+        return PatternLevels(**common, prices=option_prices(layout, options))
+    if share:
+        return ShareLevels(**common, share=share, prices=prices)
+    if prices is None and layout.divisible:
+        return EvenLevels(**common, step=step)
+    return StepLevels(**common, step=step, prices=prices)
 
 
 def uneven_spaces() -> dict[str, SearchSpace]:
@@ -107,14 +111,14 @@ def uneven_spaces() -> dict[str, SearchSpace]:
     }
 
 
-def toy_curves() -> tuple[Curve, Curve]:
+def toy_curves() -> tuple[PriceCurve, PriceCurve]:
     """Return the times of three heads, and of 48 channels that are computed 16 at a time."""
-    tiles = Curve((0, 15, 16, 31, 32, 47, 48), (0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 15.0))
-    return Curve((0, 1, 2, 3), (0.0, 9.0, 18.0, 27.0)), tiles
+    tiles = PriceCurve((0, 15, 16, 31, 32, 47, 48), (0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 15.0))
+    return PriceCurve((0, 1, 2, 3), (0.0, 9.0, 18.0, 27.0)), tiles
 
 
 def toy_parametric(
-    *parameters: Parameter, on: SearchSpace | None = None, limit: float = math.inf
+    *parameters: Parameter, of_levels: SearchSpace | None = None, limit: float = math.inf
 ) -> ParametricSpace:
     """Return a space of the settings of a toy allocator, over six units unless told.
 
@@ -123,21 +127,22 @@ def toy_parametric(
 
     Args:
         parameters: By default some of each kind.
-        on: The space of levels; by default `toy_space`.
+        of_levels: The space of levels; by default `toy_space`.
         limit: A ``tilt`` above it is refused.
     """
-    on = on or toy_space(reach=8)
+    levels = of_levels or toy_space(reach=8)
 
     def allocate(settings: Mapping[str, Any]) -> SparsityProfile:
         tilt = settings.get("tilt", 0.0)
         if tilt > limit:
             raise ConfigError(f"tilt must be at most {limit}, not {tilt}")
-        wanted = np.linspace(-tilt, tilt, len(on.layout))
+        wanted = np.linspace(-tilt, tilt, len(levels.layout))
         knots = settings.get("knots", ())
         wanted[: len(knots)] += knots
         shapes = {"line": wanted, "bend": np.abs(wanted), "step": np.sign(wanted)}
         offsets = 0.3 * settings.get("m", 1.0) * shapes[settings.get("shape", "line")]
-        return on.budget.project(on.layout, on.budget.target + offsets, on.bounds)
+        sparsities = levels.budget.target + offsets
+        return levels.budget.project(levels.layout, sparsities, levels.bounds)
 
     some = (
         stepped("tilt", -1.0, 1.0, 0.25),
@@ -149,7 +154,7 @@ def toy_parametric(
     return ParametricSpace(
         parameters=parameters or some,
         allocate=allocate,
-        on=on,
+        of_levels=levels,
         defaults={"tilt": 0.0, "knots": (0.0, 0.0), "m": 1.0, "shape": "line"},
         method="toy",
     )
@@ -203,7 +208,7 @@ class SeparableProblem:
         fails: Profiles whose score is not finite.
     """
 
-    space: SearchSpace | ParametricSpace
+    space: Space
     weights: Sequence[float] | None = None
     noise: float = 0.0
     fails: Callable[[SparsityProfile], bool] = lambda _: False
@@ -223,11 +228,7 @@ class SeparableProblem:
 
     def exact(self, profile: SparsityProfile) -> float:
         """Return the score of a profile without noise."""
-        return float(self._unit_scores(self._levels.saved(profile)).sum())
-
-    @property
-    def _levels(self) -> SearchSpace:
-        return self.space.on if isinstance(self.space, ParametricSpace) else self.space
+        return float(self._unit_scores(self.space.of_levels.saved(profile)).sum())
 
     def optimum(self) -> tuple[Candidate, float]:
         """Return the best candidate of the space and its score.
@@ -236,8 +237,8 @@ class SeparableProblem:
         and what is legal on the weights removed and on the least that one level less gives back,
         so the best candidate is the cheapest path over these two. Of parameters all are tried.
         """
-        if isinstance(self.space, ParametricSpace):
-            return self._best_of_all(self.space)
+        if self.space.parameters:
+            return self._best_of_all()
         best: dict[tuple[int, int], tuple[float, Candidate]] = {(0, sys.maxsize): (0.0, ())}
         for gene in range(self.space.n_genes):
             extended: dict[tuple[int, int], tuple[float, Candidate]] = {}
@@ -251,20 +252,21 @@ class SeparableProblem:
         score, candidate = min(option for option in best.values() if option[1] in self.space)
         return candidate, score
 
-    def _best_of_all(self, space: ParametricSpace) -> tuple[Candidate, float]:
+    def _best_of_all(self) -> tuple[Candidate, float]:
         found: list[tuple[float, Candidate]] = []
-        for candidate in itertools.product(*(range(len(p.values)) for p in space.parameters)):
+        for candidate in itertools.product(*map(self.space.limits.of, range(self.space.n_genes))):
             with contextlib.suppress(RefusedSettingError):
-                found.append((self.exact(space.profile(candidate)), candidate))
+                found.append((self.exact(self.space.profile(candidate)), candidate))
         score, candidate = min(found)
         return candidate, score
 
     def _gene_levels(self, gene: int) -> dict[int, tuple[float, int, int]]:
         """Return for each level its score, its weights, and how many less the level below has."""
-        space, units = self._levels, list(self._levels.genes[gene])
+        space = self.space.of_levels
+        units = list(space.genes[gene])
         found: dict[int, tuple[float, int, int]] = {}
         back = sys.maxsize
-        for level in range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1):
+        for level in space.limits.of(gene):
             saved = np.zeros(len(space.layout))
             saved[units] = space.gene_saved(gene, level)
             weights = int(saved.sum())
@@ -275,7 +277,7 @@ class SeparableProblem:
 
     def _unit_scores(self, saved: np.ndarray) -> np.ndarray:
         """Return the score of each unit from the weights that it loses or saves."""
-        weights, layout = self.weights or range(1, len(saved) + 1), self._levels.layout
+        weights, layout = self.weights or range(1, len(saved) + 1), self.space.layout
         scores = np.array(weights) * np.exp(3 * (saved / (layout.counts * layout.costs)))
         return np.asarray(scores)
 

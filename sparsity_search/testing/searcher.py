@@ -13,8 +13,11 @@ import pytest
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.spaces.parametric import ParametricSpace, RefusedSettingError, stepped
+from sparsity_search.spaces.parameters import stepped
+from sparsity_search.spaces.parametric import RefusedSettingError
+from sparsity_search.spaces.space import Space
 from sparsity_search.testing.problems import (
     SeparableProblem,
     parametric_spaces,
@@ -28,7 +31,7 @@ from sparsity_search.utils.random import generator
 
 #: Lower bounds; with their complement as the upper ones the first unit cannot move.
 PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])
-SPACES: dict[str, SearchSpace | ParametricSpace] = {
+SPACES: dict[str, Space] = {
     "equal": toy_space(),
     "mixed sizes": toy_space(40, 1000, 55, 90, 230, 100, 100, 61),
     "tied": toy_space(100, 50, 70, 100, 50, 70, genes=((0, 3), (1, 4), (2,), (5,))),
@@ -107,9 +110,7 @@ class SearcherContract:
         assert (found != np.array(history.survivors[0])).any(axis=0).all()
 
     @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1), (FEW, 5)])
-    def test_exhausted_space(
-        self, searcher: Searcher, space: SearchSpace | ParametricSpace, size: int
-    ) -> None:
+    def test_exhausted_space(self, searcher: Searcher, space: Space, size: int) -> None:
         """A study ends when the space has nothing new left, and not before."""
         history = history_of(searcher, SeparableProblem(space), rounds=20)
         assert len(history.seen) == size
@@ -132,7 +133,7 @@ def noisy_history(searcher: Searcher, name: str) -> History:
 
 def history_of(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
     """Return `toy_history`; skip the test if the searcher refuses a space of parameters."""
-    if not isinstance(problem.space, ParametricSpace):
+    if not problem.space.parameters:
         return toy_history(searcher, problem, rounds)
     try:
         return toy_history(searcher, problem, rounds)
@@ -140,31 +141,30 @@ def history_of(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -
         pytest.skip(str(refusal))
 
 
-def assert_legal(space: SearchSpace | ParametricSpace, candidates: Sequence[Candidate]) -> None:
+def assert_legal(space: Space, candidates: Sequence[Candidate]) -> None:
     """Assert that candidates are tuples of integers in the space, which meet budget and bounds."""
     for candidate in candidates:
         assert isinstance(candidate, tuple)
         assert all(type(level) is int for level in candidate)
         assert candidate in space
-        if isinstance(space, ParametricSpace):
-            with contextlib.suppress(RefusedSettingError):
-                assert_legal(space.on, [space.on.nearest(space.profile(candidate))])
-            continue
-        profile = space.profile(candidate)
-        surplus = space.saved(profile).sum() - space.budget.n_removed(space.layout)
-        assert 0 <= surplus < slack(space, candidate)
-        removed = np.array(profile.removed)
-        assert (space.bounds.lower <= removed).all()
-        assert (removed <= space.bounds.upper).all()
+        with contextlib.suppress(RefusedSettingError):
+            assert_meets(space.of_levels, space.profile(candidate))
+
+
+def assert_meets(space: SearchSpace, profile: SparsityProfile) -> None:
+    """Assert that a profile of a space of levels meets its budget and bounds."""
+    surplus = space.saved(profile).sum() - space.budget.n_removed(space.layout)
+    assert 0 <= surplus < slack(space, space.nearest(profile))
+    removed = np.array(profile.removed)
+    assert (space.bounds.lower <= removed).all()
+    assert (removed <= space.bounds.upper).all()
 
 
 def slack(space: SearchSpace, candidate: Candidate) -> int:
     """Return what the surplus must be less than: the least that one level less gives back."""
-    if space.even:
-        return int(space.layout.costs[0])
     steps = [
         (space.gene_saved(gene, level) - space.gene_saved(gene, level - 1)).sum()
         for gene, level in enumerate(candidate)
-        if level > space.levels.lower[gene]
+        if level > space.limits.lower[gene]
     ]
     return int(min(steps, default=1))

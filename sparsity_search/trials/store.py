@@ -29,7 +29,8 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate
-from sparsity_search.spaces.parametric import Parameter, ParametricSpace
+from sparsity_search.spaces.parameters import Parameter
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.utils.files import check_fingerprint
 
@@ -45,7 +46,8 @@ class Store:
         name: Name of the Optuna study.
         fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
             old one must have the same.
-        space: Of parameters, if it is one; trials have their values, and what profile they gave.
+        space: What candidates are of. If it has parameters, trials have their values and the
+            profile that they gave.
 
     Raises:
         RunMismatchError: The stored study was made with another fingerprint.
@@ -56,7 +58,7 @@ class Store:
         storage: BaseStorage | str,
         name: str,
         fingerprint: Mapping[str, Any],
-        space: ParametricSpace | None = None,
+        space: Space | None = None,
     ) -> None:
         self._space = space
         self._study = optuna.create_study(
@@ -163,7 +165,7 @@ def _list_finished(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: t.number)
 
 
-def _to_trial(m: Measurement, space: ParametricSpace | None) -> FrozenTrial:
+def _to_trial(m: Measurement, space: Space | None) -> FrozenTrial:
     parameters = space.parameters if space else ()
     return create_trial(
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
@@ -182,14 +184,17 @@ def _to_trial(m: Measurement, space: ParametricSpace | None) -> FrozenTrial:
                 "elapsed": m.elapsed,
                 "worker": m.worker,
             },
-            **({} if space is None or m.failed else {PROFILE: _counts(space, m.candidate)}),
+            **_realised(m, space),
         },
     )
 
 
-def _counts(space: ParametricSpace, candidate: Candidate) -> dict[str, Any]:
-    profile = space.profile(candidate)  # known: it was measured
-    return {"removed": list(profile.removed), "patterns": list(profile.patterns)}
+def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
+    """Return the profile that parameters gave; nothing if they failed, or there are none."""
+    if space is None or not space.parameters or m.failed:
+        return {}
+    profile = space.profile(m.candidate)  # known: it was measured
+    return {PROFILE: {"removed": list(profile.removed), "patterns": list(profile.patterns)}}
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

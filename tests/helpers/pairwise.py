@@ -56,7 +56,7 @@ class PairwiseProblem:
         return min(found)
 
     def _descend(self, levels: np.ndarray) -> float:
-        low, high = self.space.levels.lower, self.space.levels.upper
+        low, high = self.space.limits.lower, self.space.limits.upper
         best = self.exact(tuple(levels.tolist()))
         while True:
             options = []

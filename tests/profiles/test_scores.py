@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import Curve, Scores, tables
+from sparsity_search.profiles.scores import LossCurve, Scores, tables
 
 
 def layout_of(*counts: int, zeros: int = 0) -> Layout:
@@ -45,7 +45,7 @@ def test_a_curve_goes_through_what_was_measured(
     counts = np.array(
         sorted(data.draw(st.sets(st.integers(zeros + 1, 60), min_size=n, max_size=n)))
     )
-    curve = Curve.through(zeros, counts, np.array(losses))
+    curve = LossCurve.through(zeros, counts, np.array(losses))
     np.testing.assert_allclose(curve(counts), losses, rtol=1e-9, atol=1e-12)
     assert (curve(np.arange(zeros + 1)) == 0).all()
     everywhere = curve(np.arange(70))
@@ -57,22 +57,22 @@ def test_a_curve_goes_through_what_was_measured(
 @given(steps=st.lists(st.floats(0, 10), min_size=1, max_size=6))
 def test_rising_losses_give_a_rising_curve(steps: list[float]) -> None:
     counts = 7 * np.arange(1, len(steps) + 1)
-    curve = Curve.through(0, counts, np.cumsum(steps))
+    curve = LossCurve.through(0, counts, np.cumsum(steps))
     assert (np.diff(curve(np.linspace(0, 60, 200))) >= -1e-9).all()
 
 
 def test_a_curve_is_straight_in_the_root() -> None:
     counts = np.array([10, 20, 40])
-    curve = Curve.through(0, counts, 0.03 * counts**2)
+    curve = LossCurve.through(0, counts, 0.03 * counts**2)
     at = np.array([0.0, 0.5, 7.0, 33.3, 40.0, 47.0])  # the last lies beyond what was measured
     np.testing.assert_allclose(curve(at), 0.03 * at**2)
 
 
 def test_zeros_cost_nothing() -> None:
-    curve = Curve.through(6, np.array([4, 6, 12]), np.array([9.0, 8.0, 4.0]))
+    curve = LossCurve.through(6, np.array([4, 6, 12]), np.array([9.0, 8.0, 4.0]))
     assert curve(np.array([0, 4, 6])).tolist() == [0, 0, 0]
     assert curve(np.array([9, 12])).tolist() == [1, 4]
-    full = Curve.through(6, np.array([6]), np.array([1.0]))
+    full = LossCurve.through(6, np.array([6]), np.array([1.0]))
     assert full(np.arange(7)).tolist() == [0] * 7
 
 

@@ -18,7 +18,6 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
-from sparsity_search.runs.stage_spaces import can_move
 from sparsity_search.spaces.files import load_space
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_text
 from sparsity_search.utils.files import write_json
@@ -110,4 +109,4 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
 def test_which_spaces_move(space: str, moves: bool) -> None:
     layout = PrunableModel(tiny_llama(layers=3)).layout
     found = load_space(space).of_levels.build(layout, Budget(0.4), {})
-    assert can_move(found) == moves
+    assert found.movable == moves

@@ -14,7 +14,8 @@ import pytest
 from sparsity_search.errors import ConfigError
 from sparsity_search.searchers.optuna import OptunaSearcher, one_fidelity
 from sparsity_search.spaces.levels import Candidate
-from sparsity_search.spaces.parametric import Parameter, ParametricSpace, stepped
+from sparsity_search.spaces.parameters import Parameter, stepped
+from sparsity_search.spaces.parametric import ParametricSpace
 from sparsity_search.testing.problems import (
     SeparableProblem,
     toy_history,

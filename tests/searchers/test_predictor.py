@@ -186,7 +186,7 @@ def test_needs_fewer_evaluations_than_evolution() -> None:
     needed: dict[str, list[int]] = {"evolution": [], "predictor": []}
     for seed in range(3):
         problem = PairwiseProblem(SPACE, seed)
-        start, best = problem.exact(SPACE.uniform), problem.optimum()
+        start, best = problem.exact(SPACE.origin), problem.optimum()
         goal = start - 0.95 * (start - best)
         needed["evolution"].append(evaluations(EvolutionSearcher(), problem, goal, seed))
         needed["predictor"].append(evaluations(SMALL, problem, goal, seed))

@@ -34,7 +34,7 @@ def measured(
 ) -> tuple[float, int]:
     """Return what share of the possible gain a search found, and its number of measurements."""
     problem, store = PairwiseProblem(SPACE, seed), MemoryStore()
-    start, best = problem.exact(SPACE.uniform), problem.optimum()
+    start, best = problem.exact(SPACE.origin), problem.optimum()
     problem.best = start
 
     def gain() -> float:

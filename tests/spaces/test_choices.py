@@ -6,7 +6,8 @@ import pytest
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.spaces.choices import chosen_rows, n_of_m, stepped_rows, uniform_structures
+from sparsity_search.spaces.choices import n_of_m, step_counts, tie_counts
+from sparsity_search.spaces.step_levels import share_equally
 from sparsity_search.testing.problems import toy_layout
 
 #: SmolLM2-135M: three key-value groups and 1,536 channels a block.
@@ -46,29 +47,29 @@ def test_no_whole_groups(layout: Layout) -> None:
 
 def test_tied_units_share_a_sparsity() -> None:
     layout = toy_layout(8, 24, 16, zeros=1)
-    rows = chosen_rows(layout, Bounds.of(layout), [(0, 1), (2,)], n_of_m(layout, "*:4"))
+    rows = tie_counts(layout, Bounds.of(layout), [(0, 1), (2,)], n_of_m(layout, "*:4"))
     assert rows[0].tolist() == [[1, 1], [1, 1], [2, 6], [4, 12], [6, 18], [8, 24]]
     assert rows[1].tolist() == [[1], [4], [8], [12], [16]]
 
 
 def test_bounds_leave_some_choices_out() -> None:
     layout = toy_layout(8, 8)
-    rows = chosen_rows(layout, Bounds.of(layout, 0.2, 0.8), [(0,), (1,)], n_of_m(layout, "*:4"))
+    rows = tie_counts(layout, Bounds.of(layout, 0.2, 0.8), [(0,), (1,)], n_of_m(layout, "*:4"))
     assert [row.ravel().tolist() for row in rows] == [[2, 4, 6]] * 2
     with pytest.raises(InfeasibleBudgetError, match=r"layers\.0\.q: none of its choices \[0, 4\]"):
-        chosen_rows(layout, Bounds.of(layout, 0.2, 0.4), [(0,), (1,)], n_of_m(layout, "2:4"))
+        tie_counts(layout, Bounds.of(layout, 0.2, 0.4), [(0,), (1,)], n_of_m(layout, "2:4"))
 
 
 @pytest.mark.parametrize("choices", [((0, 4),), ((0, 4), ()), ((0, 4), (4, 0)), ((0, 4), (0, 0))])
 def test_choices_increase_for_every_unit(choices: tuple[tuple[int, ...], ...]) -> None:
     layout = toy_layout(8, 8)
     with pytest.raises(ConfigError, match="increasing choices for every unit"):
-        chosen_rows(layout, Bounds.of(layout), [(0,), (1,)], choices)
+        tie_counts(layout, Bounds.of(layout), [(0,), (1,)], choices)
 
 
-def test_uniform_structures_waste_less_than_the_smallest() -> None:
+def test_share_equally_waste_less_than_the_smallest() -> None:
     for target in (0.1, 0.25, 0.5, 0.9):
-        counts = uniform_structures(WIDTH, Bounds.of(WIDTH), Budget(target))
+        counts = share_equally(WIDTH, Bounds.of(WIDTH), Budget(target))
         surplus = counts @ WIDTH.costs - Budget(target).n_removed(WIDTH)
         assert 0 <= surplus < 1_728
         share = np.abs(counts - target * WIDTH.counts)
@@ -84,11 +85,11 @@ def test_levels_of_structures() -> None:
         ]
     )
     bounds = Bounds.of(layout, upper=np.array([1.0, 0.9]))
-    groups, channels = stepped_rows(layout, bounds, [(0,), (1,)], np.array([1, 20]), [28, 28])
+    groups, channels = step_counts(layout, bounds, [(0,), (1,)], np.array([1, 20]), [28, 28])
     # several steps to a group: every number of groups; four channels a step, and the bounds
     assert set(groups.ravel()) == {0, 1, 2, 3}
     assert sorted(set(channels.ravel())) == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 45]
-    (tied,) = stepped_rows(layout, bounds, [(0, 1)], np.array([1, 20]), [50])
+    (tied,) = step_counts(layout, bounds, [(0, 1)], np.array([1, 20]), [50])
     assert tied[0].tolist() == [1, 20]
     totals = np.sort(tied @ layout.costs)
     assert (totals[0], totals[-1]) == (0, 300 + 45 * 7)

@@ -24,7 +24,7 @@ from sparsity_search.utils.random import generator
 from tests.helpers.families import ALL_FAMILIES
 
 LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
-FILES = Path(__file__).parent.parent / "search_spaces"
+FILES = Path(__file__).parents[2] / "search_spaces"
 N_GENES = {"per_block": 2, "per_linear": 14, "per_role": 7, "per_sublayer": 4}
 PATTERNS = {
     "two_of_four": (0.1, 0.25, 0.4),
@@ -89,8 +89,8 @@ def test_every_space_builds(name: str, target: float) -> None:
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_has_room(name: str, target: float) -> None:
     space = space_of_levels(name).build(LAYOUT, Budget(target), {})
-    assert (space.levels.lower < 0).all()
-    assert (space.levels.upper > 0).all()
+    assert (space.limits.lower < 0).all()
+    assert (space.limits.upper > 0).all()
 
 
 @pytest.mark.parametrize(("name", "target"), [(n, t) for n in PATTERNS for t in PATTERNS[n]])
@@ -110,9 +110,9 @@ def test_spaces_of_patterns(name: str, target: float) -> None:
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_of_structures(name: str, layout: Layout, target: float) -> None:
     space = space_of_levels(name).build(layout, Budget(target), {})
-    assert_legal(space, [space.uniform, *(space.sample(generator(i, name)) for i in range(10))])
+    assert_legal(space, [space.origin, *(space.sample(generator(i, name)) for i in range(10))])
     assert space.base.n_removed - Budget(target).n_removed(layout) < min(layout.costs)
-    assert (space.levels.upper - space.levels.lower > 0).all()
+    assert (space.limits.upper - space.limits.lower > 0).all()
 
 
 def test_channels_and_groups() -> None:
@@ -125,8 +125,8 @@ def test_channels_and_groups() -> None:
         assert channels[0] == 0
         assert set(np.diff(channels[1:]).tolist()) == {100}
         assert len(channels) >= 13
-    assert space.levels.lower[1::2].max() <= -4
-    assert space.levels.upper[1::2].min() == 8
+    assert space.limits.lower[1::2].max() <= -4
+    assert space.limits.upper[1::2].min() == 8
 
 
 def test_tied_structures() -> None:
@@ -134,7 +134,7 @@ def test_tied_structures() -> None:
     assert space.genes == tuple((i,) for i in range(12))
     space = space_of_levels("per_block").build(STRUCTURED["sublayers"], Budget(0.5), {})
     for gene in range(space.n_genes):
-        levels = range(int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1)
+        levels = range(int(space.limits.lower[gene]), int(space.limits.upper[gene]) + 1)
         chain = [tuple(space.gene_counts(gene, level).tolist()) for level in levels]
         assert (chain[0], chain[-1]) == ((0, 0), (1, 1))
         assert len(chain) > 2
@@ -180,7 +180,7 @@ def test_the_step_leaves_room_at_extreme_targets(tmp_path: Path, target: float) 
     file = space_of_levels(write(tmp_path, gene=["name"], step=1.0, reach=8))
     space = file.build(toy_layout(400, 400), Budget(target), {})
     assert space.step == 5  # a quarter of the 20 weights between the target and the bound
-    assert (np.minimum(-space.levels.lower, space.levels.upper) == 4).all()
+    assert (np.minimum(-space.limits.lower, space.limits.upper) == 4).all()
 
 
 def test_bounds_of_the_file_and_over_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.spaces.files import ParametricFile, load_space, space_names
-from sparsity_search.spaces.parametric import composed
+from sparsity_search.spaces.parametric import compose
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout
 
@@ -55,7 +55,7 @@ def test_every_space_of_parameters(name: str) -> None:
     for parameter in parameters:
         for value in parameter.values:  # all are legal, whatever the others are
             first = {p.name: p.values[0] for p in parameters}
-            allocator(**composed(file.settings, {**first, parameter.name: value}))
+            allocator(**compose(file.settings, {**first, parameter.name: value}))
 
 
 @pytest.mark.parametrize("name", ["depth_spline", "role_ratios"])
@@ -71,8 +71,8 @@ def test_spaces_without_text_start_uniform(name: str) -> None:
         return allocator.allocate(subject, torch.empty(0, 0), on.budget, on.bounds)
 
     space = file.build(on, allocate, default)
-    assert space.profile(space.uniform) == on.base
-    other = (0, *space.uniform[1:])
+    assert space.profile(space.origin) == on.base
+    other = (0, *space.origin[1:])
     assert space.profile(other) != on.base
     assert space.profile(other).n_removed == on.base.n_removed
 

@@ -13,7 +13,7 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ProfileEr
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.spaces.choices import options_of
+from sparsity_search.spaces.choices import PatternOptions, option_prices
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.testing.problems import SeparableProblem, toy_layout, toy_space
@@ -48,7 +48,7 @@ def by_hand(layout: Layout, target: float) -> set[tuple[str, ...]]:
 
 
 def everything(space: SearchSpace) -> list[Candidate]:
-    pairs = zip(space.levels.lower.tolist(), space.levels.upper.tolist(), strict=True)
+    pairs = zip(space.limits.lower.tolist(), space.limits.upper.tolist(), strict=True)
     levels = itertools.product(*[range(low, high + 1) for low, high in pairs])
     return [candidate for candidate in levels if candidate in space]
 
@@ -130,7 +130,8 @@ def test_the_better_of_two_that_save_alike_is_found() -> None:
 
 
 def test_numbers() -> None:
-    options = options_of(toy_layout(80, 24, zeros=3), {"2:4": 0.45, "4:8": 0.2, "3:4": 0.1})
+    savings = {"2:4": 0.45, "4:8": 0.2, "3:4": 0.1}
+    options = PatternOptions.of(option_prices(toy_layout(80, 24, zeros=3), savings))
     assert options.patterns == ("", "3:4", "4:8", "2:4")
     assert options.zeros.tolist() == [[3, 20, 40, 40], [3, 6, 12, 12]]
     assert options.saved.tolist() == [[0, 8, 16, 36], [0, 2, 5, 11]]
@@ -148,15 +149,15 @@ def test_numbers() -> None:
 )
 def test_savings_differ(savings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"different fractions of a unit, in \(0, 1\]"):
-        options_of(toy_layout(80, 24), savings)
+        option_prices(toy_layout(80, 24), savings)
 
 
 @pytest.mark.parametrize(("pattern", "message"), [("4:4", "N < M"), ("2:7", "groups of 7")])
 def test_options_are_patterns_of_whole_groups(pattern: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        options_of(toy_layout(80, 24), {pattern: 0.5})
+        option_prices(toy_layout(80, 24), {pattern: 0.5})
     with pytest.raises(ProfileError, match="cannot be"):
-        options_of(toy_layout(80, 24), {"*:4": 0.5})
+        PatternOptions.of(option_prices(toy_layout(80, 24), {"*:4": 0.5}))
 
 
 @pytest.mark.parametrize("target", [0.51, 0.9])

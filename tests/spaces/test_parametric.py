@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, NumericalError
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.spaces.parameters import Parameter, spaced, stepped
 from sparsity_search.spaces.parametric import (
-    Parameter,
     ParametricSpace,
     RefusedSettingError,
-    composed,
-    spaced,
-    stepped,
+    compose,
     value_at,
 )
 from sparsity_search.testing.problems import parametric_spaces, toy_parametric, toy_space
@@ -34,7 +32,7 @@ def small(**changes: Any) -> ParametricSpace:
     arguments = {
         "parameters": (Parameter("a", ("x", "y", "z")), stepped("b", 0, 6, 2)),
         "allocate": lambda _: on.base,
-        "on": on,
+        "of_levels": on,
     }
     return ParametricSpace(**{**arguments, **changes})
 
@@ -116,11 +114,9 @@ def test_nearest_value(parameter: Parameter, value: object, index: int) -> None:
     assert parameter.nearest(value) == index
 
 
-def test_composed() -> None:
+def test_compose() -> None:
     given = {"knots": [1, 2, [3, 4]], "pruner": {"name": "wanda"}, "none": [], "per": "block"}
-    found = composed(
-        given, {"knots.2.0": 9, "pruner.damping": 0.1, "new.0": 1, "new.1": 2, "m": 5}
-    )
+    found = compose(given, {"knots.2.0": 9, "pruner.damping": 0.1, "new.0": 1, "new.1": 2, "m": 5})
     assert found == {
         "knots": (1, 2, (9, 4)),
         "pruner": {"name": "wanda", "damping": 0.1},
@@ -130,7 +126,7 @@ def test_composed() -> None:
         "m": 5,
     }
     assert given["knots"] == [1, 2, [3, 4]]
-    many = composed({}, {f"a.{i}": i for i in reversed(range(12))})
+    many = compose({}, {f"a.{i}": i for i in reversed(range(12))})
     assert many == {"a": tuple(range(12))}  # 10 comes after 9
 
 
@@ -148,7 +144,7 @@ def test_composed() -> None:
 )
 def test_names_that_do_not_fit(given: Mapping[str, Any], names: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        composed(given, dict.fromkeys(names, 0))
+        compose(given, dict.fromkeys(names, 0))
 
 
 def test_value_at() -> None:
@@ -166,34 +162,34 @@ def test_value_at() -> None:
 
 
 def test_starts_at_the_defaults() -> None:
-    assert SPACE.values(SPACE.uniform) == {
+    assert SPACE.values(SPACE.origin) == {
         "tilt": 0.0,
         "knots.0": 0.0,
         "knots.1": 0,
         "m": 1.0,
         "shape": "line",
     }
-    assert small().uniform == (0, 0)
-    assert small(defaults={"a": "z", "b": 3.5}).uniform == (2, 2)
+    assert small().origin == (0, 0)
+    assert small(defaults={"a": "z", "b": 3.5}).origin == (2, 2)
 
 
 def test_shape() -> None:
     assert (SPACE.n_genes, len(SPACE.roles)) == (5, 5)
     assert SPACE.roles == ("tilt", "knots.0", "knots.1", "m", "shape")
-    assert SPACE.levels.upper.tolist() == [8, 3, 2, 2, 2]
-    assert not SPACE.levels.lower.any()
+    assert SPACE.limits.upper.tolist() == [8, 3, 2, 2, 2]
+    assert not SPACE.limits.lower.any()
     assert SPACE.unordered == {4}
     assert SPACE.hints == ()
 
 
 def test_profiles_are_of_the_space_of_levels() -> None:
     for name, space in parametric_spaces().items():
-        profile = space.profile(space.uniform)
+        profile = space.profile(space.origin)
         for i in range(10):
             with contextlib.suppress(RefusedSettingError):
                 profile = space.profile(space.sample(generator(i, name)))
-            assert space.on.profile(space.on.nearest(profile)) == profile
-            assert profile.n_removed == space.on.base.n_removed
+            assert space.of_levels.profile(space.of_levels.nearest(profile)) == profile
+            assert profile.n_removed == space.of_levels.base.n_removed
 
 
 def test_settings_reach_the_allocator_once() -> None:
@@ -203,7 +199,7 @@ def test_settings_reach_the_allocator_once() -> None:
         calls.append(dict(settings))
         return on.budget.project(on.layout, np.linspace(0.32, 0.68, 6), on.bounds)
 
-    space = small(on=on, allocate=allocate, settings={"per": "block", "knots": [1, 2]})
+    space = small(of_levels=on, allocate=allocate, settings={"per": "block", "knots": [1, 2]})
     for _ in range(2):
         # rounded: the allocation itself is not of the space, whose step is 10 weights
         assert space.profile((2, 1)).removed == (30, 40, 50, 50, 60, 70)
@@ -261,7 +257,7 @@ def test_switch_moves_one_parameter() -> None:
 
 def test_switches_reach_everything() -> None:
     space, rng = small(), generator(0, "walk")
-    at, seen = space.uniform, set()
+    at, seen = space.origin, set()
     for _ in range(600):
         at = space.switch(at, rng, 1, range(space.n_genes)) or at
         seen.add(at)
@@ -277,7 +273,7 @@ def test_digest() -> None:
     same = small().digest
     assert small().digest == same
     others = {
-        "on": toy_space(target=0.4),
+        "of_levels": toy_space(target=0.4),
         "method": "other",
         "settings": {"per": "block"},
         "parameters": (Parameter("a", ("x", "y", "w")), stepped("b", 0, 6, 2)),

@@ -10,71 +10,83 @@ from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.spaces.prices import Curve, Prices
+from sparsity_search.spaces.prices import PriceCurve, Prices
+from sparsity_search.spaces.step_levels import StepLevels
 from sparsity_search.testing.problems import toy_curves, toy_layout, toy_space
 
 LAYOUT = toy_layout(3, 48, cost=(96, 9))
 HEADS, CHANNELS = toy_curves()
 
 
+def saved(prices: Prices, unit: int) -> np.ndarray:
+    """Return what a unit saves with each number of items removed."""
+    counts = np.arange(prices.layout[unit].count + 1)
+    return prices.at([unit], counts[:, None])[:, 0]
+
+
 def test_shares_of_what_all_cost() -> None:
     prices = Prices(LAYOUT, "time", [HEADS, CHANNELS])
     # 27 and 15 of 42 in all, in 720 weights
-    assert prices.saved[0].tolist() == [0, 154, 309, 463]
-    assert prices.saved[1][[0, 15, 16, 32, 48]].tolist() == [0, 0, 86, 171, 257]
+    assert saved(prices, 0).tolist() == [0, 154, 309, 463]
+    assert saved(prices, 1)[[0, 15, 16, 32, 48]].tolist() == [0, 0, 86, 171, 257]
+    assert prices.costs.tolist() == [463, 257]
     both = prices.at((1, 0), np.array([[16, 1], [48, 0]]))
     assert both.tolist() == [[86, 154], [257, 0]]
 
 
 def test_unit_of_measure_means_nothing() -> None:
-    other = [Curve(c.removed, tuple(7 + 1000 * s for s in c.saved)) for c in (HEADS, CHANNELS)]
-    for mine, theirs in zip(
-        Prices(LAYOUT, "time", [HEADS, CHANNELS]).saved,
-        Prices(LAYOUT, "time", other).saved,
-        strict=True,
-    ):
-        assert mine.tolist() == theirs.tolist()
+    other = [
+        PriceCurve(c.removed, tuple(7 + 1000 * s for s in c.saved)) for c in (HEADS, CHANNELS)
+    ]
+    mine, theirs = Prices(LAYOUT, "time", [HEADS, CHANNELS]), Prices(LAYOUT, "time", other)
+    assert mine.digest == theirs.digest
+    for unit in range(2):
+        assert saved(mine, unit).tolist() == saved(theirs, unit).tolist()
 
 
 def test_where_a_curve_falls_nothing_more_is_saved() -> None:
-    noisy = Curve((0, 1, 2, 3), (0.0, 2.0, 1.0, 4.0))
-    prices = Prices(LAYOUT, "time", [noisy, Curve((0, 48), (0.0, 4.0))])
-    assert prices.saved[0].tolist() == [0, 180, 180, 360]
+    noisy = PriceCurve((0, 1, 2, 3), (0.0, 2.0, 1.0, 4.0))
+    prices = Prices(LAYOUT, "time", [noisy, PriceCurve((0, 48), (0.0, 4.0))])
+    assert saved(prices, 0).tolist() == [0, 180, 180, 360]
 
 
 @given(st.lists(st.floats(-5, 100), min_size=2, max_size=6), st.floats(0.1, 50))
-def test_prices_never_fall_and_add_up(saved: list[float], other: float) -> None:
-    counts = np.unique(np.linspace(0, 48, len(saved)).astype(int))
+def test_prices_never_fall_and_add_up(times: list[float], other: float) -> None:
+    counts = np.unique(np.linspace(0, 48, len(times)).astype(int))
     curves = [
-        Curve((0, 3), (0.0, other)),
-        Curve(tuple(map(int, counts)), tuple(saved[: len(counts)])),
+        PriceCurve((0, 3), (0.0, other)),
+        PriceCurve(tuple(map(int, counts)), tuple(times[: len(counts)])),
     ]
     prices = Prices(LAYOUT, "time", curves)
-    for each in prices.saved:
+    scale = LAYOUT.n_weights / (other + max(0.0, *(np.array(times) - times[0])))
+    for unit, (removed, real) in enumerate(curves):
+        each = saved(prices, unit)
         assert each[0] == 0
-        assert (np.diff(each) >= 0).all()
-    assert abs(sum(int(each[-1]) for each in prices.saved) - LAYOUT.n_weights) <= 1
+        # the most that any number of items up to this one saves
+        line = np.interp(np.arange(len(each)), removed, np.array(real) - real[0])
+        assert np.abs(each - scale * np.maximum.accumulate(line)).max() <= 0.5 + 1e-6 * scale
+    assert abs(prices.costs.sum() - LAYOUT.n_weights) <= 1
 
 
 @pytest.mark.parametrize(
     "curve",
     [
-        Curve((0, 40), (0.0, 1.0)),
-        Curve((1, 48), (0.0, 1.0)),
-        Curve((0, 9, 9, 48), (0.0, 1.0, 1.0, 1.0)),
-        Curve((0, 48), (0.0, float("nan"))),
-        Curve((0, 48), (0.0, 1.0, 2.0)),
-        Curve((), ()),
+        PriceCurve((0, 40), (0.0, 1.0)),
+        PriceCurve((1, 48), (0.0, 1.0)),
+        PriceCurve((0, 9, 9, 48), (0.0, 1.0, 1.0, 1.0)),
+        PriceCurve((0, 48), (0.0, float("nan"))),
+        PriceCurve((0, 48), (0.0, 1.0, 2.0)),
+        PriceCurve((), ()),
     ],
 )
-def test_bad_curves_are_named(curve: Curve) -> None:
+def test_bad_curves_are_named(curve: PriceCurve) -> None:
     with pytest.raises(ConfigError, match=r"the time of layers\.0\.k must be .* 0 to 48 items"):
         Prices(LAYOUT, "time", [HEADS, curve])
 
 
 def test_something_must_be_saved() -> None:
     with pytest.raises(ConfigError, match="no unit saves any time"):
-        Prices(LAYOUT, "time", [Curve((0, 3), (0.0, 0.0)), Curve((0, 48), (0.0, -1.0))])
+        Prices(LAYOUT, "time", [PriceCurve((0, 3), (0.0, 0.0)), PriceCurve((0, 48), (0.0, -1.0))])
     with pytest.raises(ConfigError, match="1 curves of time for 2 units"):
         Prices(LAYOUT, "time", [HEADS])
 
@@ -98,29 +110,30 @@ def test_a_budget_in_time_is_met_in_time() -> None:
     curves = toy_curves() * 2
     space = toy_space(3, 48, 3, 48, cost=(96, 9) * 2, target=0.4, step=72, reach=9, curves=curves)
     prices = Prices(space.layout, "time", curves)
+    tables = [saved(prices, unit) for unit in range(4)]
     ranges = [
         range(low, high + 1)
-        for low, high in zip(space.levels.lower, space.levels.upper, strict=True)
+        for low, high in zip(space.limits.lower, space.limits.upper, strict=True)
     ]
     n_legal = 0
     for candidate in itertools.product(*ranges):
         levels = zip(space.genes, candidate, strict=True)
         counts = [int(space.gene_counts(g, lv)[0]) for (g,), lv in levels]
-        saved = sum(int(prices.saved[i][count]) for i, count in enumerate(counts))
+        total = sum(int(tables[i][count]) for i, count in enumerate(counts))
         back = [
-            int(prices.saved[g][counts[g]] - prices.saved[g][space.gene_counts(g, level - 1)[0]])
+            int(tables[g][counts[g]] - tables[g][space.gene_counts(g, level - 1)[0]])
             for g, level in enumerate(candidate)
-            if level > space.levels.lower[g]
+            if level > space.limits.lower[g]
         ]
         target = 0.4 * space.layout.n_weights
-        legal = saved >= target and all(saved - step < target for step in back)
+        legal = total >= target and all(total - step < target for step in back)
         # at the edge of the space a level less is not known
-        inside = all(lv > low for lv, low in zip(candidate, space.levels.lower, strict=True))
+        inside = all(lv > low for lv, low in zip(candidate, space.limits.lower, strict=True))
         if inside:
             assert (candidate in space) == legal
         n_legal += candidate in space
         if candidate in space:
-            assert space.saved(space.profile(candidate)).sum() == saved
+            assert space.saved(space.profile(candidate)).sum() == total
     assert n_legal > 5
 
 
@@ -133,13 +146,13 @@ def test_channels_of_an_open_tile_stay() -> None:
 
 
 def _has(space: object, level: int) -> bool:
-    levels = space.levels  # type: ignore[attr-defined]
+    levels = space.limits  # type: ignore[attr-defined]
     return bool(levels.lower[1] <= level <= levels.upper[1])
 
 
 def test_uniform_saves_alike() -> None:
     """Straight prices: equal shares of time, whatever the units weigh."""
-    curves = [Curve((0, 200), (0.0, w)) for w in (1.0, 5.0, 2.0, 8.0)]
+    curves = [PriceCurve((0, 200), (0.0, w)) for w in (1.0, 5.0, 2.0, 8.0)]
     space = toy_space(*(200,) * 4, cost=(3, 2, 5, 7), target=0.3, share=0.01, curves=curves)
     assert np.abs(np.array(space.base.sparsities) - 0.3).max() < 0.01
 
@@ -154,9 +167,54 @@ def test_nearest_inverts_profile() -> None:
     assert space.nearest(uniform) in space
 
 
-def test_single_weights_have_no_price() -> None:
-    with pytest.raises(ConfigError, match=r"a budget in time needs structures.*--units width"):
-        toy_space(100, 100, curves=[Curve((0, 100), (0.0, 1.0))] * 2)
+def test_single_weights_have_prices() -> None:
+    """Bytes with a bit mask: nothing up to 1/16 zeros, and two a zero from there on."""
+    sizes = (4096, 40_960, 4096, 8192)
+    curves = [PriceCurve((0, n // 16, n), (0.0, 0.0, 2.0 * (n - n // 16))) for n in sizes]
+    space = toy_space(*sizes, target=0.4, step=256, curves=curves)
+    assert isinstance(space, StepLevels)
+    # 0.4 of 15/16 beyond the first sixteenth
+    assert np.abs(np.array(space.base.sparsities) - (1 / 16 + 0.4 * 15 / 16)).max() < 0.1
+    for seed in range(20):
+        profile = space.profile(space.sample(np.random.default_rng(seed), 2.0))
+        pairs = zip(profile.removed, sizes, strict=True)
+        bytes_saved = sum(max(0.0, 2 * (removed - n // 16)) for removed, n in pairs)
+        share = bytes_saved / (2 * 15 / 16 * sum(sizes))
+        assert 0.4 - 1e-3 <= share < 0.4 + 256 / (15 / 16 * sum(sizes)) + 1e-3  # one step
+
+
+def test_large_layers_of_single_weights_stay_cheap() -> None:
+    n = 50_000_000
+    curves = [PriceCurve((0, n), (0.0, 1.0)), PriceCurve((0, n), (0.0, 3.0))]
+    space = toy_space(n, n, target=0.5, share=0.125, curves=curves)
+    assert space.saved(space.base).sum() >= n
+    assert np.abs(np.array(space.base.sparsities) - 0.5).max() < 0.01
+    assert len(space.digest) == 16
+
+
+PATTERNED = toy_layout(80, 24)
+LINES = [PriceCurve((0, 80), (0.0, 8.0)), PriceCurve((0, 24), (0.0, 5.0))]
+
+
+def test_patterns_have_prices() -> None:
+    prices = Prices(PATTERNED, "time", LINES, {"2:4": (3.0, 2.6), "4:8": (1.0, 0.0)})
+    # 13 in all, in 104 weights
+    assert prices.of_pattern("2:4").tolist() == [24, 21]
+    assert prices.of_pattern("4:8").tolist() == [8, 0]
+    stored = json.loads(json.dumps(prices.to_json()))
+    again = Prices.from_json(PATTERNED, stored)
+    assert again.digest == prices.digest
+    assert again.of_pattern("2:4").tolist() == [24, 21]
+    assert Prices(PATTERNED, "time", LINES).digest != prices.digest
+    del stored["units"]["layers.0.k"]["patterns"]["4:8"]
+    with pytest.raises(ConfigError, match="lacks a pattern"):
+        Prices.from_json(PATTERNED, stored)
+
+
+@pytest.mark.parametrize("each", [(1.0,), (1.0, float("nan")), (1.0, 2.0, 3.0)])
+def test_bad_patterns_are_named(each: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"the time of 2:4 must be"):
+        Prices(PATTERNED, "time", LINES, {"2:4": each})
 
 
 def test_out_of_reach() -> None:
@@ -169,11 +227,11 @@ def test_out_of_reach() -> None:
 
 
 def test_the_digest_knows_the_prices() -> None:
-    def digest(*curves: Curve) -> str:
+    def digest(*curves: PriceCurve) -> str:
         return toy_space(3, 48, cost=(96, 9), target=0.4, step=36, curves=curves).digest
 
     plain = toy_space(3, 48, cost=(96, 9), target=0.4, step=36).digest
-    other = Curve((0, 3), (0.0, 12.0))
+    other = PriceCurve((0, 3), (0.0, 12.0))
     assert len({plain, digest(HEADS, CHANNELS), digest(other, CHANNELS)}) == 3
 
 

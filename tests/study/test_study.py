@@ -159,8 +159,8 @@ def test_fresh_tokens_measure_the_parent_each_round() -> None:
 
 def test_round_zero_measures_uniform_and_initial_at_the_top() -> None:
     problem = SeparableProblem(SPACE)
-    history = make(problem, initial=[*INITIAL, SPACE.uniform, INITIAL[0]]).run(Limits(rounds=0))
-    assert [m.candidate for m in history.measurements] == [SPACE.uniform, *INITIAL]
+    history = make(problem, initial=[*INITIAL, SPACE.origin, INITIAL[0]]).run(Limits(rounds=0))
+    assert [m.candidate for m in history.measurements] == [SPACE.origin, *INITIAL]
     assert {(m.round, m.rung, m.fidelity) for m in history.measurements} == {
         (0, 1, Fidelity(4 * ROW))
     }
@@ -181,14 +181,14 @@ def test_the_climb() -> None:
     by_round = [
         [(m.rung, m.candidate) for m in history.measurements if m.round == r] for r in (0, 1, 2)
     ]
-    assert by_round[0] == [(1, SPACE.uniform)]
+    assert by_round[0] == [(1, SPACE.origin)]
     low, high = by_round[1][:4], by_round[1][4:]
     assert low == [(0, c) for c in sorted(searcher.rounds[0])]  # by how they begin
     # three survive the first rung, best first; the parent's score at the second is known
     assert high == [(1, c) for c in (good[1], good[0], bad[0])]
     # all that is known is not measured again
     assert by_round[2] == [(0, good[2]), (1, good[2])]
-    assert history.winners == [(SPACE.uniform,), (good[1],), (good[2],)]
+    assert history.winners == [(SPACE.origin,), (good[1],), (good[2],)]
 
 
 def test_one_rung() -> None:
@@ -400,4 +400,4 @@ def test_evolution_within_roles_of_one_gene_each() -> None:
     space = toy_space(100, 100, 100)
     problem = SeparableProblem(space)
     study = make(problem, space=space, searcher=EvolutionSearcher(within="role"), initial=())
-    assert study.run(Limits()).winners == [(space.uniform,)]
+    assert study.run(Limits()).winners == [(space.origin,)]

@@ -46,12 +46,7 @@ def measured(
     here = at(space.profile(candidate))
     return [
         np.array(
-            [
-                at(moved(space, candidate, gene, level)) - here
-                for level in range(
-                    int(space.levels.lower[gene]), int(space.levels.upper[gene]) + 1
-                )
-            ]
+            [at(moved(space, candidate, gene, level)) - here for level in space.limits.of(gene)]
         )
         for gene in range(space.n_genes)
     ]

@@ -8,7 +8,8 @@ import pytest
 
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.searchers.evolution import EvolutionSearcher
-from sparsity_search.spaces.parametric import Parameter, ParametricSpace, spaced, stepped
+from sparsity_search.spaces.parameters import Parameter, spaced, stepped
+from sparsity_search.spaces.parametric import ParametricSpace
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import (
     SAVINGS,
@@ -162,7 +163,7 @@ PARAMETERS = (
 
 def test_trials_have_parameters(path: Path) -> None:
     on = toy_space()
-    space = ParametricSpace(PARAMETERS, allocate=lambda _: on.base, on=on)
+    space = ParametricSpace(PARAMETERS, allocate=lambda _: on.base, of_levels=on)
     store = Store(open_journal(path), "study", {}, space)
     made = []
     for i, candidate in enumerate([(0, 0, 0, 0, 0), (2, 2, 9, 4, 2), (1, 1, 2, 2, 1)]):
@@ -210,7 +211,7 @@ def test_study_of_parameters_resumes(path: Path) -> None:
     for trial in trials:
         candidate = tuple(map(int, trial.user_attrs["candidate"].split(",")))
         assert trial.params == space.values(candidate)
-    kept = read_profiles(path, "study", space.on.layout)
+    kept = read_profiles(path, "study", space.layout)
     assert kept == {m: space.profile(m) for m in kept}
     assert set(kept) == {m.candidate for m in read_measurements(path, "study")}
 
@@ -219,7 +220,7 @@ def test_profiles_of_settings_have_patterns(path: Path) -> None:
     """Settings that are refused, or whose scores are not finite, have none."""
     linears = (144, 48, 144, 384)
     on = toy_space(*linears, options=SAVINGS, target=0.3, reach=2)
-    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.25), on=on, limit=0.6)
+    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.25), of_levels=on, limit=0.6)
     store = Store(open_journal(path), "study", {}, space)
     for i, candidate in enumerate([(1,), (5,), (8,)]):
         score = Score(1.0 if i == 0 else math.nan, ())

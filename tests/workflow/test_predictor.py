@@ -16,7 +16,7 @@ from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.models import ModelSettings
 from sparsity_search.searchers.bases.training import pairs_of, usable
 from sparsity_search.searchers.random import RandomSearcher
-from sparsity_search.spaces.parametric import stepped
+from sparsity_search.spaces.parameters import stepped
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import toy_parametric
 from sparsity_search.trials.history import Score
@@ -171,7 +171,7 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
     run = searched_run(folder, rounds=0)
     facts = json.loads((run / "run.json").read_text())
     on = read_spaces(RunDirectory(run))[0]
-    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), on=on, limit=0.85)
+    space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), of_levels=on, limit=0.85)
     config = {**facts["config"], "space": "ramp_slope"}
     change(run, config=config, study="settings", fingerprint={"parameters": space.digest})
     write_json(run / "stages.json", ["settings"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+
+from sparsity_search.utils.bisect import bisect
 
 #: What tells apart levels of equal marginal error, as a fraction of the largest one.
 _TIE = 1e-6
@@ -69,15 +71,3 @@ def balanced(
 
     low, high = min(s[0] for s in slopes), max(s[-1] for s in slopes)
     return at(bisect(lambda m: float(at(m) @ sizes) / sizes.sum(), target, low, high))
-
-
-def bisect(rising: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Return where a rising function reaches ``target``, or the end that is nearer to it."""
-    if rising(low) >= target:
-        return low
-    while low < (middle := (low + high) / 2) < high:
-        if rising(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return high

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.interfaces.searcher import Space
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import Pairs
 from sparsity_search.searchers.bases.training import targets
-from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import digest
 from sparsity_search.utils.versioned import VersionedJson
@@ -69,14 +68,12 @@ class Dataset:
             ConfigError: The space is over another model, or the data set has not what its
                 levels are.
         """
-        if not isinstance(space, SearchSpace):
-            raise ConfigError("a data set needs a space whose genes are units, e.g. per_linear")
         if self.layout.digest != space.layout.digest:
             raise ConfigError(
                 f"the data set is of {self.layout}, layout {self.layout.digest}, and the search "
                 f"of {space.layout}, layout {space.layout.digest}: measure the same model anew"
             )
-        levels = real_levels(space, self.profiles)
+        levels = space.real_levels(self.profiles)
         numbers: dict[tuple[Fidelity, int], int] = {}
         kinds = zip(self.fidelities, self._stages, strict=True)
         groups = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
@@ -138,27 +135,6 @@ class Dataset:
         return cls(layout, profiles, scores, fidelities, stages, facts)
 
 
-def real_levels(space: SearchSpace, profiles: Sequence[SparsityProfile]) -> np.ndarray:
-    """Return the real levels of profiles, ``(n, n_genes)``: of a candidate's, its own.
-
-    Between levels, and beyond the last one at its slope, the share that counts for the budget
-    decides.
-
-    Raises:
-        ConfigError: The space's levels are patterns that the profiles do not have.
-    """
-    if space.options is not None and not all(profile.patterns for profile in profiles):
-        raise ConfigError("the space has options, and the data set's profiles no patterns")
-    saved = np.array([space.saved(profile) for profile in profiles], dtype=np.float64)
-    saved = saved.reshape(len(profiles), len(space.layout))
-    found = np.empty((len(profiles), space.n_genes))
-    for gene, units in enumerate(space.genes):
-        levels = np.arange(space.levels.lower[gene], space.levels.upper[gene] + 1)
-        known = np.array([space.gene_saved(gene, int(level)).sum() for level in levels], float)
-        found[:, gene] = _extended(saved[:, list(units)].sum(axis=1), known, levels)
-    return found
-
-
 def read_dataset(path: Path) -> Dataset:
     """Return the data set in a file; it is read once for each time it was written.
 
@@ -179,14 +155,3 @@ def _read(path: Path, _written: int, _size: int) -> Dataset:
         return Dataset.from_json(value)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _extended(x: np.ndarray, known: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return ``levels`` at ``x`` between increasing ``known``, and on straight lines beyond."""
-    if len(known) < 2:
-        return np.full(len(x), float(levels[0]))
-    found = np.interp(x, known, levels)
-    below, above = x < known[0], x > known[-1]
-    found[below] = levels[0] + (x[below] - known[0]) / (known[1] - known[0])
-    found[above] = levels[-1] + (x[above] - known[-1]) / (known[-1] - known[-2])
-    return np.asarray(found)

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from sparsity_search.interfaces.searcher import Space
 from sparsity_search.spaces.hints import Hint
+from sparsity_search.spaces.space import Space
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.searcher import Space
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.spaces.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.interfaces.searcher import Space
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import Fitted, ModelSettings, Pairs, centred, fit
+from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement
 
 #: Fewest scores of one fidelity in a round whose order says something.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.searchers.bases.dataset import Dataset, read_dataset, real_levels
+from sparsity_search.searchers.bases.dataset import Dataset, read_dataset
 from sparsity_search.searchers.predictor import PredictorSearcher
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.testing.problems import (
@@ -50,7 +50,7 @@ def test_a_candidate_has_its_own_levels(name: str) -> None:
     space = SPACES[name]
     rng = np.random.default_rng(1)
     candidates = [space.sample(rng, 1.5) for _ in range(10)]
-    found = real_levels(space, [space.profile(c) for c in candidates])
+    found = space.real_levels([space.profile(c) for c in candidates])
     assert found == pytest.approx(np.array(candidates), abs=1e-9)
 
 
@@ -59,7 +59,7 @@ def test_another_budget_moves_the_levels() -> None:
     half, more = toy_space(target=0.5), toy_space(target=0.7, reach=1)
     rng = np.random.default_rng(0)
     candidates = [half.sample(rng, 1.5) for _ in range(8)]
-    found = real_levels(more, [half.profile(c) for c in candidates])
+    found = more.real_levels([half.profile(c) for c in candidates])
     assert found == pytest.approx(np.array(candidates) - 2)
 
 

@@ -15,13 +15,9 @@ from sparsity_search.testing.problems import toy_parametric, toy_space
 
 def with_hint(space: SearchSpace) -> SearchSpace:
     rng = np.random.default_rng(0)
-    low, high = space.levels.lower, space.levels.upper
+    low, high = space.limits.lower, space.limits.upper
     losses = tuple(rng.random(int(b - a) + 1) for a, b in zip(low, high, strict=True))
-    return SearchSpace(**{**vars_of(space), "hints": (Hint("toy", low, losses),)})
-
-
-def vars_of(space: SearchSpace) -> dict[str, object]:
-    return {k: getattr(space, k) for k in ("layout", "budget", "bounds", "genes", "step", "reach")}
+    return space.with_hints([Hint("toy", low, losses)])
 
 
 @pytest.fixture

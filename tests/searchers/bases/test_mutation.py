@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,21 +14,21 @@ from sparsity_search.testing.searcher import SPACES, assert_legal
 from sparsity_search.utils.random import generator
 
 #: Spaces of levels, of all kinds.
-LEVELS = {name: space for name, space in SPACES.items() if isinstance(space, SearchSpace)}
+LEVELS = {name: space.of_levels for name, space in SPACES.items() if not space.parameters}
 SPACE = toy_space(*(100,) * 12, reach=4)
 
 
 def hinted(space: SearchSpace, seed: int = 0) -> SearchSpace:
     """Return the space with a random hint that rises with every level."""
-    rng, levels = generator(seed, "hint"), space.levels
+    rng, levels = generator(seed, "hint"), space.limits
     spans = levels.upper - levels.lower + 1
     losses = tuple(rng.uniform(0, 1, span).cumsum() for span in spans)
-    return replace(space, hints=(Hint("random", levels.lower, losses),))
+    return space.with_hints([Hint("random", levels.lower, losses)])
 
 
 def children(space: SearchSpace, mutation: Mutation, n: int = 200) -> np.ndarray:
     rng = generator(0, "children")
-    return np.array([mutation.child(space, space.uniform, rng) for _ in range(n)])
+    return np.array([mutation.child(space, space.origin, rng) for _ in range(n)])
 
 
 def test_numbers_of_switches_are_those_of_the_paper() -> None:
@@ -55,11 +54,11 @@ def test_the_child_of_least_predicted_loss_wins() -> None:
     space = hinted(SPACE)
     single, of_five = Mutation(), Mutation(tournament=5)
     rng = generator(0, "same")
-    drawn = [single.child(replace(space, hints=()), space.uniform, rng) for _ in range(50)]
+    drawn = [single.child(space.with_hints([]), space.origin, rng) for _ in range(50)]
     rng = generator(0, "same")
     for group in range(10):
         best = min(drawn[5 * group : 5 * group + 5], key=space.hints[0].loss)
-        assert of_five.child(space, space.uniform, rng) == best
+        assert of_five.child(space, space.origin, rng) == best
 
 
 def test_without_a_hint_there_is_no_tournament() -> None:
@@ -107,7 +106,7 @@ def test_bad_settings(settings: dict[str, object]) -> None:
 def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
     """1,500 generations in each space; their units have mixed sizes and steps."""
     space, mutation = LEVELS[name], Mutation(strides=(1, 2, 4))
-    low, high = space.levels.lower, space.levels.upper
+    low, high = space.limits.lower, space.limits.upper
     saved = [
         [int(space.gene_saved(gene, level).sum()) for level in range(low[gene], high[gene] + 1)]
         for gene in range(space.n_genes)
@@ -123,7 +122,7 @@ def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
         back = [
             row[place] - row[place - 1] for row, place in zip(saved, places, strict=True) if place
         ]
-        assert 0 <= surplus < (space.layout.costs[0] if space.even else min(back))
+        assert 0 <= surplus < min(back, default=1)
         seen.add(child)
     assert len(seen) > 50
     assert_legal(space, list(seen)[:50])

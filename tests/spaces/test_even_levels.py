@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import from_counts
+from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.step_levels import ShareLevels
 from sparsity_search.testing.problems import (
     SeparableProblem,
     toy_layout,
@@ -35,10 +38,19 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
     return SPACES[request.param]
 
 
+def even(
+    layout: Layout, genes: tuple[tuple[int, ...], ...], *, step: int, reach: int
+) -> EvenLevels:
+    bounds = Bounds.of(layout)
+    return EvenLevels(
+        layout=layout, budget=Budget(0.5), bounds=bounds, genes=genes, step=step, reach=reach
+    )
+
+
 def everything(space: SearchSpace) -> Iterator[Candidate]:
     ranges = [
         range(low, high + 1)
-        for low, high in zip(space.levels.lower, space.levels.upper, strict=True)
+        for low, high in zip(space.limits.lower, space.limits.upper, strict=True)
     ]
     return (levels for levels in itertools.product(*ranges) if sum(levels) == 0)
 
@@ -53,7 +65,7 @@ def assert_legal(space: SearchSpace, candidate: Candidate) -> None:
 
 def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
     rng = generator(0, "walk")
-    candidate, seen = space.uniform, set()
+    candidate, seen = space.origin, set()
     for i in range(10_000):
         moved = space.switch(candidate, rng, 1 + i % 3, range(space.n_genes))
         if moved is None:
@@ -71,7 +83,7 @@ def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
 
 def test_switch_reaches_everything() -> None:
     space = toy_space(100, 100, 100, reach=2)
-    rng, candidate, seen = generator(0, "walk"), space.uniform, set()
+    rng, candidate, seen = generator(0, "walk"), space.origin, set()
     for _ in range(2000):
         candidate = space.switch(candidate, rng, 1, range(3)) or candidate
         seen.add(candidate)
@@ -81,7 +93,7 @@ def test_switch_reaches_everything() -> None:
 def test_switch_stays_among_the_genes_named(space: SearchSpace) -> None:
     rng = generator(0, "walk")
     for _ in range(50):
-        moved = space.switch(space.uniform, rng, 1, [0, 2])
+        moved = space.switch(space.origin, rng, 1, [0, 2])
         assert moved is not None
         assert np.flatnonzero(moved).tolist() == [0, 2]
 
@@ -89,16 +101,16 @@ def test_switch_stays_among_the_genes_named(space: SearchSpace) -> None:
 @pytest.mark.parametrize("genes", [[], [1], [0, 1]])
 def test_switch_where_nothing_can_move(genes: list[int]) -> None:
     space = toy_space(100, 100, 100, lower=np.array([0.5, 0.5, 0]), upper=1.0)
-    moves = {space.switch(space.uniform, generator(i, "x"), 1, genes) for i in range(20)}
+    moves = {space.switch(space.origin, generator(i, "x"), 1, genes) for i in range(20)}
     assert moves == {None}
     # gene 1 can only rise and gene 2 do both: one pair is left, with 2 going down
-    assert space.switch(space.uniform, generator(0, "x"), 1, [1, 2]) == (0, 1, -1)
+    assert space.switch(space.origin, generator(0, "x"), 1, [1, 2]) == (0, 1, -1)
 
 
 def test_levels_stop_at_bounds_and_reach() -> None:
     space = toy_space(100, 200, 1000, lower=0.3, upper=np.array([0.55, 0.6, 0.7]), step=10)
-    assert space.levels.lower.tolist() == [-2, -4, -4]
-    assert space.levels.upper.tolist() == [0, 2, 4]
+    assert space.limits.lower.tolist() == [-2, -4, -4]
+    assert space.limits.upper.tolist() == [0, 2, 4]
     assert (0, 2, -2) in space
     for outside in [(1, 0, -1), (0, 0, 5), (0, 3, -3), (0, 1, 0), (0, 0), [0, 0, 0], "no"]:
         assert outside not in space
@@ -119,7 +131,7 @@ def test_profile_of_an_outsider_is_an_error(space: SearchSpace) -> None:
 
 def test_level_zero_is_uniform(space: SearchSpace) -> None:
     base = space.budget.uniform(space.layout, space.bounds)
-    assert space.profile(space.uniform) == space.base == base
+    assert space.profile(space.origin) == space.base == base
 
 
 def test_one_level_moves_one_step_of_weights() -> None:
@@ -203,7 +215,7 @@ def test_digest_depends_on_everything() -> None:
 def test_genes_partition_the_units(genes: tuple[tuple[int, ...], ...]) -> None:
     layout = toy_layout(10, 10, 10)
     with pytest.raises(ConfigError, match="every unit exactly once"):
-        SearchSpace(layout, Budget(0.5), Bounds.of(layout), genes, step=1, reach=1)
+        even(layout, genes, step=1, reach=1)
 
 
 @pytest.mark.parametrize(("step", "reach"), [(0, 1), (1, 0)])
@@ -215,13 +227,13 @@ def test_step_and_reach_are_positive(step: int, reach: int) -> None:
 def test_step_is_whole_items() -> None:
     layout = toy_layout(10, 10, cost=4)
     with pytest.raises(ConfigError, match="6 weights is not a whole number of items"):
-        SearchSpace(layout, Budget(0.5), Bounds.of(layout), ((0,), (1,)), step=6, reach=1)
+        even(layout, ((0,), (1,)), step=6, reach=1)
 
 
 def test_structures() -> None:
     layout = toy_layout(10, 20, 30, cost=4)
     genes = ((0,), (1,), (2,))
-    space = SearchSpace(layout, Budget(0.5), Bounds.of(layout), genes, step=8, reach=2)
+    space = even(layout, genes, step=8, reach=2)
     assert space.profile((1, 1, -2)).removed == (7, 12, 11)
 
 
@@ -230,7 +242,7 @@ def test_digests_and_draws_stay() -> None:
     space, rng = SPACES["tied"], generator(0, "pinned")
     assert space.digest == "a376e16f5d7c6723"
     assert [space.sample(rng, 3.0) for _ in range(3)] == [(-2, 0, 2), (2, -3, 1), (0, -1, 1)]
-    candidate, path = space.uniform, []
+    candidate, path = space.origin, []
     for stride in (1, 2, 4, 1):
         candidate = space.switch(candidate, rng, stride, range(3)) or candidate
         path.append(candidate)
@@ -252,9 +264,9 @@ def test_known_optimum_of_toy_problems(genes: tuple[tuple[int, ...], ...] | None
 
 
 def test_counts_are_plain_integers(space: SearchSpace) -> None:
-    profile = space.profile(space.uniform)
+    profile = space.profile(space.origin)
     assert from_counts(space.layout, profile.removed) == profile
-    assert {type(n) for n in (*profile.removed, *space.uniform, *space.tables()[0])} == {int}
+    assert {type(n) for n in (*profile.removed, *space.origin, *space.tables()[0])} == {int}
 
 
 SHARES = toy_space(400, 100, 200, 50, share=0.125, target=0.5, reach=4)
@@ -262,7 +274,7 @@ SHARES = toy_space(400, 100, 200, 50, share=0.125, target=0.5, reach=4)
 
 def test_a_share_moves_each_gene_by_its_own_size() -> None:
     """Týr-the-Pruner's steps: eighths of every unit, whatever its size."""
-    assert not SHARES.even
+    assert isinstance(SHARES, ShareLevels)
     for gene, count in enumerate((400, 100, 200, 50)):
         counts = [int(SHARES.gene_counts(gene, level)[0]) for level in range(-4, 5)]
         assert np.abs(np.diff(counts) - count / 8).max() < 1
@@ -277,23 +289,23 @@ def test_a_share_moves_each_gene_by_its_own_size() -> None:
 def test_the_space_around_a_result_has_half_the_step(space: SearchSpace) -> None:
     found = space.profile(space.sample(generator(0, "found")))
     finer = space.refined(found)
-    if space.even:
+    if isinstance(space, EvenLevels):
         assert finer.base == found
     # a finer step may allow what the surplus was too small for before
     changes = np.array(found.removed) - np.array(finer.base.removed)
     assert (changes >= 0).all()
-    assert finer.profile(finer.uniform) == finer.base
+    assert finer.profile(finer.origin) == finer.base
     assert finer.digest != space.digest
     assert finer.genes == space.genes
 
     def step(of: SearchSpace, gene: int) -> int:
-        low = int(of.levels.lower[gene])
+        low = int(of.limits.lower[gene])
         return int((of.gene_saved(gene, low + 1) - of.gene_saved(gene, low)).sum())
 
     for gene in range(space.n_genes):
         granule = int(space.layout.costs[gene])
         assert changes[gene] * granule <= step(finer, gene)
-        if finer.levels.lower[gene] < 0 and space.levels.lower[gene] < 0:
+        if finer.limits.lower[gene] < 0 and space.limits.lower[gene] < 0:
             assert step(finer, gene) <= step(space, gene) / 2 + granule
     for seed in range(20):
         candidate = finer.sample(generator(seed, "finer"))

@@ -15,8 +15,13 @@ from sparsity_search.errors import InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.spaces.choices import n_of_m
+from sparsity_search.spaces.choices import n_of_m, tie_counts
+from sparsity_search.spaces.even_levels import EvenLevels
+from sparsity_search.spaces.level_budget import LevelBudget
 from sparsity_search.spaces.levels import Candidate, SearchSpace
+from sparsity_search.spaces.pattern_levels import CountLevels
+from sparsity_search.spaces.step_levels import StepLevels
+from sparsity_search.spaces.tables import build_table
 from sparsity_search.testing.problems import SeparableProblem, toy_layout, toy_space, uneven_spaces
 from sparsity_search.testing.searcher import assert_legal
 from sparsity_search.utils.random import generator
@@ -39,7 +44,10 @@ def tiny_spaces(draw: st.DrawFn) -> SearchSpace:
     genes = tuple((i,) for i in range(n))
     budget, reach = Budget(draw(st.floats(0.1, 0.9))), draw(st.integers(1, 3))
     try:
-        return SearchSpace(layout, budget, Bounds.of(layout), genes, 1, reach, choices)
+        return CountLevels(
+            layout=layout, budget=budget, bounds=Bounds.of(layout), genes=genes, reach=reach,
+            choices=choices,
+        )  # fmt: skip
     except InfeasibleBudgetError:
         assume(False)
         raise
@@ -47,7 +55,7 @@ def tiny_spaces(draw: st.DrawFn) -> SearchSpace:
 
 def vectors(space: SearchSpace) -> Iterator[Candidate]:
     """Yield all levels within their limits, legal or not."""
-    pairs = zip(space.levels.lower.tolist(), space.levels.upper.tolist(), strict=True)
+    pairs = zip(space.limits.lower.tolist(), space.limits.upper.tolist(), strict=True)
     return itertools.product(*[range(low, high + 1) for low, high in pairs])
 
 
@@ -102,14 +110,14 @@ def test_what_is_legal(space: SearchSpace) -> None:
         if target <= weights(space, levels) and all(total < target for total in fewer):
             legal.add(levels)
     assert everything(space) == legal
-    assert space.uniform in legal
+    assert space.origin in legal
     assert_legal(space, sorted(legal))
 
 
 @given(tiny_spaces())
 @settings(max_examples=40, deadline=None)
 def test_switches_reach_everything_and_nothing_else(space: SearchSpace) -> None:
-    seen, todo = {space.uniform}, [space.uniform]
+    seen, todo = {space.origin}, [space.origin]
     while todo:
         candidate = todo.pop()
         moved = all_switches(space, candidate, 1)
@@ -139,16 +147,19 @@ def test_equal_steps_are_a_special_case(n: int, step: int, seed: int) -> None:
     even = toy_space(*[100] * n, step=step, reach=2, target=0.4)
     base = even.base.removed
     choices = tuple(tuple(range(c - 2 * step, c + 2 * step + 1, step)) for c in base)
-    chosen = SearchSpace(even.layout, even.budget, even.bounds, even.genes, 1, 2, choices)
-    assert (even.even, chosen.even) == (True, False)
-    assert chosen.base == even.base
-    assert everything(chosen) == everything(even)
+    counted = CountLevels(
+        layout=even.layout, budget=even.budget, bounds=even.bounds, genes=even.genes, reach=2,
+        choices=choices,
+    )  # fmt: skip
+    assert isinstance(even, EvenLevels)
+    assert counted.base == even.base
+    assert everything(counted) == everything(even)
     wanted = np.random.default_rng(seed).normal(0, 2, n)
-    assert chosen.balance(wanted) == even.balance(wanted)
+    assert counted.balance(wanted) == even.balance(wanted)
 
 
 def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
-    rng, candidate, seen = generator(0, "walk"), space.uniform, set()
+    rng, candidate, seen = generator(0, "walk"), space.origin, set()
     for i in range(400):
         moved = space.switch(candidate, rng, 1 + i % 2, range(space.n_genes))
         if moved is not None:
@@ -164,7 +175,7 @@ def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
 
 def test_switches_change_few_genes(space: SearchSpace) -> None:
     rng = generator(0, "few")
-    moves = [space.switch(space.uniform, rng, 1, range(space.n_genes)) for _ in range(100)]
+    moves = [space.switch(space.origin, rng, 1, range(space.n_genes)) for _ in range(100)]
     changed = [np.count_nonzero(move) for move in moves if move is not None]
     assert len(changed) > 90
     assert min(changed) == 2
@@ -176,16 +187,16 @@ def test_switches_within_a_role(name: str) -> None:
     space = SPACES[name]
     for role in set(space.roles):
         pool = [gene for gene, other in enumerate(space.roles) if other == role]
-        moves = [space.switch(space.uniform, generator(i, role), 1, pool) for i in range(30)]
+        moves = [space.switch(space.origin, generator(i, role), 1, pool) for i in range(30)]
         found = np.array([move for move in moves if move is not None])
-        if (space.levels.upper[pool] > 0).any() and (space.levels.lower[pool] < 0).any():
+        if (space.limits.upper[pool] > 0).any() and (space.limits.lower[pool] < 0).any():
             assert len(found) > 10
             assert set(np.flatnonzero(found.any(axis=0))) <= set(pool)
 
 
 def test_switches_stay_among_genes_of_unequal_steps() -> None:
     space, pool = SPACES["*:8"], [0, 1, 3]
-    moves = [space.switch(space.uniform, generator(i, "pool"), 1, pool) for i in range(60)]
+    moves = [space.switch(space.origin, generator(i, "pool"), 1, pool) for i in range(60)]
     found = np.array([move for move in moves if move is not None])
     assert len(found) > 10
     assert set(np.flatnonzero(found.any(axis=0))) == set(pool)
@@ -195,7 +206,7 @@ def test_strides() -> None:
     space = SPACES["*:8"]
     for stride in (2, 3):
         rngs = [generator(i, "s") for i in range(40)]
-        moves = [space.switch(space.uniform, rng, stride, range(16)) for rng in rngs]
+        moves = [space.switch(space.origin, rng, stride, range(16)) for rng in rngs]
         found = np.array([move for move in moves if move is not None])
         assert len(found) > 20
         assert (found.max(axis=1) >= stride).mean() > 0.5
@@ -203,7 +214,7 @@ def test_strides() -> None:
 
 @pytest.mark.parametrize("genes", [[], [0], [3]])
 def test_switch_where_nothing_can_move(space: SearchSpace, genes: list[int]) -> None:
-    assert {space.switch(space.uniform, generator(i, "x"), 1, genes) for i in range(5)} == {None}
+    assert {space.switch(space.origin, generator(i, "x"), 1, genes) for i in range(5)} == {None}
 
 
 def test_samples_are_legal_and_spread(space: SearchSpace) -> None:
@@ -226,9 +237,9 @@ def test_tables_hold_what_profiles_use(space: SearchSpace) -> None:
 def test_base_is_one_level_from_uniform(space: SearchSpace) -> None:
     for gene, units in enumerate(space.genes):
         (unit,) = (space.layout[i] for i in units)
-        full = unit.size if space.prices is None else space.prices.saved[units[0]][-1]
+        full = unit.size if space.prices is None else space.prices.costs[units[0]]
         share = space.budget.target * full
-        low, high = int(space.levels.lower[gene]), int(space.levels.upper[gene])
+        low, high = int(space.limits.lower[gene]), int(space.limits.upper[gene])
         below = space.gene_saved(gene, max(low, -1))[0]
         above = space.gene_saved(gene, min(high, 1))[0]
         assert below <= share <= above
@@ -246,8 +257,10 @@ def test_base_is_spread_over_depth_and_roles(zeros: int) -> None:
         ]
     )
     genes = tuple((i,) for i in range(len(layout)))
-    choices = n_of_m(layout, "2:4")
-    space = SearchSpace(layout, Budget(0.25), Bounds.of(layout), genes, 1, 1, choices)
+    space = CountLevels(
+        layout=layout, budget=Budget(0.25), bounds=Bounds.of(layout), genes=genes, reach=1,
+        choices=n_of_m(layout, "2:4"),
+    )  # fmt: skip
     assert max(abs(x - 0.25) for x in space.base.grouped("role").values()) < 0.08
     eights = np.array(list(space.base.grouped("block").values())).reshape(4, 8).mean(axis=1)
     assert np.abs(eights - 0.25).max() < 0.04
@@ -258,7 +271,9 @@ def test_base_is_spread_over_depth_and_roles(zeros: int) -> None:
 def test_blocks_of_the_base_are_spread() -> None:
     layout = Layout([Unit(name=f"{b}", block=b, role="block", count=1, cost=9) for b in range(30)])
     genes = tuple((i,) for i in range(30))
-    space = SearchSpace(layout, Budget(0.3), Bounds.of(layout), genes, 9, 1)
+    space = StepLevels(
+        layout=layout, budget=Budget(0.3), bounds=Bounds.of(layout), genes=genes, reach=1, step=9
+    )
     (removed,) = np.nonzero(space.base.removed)
     assert len(removed) == 9
     assert set(np.diff(removed)) <= {2, 3, 4, 5}
@@ -272,8 +287,11 @@ def test_base_leaves_genes_at_their_bounds() -> None:
 
 
 def test_repair() -> None:
-    tables, _ = toy_space(20, 10, 5, pattern="*:5", reach=5, target=0.3)._uneven
-    assert [known.tolist() for known in tables.weights] == [
+    layout = toy_layout(20, 10, 5)
+    units = [(0,), (1,), (2,)]
+    rows = tie_counts(layout, Bounds.of(layout), units, n_of_m(layout, "*:5"))
+    tables = LevelBudget.of(build_table(layout, units, rows), Budget(0.3))
+    assert [saved.tolist() for saved in tables.table.saved] == [
         [0, 4, 8, 12, 16, 20], [0, 2, 4, 6, 8, 10], [0, 1, 2, 3, 4, 5]]  # fmt: skip
     two, among = np.array([0, 1]), np.arange(3)  # 10 weights to remove
     # only the gene that rose can give back what is left over
@@ -298,7 +316,7 @@ def test_repair() -> None:
 
 def test_structures_of_one_cost_remove_at_least_the_target() -> None:
     space = toy_space(10, 11, 12, cost=7, target=0.5, step=14)
-    assert space.even
+    assert isinstance(space, EvenLevels)
     assert space.budget.n_removed(space.layout) == 116  # 16.5 structures
     assert space.base.n_removed == 17 * 7
     assert_legal(space, sorted(everything(space)))
@@ -308,7 +326,10 @@ def test_bounds_and_zeros_hold() -> None:
     layout = toy_layout(*[96] * 6, zeros=7)
     bounds = Bounds.of(layout, upper=np.array([0.5, 0.5, 1, 1, 1, 1]))
     genes = tuple((i,) for i in range(6))
-    space = SearchSpace(layout, Budget(0.4), bounds, genes, 1, 8, n_of_m(layout, "*:8"))
+    space = CountLevels(
+        layout=layout, budget=Budget(0.4), bounds=bounds, genes=genes, reach=8,
+        choices=n_of_m(layout, "*:8"),
+    )  # fmt: skip
     assert [table[0] for table in space.tables()] == [7] * 6
     assert [table[-1] for table in space.tables()] == [48, 48, 96, 96, 96, 96]
     assert_legal(space, [space.sample(generator(i, "z"), 4.0) for i in range(50)])
@@ -324,10 +345,10 @@ def test_out_of_reach_of_the_choices(target: float, allowed: str) -> None:
 
 def test_reach() -> None:
     wide, narrow = (toy_space(*[80] * 4, pattern="*:8", reach=reach) for reach in (8, 2))
-    assert wide.levels.lower.tolist() == [-4] * 4
-    assert wide.levels.upper.tolist() == [4] * 4
-    assert narrow.levels.lower.tolist() == [-2] * 4
-    assert narrow.levels.upper.tolist() == [2] * 4
+    assert wide.limits.lower.tolist() == [-4] * 4
+    assert wide.limits.upper.tolist() == [4] * 4
+    assert narrow.limits.lower.tolist() == [-2] * 4
+    assert narrow.limits.upper.tolist() == [2] * 4
     assert narrow.base == wide.base
     assert {len(table) for table in narrow.tables()} == {5}
 
