@@ -20,10 +20,10 @@ from sparsity_search.searchers.bases.training import (
     Figures,
     RankCorrelation,
     can_fit,
-    figures,
-    rank_correlations,
+    correlate_ranks,
+    drop_failed,
+    judge,
     split,
-    usable,
 )
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
@@ -100,8 +100,8 @@ def learn(
         write_json(out, {**dataset.to_json(), **_model_json(model, settings, space)})
     return Learned(
         dataset,
-        figures(fit(train, settings, seed), held_out),
-        rank_correlations(pairs, rounds, settings),
+        judge(fit(train, settings, seed), held_out),
+        correlate_ranks(pairs, rounds, settings),
         _importance(model, space, pairs.matrix.shape[1]),
     )
 
@@ -167,7 +167,7 @@ def _of_levels(stages: Sequence[Stage], space: SearchSpace) -> list[_Measured]:
             space = _refined(space, stages[number - 2].measurements, stage.study)
         if any(m.candidate not in space for m in stage.measurements):
             raise RunMismatchError("the run holds candidates that are not in its space")
-        alive = usable(stage.measurements)
+        alive = drop_failed(stage.measurements)
         found += [(number, space.profile(m.candidate), m) for m in alive]
     return found
 
@@ -183,7 +183,7 @@ def _of_settings(
     found: list[_Measured] = []
     for stage in stages:
         known = profiles(storage, stage.study, space.layout)
-        alive = usable(stage.measurements)
+        alive = drop_failed(stage.measurements)
         if any(m.candidate not in known for m in alive):
             raise ConfigError(
                 "the run holds settings of an allocator without the profiles that they gave: "
