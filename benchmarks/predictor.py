@@ -24,7 +24,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
-from sparsity_search.searchers.bases.training import figures, split, targets
+from sparsity_search.searchers.bases.training import judge, log_scores, split
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
@@ -80,15 +80,15 @@ def main() -> None:
     layout, scores = known_layout(), np.array(known["divergences"])
     space, profiles = space_over(layout), random_profiles(layout)[: len(scores)]
     levels, group = space.real_levels(profiles), np.zeros(len(scores), dtype=np.int64)
-    print(f"{len(scores)} pairs, deviation of log scores {targets(scores).std():.3f}")
+    print(f"{len(scores)} pairs, deviation of log scores {log_scores(scores).std():.3f}")
     print("| features | model | R2 | MAE | Kendall tau |\n|---|---|---|---|---|", flush=True)
     for named, hinted in features(space, known["losses"]).items():
-        pairs = Pairs(Features(hinted).blocks(levels), targets(scores), group)
+        pairs = Pairs(Features(hinted).blocks(levels), log_scores(scores), group)
         for label, settings in MODELS.items():
             found = []
             for seed in range(SPLITS):
                 train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
-                judged = figures(fit(train, settings, seed), held_out)
+                judged = judge(fit(train, settings, seed), held_out)
                 found.append([judged.r2, judged.mae, judged.tau])
             means, spread = np.mean(found, axis=0), np.std(found, axis=0)
             cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(means, spread, strict=True)]

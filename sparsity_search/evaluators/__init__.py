@@ -1,1 +1,1 @@
-"""Proxy evaluators: how far a pruned model is from the dense one. Lower is better."""
+"""Evaluators: scores of pruned models. Lower is better."""

@@ -1,4 +1,4 @@
-"""Distance of chosen blocks' hidden states from the dense model's, and of the predictions."""
+"""Distance of some blocks' hidden states, and of the predictions, from the dense model's."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _NAMED: dict[str, Callable[[int], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenStateEvaluator(Evaluator):
-    """Error of chosen blocks' hidden states, plus ``KL(dense ‖ pruned)``; Týr's fitness.
+    """Error of some blocks' hidden states, plus ``KL(dense ‖ pruned)``; Týr's fitness.
 
     ``Σ_l α_l ‖h_l^dense − h_l^pruned‖² + β KL(dense ‖ pruned)`` (Týr-the-Pruner,
     arXiv 2503.09657, equation 6), where ``h_l`` is the output of block ``l``. The squared norm is
-    the mean over a sequence's tokens, the divergence that of ``kl_divergence`` in nats; the score
-    is the mean over sequences. The paper gives no α and β, so the defaults are ours.
+    the mean over a sequence's tokens, the divergence is that of ``kl_divergence`` in nats, and
+    the score is the mean over sequences. The paper gives no α and β, so the defaults are ours.
 
-    So is ``relative``, the division of each block's error by the sequence's mean
-    ``‖h_l^dense‖²``: scales of hidden states differ by orders of magnitude between blocks and
-    models, so that with raw errors one block would decide and no β would fit two models.
+    ``relative`` is ours too. It divides each block's error by the sequence's mean
+    ``‖h_l^dense‖²``. Scales of hidden states differ by orders of magnitude between blocks and
+    models, so with raw errors one block would decide, and no β would fit two models.
 
-    Of the dense model the outputs of the chosen blocks and the last hidden states are kept, in
-    the model's dtype: for each ``n_sequences · length · hidden`` numbers.
+    The proxy keeps the dense model's last hidden states and the outputs of the blocks in the
+    model's dtype, ``n_sequences · length · hidden`` numbers each.
 
     Args:
         layers: Blocks: ``first``, ``middle`` (block ``n // 2`` of ``n``), ``last``, or indices
             from 0, negative ones from the end. A block that is named twice counts once.
         weight: α: one for all blocks, or one for each of ``layers``.
-        kl_weight: β; with 0 the model runs no further than the last of the blocks.
+        kl_weight: β. With 0 the model runs no further than the last of the blocks.
         relative: Divide by the dense mean square; false for the paper's raw squared error.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
-            tokens of the vocabulary at a time.
+        chunk: Positions whose logits are computed at once; by default 512. A CPU computes them
+            for 1,024 tokens of the vocabulary at a time.
     """
 
     layers: tuple[int | str, ...] = ("first", "middle", "last")
@@ -104,13 +104,13 @@ class HiddenStateEvaluator(Evaluator):
 
     def _weights(self, n_blocks: int) -> dict[int, float]:
         """Return α by index of the block."""
-        found: dict[int, float] = {}
+        weights: dict[int, float] = {}
         for layer, weight in zip(self.layers, self._all_weights(), strict=True):
             index = _NAMED[layer](n_blocks) if isinstance(layer, str) else layer
             if not -n_blocks <= index < n_blocks:
                 raise ConfigError(f"layers has block {index}, but the model has {n_blocks} blocks")
-            found.setdefault(index % n_blocks, weight)
-        return found
+            weights.setdefault(index % n_blocks, weight)
+        return weights
 
 
 class _Enough(Exception):
@@ -123,9 +123,9 @@ class _Reader:
 
     Attributes:
         prefix: Name of the module list of blocks.
-        n_blocks: How many there are.
-        blocks: Which of them are read.
-        whole: Whether the last hidden states are wanted too.
+        n_blocks: Number of blocks.
+        blocks: Indices of the blocks to read.
+        whole: Whether to read the last hidden states too.
     """
 
     prefix: str
@@ -141,7 +141,8 @@ class _Reader:
             tokens: ``(batch, length)`` int64.
 
         Returns:
-            ``(batch, length, hidden)`` each, by index of the block; None if not wanted.
+            ``(batch, length, hidden)`` each, by index of the block; the last hidden states are
+            None if ``whole`` is false.
 
         Raises:
             ModelError: The model has another number of blocks.
@@ -153,21 +154,23 @@ class _Reader:
                 f"hidden_state compares block with block: the model has {len(blocks)}, the dense "
                 f"one {self.n_blocks}; use kl_divergence"
             )
-        found: dict[int, Tensor] = {}
-        handles = [blocks[i].register_forward_hook(self._keeper(found, i)) for i in self.blocks]
+        states: dict[int, Tensor] = {}
+        handles = [
+            blocks[i].register_forward_hook(self._make_hook(states, i)) for i in self.blocks
+        ]
         try:
-            return found, last_hidden(model, tokens)
+            return states, last_hidden(model, tokens)
         except _Enough:
-            return found, None
+            return states, None
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _keeper(self, found: dict[int, Tensor], block: int) -> Callable[..., None]:
+    def _make_hook(self, states: dict[int, Tensor], block: int) -> Callable[..., None]:
         is_last = not self.whole and block == max(self.blocks)
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            found[block] = output if isinstance(output, Tensor) else output[0]
+            states[block] = output if isinstance(output, Tensor) else output[0]
             if is_last:
                 raise _Enough
 
@@ -176,12 +179,12 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Dense:
-    """What is kept of the dense model.
+    """The dense model's states and predictions.
 
     Attributes:
         weights: α by block.
         states: ``(n_sequences, length, hidden)`` by block.
-        divergence: From its predictions, if that counts.
+        divergence: The divergence from its predictions; None if β is 0.
     """
 
     weights: dict[int, float]
@@ -204,9 +207,9 @@ class _HiddenStateProxy(Proxy):
         for batch in batches(model, rows, self._tokens.shape[1]):
             states, last = self._reader.read(model, self._tokens[list(batch)])
             for i, row in enumerate(batch):
-                part = self._error(row, {block: found[i] for block, found in states.items()})
+                part = self._error(row, {block: state[i] for block, state in states.items()})
                 if self._dense.divergence is not None and last is not None:
-                    kl = self._dense.divergence.of(model, row, last[i])
+                    kl = self._dense.divergence.measure(model, row, last[i])
                     part = part + self._settings.kl_weight * kl
                 parts.append(part)
         return self.read_back(parts)

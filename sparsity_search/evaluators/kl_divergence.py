@@ -21,16 +21,16 @@ from sparsity_search.utils.random import generator
 class KLDivergenceEvaluator(Evaluator):
     """``KL(dense ‖ pruned)`` over the full vocabulary, mean over tokens, in nats.
 
-    The fitness of EvoPress (arXiv 2410.14649, section 3). Of the dense model the last hidden
-    states are kept, and the probabilities that follow from them for the rows used first, up to a
-    memory bound: all logits of the pool are never alive.
+    The fitness of EvoPress (arXiv 2410.14649, section 3). The proxy keeps the dense model's last
+    hidden states, and its probabilities for the first rows in use, up to a memory bound. It never
+    holds all logits of the pool.
 
     Args:
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
-            tokens of the vocabulary at a time.
-        positions: Positions of each sequence that count, drawn once for all candidates; the head
-            runs on these alone, and the score is an estimate. By default all, and exact.
+        chunk: Positions whose logits are computed at once; by default 512. A CPU computes them
+            for 1,024 tokens of the vocabulary at a time.
+        positions: Positions of each sequence that count, drawn once for all candidates. The head
+            runs on these alone, and the score is an estimate. By default all count.
     """
 
     cache_mib: int = 1024
@@ -50,12 +50,12 @@ class KLDivergenceEvaluator(Evaluator):
         hidden = [
             last_hidden(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])
         ]
-        positions = self._drawn(*tokens.shape)
+        positions = self._draw_positions(*tokens.shape)
         divergence = Divergence(torch.cat(hidden), self.cache_mib, self.chunk, positions)
         return _KLProxy(tokens, divergence)
 
-    def _drawn(self, n_sequences: int, length: int) -> Tensor | None:
-        """Return which positions of each sequence count, ``(n_sequences, positions)``."""
+    def _draw_positions(self, n_sequences: int, length: int) -> Tensor | None:
+        """Draw the positions of each sequence that count, ``(n_sequences, positions)``."""
         if self.positions is None or self.positions >= length:
             return None
         orders = [generator(0, "positions", i).permutation(length) for i in range(n_sequences)]
@@ -73,7 +73,7 @@ class _KLProxy(Proxy):
         for batch in batches(model, rows, self._tokens.shape[1]):
             hidden = last_hidden(model, self._tokens[list(batch)])
             parts += [
-                self._divergence.of(model, row, states)
+                self._divergence.measure(model, row, states)
                 for row, states in zip(batch, hidden, strict=True)
             ]
         return self.read_back(parts)

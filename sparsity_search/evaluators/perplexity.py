@@ -23,8 +23,8 @@ class PerplexityEvaluator(Evaluator):
     negative log-likelihood in nats.
 
     Args:
-        chunk: Positions whose logits are made at once; by default 512. A CPU makes them for 1,024
-            tokens of the vocabulary at a time.
+        chunk: Positions whose logits are computed at once; by default 512. A CPU computes them
+            for 1,024 tokens of the vocabulary at a time.
     """
 
     chunk: int | None = None

@@ -1,1 +1,1 @@
-"""Searchers: candidates to try next, from what was measured so far. Numbers only, no torch."""
+"""Searchers: propose the next candidates from the measurements so far. No torch."""

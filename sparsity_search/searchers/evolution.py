@@ -22,20 +22,20 @@ class EvolutionSearcher(Searcher):
     """Evolution with mutations that keep the budget.
 
     EvoPress (arXiv 2410.14649, section 3 and Algorithm 1). Offspring are parents after a few
-    switches of levels, see `Mutation`. The parents are the survivors of the last round; that they
-    also compete in the last rung is the study's rule (elitism by rung index). The published
+    switches of levels, see `Mutation`. The parents are the survivors of the last round. They also
+    compete in the last rung, which is the study's rule (elitism by rung index). The published
     settings are the presets ``evopress`` and ``evopress_superfast``.
 
     Args:
         max_switches: Most switches in one mutation (3 in the paper).
-        strides: Levels that a switch moves, drawn for each offspring. The paper's is ``(1,)``;
-            longer strides cover ground while the parent is still far from good.
-        adaptive: Draw the strides that have won rounds more often; else all equally often.
+        strides: Levels that a switch moves; one is drawn for each offspring. The paper has
+            ``(1,)``; longer strides save rounds while the parent is far from the optimum.
+        adaptive: Draw strides that have won rounds more often; by default all equally often.
         within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
-        tournament: Offspring drawn for each one that is measured, by the first hint of the space;
-            without a hint it means nothing.
-        random_rounds: Rounds of random candidates before the first mutations; the paper starts
-            so where whole blocks are dropped.
+        tournament: Offspring drawn for each one that is measured, by the first hint of the space.
+            It has no effect without a hint.
+        random_rounds: Rounds of random candidates before the first mutations, as in the paper's
+            search for blocks to drop.
         spread: Deviation in levels of these random candidates.
     """
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
-from sparsity_search.searchers.bases.features import by_role
+from sparsity_search.searchers.bases.features import group_by_role
 from sparsity_search.searchers.bases.models import Boosted, ModelSettings, Pairs
-from sparsity_search.searchers.bases.training import Figures, can_fit, figures, split, targets
+from sparsity_search.searchers.bases.training import Figures, can_fit, judge, log_scores, split
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History, Measurement
@@ -30,28 +30,31 @@ Range = tuple[float, float]
 class GbdtSearcher(Searcher):
     """Boosted trees fitted once to random candidates, and searched at random.
 
-    Ji, Cao and Liu, arXiv 2309.09507. First ``pairs`` random candidates are measured, the first
-    ``tied_share`` of them with one level for each run of ``tied`` neighbours of a role. Trees are
-    fitted to ``train_share`` of these pairs. Then the genes' ranges follow their importance (gain
-    of the trees), ``samples`` random candidates are predicted, and the ``finalists`` best are
-    measured; that ends the study. Ranges are in spreads about the uniform level; the defaults are
-    those of the paper, whose rates start in 0.1 to 0.5 about 0.3. What it chose by hand is a rule
-    here, and its trees' settings, which it does not tell, are ours.
+    Ji, Cao and Liu, arXiv 2309.09507, in three steps:
 
-    Where the ladder has several rungs, the cheapest one is learned, since every candidate has it.
+    1. Measure ``pairs`` random candidates. The first ``tied_share`` of them have one level for
+       each run of ``tied`` neighbours of a role.
+    2. Fit trees to ``train_share`` of these pairs, and reshape the genes' ranges by importance
+       (gain of the trees).
+    3. Predict ``samples`` random candidates and measure the ``finalists`` best. The study ends.
+
+    Ranges are in spreads about the uniform level. The defaults are the paper's, whose rates start
+    in 0.1 to 0.5 about 0.3. The paper reshaped its ranges by hand, here it is a rule; it gives no
+    settings of its trees, so they are ours. With several rungs the scores of the cheapest one are
+    learned, since every candidate has one.
 
     Args:
         pairs: Candidates to learn from (525 in the paper).
         tied: Neighbours of one role that share a level; balancing may part them by one.
         tied_share: Share of the pairs that are tied so (400 of 525).
         spread: Half the range of random levels; parameters have their whole range.
-        train_share: Share of the pairs that trees see; the others are for the report.
+        train_share: Share of the pairs that trees are fitted to; the others are for the report.
         important_share: Share of the genes that get the range ``important``.
         unimportant_share: Share of the genes that get the range ``unimportant``.
         important: Range of the genes with the greatest importance.
-        unimportant: Range of those with the least; the others keep ``(-1, 1)``.
-        samples: Candidates that are predicted.
-        finalists: Predicted best to measure.
+        unimportant: Range of the genes with the least; the others keep ``(-1, 1)``.
+        samples: Candidates to predict.
+        finalists: Candidates to measure, the best predicted ones.
         trees: Boosting rounds.
         depth: Greatest depth of a tree.
         rate: Learning rate.
@@ -104,7 +107,7 @@ class GbdtSearcher(Searcher):
         self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> Sequence[Candidate]:
         """Return random pairs, later the finalists; none when all of these were measured."""
-        left = self.pairs - len(_measured(history))
+        left = self.pairs - len(_select_first(history))
         wanted = min(n, left if left > 0 else self.finalists + left)
         return super().ask(space, history, wanted, rng) if wanted > 0 else []
 
@@ -113,10 +116,10 @@ class GbdtSearcher(Searcher):
     ) -> Iterator[Candidate]:
         """Yield random candidates until there are enough pairs, then the samples, best first."""
         del n
-        measured = _measured(history)
+        measured = _select_first(history)
         if len(measured) < self.pairs:
-            return self._at_random(space, history.seen, len(measured), rng)
-        return iter(self._ranked(space, measured[: self.pairs], history.seen))
+            return self._draw(space, history.seen, len(measured), rng)
+        return iter(self._rank(space, measured[: self.pairs], history.seen))
 
     def fallback(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:
         """Yield nothing: the study ends with the protocol."""
@@ -125,21 +128,21 @@ class GbdtSearcher(Searcher):
 
     def report(self, space: Space, history: History) -> Figures | None:
         """Return how well the held-out pairs are predicted; None before all are measured."""
-        measured = _measured(history)
+        measured = _select_first(history)
         if len(measured) < self.pairs:
             return None
-        found = self._fitted(space, measured[: self.pairs])
-        return None if found is None else figures(found.model, found.held_out)
+        fitted = self._fit(space, measured[: self.pairs])
+        return None if fitted is None else judge(fitted.model, fitted.held_out)
 
     def notes(self, space: Space, history: History) -> tuple[str, ...]:
         """Return `report` as a line for people; none before there is one."""
-        found = self.report(space, history)
-        if found is None:
+        report = self.report(space, history)
+        if report is None:
             return ()
-        judged = f"R2 {found.r2:.3f}, MAE {found.mae:.4g}, Kendall tau {found.tau:.3f}"
-        return (f"predictor, {found.n} held-out pairs: {judged}",)
+        figures = f"R2 {report.r2:.3f}, MAE {report.mae:.4g}, Kendall tau {report.tau:.3f}"
+        return (f"predictor, {report.n} held-out pairs: {figures}",)
 
-    def _at_random(
+    def _draw(
         self, space: Space, seen: Set[Candidate], n_pairs: int, rng: np.random.Generator
     ) -> Iterator[Candidate]:
         """Yield random candidates, tied while there are too few tied pairs.
@@ -147,8 +150,8 @@ class GbdtSearcher(Searcher):
         The last of them are `_MISSES` in a row that are not new. After half as many, candidates
         are no longer tied.
         """
-        middle, half = _ranges(space, self.spread)
-        runs, n_tied = _runs(space, self.tied), round(self.tied_share * self.pairs)
+        middle, half = _find_spans(space, self.spread)
+        runs, n_tied = _tie_genes(space, self.tied), round(self.tied_share * self.pairs)
         known, misses = set(seen), 0
         while misses < _MISSES:
             drawn = rng.uniform(-1, 1, space.n_genes)
@@ -160,25 +163,25 @@ class GbdtSearcher(Searcher):
             known.add(candidate)
             yield candidate
 
-    def _ranked(
+    def _rank(
         self, space: Space, measured: Sequence[Measurement], seen: Set[Candidate]
     ) -> list[Candidate]:
         """Return the unmeasured samples of the reshaped space, predicted best first.
 
-        They are the same in each round of finalists: their seed is what was measured.
+        Each round of finalists has the same samples, whose seed is a digest of the pairs.
         """
-        fitted = self._fitted(space, measured)
+        fitted = self._fit(space, measured)
         if fitted is None:
             return []
         rng = generator(0, "samples", digest([m.candidate for m in measured]))
         low, high = self.ranges(fitted.importance)
-        middle, half = _ranges(space, self.spread)
+        middle, half = _find_spans(space, self.spread)
         drawn = middle + half * rng.uniform(low, high, (self.samples, space.n_genes))
-        found = [c for c in dict.fromkeys(map(space.balance, drawn)) if c not in seen]
-        if not found:
+        new = [c for c in dict.fromkeys(map(space.balance, drawn)) if c not in seen]
+        if not new:
             return []
-        predicted, _ = fitted.model.predict({"levels": np.array(found, dtype=np.float64)})
-        return [found[i] for i in np.argsort(predicted, kind="stable")]
+        predicted, _ = fitted.model.predict({"levels": np.array(new, dtype=np.float64)})
+        return [new[i] for i in np.argsort(predicted, kind="stable")]
 
     def ranges(self, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the range of each gene after the fit, in spreads: two rows of ``(n_genes,)``.
@@ -193,13 +196,13 @@ class GbdtSearcher(Searcher):
         limits[order[len(order) - last :]] = self.unimportant
         return limits[:, 0], limits[:, 1]
 
-    def _fitted(self, space: Space, measured: Sequence[Measurement]) -> _Fitted | None:
-        """Return the trees; None where too few candidates did not fail."""
+    def _fit(self, space: Space, measured: Sequence[Measurement]) -> _Fitted | None:
+        """Return the fitted trees; None if too few scores are finite."""
         alive = [m for m in measured if not m.failed]
         fidelities = list(dict.fromkeys(m.fidelity for m in alive))
         pairs = Pairs(
             {"levels": np.array([m.candidate for m in alive], float).reshape(-1, space.n_genes)},
-            targets(np.array([m.score.value for m in alive])),
+            log_scores(np.array([m.score.value for m in alive])),
             np.array([fidelities.index(m.fidelity) for m in alive], dtype=np.int64),
         )
         rng = generator(0, "split", digest([m.candidate for m in measured]))
@@ -212,39 +215,39 @@ class GbdtSearcher(Searcher):
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """Trees, what they have not seen, and how much they gain from each gene."""
+    """Trees, held-out pairs, and the gain of the trees' splits by each gene."""
 
     model: Boosted
     held_out: Pairs
     importance: np.ndarray
 
 
-def _ranges(space: Space, spread: float) -> tuple[np.ndarray, np.ndarray]:
+def _find_spans(space: Space, spread: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the middle of each gene's random levels and half their range, ``(n_genes,)`` each.
 
-    Parameters have no uniform level to spread about: theirs is the whole range.
+    Parameters have no uniform level, so they get their whole range.
     """
     low, high = space.random_range(spread)
     return (low + high) / 2, (high - low) / 2
 
 
-def _measured(history: History) -> list[Measurement]:
-    """Return the first measurement of each new candidate, oldest first; none of round 0.
+def _select_first(history: History) -> list[Measurement]:
+    """Return the first measurement of each candidate after round 0, oldest first.
 
-    It is the one at the lowest rung, where every new candidate starts.
+    It is that of the lowest rung, where every new candidate starts.
     """
-    found: dict[Candidate, Measurement] = {}
-    known = {m.candidate for m in history.measurements if m.round == 0}
+    first: dict[Candidate, Measurement] = {}
+    initial = {m.candidate for m in history.measurements if m.round == 0}
     for m in history.measurements:
-        if m.candidate not in known:
-            found.setdefault(m.candidate, m)
-    return list(found.values())
+        if m.candidate not in initial:
+            first.setdefault(m.candidate, m)
+    return list(first.values())
 
 
-def _runs(space: Space, tied: int) -> np.ndarray:
+def _tie_genes(space: Space, tied: int) -> np.ndarray:
     """Return for each gene the first one of its run of neighbours of one role, ``(n_genes,)``."""
-    found = np.zeros(space.n_genes, dtype=np.int64)
-    for genes in by_role(space.roles):
+    first = np.zeros(space.n_genes, dtype=np.int64)
+    for genes in group_by_role(space.roles):
         for place, gene in enumerate(genes):
-            found[gene] = genes[place - place % tied]
-    return found
+            first[gene] = genes[place - place % tied]
+    return first

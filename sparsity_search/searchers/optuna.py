@@ -27,30 +27,30 @@ _GENERATION = "NSGAIISampler:generation"
 
 @dataclass(frozen=True, kw_only=True)
 class OptunaSearcher(Searcher):
-    """A sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902); made for few parameters.
+    """A sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902), for few parameters.
 
-    Each round a new Optuna study in memory is told what was measured, and asked: there is no
-    state but the history. A gene is an integer parameter, or a categorical one where its values
-    have no order. In a space of levels proposals are balanced to the budget, which the sampler
-    does not know of; with hundreds of genes the other searchers are the better fit.
+    Each round makes a new Optuna study in memory from the history, and asks it. A gene is an
+    integer parameter, or a categorical one if its values have no order. In a space of levels the
+    proposals are balanced to the budget, which the sampler does not know; for hundreds of genes
+    use another searcher.
 
-    Scores on different tokens are never mixed. The sampler is told those of the fidelity with
+    Scores on different tokens are never mixed. The sampler gets the scores of the fidelity with
     most tokens that has enough candidates: at least ``startup``, and more than there are genes
-    (much as BOHB does, Falkner et al. 2018, arXiv 1807.01774); while none has, those of the
-    fidelity with most candidates. With ``ladder.fresh`` every round is a fidelity of its
-    own, so a sampler that learns then learns from one round only. A failed candidate counts as
-    the worst one that did not fail.
+    (similar to BOHB, Falkner et al. 2018, arXiv 1807.01774). If no fidelity has enough, it gets
+    those of the fidelity with most candidates. With ``ladder.fresh`` every round is a fidelity of
+    its own, so a sampler learns from one round only. A failed candidate counts as the worst one
+    that did not fail.
 
-    ``cmaes`` is left out: what it learnt is not in the trials but in the state of its optimiser,
-    which Optuna pickles, and a study that starts anew each round loses it.
+    ``cmaes`` is left out: its state is in its optimiser, which Optuna pickles, and not in the
+    trials, so a study that starts anew each round would lose it.
 
     Args:
         sampler: ``tpe`` (tree-structured Parzen estimators), ``gp`` (Gaussian process; needs
             torch; seconds for each candidate), ``nsgaii`` (crossover among the ``startup`` best),
-            ``qmc`` (a scrambled Sobol set in each round) or ``random``; the last two learn
-            nothing.
-        startup: Candidates, on equal tokens, before a sampler that learns begins; until then
-            they are those of random search.
+            ``qmc`` (a scrambled Sobol set in each round) or ``random``. The last two do not
+            learn.
+        startup: Candidates, on equal tokens, before a sampler that learns begins. Until then
+            candidates are random.
     """
 
     sampler: str = "tpe"
@@ -67,35 +67,35 @@ class OptunaSearcher(Searcher):
     ) -> Iterator[Candidate]:
         """Yield ``4 n`` proposals of the sampler; none before it begins."""
         seed = int(rng.integers(2**31))
-        known = one_fidelity(history, max(self.startup, space.n_genes + 1))
+        known = select_fidelity(history, max(self.startup, space.n_genes + 1))
         waits = _SAMPLERS[self.sampler] and len(known) < self.startup
         if waits or all(m.failed for m in known):
             return
-        distributions = _distributions(space)
-        with _quiet():
-            study = self._study(distributions, known, seed)
+        distributions = _build_distributions(space)
+        with _silence():
+            study = self._build_study(distributions, known, seed)
         for _ in range(4 * n):
-            with _quiet():
+            with _silence():
                 values = study.ask(distributions).params
             yield space.balance(np.array([values[name] for name in distributions]))
 
-    def _study(
+    def _build_study(
         self,
         distributions: Mapping[str, BaseDistribution],
         measured: Sequence[Measurement],
         seed: int,
     ) -> optuna.Study:
-        study = optuna.create_study(sampler=self._sampler(seed))
+        study = optuna.create_study(sampler=self._build_sampler(seed))
         worst = max(m.score.value for m in measured if not m.failed)
         study.add_trials(
             [
-                _trial(m.candidate, worst if m.failed else m.score.value, distributions)
+                _build_trial(m.candidate, worst if m.failed else m.score.value, distributions)
                 for m in measured
             ]
         )
         return study
 
-    def _sampler(self, seed: int) -> BaseSampler:
+    def _build_sampler(self, seed: int) -> BaseSampler:
         samplers = optuna.samplers
         match self.sampler:
             case "tpe":
@@ -110,11 +110,12 @@ class OptunaSearcher(Searcher):
                 return samplers.RandomSampler(seed=seed)
 
 
-def one_fidelity(history: History, enough: int) -> list[Measurement]:
-    """Return measurements on equal tokens, one for each candidate, in order.
+def select_fidelity(history: History, enough: int) -> list[Measurement]:
+    """Return the measurements of one fidelity, one for each candidate, in order.
 
-    They are those with most tokens of which there are ``enough``; if there are nowhere so many,
-    the largest group, of equal ones that with more tokens; of equal tokens the last draw.
+    It is the fidelity with most tokens that has at least ``enough`` candidates. If none has, it
+    is the one with most candidates, and among equal ones that with more tokens, then the later
+    draw.
     """
     groups: dict[Fidelity, dict[Candidate, Measurement]] = {}
     for m in history.measurements:
@@ -126,19 +127,19 @@ def one_fidelity(history: History, enough: int) -> list[Measurement]:
     return list(groups[max(groups, key=rank)].values()) if groups else []
 
 
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
+def _build_distributions(space: Space) -> dict[str, BaseDistribution]:
     """Return the distribution of each gene by its number."""
-    found: dict[str, BaseDistribution] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for gene, (low, high) in enumerate(zip(space.limits.lower, space.limits.upper, strict=True)):
-        found[str(gene)] = (
+        distributions[str(gene)] = (
             CategoricalDistribution(range(int(low), int(high) + 1))
             if gene in space.unordered
             else IntDistribution(int(low), int(high))
         )
-    return found
+    return distributions
 
 
-def _trial(
+def _build_trial(
     candidate: Candidate, value: float, distributions: Mapping[str, BaseDistribution]
 ) -> FrozenTrial:
     return create_trial(
@@ -150,8 +151,8 @@ def _trial(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from announcing studies, and samplers that it calls experimental."""
+def _silence() -> Iterator[None]:
+    """Silence Optuna's messages about studies and experimental samplers."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -25,11 +25,11 @@ from sparsity_search.searchers.bases.models import (
 from sparsity_search.searchers.bases.mutation import Mutation
 from sparsity_search.searchers.bases.training import (
     RankCorrelation,
+    build_pairs,
     can_fit,
-    joined,
-    pairs_of,
-    rank_correlations,
-    usable,
+    correlate_ranks,
+    drop_failed,
+    join,
 )
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.space import Space
@@ -41,29 +41,29 @@ class PredictorSearcher(Searcher):
     """Evolution whose offspring a predictor picks; it is refitted every round.
 
     A surrogate of the scores as in predictor-guided search (Ji et al., arXiv 2309.09507), but
-    trained on what the search measures anyway. Each round many offspring are drawn, and the best
-    by predicted score less ``explore`` times its spread are measured, with some unpicked ones
-    beside. While the predictor does not rank unseen candidates, the round is plain evolution.
+    trained on the search's own measurements. Each round draws many offspring. It measures those
+    with the lowest predicted score minus ``explore`` times its spread, and some that were not
+    picked. While the predictor does not rank unseen candidates, the round is plain evolution.
 
     Args:
         model: ``"ridge"``, or trees of ``"xgboost"`` or ``"sklearn"``.
-        objective: Of xgboost: ``"rank"`` or ``"regression"``.
-        members: Trees' ensemble; ridge has a spread of its own.
+        objective: For xgboost: ``"rank"`` or ``"regression"``.
+        members: Size of an ensemble of trees; ridge has a spread of its own.
         trees: Boosting rounds of each member.
         depth: Greatest depth of a tree.
         rate: Learning rate of the trees.
         pool: Offspring drawn for each one that is measured.
-        random_share: Share of a round that is offspring as they come.
-        explore: Spreads by which a candidate that is hard to predict is preferred.
-        elite: Parents beside the survivors: the best at the highest fidelity.
+        random_share: Share of a round that is offspring without a pick.
+        explore: Weight of the predicted spread, which favours candidates that are hard to predict.
+        elite: Further parents: the best candidates at the highest fidelity.
         startup: Measurements before the first prediction, unless there is a data set.
         window: Last rounds whose rank correlation is averaged.
-        threshold: Least mean Kendall tau; below it the round is plain evolution.
+        threshold: Least mean Kendall tau. Below it the round is plain evolution.
         max_switches: Most switches in one mutation.
         strides: Levels that a switch moves, drawn for each offspring.
         within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
         tournament: Offspring drawn for each unpicked one, by the first hint of the space.
-        dataset: Path of a file of `sparsity-search predictor`: its pairs join the fit.
+        dataset: Path of a file of `sparsity-search predictor`, whose pairs join the fit.
     """
 
     model: Kind = "ridge"
@@ -124,18 +124,18 @@ class PredictorSearcher(Searcher):
         Raises:
             ConfigError: The data set does not fit the space.
         """
-        pairs = self._pairs(space, history)
-        if self._trusted(space, history, pairs):
+        pairs = self._collect_pairs(space, history)
+        if self._trusts(space, history, pairs):
             model = fit(pairs, self._model, len(history.winners))
-            ranked = self._rank(space, self._pool(space, history, n, rng), model)
+            ranked = self._rank(space, self._draw_pool(space, history, n, rng), model)
             yield from ranked[: n - round(self.random_share * n)]
         yield from self._mutation.children(space, history.survivors, rng)
 
-    def _pool(
+    def _draw_pool(
         self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> list[Candidate]:
         """Return up to ``pool · n`` new offspring of the survivors and the elite."""
-        parents = list(dict.fromkeys([*history.survivors, *self._elite(history)]))
+        parents = list(dict.fromkeys([*history.survivors, *self._select_elite(history)]))
         children = self._single.children(space, parents, rng)
         return take_new(children, n * self.pool, history.seen)
 
@@ -153,55 +153,55 @@ class PredictorSearcher(Searcher):
         return read_dataset(Path(self.dataset)).digest if self.dataset else None
 
     def report(self, space: Space, history: History) -> list[RankCorrelation]:
-        """Return how well each round was predicted by the rounds before it, oldest first.
+        """Return how well a model of the earlier rounds predicts each round, oldest first.
 
-        It is computed anew from the history, with one member of trees.
+        The models are fitted anew, with one member of trees.
         """
-        return self._correlations(space, history, None)
+        return self._correlate(space, history, None)
 
     def notes(self, space: Space, history: History) -> tuple[str, ...]:
-        """Return `report` as a line for people; none where no round could be predicted."""
-        found = ", ".join(f"{r.round}: {r.tau:.2f}" for r in self.report(space, history))
-        return (f"held-out Kendall tau of the predictor by round: {found}",) if found else ()
+        """Return `report` as a line for people; none if no round could be predicted."""
+        taus = ", ".join(f"{r.round}: {r.tau:.2f}" for r in self.report(space, history))
+        return (f"held-out Kendall tau of the predictor by round: {taus}",) if taus else ()
 
     @property
     def _single(self) -> Mutation:
-        """Mutation that takes no advice: the pool is for the model to choose from."""
+        """Mutation without a tournament, since the model picks from the pool."""
         return Mutation(
             max_switches=self.max_switches, strides=self.strides, within=self.within, tournament=1
         )
 
-    def _trusted(self, space: Space, history: History, pairs: Pairs) -> bool:
-        """Whether this round is the predictor's."""
+    def _trusts(self, space: Space, history: History, pairs: Pairs) -> bool:
+        """Whether the predictor picks this round's candidates."""
         known = 0 if self.dataset else self.startup
         if not history.survivors or len(pairs) < known or not can_fit(pairs):
             return False
-        last = self._correlations(space, history, self.window)
+        last = self._correlate(space, history, self.window)
         return not last or float(np.mean([entry.tau for entry in last])) >= self.threshold
 
-    def _correlations(
+    def _correlate(
         self, space: Space, history: History, last: int | None
     ) -> list[RankCorrelation]:
-        alive = usable(history.measurements)
-        return rank_correlations(
-            pairs_of(space, alive),
+        alive = drop_failed(history.measurements)
+        return correlate_ranks(
+            build_pairs(space, alive),
             [m.round for m in alive],
             ModelSettings(**{**vars(self._model), "members": 1}),
             last=last,
             startup=2 if self.dataset else self.startup,
-            more=self._more(space),
+            more=self._read_more(space),
         )
 
-    def _more(self, space: Space) -> Pairs | None:
+    def _read_more(self, space: Space) -> Pairs | None:
         return read_dataset(Path(self.dataset)).pairs(space) if self.dataset else None
 
-    def _pairs(self, space: Space, history: History) -> Pairs:
-        pairs, more = pairs_of(space, usable(history.measurements)), self._more(space)
-        return pairs if more is None else joined(pairs, more)
+    def _collect_pairs(self, space: Space, history: History) -> Pairs:
+        pairs, more = build_pairs(space, drop_failed(history.measurements)), self._read_more(space)
+        return pairs if more is None else join(pairs, more)
 
-    def _elite(self, history: History) -> list[Candidate]:
-        """Return the best at the highest fidelity that was measured last."""
-        alive = usable(history.measurements)
+    def _select_elite(self, history: History) -> list[Candidate]:
+        """Return the best candidates at the highest fidelity, in its latest draw."""
+        alive = drop_failed(history.measurements)
         highest = max(reversed(alive), key=lambda m: m.fidelity.tokens).fidelity
         best = rank(m for m in alive if m.fidelity == highest)
         return [m.candidate for m in best[: self.elite]]

@@ -20,10 +20,10 @@ from sparsity_search.searchers.bases.training import (
     Figures,
     RankCorrelation,
     can_fit,
-    figures,
-    rank_correlations,
+    correlate_ranks,
+    drop_failed,
+    judge,
     split,
-    usable,
 )
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
@@ -101,8 +101,8 @@ def learn(
         write_json(out, {**dataset.to_json(), **_export_model(model, settings, space)})
     return Learned(
         dataset,
-        figures(fit(train, settings, seed), held_out),
-        rank_correlations(pairs, rounds, settings),
+        judge(fit(train, settings, seed), held_out),
+        correlate_ranks(pairs, rounds, settings),
         _measure_importance(model, space, pairs.matrix.shape[1]),
     )
 
@@ -169,7 +169,7 @@ def _match_levels(stages: Sequence[StageRecord], spaces: Sequence[SearchSpace]) 
             raise RunMismatchError(f"the study {stage.study!r} is of another space")
         if any(m.candidate not in space for m in stage.measurements):
             raise RunMismatchError("the run holds candidates that are not in its space")
-        alive = usable(stage.measurements)
+        alive = drop_failed(stage.measurements)
         found += [(number, space.profile(m.candidate), m) for m in alive]
     return found
 
@@ -185,7 +185,7 @@ def _match_settings(
     found: list[_Measured] = []
     for stage in stages:
         known = read_profiles(storage, stage.study, space.layout)
-        alive = usable(stage.measurements)
+        alive = drop_failed(stage.measurements)
         if any(m.candidate not in known for m in alive):
             raise ConfigError(
                 "the run holds settings of an allocator without the profiles that they gave: "

@@ -98,9 +98,9 @@ def test_hints_are_those_of_one_stage_and_space(directory: RunDirectory) -> None
     space, other = toy_space(), toy_space(target=0.3)
     losses = tuple(
         np.arange(high - low + 1) / 3
-        for low, high in zip(space.levels.lower, space.levels.upper, strict=True)
+        for low, high in zip(space.limits.lower, space.limits.upper, strict=True)
     )
-    hint = Hint("scores/mine.json", space.levels.lower, losses)
+    hint = Hint("scores/mine.json", space.limits.lower, losses)
     directory.write_hint(1, hint, space)
     found = directory.read_hint(1, hint.name, space)
     assert found is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.searchers.gbdt import GbdtSearcher, _measured
+from sparsity_search.searchers.gbdt import GbdtSearcher, _select_first
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import MemoryStore, SeparableProblem, toy_space
 from sparsity_search.trials.history import History
@@ -68,7 +68,7 @@ def test_the_first_pairs_are_tied(history: History) -> None:
 
 def test_the_predicted_best_are_better_than_the_predicted_worst(history: History) -> None:
     problem = SeparableProblem(SPACE)
-    ranked = SMALL._ranked(SPACE, _measured(history)[:40], history.seen)
+    ranked = SMALL._rank(SPACE, _select_first(history)[:40], history.seen)
     exact = [problem.exact(SPACE.profile(c)) for c in ranked]
     assert len(exact) > 200
     assert np.mean(exact[:50]) < np.mean(exact[-50:])

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.searchers.optuna import OptunaSearcher, one_fidelity
+from sparsity_search.searchers.optuna import OptunaSearcher, select_fidelity
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.parameters import Parameter, stepped
 from sparsity_search.spaces.parametric import ParametricSpace
@@ -126,7 +126,7 @@ def test_which_fidelity() -> None:
         )
 
     def chosen(*groups: tuple[int, int, int]) -> tuple[Fidelity, int]:
-        found = one_fidelity(history(*groups), 5)
+        found = select_fidelity(history(*groups), 5)
         assert len({m.fidelity for m in found}) == 1
         return found[0].fidelity, len(found)
 
@@ -135,9 +135,9 @@ def test_which_fidelity() -> None:
     assert chosen((64, 0, 3), (256, 0, 2)) == (Fidelity(64), 3)
     assert chosen((64, 0, 3), (256, 0, 3)) == (Fidelity(256), 3)
     assert chosen((64, 1, 6), (64, 2, 6), (64, 0, 9)) == (Fidelity(64, 2), 6)
-    assert one_fidelity(History(), 5) == []
+    assert select_fidelity(History(), 5) == []
     twice = history((64, 0, 3), (64, 0, 3))
-    assert len(one_fidelity(twice, 5)) == 3
+    assert len(select_fidelity(twice, 5)) == 3
 
 
 def test_more_than_genes_are_enough() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
-from sparsity_search.searchers.bases.training import pairs_of, rank_correlations
+from sparsity_search.searchers.bases.training import build_pairs, correlate_ranks
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.searchers.predictor import PredictorSearcher
 from sparsity_search.study.study import Limits, Objective, Study
@@ -83,8 +83,8 @@ def test_the_window_decides(history: History) -> None:
 
 def test_report_is_prequential(history: History) -> None:
     rounds = [m.round for m in history.measurements]
-    pairs = pairs_of(SPACE, history.measurements)
-    expected = rank_correlations(pairs, rounds, SMALL._model, startup=24)
+    pairs = build_pairs(SPACE, history.measurements)
+    expected = correlate_ranks(pairs, rounds, SMALL._model, startup=24)
     assert SMALL.report(SPACE, history) == expected
     assert expected[-1].round == 8
     assert expected[-1].n == 8
@@ -142,7 +142,7 @@ def test_elite_is_of_the_highest_fidelity_measured_last() -> None:
 
     facts = [(256, 0, 0.1), (64, 1, 0.2), (256, 1, 0.5), (256, 1, 0.4), (256, 1, 0.6), (64, 1, 0)]
     found = [measured(first, *fact) for first, fact in enumerate(facts, start=1)]
-    elite = PredictorSearcher(elite=2)._elite(History(found))
+    elite = PredictorSearcher(elite=2)._select_elite(History(found))
     assert [candidate[0] for candidate in elite] == [4, 3]
 
 

@@ -14,7 +14,7 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.models import ModelSettings
-from sparsity_search.searchers.bases.training import pairs_of, usable
+from sparsity_search.searchers.bases.training import drop_failed
 from sparsity_search.searchers.random import RandomSearcher
 from sparsity_search.spaces.parameters import stepped
 from sparsity_search.study.study import Limits, Study
@@ -43,14 +43,14 @@ def test_the_data_set_is_what_was_measured(run_dir: Path, tmp_path: Path) -> Non
     out = tmp_path / "predictor.json"
     found = learn(run_dir, ModelSettings(), out)
     record = RunRecord.read(run_dir)
-    alive = usable(record.measurements)
+    alive = drop_failed(record.measurements)
     assert len(found.dataset) == len(alive) < len(record.measurements), "one failed"
     data = read_dataset(out)
     assert list(data.scores) == [m.score.value for m in alive]
     assert list(data.fidelities) == [m.fidelity for m in alive]
     pairs, expected = (
         data.pairs(read_spaces(RunDirectory(run_dir))[0]),
-        pairs_of(read_spaces(RunDirectory(run_dir))[0], alive),
+        build_pairs(read_spaces(RunDirectory(run_dir))[0], alive),
     )
     assert pairs.blocks["levels"] == pytest.approx(expected.blocks["levels"])
     assert data.facts["space"] == "per_linear"
@@ -104,7 +104,7 @@ def test_all_stages_are_learned(staged: Path, tmp_path: Path) -> None:
     """Scores of the later ones are ten times as high: another group, or nothing is predicted."""
     found = learn(staged, ModelSettings(), tmp_path / "predictor.json")
     record = RunRecord.read(staged)
-    alive = usable(record.measurements)
+    alive = drop_failed(record.measurements)
     assert list(found.dataset.scores) == [m.score.value for m in alive]
     assert sorted({*found.dataset.stages}) == [1, 2, 3]
     assert found.figures.tau > 0.3
@@ -189,7 +189,7 @@ def test_settings_are_learned_by_the_profiles_they_gave(tmp_path: Path) -> None:
     run = settings_run(tmp_path / "run")
     found = learn(run, ModelSettings(), tmp_path / "predictor.json")
     record = RunRecord.read(run)
-    assert len(found.dataset) == len(usable(record.measurements)) < len(record.measurements)
+    assert len(found.dataset) == len(drop_failed(record.measurements)) < len(record.measurements)
     for profile, score in zip(found.dataset.profiles, found.dataset.scores, strict=True):
         assert score == profile.sparsities[0] ** 2
     assert found.figures.tau > 0.7, "one number decides"

@@ -23,13 +23,13 @@ def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Teacher:
-    """What the dense model says of a part of the vocabulary at some positions, in float32.
+    """The dense model's predictions for a part of the vocabulary at some positions, in float32.
 
     Attributes:
         probabilities: Within the part, ``(positions, part)``.
-        negative_entropy: Σ p log p of each position.
-        mass: Σ p of each position: 1 up to rounding, which the large logsumexp would magnify.
-        logsumexp: Of the logits at each position.
+        negative_entropy: Σ p log p at each position.
+        mass: Σ p at each position: 1 up to rounding, which the large logsumexp would magnify.
+        logsumexp: That of the logits at each position.
     """
 
     probabilities: Tensor
@@ -42,14 +42,16 @@ class Divergence:
     """``KL(dense ‖ pruned)`` of rows of a pool, over the full vocabulary.
 
     For teacher probabilities ``p`` and student logits ``z`` at one position,
-    ``KL = Σ p log p − Σ p z + logsumexp z``, in float32 within parts of the vocabulary, which
-    `Parts` joins. The probabilities of the rows used first are kept, up to a memory bound.
+    ``KL = Σ p log p − Σ p z + logsumexp z``. It is computed in float32 within parts of the
+    vocabulary, which `Parts` joins. The probabilities of the first rows in use are kept, up to a
+    memory bound.
 
     Args:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
         cache_mib: Memory for teacher probabilities, in MiB.
-        chunk: Positions whose logits are made at once; by default `POSITIONS`.
-        positions: Those of each row that count, ``(n_sequences, n)`` int64; by default all.
+        chunk: Positions whose logits are computed at once; by default `POSITIONS`.
+        positions: The positions of each row that count, ``(n_sequences, n)`` int64; by default
+            all.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class Divergence:
         self._cache: dict[tuple[int, int], list[_Teacher]] = {}
 
     @torch.inference_mode()
-    def of(self, model: nn.Module, row: int, hidden: Tensor) -> Tensor:
+    def measure(self, model: nn.Module, row: int, hidden: Tensor) -> Tensor:
         """Return the mean divergence of one row in nats, as a float64 scalar.
 
         Args:
             model: Any model with the dense head.
             row: Index of the sequence.
-            hidden: The pruned model's last hidden states of it, ``(length, hidden)``.
+            hidden: The pruned model's last hidden states for it, ``(length, hidden)``.
         """
         if self._positions is not None:
             hidden = hidden[self._positions[row]]
@@ -77,33 +79,33 @@ class Divergence:
         for start in range(0, len(hidden), self._chunk):
             parts, states = Parts(), hidden[start : start + self._chunk]
             for teacher, student in zip(
-                self._teacher(model, row, start), tiles(model, states), strict=True
+                self._teach(model, row, start), tiles(model, states), strict=True
             ):
-                found = student.logsumexp(-1)
+                sums = student.logsumexp(-1)
                 expected = torch.linalg.vecdot(teacher.probabilities, student)
-                within = teacher.negative_entropy - expected + teacher.mass * found
-                parts.add(within, teacher.logsumexp, found)
+                within = teacher.negative_entropy - expected + teacher.mass * sums
+                parts.add(within, teacher.logsumexp, sums)
             total += parts.divergence().double().sum()
         return (total / len(hidden)).clamp_min(0)  # rounding can leave -1e-9 of nothing
 
-    def _teacher(self, model: nn.Module, row: int, start: int) -> Iterable[_Teacher]:
+    def _teach(self, model: nn.Module, row: int, start: int) -> Iterable[_Teacher]:
         """Return a chunk of the teacher, from the cache or from its hidden states."""
         key = (row, start)
         if key in self._cache:
             return self._cache[key]
         states = self._hidden[row, start : start + self._chunk]
-        made = map(_of, tiles(model, states))
+        teachers = map(_read_logits, tiles(model, states))
         vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
         size = 4 * len(states) * vocabulary
         if size > self._free:
-            return made
+            return teachers
         self._free -= size
-        self._cache[key] = list(made)
+        self._cache[key] = list(teachers)
         return self._cache[key]
 
 
-def _of(scores: Tensor) -> _Teacher:
-    """Return what logits say."""
+def _read_logits(scores: Tensor) -> _Teacher:
+    """Return the predictions of logits, ``(positions, part)``."""
     log_probabilities, sums = normalised(scores)
     probabilities = log_probabilities.exp()
     negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)

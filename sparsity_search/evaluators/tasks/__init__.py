@@ -1,4 +1,4 @@
-"""Multiple-choice questions: how often, or how clearly, the model prefers the right choice."""
+"""Multiple-choice questions: error or loss of the model's answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError, DataError
 from sparsity_search.evaluators.tasks.choices import Encoded, encode, log_likelihoods
 from sparsity_search.evaluators.tasks.lm_eval import Scorer, load_tasks
-from sparsity_search.evaluators.tasks.questions import Question, digest, in_turns, read_questions
+from sparsity_search.evaluators.tasks.questions import Question, digest, read_questions, take_turns
 from sparsity_search.interfaces.evaluator import Evaluator, OwnData, Proxy
 from sparsity_search.models.running.head import check_head
 from sparsity_search.trials.history import Score
@@ -29,15 +29,15 @@ _Asker = Callable[[nn.Module, Sequence[int]], list[float]]
 class TasksEvaluator(Evaluator):
     """Multiple-choice questions from files or lm-eval tasks: loss or error of the answers.
 
-    A choice's score is the log-likelihood of its tokens after ``Question: …`` and, on the next
-    line, ``Answer:``; divided by its characters (lm-eval's ``acc_norm``) or not (``acc``). The
-    model's answer is the choice with the best score. The loss is the cross-entropy of the right
-    choice, in nats, under a softmax over the scores: unlike the error it changes with every
-    weight.
+    The score of a choice is the log-likelihood of its tokens after ``Question: …`` and, on the
+    next line, ``Answer:``. It is divided by the choice's characters (lm-eval's ``acc_norm``) or
+    not (``acc``). The model's answer is the choice with the best score. The loss is the
+    cross-entropy of the right choice, in nats, under a softmax over the scores. Unlike the error
+    it changes with every weight.
 
-    The rows are its own: row ``r`` stands for ``examples`` consecutive questions, from number
-    ``r · examples`` on, and the text that is bound is not read. Several files or tasks take turns,
-    one question of each.
+    The questions are the evaluator's own data: row ``r`` has ``examples`` consecutive questions,
+    from number ``r · examples`` on. The bound text is not read. Several files or tasks take
+    turns, one question of each.
 
     lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) makes the prompts of its tasks
     and scores them itself; files are scored by the same rules without it.
@@ -46,8 +46,9 @@ class TasksEvaluator(Evaluator):
         files: JSON lines with a question each: ``query``, ``choices`` and ``gold``, or
             ``question``, ``choices`` and ``answer`` or ``answerKey``.
         tasks: Names of multiple-choice tasks or groups of lm-eval, in place of files.
-        include: Folder with task files (YAML) of one's own, for lm-eval.
-        num_fewshot: Examples before each question of lm-eval; by default what the task says.
+        include: Folder with further task files (YAML) for lm-eval.
+        num_fewshot: Examples before each question of lm-eval; by default as many as the task
+            says.
         examples: Questions in a row.
         measure: ``loss``, or ``error``: 1 - accuracy.
         normalise: Divide log-likelihoods by the choices' characters.
@@ -98,19 +99,19 @@ class TasksEvaluator(Evaluator):
             raise ConfigError("tasks needs the model's tokenizer: bind(dense, tokens, tokenizer)")
         self.own_data().check(1, "lower examples, or give more questions")
         if self.tasks:
-            return _TasksProxy(self, self._questions, self._by_lm_eval(tokenizer))
+            return _TasksProxy(self, self._questions, self._make_lm_eval_asker(tokenizer))
         config = dense.config.get_text_config()  # type: ignore[operator, union-attr]
         longest = getattr(config, "max_position_embeddings", None)
         encoder = _Encoder(self._questions, tokenizer, longest)
-        check_head(dense, encoder.encoded(0)[0].inputs[None])
+        check_head(dense, encoder.encode(0)[0].inputs[None])
 
         def ask(model: nn.Module, indices: Sequence[int]) -> list[float]:
-            sequences = [one for index in indices for one in encoder.encoded(index)]
+            sequences = [one for index in indices for one in encoder.encode(index)]
             return log_likelihoods(model, sequences, self.batch_size)
 
         return _TasksProxy(self, self._questions, ask)
 
-    def _by_lm_eval(self, tokenizer: Any) -> _Asker:
+    def _make_lm_eval_asker(self, tokenizer: Any) -> _Asker:
         scorer = Scorer(tokenizer, self.batch_size)
 
         def ask(model: nn.Module, indices: Sequence[int]) -> list[float]:
@@ -120,15 +121,15 @@ class TasksEvaluator(Evaluator):
 
     @cached_property
     def _questions(self) -> tuple[Question, ...]:
-        """All questions; read once, so that what is asked is what the digest tells."""
+        """All questions; they are read once, so that the digest is theirs."""
         if not self.files and not self.tasks:
             raise ConfigError(
                 "tasks asks what files or tasks hold: give one of these settings, "
                 "e.g. --set evaluator.files=[questions.jsonl]"
             )
         if self.tasks:
-            return in_turns(load_tasks(self.tasks, self.include, self.num_fewshot))
-        return in_turns([read_questions(Path(file)) for file in self.files])
+            return take_turns(load_tasks(self.tasks, self.include, self.num_fewshot))
+        return take_turns([read_questions(Path(file)) for file in self.files])
 
 
 class _Encoder:
@@ -140,12 +141,12 @@ class _Encoder:
         self._longest = longest
         self._known: dict[int, list[Encoded]] = {}
 
-    def encoded(self, index: int) -> list[Encoded]:
+    def encode(self, index: int) -> list[Encoded]:
         """Return the choices of a question."""
         if index not in self._known:
             prompts = self._questions[index].prompts
-            found = [encode(self._tokenizer, *prompt, self._longest) for prompt in prompts]
-            self._known[index] = found
+            sequences = [encode(self._tokenizer, *prompt, self._longest) for prompt in prompts]
+            self._known[index] = sequences
         return self._known[index]
 
 
@@ -175,7 +176,7 @@ class _TasksProxy(Proxy):
         return self.combine(parts)
 
     def _loss(self, question: Question, found: Iterator[float]) -> float:
-        """Return what one question counts; not a number if the model is broken."""
+        """Return the loss or error of one question; NaN if the model is broken."""
         scores = [next(found) for _ in question.prompts]
         if self._settings.normalise:
             scores = [s / n for s, n in zip(scores, question.characters, strict=True)]

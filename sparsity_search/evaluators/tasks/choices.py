@@ -17,8 +17,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         inputs: Tokens that the model reads: all but the last, ``(n,)`` int64.
-        targets: Tokens of the continuation, ``(m,)`` int64; the last ``m`` predictions are
-            theirs.
+        targets: Tokens of the continuation, ``(m,)`` int64, predicted at the last ``m`` positions.
     """
 
     inputs: Tensor
@@ -28,14 +27,14 @@ class Encoded(NamedTuple):
 def encode(tokenizer: Any, context: str, continuation: str, longest: int | None) -> Encoded:
     """Return the tokens of a continuation after its context.
 
-    As in lm-eval, spaces that end the context go to the continuation, both are tokenised as one
-    text with the tokenizer's special tokens, and what is too long is cut from the left.
+    As in lm-eval, trailing spaces of the context go to the continuation, both are tokenised as
+    one text with the tokenizer's special tokens, and a text that is too long is cut on the left.
 
     Args:
         tokenizer: The model's.
         context: Not empty.
-        continuation: What is scored.
-        longest: Tokens that the model can read; None for any number.
+        continuation: The text to score.
+        longest: Most tokens that the model can read; None for no limit.
 
     Raises:
         DataError: The continuation has no tokens of its own, or more than the model can read.
@@ -61,23 +60,23 @@ def log_likelihoods(
 
     Args:
         model: The model.
-        sequences: What to score.
-        batch_size: How many pass the model at once. Shorter ones are padded on the right, which
-            a causal model does not see.
+        sequences: The continuations to score.
+        batch_size: Sequences in a forward pass. Shorter ones are padded on the right, which a
+            causal model does not see.
     """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].inputs))
-    found = [0.0] * len(sequences)
+    scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        inputs = [sequences[i].inputs for i in chosen]
+        batch = order[start : start + batch_size]
+        inputs = [sequences[i].inputs for i in batch]
         hidden = last_hidden(model, nn.utils.rnn.pad_sequence(inputs, batch_first=True))
-        for i, states in zip(chosen, hidden, strict=True):
+        for i, states in zip(batch, hidden, strict=True):
             stop, targets = len(sequences[i].inputs), sequences[i].targets.to(states.device)
-            found[i] = -float(loss(model, states[stop - len(targets) : stop], targets))
-    return found
+            scores[i] = -float(loss(model, states[stop - len(targets) : stop], targets))
+    return scores
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    # verbose=False: what is longer than the model's context is cut later
+    # verbose=False: texts that are too long for the model are cut later
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return ids

@@ -24,7 +24,7 @@ class Question:
     """A question with one right choice.
 
     Attributes:
-        prompts: Context and continuation of each choice; the continuation is what is scored.
+        prompts: Context and continuation of each choice; the continuation is scored.
         characters: Length of each choice, by which lm-eval's ``acc_norm`` divides.
         answer: Index of the right choice.
     """
@@ -51,16 +51,16 @@ def read_questions(path: Path) -> list[Question]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise DataError(f"cannot read the questions in {path}: {reason}") from error
     numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    found = [_parsed(line, f"{path.name}, line {number}") for number, line in numbered]
-    if not found:
+    questions = [_parse(line, f"{path.name}, line {number}") for number, line in numbered]
+    if not questions:
         raise DataError(f"{path.name} holds no questions: write one a line")
-    return found
+    return questions
 
 
-def in_turns(sources: Iterable[Sequence[Question]]) -> tuple[Question, ...]:
-    """Return the questions of all sources, one of each in turn while they last.
+def take_turns(sources: Iterable[Sequence[Question]]) -> tuple[Question, ...]:
+    """Return the questions of all sources: one of each in turn, while it has any.
 
-    >>> in_turns(["ad", "b", "ce"])
+    >>> take_turns(["ad", "b", "ce"])
     ('a', 'b', 'c', 'd', 'e')
     """
     turns = zip_longest(*sources)
@@ -75,7 +75,7 @@ def digest(questions: Sequence[Question]) -> str:
     return total.hexdigest()[:16]
 
 
-def _parsed(line: str, place: str) -> Question:
+def _parse(line: str, place: str) -> Question:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -83,14 +83,14 @@ def _parsed(line: str, place: str) -> Question:
     if not isinstance(row, dict):
         raise DataError(f"{place} is no question: {_FORMS}")
     text = row.get("query", row.get("question"))
-    choices, labels = _choices(row.get("choices"))
+    choices, labels = _read_choices(row.get("choices"))
     if not isinstance(text, str) or not text.strip() or len(choices) < 2:
         raise DataError(f"{place} is no question with two choices or more: {_FORMS}")
     answer = next((row[key] for key in ("gold", "answer", "answerKey") if key in row), None)
-    index = _index(answer, choices, labels)
+    index = _find_answer(answer, choices, labels)
     if index is None:
         raise DataError(f"{place}: {answer!r} is none of its {len(choices)} choices")
-    context = f"{_prompt(row, text)}\nAnswer:"
+    context = f"{_format_prompt(row, text)}\nAnswer:"
     return Question(
         prompts=tuple((context, f" {choice}") for choice in choices),
         characters=tuple(len(choice) for choice in choices),
@@ -98,13 +98,13 @@ def _parsed(line: str, place: str) -> Question:
     )
 
 
-def _prompt(row: Mapping[str, Any], text: str) -> str:
-    """Return the question as the model reads it; a query has its heading already."""
+def _format_prompt(row: Mapping[str, Any], text: str) -> str:
+    """Return the question's text for the model; a query has its heading already."""
     return text.rstrip() if "query" in row else f"Question: {text.strip()}"
 
 
-def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """Return the texts of the choices and their labels; nothing if they are of no known form."""
+def _read_choices(value: Any) -> tuple[list[str], list[str]]:
+    """Return the texts of the choices and their labels; empty lists for an unknown form."""
     labels = None
     if isinstance(value, dict):
         value, labels = value.get("text"), value.get("label")
@@ -116,8 +116,8 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
     return (value, named) if len(named) >= len(value) else ([], [])
 
 
-def _index(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
-    """Return which choice is right: by label, by index, or as the choice itself."""
+def _find_answer(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
+    """Return the index of the right choice, given by label, by index or by its text."""
     if str(answer) in labels[: len(choices)]:
         return labels.index(str(answer))
     if isinstance(answer, str):

@@ -1,1 +1,1 @@
-"""What is removed from a decoder block: single weights, or structures of several layers."""
+"""Kinds of units: single weights of a decoder block, or structures of several layers."""

@@ -23,9 +23,9 @@ from sparsity_search.models.anatomy.views import Part, StructuredView
 class HeadUnits(UnitKind):
     """Feed-forward channels, and query heads, equally many of every key-value group.
 
-    A structure of the attention is the query heads at one place of every group, so that all
-    groups stay equal; keys and values stay. Where every query head has its own keys, it is the
-    whole head.
+    A structure of the attention is the query heads at the same place of every group, so that all
+    groups stay equal. Keys and values stay. If every query head has its own keys, the structure
+    is the whole head.
     """
 
     def find(self, block: Block) -> Iterator[FoundUnit]:
@@ -33,7 +33,7 @@ class HeadUnits(UnitKind):
         for part in divisible(block):
             attention = part.role == "attention"
             parts = _query_heads(part, block) if attention else channels(part)
-            # keys that stay are told how many queries read each
+            # shared keys stay, and depend on how many queries read each
             alone = len(parts) == len(part.linears)
             yield FoundUnit(part.name, part.role, StructuredView(parts, alone=alone))
 

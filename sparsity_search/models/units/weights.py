@@ -26,7 +26,7 @@ class WeightUnits(UnitKind):
     """One unit for each linear layer and each matrix of an expert; single weights are removed.
 
     The rows of fused projections are units by role: ``c_attn[q]``, ``c_attn[k]``, ``c_attn[v]``.
-    Routers, and gates of shared experts, are left alone.
+    Routers, and gates of shared experts, are not units.
     """
 
     def find(self, block: Block) -> Iterator[FoundUnit]:

@@ -15,7 +15,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import Pairs
-from sparsity_search.searchers.bases.training import targets
+from sparsity_search.searchers.bases.training import log_scores
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import digest
@@ -78,7 +78,7 @@ class Dataset:
         kinds = zip(self.fidelities, self._stages, strict=True)
         groups = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
         blocks = Features(space).blocks(levels)
-        return Pairs(blocks, targets(np.array(self.scores)), np.array(groups, dtype=np.int64))
+        return Pairs(blocks, log_scores(np.array(self.scores)), np.array(groups, dtype=np.int64))
 
     def to_json(self) -> dict[str, Any]:
         """Return the data set as a JSON object: counts, one list for each pair."""

@@ -17,18 +17,19 @@ Objective = Literal["rank", "regression"]
 KINDS = ("ridge", "xgboost", "sklearn")
 OBJECTIVES = ("rank", "regression")
 
-#: Prior variance of a ridge's signal over the noise's: the likeliest of these is taken.
+#: Ratios of a ridge's prior variance to its noise variance; the likeliest is taken.
 _RATIOS = 10.0 ** np.arange(-3, 5.5, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What a model is fitted to: candidates and their scores.
+    """Candidates and their scores, to which a model is fitted.
 
     Attributes:
         blocks: Features, see `Features.blocks`; ``(n, n_columns)`` each.
         scores: ``(n,)`` float64, finite; lower is better.
-        groups: Which scores may be compared, ``(n,)`` int64: one number for each fidelity.
+        groups: A number for each fidelity, ``(n,)`` int64. Only scores of one group may be
+            compared.
     """
 
     blocks: Mapping[str, np.ndarray]
@@ -49,27 +50,27 @@ class Pairs:
 
 
 class Fitted(Protocol):
-    """A model that was fitted."""
+    """A fitted model of scores."""
 
     def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return predicted scores, lower is better, and their spread, ``(n,)`` each.
 
-        Their scale is the model's own: what one fidelity adds is not in them.
+        The scale is the model's own. It leaves out the offset of a fidelity.
         """
 
 
 def fit(pairs: Pairs, settings: ModelSettings, seed: int) -> Fitted:
-    """Return a model of the kind that the settings name, fitted to at least two pairs."""
+    """Fit a model of the settings' kind to at least two pairs, and return it."""
     return Ridge.fit(pairs) if settings.model == "ridge" else Boosted.fit(pairs, settings, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model, and how its trees grow.
+    """The kind of a model, and the growth of its trees.
 
     Args:
         model: ``"ridge"``, or trees of ``"xgboost"`` or ``"sklearn"``.
-        objective: Of xgboost: ``"rank"`` for pairs within a group (``rank:pairwise``), or
+        objective: For xgboost: ``"rank"`` for pairs within a group (``rank:pairwise``), or
             ``"regression"``.
         members: Models of an ensemble of trees, each of a random four fifths of the pairs.
         trees: Boosting rounds.
@@ -106,10 +107,10 @@ class ModelSettings:
 class Ridge:
     """Ridge regression on all features and the squares of the levels, in closed form.
 
-    It is the mean of a Gaussian posterior; the ratio of prior to noise is the one of greatest
-    marginal likelihood (MacKay, Neural Computation 1992). Each block of features has the same
-    prior variance in all, and within a block the columns keep their scales: a level of one gene
-    means as much as one of another, however seldom it moved.
+    The weights are the mean of a Gaussian posterior. The ratio of prior to noise maximises the
+    marginal likelihood (MacKay, Neural Computation 1992). All blocks of features have the same
+    total prior variance. Columns of a block keep their scales, so that a level of a gene that
+    seldom moved means as much as a level of another.
     """
 
     centre: np.ndarray
@@ -122,22 +123,25 @@ class Ridge:
 
     @classmethod
     def fit(cls, pairs: Pairs) -> Ridge:
-        """Return the regression; every group has an offset of its own."""
-        blocks = _with_squares(pairs.blocks)
+        """Return the regression. Every group has an offset of its own."""
+        blocks = _add_squares(pairs.blocks)
         scales = {name: float(np.sqrt(block.var(axis=0).sum())) for name, block in blocks.items()}
-        x = _scaled(blocks, scales)
+        x = _scale(blocks, scales)
         centre, y = x.mean(axis=0), pairs.scores
-        within, targets = centred(x, pairs.groups), centred(y[:, None], pairs.groups)[:, 0]
-        axes, variances = _axes(within)
+        within, targets = (
+            centre_groups(x, pairs.groups),
+            centre_groups(y[:, None], pairs.groups)[:, 0],
+        )
+        axes, variances = _decompose(within)
         along = axes.T @ (within.T @ targets)
         free = len(y) - len(np.unique(pairs.groups))
-        ratio, noise = _evidence(along, variances, float(targets @ targets), free)
+        ratio, noise = _maximise_evidence(along, variances, float(targets @ targets), free)
         shrink = ratio / (1 + ratio * variances)
         return cls(centre, scales, axes @ (shrink * along), axes, shrink, ratio, noise)
 
     def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the posterior's mean and deviation, ``(n,)`` each."""
-        x = _scaled(_with_squares(blocks), self.scales) - self.centre
+        x = _scale(_add_squares(blocks), self.scales) - self.centre
         seen = np.square(x @ self.axes)
         variance = self.ratio * np.square(x).sum(axis=1) - seen @ (self.ratio - self.shrink)
         return x @ self.weights, np.sqrt(self.noise * np.maximum(variance, 0))
@@ -152,9 +156,9 @@ class Boosted:
 
     @classmethod
     def fit(cls, pairs: Pairs, settings: ModelSettings, seed: int) -> Boosted:
-        """Return the ensemble; a single member sees all pairs, several see random four fifths."""
+        """Return the ensemble. A single member sees all pairs, several see four fifths each."""
         rank = settings.model == "xgboost" and settings.objective == "rank"
-        x, y = pairs.matrix, centred(pairs.scores[:, None], pairs.groups)[:, 0]
+        x, y = pairs.matrix, centre_groups(pairs.scores[:, None], pairs.groups)[:, 0]
         rng = np.random.default_rng(seed)
         members = []
         for _ in range(settings.members):
@@ -164,24 +168,24 @@ class Boosted:
             rows = rows[np.argsort(pairs.groups[rows], kind="stable")]
             drawn = int(rng.integers(2**31))
             if settings.model == "sklearn":
-                members.append(_sklearn(x[rows], y[rows], settings, drawn))
+                members.append(_fit_sklearn(x[rows], y[rows], settings, drawn))
             else:
-                members.append(_xgboost(x[rows], y[rows], pairs.groups[rows], settings, drawn))
+                members.append(_fit_xgboost(x[rows], y[rows], pairs.groups[rows], settings, drawn))
         return cls(members, -1.0 if rank else 1.0)
 
     def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and deviation over the members, ``(n,)`` each."""
         x = np.concatenate(list(blocks.values()), axis=1)
-        found = self.sign * np.array([_predicted(member, x) for member in self.members])
-        return found.mean(axis=0), found.std(axis=0)
+        predicted = self.sign * np.array([_predict(member, x) for member in self.members])
+        return predicted.mean(axis=0), predicted.std(axis=0)
 
     def importance(self, n_features: int) -> np.ndarray:
-        """Return what xgboost's splits by each feature gain, ``(n_features,)``."""
-        found = np.zeros(n_features)
+        """Return the total gain of xgboost's splits by each feature, ``(n_features,)``."""
+        gains = np.zeros(n_features)
         for member in self.members:
             for name, gain in member.get_score(importance_type="total_gain").items():
-                found[int(name[1:])] += gain
-        return found
+                gains[int(name[1:])] += gain
+        return gains
 
     def to_json(self) -> list[Any]:
         """Return xgboost's own JSON of each member."""
@@ -198,13 +202,13 @@ class Boosted:
         return cls(members, -1.0 if rank else 1.0)
 
 
-def _xgboost(
+def _fit_xgboost(
     x: np.ndarray, y: np.ndarray, groups: np.ndarray, settings: ModelSettings, seed: int
 ) -> Any:
     import xgboost
 
     rank = settings.objective == "rank"
-    data = xgboost.DMatrix(x, label=_relevance(y, groups) if rank else y, nthread=1)
+    data = xgboost.DMatrix(x, label=_rank_relevance(y, groups) if rank else y, nthread=1)
     parameters: dict[str, Any] = {
         "objective": "rank:pairwise" if rank else "reg:squarederror",
         "tree_method": "hist",
@@ -223,7 +227,7 @@ def _xgboost(
     return xgboost.train(parameters, data, num_boost_round=settings.trees)
 
 
-def _sklearn(x: np.ndarray, y: np.ndarray, settings: ModelSettings, seed: int) -> Any:
+def _fit_sklearn(x: np.ndarray, y: np.ndarray, settings: ModelSettings, seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
@@ -240,44 +244,44 @@ def _sklearn(x: np.ndarray, y: np.ndarray, settings: ModelSettings, seed: int) -
         return model.fit(x, y)
 
 
-def _predicted(member: Any, x: np.ndarray) -> np.ndarray:
+def _predict(member: Any, x: np.ndarray) -> np.ndarray:
     if hasattr(member, "inplace_predict"):
         return np.asarray(member.inplace_predict(x), dtype=np.float64)
     return np.asarray(member.predict(x), dtype=np.float64)
 
 
-def _relevance(y: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _rank_relevance(y: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return ranks within groups, the best (lowest) score highest."""
-    found = np.empty(len(y))
+    ranks = np.empty(len(y))
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        found[rows] = np.unique(-y[rows], return_inverse=True)[1]
-    return found
+        ranks[rows] = np.unique(-y[rows], return_inverse=True)[1]
+    return ranks
 
 
-def _with_squares(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _add_squares(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**blocks, "squares": np.square(blocks["levels"])}
 
 
-def _scaled(blocks: Mapping[str, np.ndarray], scales: Mapping[str, float]) -> np.ndarray:
-    """Return blocks side by side, each with unit variance in all; without variance it is 0."""
+def _scale(blocks: Mapping[str, np.ndarray], scales: Mapping[str, float]) -> np.ndarray:
+    """Return blocks side by side, each of unit total variance, or 0 if it has no variance."""
     return np.concatenate(
         [blocks[n] / s if s > 0 else 0 * blocks[n] for n, s in scales.items()], 1
     )
 
 
-def centred(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return rows less the mean of their group."""
+def centre_groups(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return rows minus the mean of their group."""
     _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), x.shape[1]))
     np.add.at(sums, index, x)
     return np.asarray(x - (sums / counts[:, None])[index])
 
 
-def _axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _decompose(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the right singular vectors ``(n_features, r)`` and squared singular values ``(r,)``.
 
-    From the smaller of the two products of ``x`` with itself.
+    They are computed from the smaller of the two products of ``x`` with itself.
     """
     wide = x.shape[1] > x.shape[0]
     values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -286,10 +290,10 @@ def _axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (x.T @ vectors / np.sqrt(values) if wide else vectors), values
 
 
-def _evidence(
+def _maximise_evidence(
     along: np.ndarray, variances: np.ndarray, total: float, free: int
 ) -> tuple[float, float]:
-    """Return the likeliest ratio of prior to noise variance, and that noise variance.
+    """Return the likeliest ratio of prior to noise variance, and its noise variance.
 
     Args:
         along: Product of features and targets along each axis, ``(r,)``.

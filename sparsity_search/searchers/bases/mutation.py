@@ -16,18 +16,18 @@ from sparsity_search.spaces.space import Space
 
 @dataclass(frozen=True, kw_only=True)
 class Mutation:
-    """How a parent becomes a child.
+    """Makes a child of a parent by a few switches.
 
-    ``f`` switches follow each other, ``f = min(U1, U2)`` and both uniform on
-    ``{1..max_switches}``, so that small changes are the likelier (EvoPress, arXiv 2410.14649,
-    section 3). A switch moves the same number of levels from one gene to another.
+    A switch moves the same number of levels from one gene to another. The number of switches is
+    ``min(U1, U2)`` with both uniform on ``{1..max_switches}``, so small changes are more likely
+    (EvoPress, arXiv 2410.14649, section 3).
 
     Args:
         max_switches: Most switches in one mutation.
         strides: Levels that a switch moves; one is drawn for each child.
         within: Switch between any two genes (``"all"``), or two of the same ``"role"``.
-        tournament: Children drawn for each one returned. Where the space has a hint, the one of
-            least predicted loss is returned; 1 takes no advice.
+        tournament: Children drawn for each one that is returned, the one of least loss by the
+            first hint of the space. 1 uses no hint.
     """
 
     max_switches: int = 3
@@ -74,8 +74,8 @@ class Mutation:
         """Return a child; the parent itself where the bounds allow no move.
 
         Args:
-            space: Where both lie.
-            parent: What to change.
+            space: The space of both.
+            parent: The candidate to change.
             rng: The only source of randomness.
             likely: Probability of each stride, ``(n_strides,)``; by default all are equal.
         """
@@ -110,9 +110,9 @@ class Mutation:
 def stride_shares(strides: Sequence[int], winners: Sequence[Sequence[Candidate]]) -> np.ndarray:
     """Return the probability of each stride from the changes that won so far, ``(n_strides,)``.
 
-    The stride nearest to the largest change of level by which a round's winner differs from the
-    one before gets a point; earlier points fade by a tenth a round. Every stride keeps the share
-    of one point (probability matching).
+    Each round, a point goes to the stride nearest to the largest change of level between this
+    winner and the last. Earlier points fade by a tenth a round. Every stride keeps the share of
+    one point (probability matching).
     """
     points = np.ones(len(strides))
     known = np.array(strides)

@@ -1,4 +1,4 @@
-"""Pairs of candidates and scores, as predictors are fitted to them and judged by them."""
+"""Pairs of candidates and scores, and how well a predictor ranks them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.searchers.bases.features import Features
-from sparsity_search.searchers.bases.models import Fitted, ModelSettings, Pairs, centred, fit
+from sparsity_search.searchers.bases.models import Fitted, ModelSettings, Pairs, centre_groups, fit
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement
 
-#: Fewest scores of one fidelity in a round whose order says something.
+#: Fewest scores of one fidelity in a round whose order is judged.
 _FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RankCorrelation:
-    """How well a round's scores were predicted by a model that had not seen them.
+    """Agreement of a round's scores with a model of the rounds before it.
 
     Attributes:
         round: Round of the study.
         tau: Kendall's tau-b of prediction and score.
-        n: Candidates: those of the fidelity that most of the round were measured at.
+        n: Number of candidates, all of the round's most frequent fidelity.
     """
 
     round: int
@@ -33,13 +33,13 @@ class RankCorrelation:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How well held-out scores were predicted.
+    """Agreement of held-out scores with their predictions.
 
     Attributes:
-        r2: Share of their variance that is explained; NaN if there is none.
+        r2: Explained share of the variance; NaN if there is none.
         mae: Mean absolute error, in the unit of the targets.
         tau: Kendall's tau-b.
-        n: How many.
+        n: Number of scores.
     """
 
     r2: float
@@ -48,33 +48,33 @@ class Figures:
     n: int
 
 
-def usable(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Return what did not fail."""
+def drop_failed(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the measurements with finite scores."""
     return [m for m in measurements if not m.failed]
 
 
-def pairs_of(space: Space, measurements: Sequence[Measurement]) -> Pairs:
-    """Return pairs of the measurements, which did not fail; a fidelity is a group."""
+def build_pairs(space: Space, measurements: Sequence[Measurement]) -> Pairs:
+    """Return the pairs of measurements with finite scores; each fidelity is a group."""
     levels = np.array([m.candidate for m in measurements], dtype=np.float64)
     numbers: dict[Fidelity, int] = {}
     groups = [numbers.setdefault(m.fidelity, len(numbers)) for m in measurements]
     scores = np.array([m.score.value for m in measurements])
     blocks = Features(space).blocks(levels.reshape(-1, space.n_genes))
-    return Pairs(blocks, targets(scores), np.array(groups, dtype=np.int64))
+    return Pairs(blocks, log_scores(scores), np.array(groups, dtype=np.int64))
 
 
-def targets(scores: np.ndarray) -> np.ndarray:
-    """Return the logarithms of scores; the scores themselves if some are not positive."""
+def log_scores(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithms of scores, or the scores if some are not positive."""
     return np.log(scores) if (scores > 0).all() else scores
 
 
 def can_fit(pairs: Pairs) -> bool:
-    """Whether any two scores can be compared."""
+    """Whether some two scores can be compared."""
     return len(pairs) > len(np.unique(pairs.groups))
 
 
-def joined(first: Pairs, second: Pairs) -> Pairs:
-    """Return the pairs of both; they share no group."""
+def join(first: Pairs, second: Pairs) -> Pairs:
+    """Return the pairs of both, whose groups stay apart."""
     blocks = {n: np.concatenate([b, second.blocks[n]]) for n, b in first.blocks.items()}
     offset = int(first.groups.max(initial=-1)) + 1
     return Pairs(
@@ -84,7 +84,7 @@ def joined(first: Pairs, second: Pairs) -> Pairs:
     )
 
 
-def rank_correlations(
+def correlate_ranks(
     pairs: Pairs,
     rounds: Sequence[int],
     settings: ModelSettings,
@@ -96,20 +96,20 @@ def rank_correlations(
     """Predict each round with a model of the rounds before it, and compare the order.
 
     Args:
-        pairs: What was measured, oldest first.
+        pairs: The measurements, oldest first.
         rounds: Round of each pair.
-        settings: The model. Of trees one member is fitted.
-        last: Only this many of the last rounds; by default all.
-        startup: Fewest measurements that a model is fitted to.
-        more: Pairs that every model sees besides.
+        settings: The model. An ensemble of trees has one member here.
+        last: Number of last rounds to judge; by default all.
+        startup: Fewest measurements to fit a model to.
+        more: Further pairs for every model.
     """
     of = np.array(rounds, dtype=np.int64)
-    found: list[RankCorrelation] = []
+    taus: list[RankCorrelation] = []
     for round_ in sorted(set(rounds), reverse=True):
-        if last is not None and len(found) == last:
+        if last is not None and len(taus) == last:
             break
         before, now = np.flatnonzero(of < round_), np.flatnonzero(of == round_)
-        seen = pairs[before] if more is None else joined(pairs[before], more)
+        seen = pairs[before] if more is None else join(pairs[before], more)
         if len(before) < startup or not can_fit(seen):
             break
         largest = np.bincount(pairs.groups[now]).argmax()
@@ -117,18 +117,18 @@ def rank_correlations(
         if len(held_out) >= _FEWEST:
             predicted, _ = fit(seen, settings, round_).predict(held_out.blocks)
             tau = kendall(predicted, held_out.scores)
-            found.append(RankCorrelation(round_, tau, len(held_out)))
-    return found[::-1]
+            taus.append(RankCorrelation(round_, tau, len(held_out)))
+    return taus[::-1]
 
 
-def figures(model: Fitted, pairs: Pairs) -> Figures:
-    """Return how well a model predicts pairs that it has not seen, within their groups.
+def judge(model: Fitted, pairs: Pairs) -> Figures:
+    """Return how well a model predicts held-out pairs, within their groups.
 
-    A model knows no group's offset, so all are taken from the group's mean.
+    A model knows no group's offset, so errors are taken from the group's mean.
     """
     predicted, _ = model.predict(pairs.blocks)
     columns = np.stack([predicted, pairs.scores], axis=1)
-    within = centred(columns, pairs.groups)
+    within = centre_groups(columns, pairs.groups)
     error, total = within[:, 0] - within[:, 1], float(np.square(within[:, 1]).sum())
     return Figures(
         r2=1 - float(np.square(error).sum()) / total if total > 0 else np.nan,

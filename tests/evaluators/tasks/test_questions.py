@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import DataError
-from sparsity_search.evaluators.tasks.questions import Question, digest, in_turns, read_questions
+from sparsity_search.evaluators.tasks.questions import Question, digest, read_questions, take_turns
 
 CHOICES = ["a cat", "two dogs"]
 EXPECTED = Question(
@@ -89,7 +89,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
 
 def test_turns_and_digest() -> None:
     a, b, c = (Question((("x", str(i)),) * 2, (1, 1), 0) for i in range(3))
-    assert in_turns([[a, b], [c]]) == (a, c, b)
-    assert in_turns([[a, b]]) == (a, b)
+    assert take_turns([[a, b], [c]]) == (a, c, b)
+    assert take_turns([[a, b]]) == (a, b)
     assert len({digest([a, b]), digest([b, a]), digest([a]), digest([])}) == 4
     assert digest([a, b]) == digest((a, b))

@@ -7,7 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sparsity_search.searchers.bases.features import Features, by_role, depths, losses_at
+from sparsity_search.searchers.bases.features import (
+    Features,
+    group_by_role,
+    interpolate_losses,
+    measure_depths,
+)
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.testing.problems import toy_parametric, toy_space
@@ -69,7 +74,7 @@ def test_losses_between_and_beyond_levels(space: SearchSpace) -> None:
     levels = np.full((3, 14), float(hint.lower[0]))
     levels[1] += 0.25
     levels[2] -= 5
-    found = losses_at(hint, levels)
+    found = interpolate_losses(hint, levels)
     first = np.array([loss[0] for loss in hint.losses])
     second = np.array([loss[1] for loss in hint.losses])
     assert found[0] == pytest.approx(first)
@@ -79,5 +84,5 @@ def test_losses_between_and_beyond_levels(space: SearchSpace) -> None:
 
 def test_depth_is_the_place_within_a_role() -> None:
     roles = ("q", "up", "q", "q", "q")
-    assert by_role(roles) == [[0, 2, 3, 4], [1]]
-    assert depths(roles) == [0.0, 0.0, 0.25, 0.5, 0.75]
+    assert group_by_role(roles) == [[0, 2, 3, 4], [1]]
+    assert measure_depths(roles) == [0.0, 0.0, 0.25, 0.5, 0.75]

@@ -15,7 +15,7 @@ from sparsity_search.searchers.bases.models import (
     ModelSettings,
     Pairs,
     Ridge,
-    centred,
+    centre_groups,
     fit,
 )
 
@@ -145,7 +145,7 @@ def test_constant_scores_and_features() -> None:
 
 def test_centred_by_group() -> None:
     x = np.array([[1.0], [10.0], [3.0], [30.0]])
-    assert centred(x, np.array([7, 2, 7, 2]))[:, 0].tolist() == [-1.0, -10.0, 1.0, 10.0]
+    assert centre_groups(x, np.array([7, 2, 7, 2]))[:, 0].tolist() == [-1.0, -10.0, 1.0, 10.0]
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ from scipy.stats import kendalltau
 from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
 from sparsity_search.searchers.bases.training import (
     RankCorrelation,
+    build_pairs,
     can_fit,
-    figures,
-    joined,
+    correlate_ranks,
+    drop_failed,
+    join,
+    judge,
     kendall,
-    pairs_of,
-    rank_correlations,
+    log_scores,
     split,
-    targets,
-    usable,
 )
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.testing.problems import toy_space
@@ -63,33 +63,33 @@ def test_kendall_within_groups() -> None:
 
 def test_pairs_are_logs_in_groups_of_equal_tokens() -> None:
     history = measured(2, 3)
-    pairs = pairs_of(SPACE, history)
+    pairs = build_pairs(SPACE, history)
     assert pairs.groups.tolist() == [0, 0, 0, 1, 1, 1]
     assert pairs.scores == pytest.approx([log(m.score.value) for m in history])
     assert pairs.blocks["levels"].tolist() == [list(m.candidate) for m in history]
-    assert not len(pairs_of(SPACE, []))
+    assert not len(build_pairs(SPACE, []))
 
 
 def test_scores_that_are_not_positive_stay() -> None:
-    assert targets(np.array([1.0, 0.0, 2.0])).tolist() == [1.0, 0.0, 2.0]
+    assert log_scores(np.array([1.0, 0.0, 2.0])).tolist() == [1.0, 0.0, 2.0]
 
 
 def test_failures_are_left_out() -> None:
     bad = Measurement(
         round=0, rung=0, candidate=(0,) * 8, fidelity=Fidelity(1), score=Score(inf, ())
     )
-    assert usable([*measured(1, 2), bad]) == measured(1, 2)
+    assert drop_failed([*measured(1, 2), bad]) == measured(1, 2)
 
 
 def test_can_fit_needs_two_scores_of_one_fidelity() -> None:
-    pairs = pairs_of(SPACE, measured(3, 1))
+    pairs = build_pairs(SPACE, measured(3, 1))
     assert not can_fit(pairs)
-    assert can_fit(pairs_of(SPACE, measured(1, 2)))
+    assert can_fit(build_pairs(SPACE, measured(1, 2)))
 
 
 def test_joined_pairs_share_no_group() -> None:
-    first, second = pairs_of(SPACE, measured(2, 2)), pairs_of(SPACE, measured(1, 3))
-    both = joined(first, second)
+    first, second = build_pairs(SPACE, measured(2, 2)), build_pairs(SPACE, measured(1, 3))
+    both = join(first, second)
     assert both.groups.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert len(both) == 7
     assert both.blocks["levels"].shape == (7, 8)
@@ -97,14 +97,14 @@ def test_joined_pairs_share_no_group() -> None:
 
 def judged(history: list[Measurement], **more: int) -> list[RankCorrelation]:
     rounds = [m.round for m in history]
-    return rank_correlations(pairs_of(SPACE, history), rounds, ModelSettings(), startup=8, **more)
+    return correlate_ranks(build_pairs(SPACE, history), rounds, ModelSettings(), startup=8, **more)
 
 
 def test_a_round_is_predicted_by_the_rounds_before_it() -> None:
     history = measured(4)
     found = judged(history)
     assert [(entry.round, entry.n) for entry in found] == [(1, 8), (2, 8), (3, 8)]
-    before, now = pairs_of(SPACE, history[:24]), pairs_of(SPACE, history[24:])
+    before, now = build_pairs(SPACE, history[:24]), build_pairs(SPACE, history[24:])
     predicted, _ = fit(before, ModelSettings(), 3).predict(now.blocks)
     assert found[-1].tau == pytest.approx(kendall(predicted, now.scores))
     assert found[-1].tau > 0.5
@@ -119,7 +119,7 @@ def test_later_rounds_do_not_change_a_correlation() -> None:
 
 
 def test_split_parts_the_pairs() -> None:
-    pairs = pairs_of(SPACE, measured(2, 10))
+    pairs = build_pairs(SPACE, measured(2, 10))
     first, second = split(pairs, 0.7, np.random.default_rng(0))
     assert (len(first), len(second)) == (14, 6)
     assert sorted([*first.scores, *second.scores]) == sorted(pairs.scores)
@@ -138,9 +138,9 @@ class Fixed:
 def test_figures_take_no_account_of_offsets() -> None:
     pairs = Pairs({"levels": np.zeros((4, 1))}, np.array([1.0, 3.0, 11.0, 13.0]),
                   np.array([0, 0, 1, 1]))  # fmt: skip
-    exact = figures(Fixed([0.0, 2.0, -7.0, -5.0]), pairs)
+    exact = judge(Fixed([0.0, 2.0, -7.0, -5.0]), pairs)
     assert (exact.r2, exact.mae, exact.tau, exact.n) == (1.0, 0.0, 1.0, 4)
-    half = figures(Fixed([0.0, 1.0, 0.0, 1.0]), pairs)
+    half = judge(Fixed([0.0, 1.0, 0.0, 1.0]), pairs)
     assert half.r2 == pytest.approx(0.75)
     assert half.mae == pytest.approx(0.5)
-    assert figures(Fixed([1.0, 0.0, 1.0, 0.0]), pairs).tau == -1
+    assert judge(Fixed([1.0, 0.0, 1.0, 0.0]), pairs).tau == -1
