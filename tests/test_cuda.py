@@ -71,7 +71,7 @@ def test_allocators(name: str) -> None:
     found = []
     for device in ("cpu", GPU):
         allocator = ALLOCATORS.create(name)
-        subject = subject_on(device, allocator.units)
+        subject = subject_on(device, allocator.units[0])
         before = weights_of(subject.model)
         bounds = Bounds.of(subject.layout)
         found.append(allocator.allocate(subject, random_tokens(9, 16), Budget(0.5), bounds))

@@ -123,7 +123,7 @@ def test_every_method_can_be_run() -> None:
     for entry in known:
         assert (entry.allocator is None) == (entry.rounds is not None)
         assert entry.allocator is None or entry.allocator in ALLOCATORS.names()
-        assert entry.allocator is None or ALLOCATORS.get(entry.allocator).units == "weights"
+        assert entry.allocator is None or ALLOCATORS.get(entry.allocator).units[0] == "weights"
         for found in entry.measured:
             assert found.pruner in PRUNERS.names()
             assert 0 < found.sparsity < 1
