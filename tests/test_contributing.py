@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from sparsity_search.config.schema import load_config
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.interfaces.format import Document
@@ -42,6 +43,7 @@ from sparsity_search.testing.pruner import PrunerContract
 from sparsity_search.testing.searcher import SearcherContract
 from sparsity_search.testing.sensitivity import SensitivityContract
 from tests.helpers.installed import install
+from tests.helpers.odd_model import odd_model
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 BLOCKS = re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", TEXT)
@@ -103,7 +105,6 @@ def test_the_test_file_is_one_of_a_contract(site: Path, monkeypatch: pytest.Monk
     assert issubclass(module.TestSquared, PrunerContract)
 
 
-@pytest.mark.slow
 class TestPruner(PrunerContract):
     @pytest.fixture
     def pruner(self) -> Pruner:
@@ -111,7 +112,6 @@ class TestPruner(PrunerContract):
         return pruner
 
 
-@pytest.mark.slow
 class TestAllocator(AllocatorContract):
     @pytest.fixture
     def allocator(self) -> Allocator:
@@ -119,7 +119,6 @@ class TestAllocator(AllocatorContract):
         return allocator
 
 
-@pytest.mark.slow
 class TestSearcher(SearcherContract):
     @pytest.fixture
     def searcher(self) -> Searcher:
@@ -127,7 +126,6 @@ class TestSearcher(SearcherContract):
         return searcher
 
 
-@pytest.mark.slow
 class TestEvaluator(EvaluatorContract, TextContract):
     @pytest.fixture
     def evaluator(self) -> Evaluator:
@@ -135,7 +133,6 @@ class TestEvaluator(EvaluatorContract, TextContract):
         return evaluator
 
 
-@pytest.mark.slow
 class TestSensitivity(SensitivityContract):
     @pytest.fixture
     def sensitivity(self) -> Sensitivity:
@@ -143,7 +140,6 @@ class TestSensitivity(SensitivityContract):
         return sensitivity
 
 
-@pytest.mark.slow
 class TestMeasure(MeasureContract):
     @pytest.fixture
     def measure(self) -> Measure:
@@ -173,6 +169,13 @@ def test_unit_kind() -> None:
     profile = Budget(0.5).uniform(subject.layout)
     prune_sequentially(subject, profile, PRUNERS.create("wanda_sp"), random_tokens(3, 16))
     assert subject.zeros().removed == profile.removed
+
+
+def test_roles(site: Path) -> None:
+    config = load_config(site / "odd.yaml", {"model.name": "smollm2"})
+    subject = PrunableModel(odd_model(), roles=config.model.roles)
+    roles = {unit.role for unit in subject.layout}
+    assert roles == {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 def test_search_space(site: Path, tiny_subject: PrunableModel) -> None:
