@@ -14,7 +14,7 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.models import ModelSettings
-from sparsity_search.searchers.bases.training import drop_failed
+from sparsity_search.searchers.bases.training import build_pairs, drop_failed
 from sparsity_search.searchers.random import RandomSearcher
 from sparsity_search.spaces.parameters import stepped
 from sparsity_search.study.study import Limits, Study
