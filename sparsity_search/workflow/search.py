@@ -115,7 +115,7 @@ def find(
     """
     fingerprint = fingerprint_of(job)
     directory.begin(job.out, _facts(job, fingerprint, command))
-    if job.space.prices is not None:
+    if job.config.measure and job.space.prices:
         write_json(job.out / f"{directory.PRICES}.json", job.space.prices.to_json())
     kept = kept_starts(job.out, job.space.layout)
     starts = kept[0] if kept else _initial(job)
@@ -224,7 +224,7 @@ def _facts(job: Job, fingerprint: dict[str, Any], command: Sequence[str]) -> dic
         "text": job.session.text_facts,
         "layout": job.space.layout.to_json(),
     }
-    if job.space.prices is not None:
+    if config.measure and job.space.prices:
         facts[directory.PRICES] = job.space.prices.to_json()
     hidden: dict[str, Any] = redact(facts, (config.study.storage or "",))
     return hidden
