@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 from sparsity_search.solvers.greedy import greedy
 
 
@@ -20,6 +20,6 @@ class GreedyAllocator(ScoredAllocator):
     (Fox, Management Science 1966); otherwise see `knapsack`.
     """
 
-    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-        """Return options after greedy steps, ``(n_groups,)`` int64."""
-        return greedy(options, losses)
+    def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return levels after greedy steps, ``(n_groups,)`` int64."""
+        return greedy(knapsack, losses)

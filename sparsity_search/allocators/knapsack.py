@@ -13,7 +13,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.registry import converted_field
-from sparsity_search.solvers.decisions import Limits, Options, Rules, as_limits, chosen
+from sparsity_search.solvers.decisions import Knapsack, Limits, Rules, as_limits, pose_counts
 from sparsity_search.solvers.dynamic import dynamic
 from sparsity_search.solvers.integer import Chosen, Programme
 
@@ -58,23 +58,24 @@ class KnapsackAllocator(ScoredAllocator):
         if self.limits:
             self._programme(layout, budget, bounds).check(budget.n_removed(layout))
 
-    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the options of least loss, ``(n_groups,)`` int64."""
-        if options.equal:
-            return dynamic(options, losses)
-        everywhere = Bounds.of(options.layout)
-        return Programme(options, everywhere).solve(losses, self.time_limit).levels
+    def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the levels of least loss, ``(n_groups,)`` int64."""
+        if knapsack.equal:
+            return dynamic(knapsack, losses)
+        everywhere = Bounds.of(knapsack.table.layout)
+        return Programme(knapsack, everywhere).solve(losses, self.time_limit).levels
 
     def solve_counts(self, scores: Scores, budget: Budget, bounds: Bounds) -> Solution:
         """Return the counts of least loss; within limits, if there are any."""
         if not self.limits:
             return super().solve_counts(scores, budget, bounds)
         programme = self._programme(scores.layout, budget, bounds)
-        choice = programme.solve(programme.options.losses(scores), self.time_limit)
+        choice = programme.solve(programme.knapsack.losses(scores), self.time_limit)
         return Solution(choice.counts, final=True, notes=_notes(choice))
 
     def _programme(self, layout: Layout, budget: Budget, bounds: Bounds) -> Programme:
-        return Programme(chosen(layout, budget, bounds, self.rules), bounds, self.rules.limits)
+        knapsack = pose_counts(layout, budget, bounds, self.rules)
+        return Programme(knapsack, bounds, self.rules.limits)
 
 
 def _notes(choice: Chosen) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 from sparsity_search.solvers.lagrangian import lagrangian
 
 
@@ -22,6 +22,6 @@ class LagrangianAllocator(ScoredAllocator):
     this is the optimum; otherwise see `knapsack`.
     """
 
-    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the options at the multiplier that meets the budget, ``(n_groups,)`` int64."""
-        return lagrangian(options, losses).levels
+    def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the levels at the multiplier that meets the budget, ``(n_groups,)`` int64."""
+        return lagrangian(knapsack, losses).levels

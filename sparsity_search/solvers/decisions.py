@@ -1,4 +1,4 @@
-"""The decisions of a solver: groups of tied units, and the counts that each can take."""
+"""What solvers solve: a multiple-choice knapsack of groups of tied units, and its rules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.spaces.choices import Choices, n_of_m, tie_counts
+from sparsity_search.spaces.tables import DecisionTable, build_table
 
 #: Least and greatest sparsity of all units together whose whole role matches an expression.
 Limits = tuple[tuple[str, tuple[float, float]], ...]
@@ -21,18 +22,18 @@ Limits = tuple[tuple[str, tuple[float, float]], ...]
 #: Steps that the whole model is divided into, at most: they bound the time and memory of the
 #: dynamic programme.
 MAX_STEPS = 2**17
-#: Finest grid of the integer programme, as a fraction of a unit: with ten times as many options
+#: Finest grid of the integer programme, as a fraction of a unit: with ten times as many levels
 #: the solver needs minutes to prove an optimum that is hardly better.
 _COARSE = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which profiles are allowed, beside budget and bounds.
+    """Which profiles are allowed, besides budget and bounds.
 
     Attributes:
         tied: Units that agree in these attributes share one sparsity.
-        step: Distance of the options of a unit, as a fraction of the smallest group.
+        step: Distance of the levels of a unit, as a fraction of the smallest group.
         pattern: ``N:M`` or ``*:M``: only counts that it allows.
         limits: Sparsity limits of several units together, see `Limits`.
 
@@ -73,25 +74,19 @@ class Rules:
 
 
 @dataclass(frozen=True, eq=False)
-class Options:
-    """What each group can take, and how much goes in all.
+class Knapsack:
+    """A multiple-choice knapsack: one level of each group, and how many weights go in all.
 
     Attributes:
-        layout: The units.
-        groups: Positions of the units of each group.
-        counts: Counts of its units, ``(n_options, n_units)`` each; floats between integers
-            where the weights go in equal steps.
-        weights: Weights that each option removes, ``(n_options,)`` int64 and increasing.
+        table: The levels of each group, with the weights that they remove. Counts lie between
+            integers where the weights go in equal steps.
         least: Weights to remove in all, at least.
         greatest: And at most.
         equal: Whether the weights go in equal steps.
-        fixed: Whether no weights can be added to an option: they are structures or patterns.
+        fixed: Whether no weights can be added to a level: its counts are structures or patterns.
     """
 
-    layout: Layout
-    groups: tuple[tuple[int, ...], ...]
-    counts: tuple[np.ndarray, ...]
-    weights: tuple[np.ndarray, ...]
+    table: DecisionTable
     least: int
     greatest: int
     equal: bool = False
@@ -99,26 +94,19 @@ class Options:
 
     @property
     def steps(self) -> list[int]:
-        """Weights between the options of all groups that have several; else 1."""
-        return [int(step) for grid in self.weights for step in np.diff(grid)] or [1]
+        """Weights between the levels of all groups that have several; else 1."""
+        return [int(step) for saved in self.table.saved for step in np.diff(saved)] or [1]
 
     def losses(self, scores: Scores) -> tuple[np.ndarray, ...]:
-        """Return the loss of each option, ``(n_options,)`` each."""
+        """Return the loss of each level, ``(n_levels,)`` for each group."""
         return tuple(
             np.sum([scores.curves[i](c) for i, c in zip(group, counts.T, strict=True)], axis=0)
-            for group, counts in zip(self.groups, self.counts, strict=True)
+            for group, counts in zip(self.table.groups, self.table.rows, strict=True)
         )
 
-    def chosen(self, levels: np.ndarray) -> np.ndarray:
-        """Return the count of each unit, ``(n_units,)`` float64, at an option of each group."""
-        found = np.zeros(len(self.layout))
-        for group, counts, level in zip(self.groups, self.counts, levels, strict=True):
-            found[list(group)] = counts[level]
-        return found
 
-
-def stepped(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Options:
-    """Return options of single weights that lie one common step apart, from the lower bounds on.
+def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Knapsack:
+    """Return the knapsack of single weights in equal steps, from the lower bounds on.
 
     What is to be removed is rounded down to whole steps.
     """
@@ -130,40 +118,37 @@ def stepped(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Opt
         grid = np.arange(low.sum(), high.sum() + 1, step, dtype=np.int64)
         weights.append(grid)
         counts.append(_shared(grid, low, high, layout.counts[group]))
+    table = DecisionTable(layout, groups, tuple(counts), tuple(weights))
     base = int(bounds.lower.sum())
     most = sum((len(grid) - 1) * step for grid in weights)
     total = base + min((budget.n_removed(layout) - base) // step * step, most)
-    return Options(layout, groups, tuple(counts), tuple(weights), total, total, equal=True)
+    return Knapsack(table, total, total, equal=True)
 
 
-def chosen(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Options:
-    """Return options that are whole counts: of structures, of patterns, or of a grid of weights.
+def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Knapsack:
+    """Return the knapsack of whole counts: of structures, of patterns, or of a grid of weights.
 
-    With a pattern at least the budget is removed, as in search spaces (see `levels`), and less
-    than one step more. Otherwise at most the budget, and less than the smallest step below it:
-    `Budget.project` closes the rest as far as whole structures can.
+    With a pattern at least the budget is removed, as in search spaces (see `level_budget`), and
+    less than one step more. Otherwise at most the budget, and less than the smallest step below
+    it: `Budget.project` closes the rest as far as whole structures can.
 
     Raises:
-        InfeasibleBudgetError: The options do not reach the budget; or a unit has none.
+        InfeasibleBudgetError: The levels do not reach the budget; or a unit has none.
     """
     groups = rules.groups(layout)
     choices = n_of_m(layout, rules.pattern) if rules.pattern else _grid(layout, bounds, rules.step)
-    counts, weights = [], []
-    for group, rows in zip(groups, tie_counts(layout, bounds, groups, choices), strict=True):
-        totals, first = np.unique(rows @ layout.costs[list(group)], return_index=True)
-        counts.append(rows[first])
-        weights.append(totals.astype(np.int64))
+    table = build_table(layout, groups, tie_counts(layout, bounds, groups, choices))
     target = budget.n_removed(layout)
-    check_reach(layout, target, sum(int(w[0]) for w in weights), sum(int(w[-1]) for w in weights))
+    check_reach(layout, target, *table.range)
     fixed = rules.pattern is not None or bool((layout.costs > 1).any())
-    found = Options(layout, groups, tuple(counts), tuple(weights), target, target, fixed=fixed)
+    knapsack = Knapsack(table, target, target, fixed=fixed)
     if rules.pattern:
-        return replace(found, greatest=target + max(found.steps) - 1)
-    return replace(found, least=target - min(found.steps) + 1)
+        return replace(knapsack, greatest=target + max(knapsack.steps) - 1)
+    return replace(knapsack, least=target - min(knapsack.steps) + 1)
 
 
 def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
-    """Check that ``target`` weights lie within what the options allow.
+    """Check that ``target`` weights lie within what the levels allow.
 
     Raises:
         InfeasibleBudgetError: They do not; the message names the reachable range.

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 from sparsity_search.solvers.lagrangian import lagrangian
 
 #: Totals that are worked on at once, so that they stay in a core's cache.
 CHUNK = 2**14
 
 
-def dynamic(options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the options of least loss, ``(n_groups,)`` int64.
+def dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the levels of least loss, ``(n_groups,)`` int64.
 
     ``f_g(j) = min_k f_{g-1}(j - k) + loss_g(k)`` over steps ``k`` of group ``g``: the least
     loss of the first groups that remove ``j`` steps (as in Xu et al., ICCV 2023, there over
-    single weights). Two things keep it small and change no result: options that a Lagrangian
+    single weights). Two things keep it small and change no result: levels that a Lagrangian
     bound proves too costly are left out, and so are totals from which the budget cannot be met.
 
     Args:
-        options: In equal steps.
-        losses: Of each option.
+        knapsack: In equal steps.
+        losses: Loss of each level, ``(n_levels,)`` for each group.
     """
-    kept = _worth(options, losses)
+    kept = _worth(knapsack, losses)
     low = np.array([levels[0] for levels in kept])
     high = np.array([levels[-1] for levels in kept])
-    total = _steps(options)
+    total = _steps(knapsack)
     # totals after each group that the groups before it reach and those after it can complete
     before, after = np.cumsum(low), np.cumsum(low[::-1])[::-1] - low
     before_most, after_most = np.cumsum(high), np.cumsum(high[::-1])[::-1] - high
@@ -81,20 +81,20 @@ def _add(
     return result, pick
 
 
-def _worth(options: Options, losses: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _worth(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the levels of each group that a choice of least loss may have.
 
-    A choice with an option loses at least the Lagrangian bound and the option's reduced cost; if
-    that is more than some choice loses, the option is in no best choice.
+    A choice with a level loses at least the Lagrangian bound and the level's reduced cost; if
+    that is more than some choice loses, the level is in no best choice.
     """
-    priced = lagrangian(options, losses)
+    priced = lagrangian(knapsack, losses)
     known = sum(float(loss[at]) for loss, at in zip(losses, priced.levels, strict=True))
     scale = sum(float(np.abs(loss).max()) for loss in losses)
     gap = max(known - priced.bound, 0.0) + 1e-12 * scale  # the bound is rounded, too
     return [np.flatnonzero(cost <= gap) for cost in priced.reduced]
 
 
-def _steps(options: Options) -> int:
-    """Return how many steps are to be removed beyond the first options."""
-    missing = options.least - sum(int(grid[0]) for grid in options.weights)
-    return missing // options.steps[0]
+def _steps(knapsack: Knapsack) -> int:
+    """Return how many steps are to be removed beyond the first levels."""
+    least, _ = knapsack.table.range
+    return (knapsack.least - least) // knapsack.steps[0]

@@ -7,50 +7,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 
 
-def greedy(options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-    """Return an option of each group, ``(n_groups,)`` int64, by marginal gain.
+def greedy(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+    """Return a level of each group, ``(n_groups,)`` int64, by marginal gain.
 
-    From the first options on, the next step with the least loss for each weight is taken, as
+    From the first levels on, the next step with the least loss for each weight is taken, as
     long as it fits, until enough weights are removed. If all steps are equal and losses convex,
     the result is optimal; otherwise it need not be. Equal steps are taken in the groups' order.
     """
-    return climb(options, losses, np.zeros(len(options.groups), dtype=np.int64))
+    return climb(knapsack, losses, np.zeros(len(knapsack.table.groups), dtype=np.int64))
 
 
-def climb(options: Options, losses: Sequence[np.ndarray], start: np.ndarray) -> np.ndarray:
-    """Return options after greedy steps from ``start`` on."""
+def climb(knapsack: Knapsack, losses: Sequence[np.ndarray], start: np.ndarray) -> np.ndarray:
+    """Return levels after greedy steps from ``start`` on."""
     levels = start.copy()
-    removed = sum(int(grid[at]) for grid, at in zip(options.weights, levels, strict=True))
+    removed = knapsack.table.total(levels)
     heap = [
-        entry for g in range(len(levels)) if (entry := _next(options, losses, g, int(levels[g])))
+        entry for g in range(len(levels)) if (entry := _next(knapsack, losses, g, int(levels[g])))
     ]
     heapq.heapify(heap)
-    while heap and removed < options.least:
+    while heap and removed < knapsack.least:
         _, group, size = heapq.heappop(heap)
-        if removed + size > options.greatest:
+        if removed + size > knapsack.greatest:
             continue  # later steps of the group come only after this one
         removed += size
         levels[group] += 1
-        if entry := _next(options, losses, group, int(levels[group])):
+        if entry := _next(knapsack, losses, group, int(levels[group])):
             heapq.heappush(heap, entry)
     return levels
 
 
-def trimmed(options: Options, losses: Sequence[np.ndarray], levels: np.ndarray) -> np.ndarray:
-    """Return options of which no step can be taken back without removing too little.
+def trimmed(knapsack: Knapsack, losses: Sequence[np.ndarray], levels: np.ndarray) -> np.ndarray:
+    """Return levels of which no step can be taken back without removing too little.
 
     The step that relieves the most loss for each weight goes back first.
     """
-    levels = levels.copy()
-    removed = sum(int(grid[at]) for grid, at in zip(options.weights, levels, strict=True))
+    levels, saved = levels.copy(), knapsack.table.saved
+    removed = knapsack.table.total(levels)
     while True:
         back = []
         for g, at in enumerate(levels):
-            size = int(options.weights[g][at] - options.weights[g][at - 1]) if at else 0
-            if size and removed - size >= options.least:
+            size = int(saved[g][at] - saved[g][at - 1]) if at else 0
+            if size and removed - size >= knapsack.least:
                 back.append((-float(losses[g][at] - losses[g][at - 1]) / size, g, size))
         if not back:
             return levels
@@ -60,10 +60,10 @@ def trimmed(options: Options, losses: Sequence[np.ndarray], levels: np.ndarray) 
 
 
 def _next(
-    options: Options, losses: Sequence[np.ndarray], group: int, level: int
+    knapsack: Knapsack, losses: Sequence[np.ndarray], group: int, level: int
 ) -> tuple[float, int, int] | None:
     """Return the loss for each weight of a group's next step, the group, and the step's size."""
-    grid, values = options.weights[group], losses[group]
+    grid, values = knapsack.table.saved[group], losses[group]
     if level + 1 == len(grid):
         return None
     size = int(grid[level + 1] - grid[level])

@@ -13,8 +13,9 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, water_fill
-from sparsity_search.solvers.decisions import Limits, Options, check_reach, matching
+from sparsity_search.solvers.decisions import Knapsack, Limits, check_reach, matching
 from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.spaces.tables import DecisionTable
 
 #: Status codes of `scipy.optimize.milp`.
 _OPTIMAL, _TIME_OUT, _INFEASIBLE = 0, 1, 2
@@ -25,7 +26,7 @@ class Chosen:
     """What the solver found.
 
     Attributes:
-        levels: An option of each group, ``(n_groups,)`` int64.
+        levels: A level of each group, ``(n_groups,)`` int64.
         counts: Counts of the units, ``(n_units,)`` int64.
         gap: What another choice could lose less, at most, as a fraction; 0 for an optimum.
     """
@@ -37,21 +38,26 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class Programme:
-    """One binary variable an option, one of them 1 in each group, and rows of weights.
+    """One binary variable a level, one of them 1 in each group, and rows of weights.
 
     Under limits single weights cannot be closed by `Budget.project`. There each *cell*, the units
-    within the same limits, has an integer variable more: weights on top of the options, fewer
+    within the same limits, has an integer variable more: weights on top of the levels, fewer
     than a step of the cell, at the loss that a weight costs without limits.
 
     Attributes:
-        options: Whole counts.
+        knapsack: Of whole counts.
         bounds: Limits of each unit.
         limits: Limits of several units together.
     """
 
-    options: Options
+    knapsack: Knapsack
     bounds: Bounds
     limits: Limits = ()
+
+    @property
+    def table(self) -> DecisionTable:
+        """The levels of each group."""
+        return self.knapsack.table
 
     def check(self, target: int) -> None:
         """Check that ``target`` weights can be removed within the limits.
@@ -60,7 +66,7 @@ class Programme:
             InfeasibleBudgetError: They cannot; the message names the reachable range.
             UnknownNameError: A limit matches no role.
         """
-        costs = self.options.layout.costs
+        costs = self.table.layout.costs
         ranges = (self.bounds.lower * costs, self.bounds.upper * costs)
         for (role, _), inside, (least, most) in zip(
             self.limits, self._inside, self._amounts, strict=True
@@ -78,34 +84,34 @@ class Programme:
             if found.x is None:
                 raise InfeasibleBudgetError("no profile is within all limits at once")
             ends.append(round(float(removed @ np.rint(found.x))))
-        check_reach(self.options.layout, target, *ends)
+        check_reach(self.table.layout, target, *ends)
 
     def solve(self, losses: Sequence[np.ndarray], seconds: float) -> Chosen:
         """Return the choice of least loss.
 
         Args:
-            losses: Of each option.
+            losses: Loss of each level, ``(n_levels,)`` for each group.
             seconds: When to stop without a proof.
 
         Raises:
             InfeasibleBudgetError: No choice meets the budget and the limits.
             ConfigError: None was found in time.
         """
-        price = lagrangian(self.options, losses).price
+        price = lagrangian(self.knapsack, losses).price
         flat = np.concatenate([*losses, np.full(len(self._cells), max(price, 0.0))])
         # HiGHS has absolute tolerances: bring losses to the order of 1
         flat /= float(np.mean(np.concatenate(losses))) or 1.0
-        low, high = self.options.least, self.options.greatest
-        # the options of a coarse grid may all miss a narrow window
-        wide = min(low, high - max(self.options.steps) + 1)
+        low, high = self.knapsack.least, self.knapsack.greatest
+        # the levels of a coarse grid may all miss a narrow window
+        wide = min(low, high - max(self.knapsack.steps) + 1)
         for least in [high] if self._cells else [low, wide]:
-            row = self._row(np.ones(len(self.options.layout), dtype=bool), least, high)
+            row = self._row(np.ones(len(self.table.layout), dtype=bool), least, high)
             found = self._solve(flat, [row], seconds)
             if found.status != _INFEASIBLE:
                 break
         else:
             raise InfeasibleBudgetError(
-                f"{high} weights of {self.options.layout.n_weights} are out of reach: no allowed "
+                f"{high} weights of {self.table.layout.n_weights} are out of reach: no allowed "
                 "counts within the limits remove as many"
             )
         if found.x is None or found.status not in (_OPTIMAL, _TIME_OUT):
@@ -117,7 +123,7 @@ class Programme:
     ) -> OptimizeResult:
         one = csr_array(
             (np.ones(len(self._group)), (self._group, np.arange(len(self._group)))),
-            shape=(len(self.options.groups), len(losses)),
+            shape=(len(self.table.groups), len(losses)),
         )
         return milp(
             losses,
@@ -128,39 +134,39 @@ class Programme:
         )
 
     def _chosen(self, found: OptimizeResult) -> Chosen:
-        """Return a solution as counts: those of the options, and what closes each cell."""
+        """Return a solution as counts: those of the levels, and what closes each cell."""
         cuts = np.flatnonzero(np.diff(self._group)) + 1
-        n_options = len(self._group)
-        levels = np.array([part.argmax() for part in np.split(found.x[:n_options], cuts)])
-        counts = np.rint(self.options.chosen(levels)).astype(np.int64)
-        for cell, extra in zip(self._cells, found.x[n_options:], strict=True):
+        n_levels = len(self._group)
+        levels = np.array([part.argmax() for part in np.split(found.x[:n_levels], cuts)])
+        counts = np.rint(self.table.at(levels)).astype(np.int64)
+        for cell, extra in zip(self._cells, found.x[n_levels:], strict=True):
             total = int(counts[cell].sum()) + round(float(extra))
             within = Bounds(lower=self.bounds.lower[cell], upper=self.bounds.upper[cell])
-            sizes = self.options.layout.counts[cell]
+            sizes = self.table.layout.counts[cell]
             counts[cell] = water_fill(counts[cell], sizes, within, np.ones_like(sizes), total)
         return Chosen(levels, counts, 0.0 if found.status == _OPTIMAL else float(found.mip_gap))
 
     @cached_property
     def _group(self) -> np.ndarray:
-        """Group of each option."""
-        sizes = [len(grid) for grid in self.options.weights]
+        """Group of each level."""
+        sizes = [len(grid) for grid in self.table.saved]
         return np.repeat(np.arange(len(sizes)), sizes)
 
     @cached_property
     def _unit(self) -> float:
-        """Weights of a mean option, to bring rows to the order of 1."""
-        return max(1.0, float(np.mean(np.concatenate(self.options.weights))))
+        """Weights of a mean level, to bring rows to the order of 1."""
+        return max(1.0, float(np.mean(np.concatenate(self.table.saved))))
 
     @cached_property
     def _inside(self) -> list[np.ndarray]:
         """Which units each limit is about, ``(n_units,)`` bool each."""
-        return [matching(self.options.layout, role) for role, _ in self.limits]
+        return [matching(self.table.layout, role) for role, _ in self.limits]
 
     @cached_property
     def _amounts(self) -> list[tuple[int, int]]:
         """Least and most weights of each limit."""
         found, exact = [], 1e-9  # as in `Bounds.of`
-        sizes = self.options.layout.counts * self.options.layout.costs
+        sizes = self.table.layout.counts * self.table.layout.costs
         for inside, (_, (low, high)) in zip(self._inside, self.limits, strict=True):
             total = int(sizes[inside].sum())
             found.append((int(np.ceil(low * total - exact)), int(np.floor(high * total + exact))))
@@ -169,7 +175,7 @@ class Programme:
     @cached_property
     def _cells(self) -> list[np.ndarray]:
         """Units within the same limits, ``(n_units,)`` bool each, where weights close them."""
-        if self.options.fixed or not self.limits:
+        if self.knapsack.fixed or not self.limits:
             return []
         keys = np.stack(self._inside, axis=1)
         return [(keys == key).all(axis=1) for key in np.unique(keys, axis=0)]
@@ -179,15 +185,15 @@ class Programme:
         """Weights that close each cell, at most: fewer than its greatest step."""
         found = []
         for cell in self._cells:
-            inside = [any(cell[list(group)]) for group in self.options.groups]
-            grids = [w for w, yes in zip(self.options.weights, inside, strict=True) if yes]
+            inside = [any(cell[list(group)]) for group in self.table.groups]
+            grids = [w for w, yes in zip(self.table.saved, inside, strict=True) if yes]
             found.append(max((int(np.diff(w).max()) for w in grids if len(w) > 1), default=1) - 1)
         return np.array(found, dtype=np.float64)
 
     def _of(self, units: np.ndarray) -> np.ndarray:
         """Return the weights that each variable removes of some units, ``(n_variables,)``."""
-        costs = self.options.layout.costs * units
-        pairs = zip(self.options.groups, self.options.counts, strict=True)
+        costs = self.table.layout.costs * units
+        pairs = zip(self.table.groups, self.table.rows, strict=True)
         found = [counts @ costs[list(group)] for group, counts in pairs]
         return np.concatenate([*found, [float((cell & units).any()) for cell in self._cells]])
 

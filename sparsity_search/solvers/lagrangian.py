@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 from sparsity_search.solvers.greedy import climb
 
 
@@ -17,9 +17,9 @@ class Priced:
 
     Attributes:
         price: Loss that one weight is worth.
-        levels: An option of each group that meets the budget, ``(n_groups,)`` int64.
-        reduced: How much each option costs beyond the group's best at this price,
-            ``(n_options,)`` each, not negative.
+        levels: A level of each group that meets the budget, ``(n_groups,)`` int64.
+        reduced: How much each level costs beyond the group's best at this price,
+            ``(n_levels,)`` each, not negative.
         bound: No choice that meets the budget loses less.
     """
 
@@ -29,26 +29,27 @@ class Priced:
     bound: float
 
 
-def lagrangian(options: Options, losses: Sequence[np.ndarray]) -> Priced:
+def lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> Priced:
     """Return the choice at the price of a weight where the budget is met.
 
-    At a price, each group takes the option that minimises loss less price times weights: a
+    At a price, each group takes the level that minimises loss less price times weights: a
     corner of its lower convex hull (Everett, Operations Research 1963; Shoham and Gersho, IEEE
     Trans. ASSP 1988). The price is bisected over the slopes of the hulls. Between the corners
     about the budget greedy steps follow; if the losses are convex and all steps equal, the
     result is optimal.
     """
-    hulls = [hull(w, loss) for w, loss in zip(options.weights, losses, strict=True)]
-    price = _price(options, losses, hulls)
+    saved = knapsack.table.saved
+    hulls = [hull(w, loss) for w, loss in zip(saved, losses, strict=True)]
+    price = _price(knapsack, losses, hulls)
     levels = np.zeros(len(hulls), dtype=np.int64)
-    reduced, bound = [], price * options.least
+    reduced, bound = [], price * knapsack.least
     for g, corners in enumerate(hulls):
-        values = losses[g] - price * options.weights[g]
+        values = losses[g] - price * saved[g]
         reduced.append(values - values.min())
         bound += float(values.min())
-        slopes = np.diff(losses[g][corners]) / np.diff(options.weights[g][corners])
+        slopes = np.diff(losses[g][corners]) / np.diff(saved[g][corners])
         levels[g] = corners[np.searchsorted(slopes, price)]  # slopes below the price
-    return Priced(price, climb(options, losses, levels), tuple(reduced), bound)
+    return Priced(price, climb(knapsack, losses, levels), tuple(reduced), bound)
 
 
 def hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -73,16 +74,16 @@ def hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.array(corners)
 
 
-def _price(options: Options, losses: Sequence[np.ndarray], hulls: Sequence[np.ndarray]) -> float:
+def _price(knapsack: Knapsack, losses: Sequence[np.ndarray], hulls: Sequence[np.ndarray]) -> float:
     """Return the slope of the hulls at which, in rising order, the budget is reached."""
     sizes, slopes = [np.zeros(0)], [np.zeros(0)]
-    for weights, values, corners in zip(options.weights, losses, hulls, strict=True):
+    for weights, values, corners in zip(knapsack.table.saved, losses, hulls, strict=True):
         sizes.append(np.diff(weights[corners]))
         slopes.append(np.diff(values[corners]) / sizes[-1])
     size, slope = np.concatenate(sizes), np.concatenate(slopes)
     if not len(slope):
         return 0.0
     order = np.argsort(slope, kind="stable")
-    missing = options.least - sum(int(weights[0]) for weights in options.weights)
-    at = np.searchsorted(np.cumsum(size[order]), missing)
+    least, _ = knapsack.table.range
+    at = np.searchsorted(np.cumsum(size[order]), knapsack.least - least)
     return float(slope[order][min(int(at), len(order) - 1)])

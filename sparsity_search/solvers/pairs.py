@@ -7,35 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
 
 #: Most moves in all; one takes some milliseconds.
 MOVES = 5000
-#: The longest moves go over as many options, as a power of two.
+#: The longest moves go over as many levels, as a power of two.
 _LONGEST = 5
 
 
 def moved(
-    options: Options,
+    knapsack: Knapsack,
     losses: Sequence[np.ndarray],
     scores: Scores,
     start: np.ndarray,
     shrink: float = 1.0,
 ) -> np.ndarray:
-    """Return options after coordinate moves, ``(n_groups,)`` int64: of no more loss with pairs.
+    """Return levels after coordinate moves, ``(n_groups,)`` int64: of no more loss with pairs.
 
-    A move lowers one group by some options and raises another by as many, while the total stays
+    A move lowers one group by some levels and raises another by as many, while the total stays
     legal. The best of all such moves is made, long ones before short ones, until none helps:
     with strong pairs that is a local optimum.
 
     Args:
-        options: What each group can take.
-        losses: Of each option, without pairs.
+        knapsack: What each group can take.
+        losses: Of each level, without pairs.
         scores: With pairs.
-        start: An option of each group.
+        start: A level of each group.
         shrink: Pairs are multiplied by it.
     """
-    state = _State(options, losses, scores, start, shrink)
+    state = _State(knapsack, losses, scores, start, shrink)
     lengths = [2**k for k in range(_LONGEST, -1, -1)]
     left, helped = MOVES, True
     while helped and left:
@@ -82,17 +82,17 @@ def mixture(scores: Scores, unit: int, count: float) -> np.ndarray:
 
 
 class _State:
-    """The present options, and what it would change to raise or lower each group.
+    """The present levels, and what it would change to raise or lower each group.
 
     Rows 0 and 1 of the arrays are up and down.
 
     Attributes:
-        levels: The present options.
+        levels: One of each group.
     """
 
     def __init__(
         self,
-        options: Options,
+        knapsack: Knapsack,
         losses: Sequence[np.ndarray],
         scores: Scores,
         start: np.ndarray,
@@ -100,7 +100,8 @@ class _State:
     ) -> None:
         assert scores.pairs is not None
         self.levels = start.copy()
-        self._options, self._losses, self._scores = options, losses, scores
+        self._knapsack, self._table = knapsack, knapsack.table
+        self._losses, self._scores = losses, scores
         self._pairs = scores.pairs.astype(np.float64) * shrink
         self._starts = np.cumsum([0, *map(len, scores.counts)])
         n = len(start)
@@ -110,7 +111,7 @@ class _State:
         self._gain, self._size = np.zeros((2, n)), np.zeros((2, n))
         self._cross = np.zeros((n, n))
         self._length = 0
-        self._removed = sum(int(w[k]) for w, k in zip(options.weights, start, strict=True))
+        self._removed = knapsack.table.total(start)
         self._least_gain = 1e-9 * sum(float(loss.max()) for loss in losses)
 
     def look(self, length: int) -> None:
@@ -125,7 +126,7 @@ class _State:
         gain = self._gain + self._change @ self._field
         total = gain[0][:, None] + gain[1] + self._cross
         after = self._removed + self._size[0][:, None] + self._size[1]
-        total[(after < self._options.least) | (after > self._options.greatest)] = np.inf
+        total[(after < self._knapsack.least) | (after > self._knapsack.greatest)] = np.inf
         np.fill_diagonal(total, np.inf)
         up, down = (int(i) for i in np.unravel_index(int(total.argmin()), total.shape))
         if not total[up, down] < -self._least_gain:
@@ -147,7 +148,7 @@ class _State:
         now, losses, grid = (
             int(self.levels[group]),
             self._losses[group],
-            self._options.weights[group],
+            self._table.saved[group],
         )
         for row, level in enumerate((now + self._length, now - self._length)):
             if not 0 <= level < len(losses):
@@ -161,10 +162,10 @@ class _State:
             self._size[row, group] = grid[level] - grid[now]
 
     def _mixture(self, group: int, level: int) -> np.ndarray:
-        """Return an option as a mixture of all entries, ``(n_entries,)``."""
+        """Return a level as a mixture of all entries, ``(n_entries,)``."""
         found = np.zeros(self._starts[-1])
-        counts = self._options.counts[group][level]
-        for unit, count in zip(self._options.groups[group], counts, strict=True):
+        counts = self._table.rows[group][level]
+        for unit, count in zip(self._table.groups[group], counts, strict=True):
             found[self._starts[unit] : self._starts[unit + 1]] = mixture(
                 self._scores, unit, float(count)
             )

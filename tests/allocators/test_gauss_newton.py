@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.gauss_newton as module
-from sparsity_search.allocators.gauss_newton import GaussNewtonAllocator, level_tables
+from sparsity_search.allocators.gauss_newton import GaussNewtonAllocator
+from sparsity_search.allocators.gauss_newton.descent import Descent
+from sparsity_search.allocators.gauss_newton.grid import Grid, space_counts, step_grid
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.pruner import Pruner
@@ -167,14 +169,14 @@ def faked(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, ...]]:
     """From where, how far at most, and to where each step went."""
     seen: list[tuple[np.ndarray, ...]] = []
-    solve = module._Descent._solved
+    solve = Descent._solve
 
-    def spy(self: Any, levels: np.ndarray, windows: Any, reach: np.ndarray) -> np.ndarray:
-        found = solve(self, levels, windows, reach)
+    def spy(self: Any, levels: np.ndarray, changes: Any, reach: np.ndarray) -> np.ndarray:
+        found = solve(self, levels, changes, reach)
         seen.append((levels, reach, found))
         return found
 
-    monkeypatch.setattr(module._Descent, "_solved", spy)
+    monkeypatch.setattr(Descent, "_solve", spy)
     return seen
 
 
@@ -293,7 +295,7 @@ LAYOUTS = st.lists(
 
 @given(LAYOUTS, st.floats(0.005, 1))
 @settings(max_examples=80)
-def test_level_tables(shapes: list[tuple[int, float, float, float]], spacing: float) -> None:
+def test_space_counts(shapes: list[tuple[int, float, float, float]], spacing: float) -> None:
     units = [Unit(name=f"{i}", block=i, role="x", count=n) for i, (n, *_) in enumerate(shapes)]
     layout = Layout(units)
     ordered = [sorted(rest) for _, *rest in shapes]
@@ -302,12 +304,12 @@ def test_level_tables(shapes: list[tuple[int, float, float, float]], spacing: fl
         for k in range(3)
     )
     centre = SparsityProfile(layout, tuple(middle.tolist()))
-    found = level_tables(layout, Bounds(lower=low, upper=high), centre, spacing)
+    found = space_counts(layout, Bounds(lower=low, upper=high), centre, spacing)
     for unit, table, a, b, c in zip(units, found, low, middle, high, strict=True):
         assert table[0] == a
         assert table[-1] == c
         assert b in table
-        assert all(isinstance(count, int) for count in table)
+        assert table.dtype == np.int64
         step = max(1.0, spacing * unit.count)
         gaps = [y - x for x, y in pairwise(table)]
         assert all(0 < gap <= step + 1 for gap in gaps)
@@ -317,9 +319,9 @@ def test_level_tables(shapes: list[tuple[int, float, float, float]], spacing: fl
 
 def test_reach_in_levels_of_each_unit() -> None:
     layout = Layout([Unit(name=n, block=0, role="x", count=c) for n, c in (("a", 200), ("b", 3))])
-    grid = module._spaced(layout, Bounds.of(layout), Budget(0.5).uniform(layout), 0.02)
-    assert grid.reach(layout, 0.1).tolist() == [5, 1]  # 5 % of 200 items each; one of 3
-    assert grid.reach(layout, 0.4).tolist() == [20, 1]
+    grid = step_grid(Budget(0.5).uniform(layout), Bounds.of(layout), 0.02)
+    assert grid.reach(0.1).tolist() == [5, 1]  # 5 % of 200 items each; one of 3
+    assert grid.reach(0.4).tolist() == [20, 1]
 
 
 def test_only_what_all_steps_can_reach_is_pruned(
@@ -335,7 +337,7 @@ def test_only_what_all_steps_can_reach_is_pruned(
         assert [count / unit.count for count in table] == pytest.approx(
             np.arange(0.3, 0.71, 0.05), abs=2 / unit.count
         )
-    monkeypatch.setattr(module._Grid, "within", lambda self, _: self)
+    monkeypatch.setattr(Grid, "within", lambda self, _: self)
     assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.solvers.decisions import Options
+from sparsity_search.solvers.decisions import Knapsack
+from sparsity_search.spaces.tables import DecisionTable
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 
@@ -60,34 +61,32 @@ def random_scores(layout: Layout, seed: int, *, convex: bool = False) -> Scores:
     return scores_of(layout, lambda i, s: scale[i] * np.cumsum(rise[i])[-len(s) :])
 
 
-def options_of(
+def knapsack_of(
     weights: Sequence[Sequence[int]], least: int, greatest: int | None = None, equal: bool = False
-) -> Options:
-    """Return options of one unit a group whose counts are the weights."""
+) -> Knapsack:
+    """Return the knapsack of one unit a group whose counts are the weights."""
     grids = tuple(np.array(w, dtype=np.int64) for w in weights)
     layout = layout_of([max(int(w[-1]), 1) for w in grids])
-    return Options(
+    table = DecisionTable(
         layout,
         tuple((i,) for i in range(len(grids))),
         tuple(w[:, None].astype(np.float64) for w in grids),
         grids,
-        least,
-        least if greatest is None else greatest,
-        equal,
     )
+    return Knapsack(table, least, least if greatest is None else greatest, equal)
 
 
 def total(values: Sequence[np.ndarray], levels: Sequence[int] | np.ndarray) -> float:
     return float(sum(v[k] for v, k in zip(values, levels, strict=True)))
 
 
-def brute_force(options: Options, losses: Sequence[np.ndarray]) -> float:
+def brute_force(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> float:
     """Return the least loss of all legal choices; infinity if there is none."""
     return min(
         (
             total(losses, levels)
-            for levels in product(*(range(len(w)) for w in options.weights))
-            if options.least <= total(options.weights, levels) <= options.greatest
+            for levels in product(*(range(len(w)) for w in knapsack.table.saved))
+            if knapsack.least <= total(knapsack.table.saved, levels) <= knapsack.greatest
         ),
         default=np.inf,
     )

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.solvers import decisions as module
-from sparsity_search.solvers.decisions import Rules, as_limits, chosen, matching, stepped
+from sparsity_search.solvers.decisions import Rules, as_limits, matching, pose_counts, pose_steps
 from tests.helpers.solver_problems import layout_of, scores_of
 
 
 def test_steps_of_the_small_model() -> None:
     # SmolLM2: 110,592, 331,776 and 884,736 weights; a divisor of all, at most 1% of the least
     layout = layout_of([331776, 110592, 331776, 884736])
-    options = stepped(layout, Budget(0.6), Bounds.of(layout), Rules())
-    assert set(options.steps) == {1024}
-    assert [int(w[-1]) for w in options.weights] == layout.counts.tolist()
-    assert 0 <= Budget(0.6).n_removed(layout) - options.least < 1024
+    knapsack = pose_steps(layout, Budget(0.6), Bounds.of(layout), Rules())
+    assert set(knapsack.steps) == {1024}
+    assert [int(w[-1]) for w in knapsack.table.saved] == layout.counts.tolist()
+    assert 0 <= Budget(0.6).n_removed(layout) - knapsack.least < 1024
 
 
 @settings(max_examples=40)
@@ -46,9 +46,10 @@ def test_stepped(
         Budget(target).check(layout, bounds)
     except InfeasibleBudgetError:
         return
-    options = stepped(layout, Budget(target), bounds, rules)
-    assert sorted(i for group in options.groups for i in group) == list(range(len(layout)))
-    for group, found, weights in zip(options.groups, options.counts, options.weights, strict=True):
+    knapsack = pose_steps(layout, Budget(target), bounds, rules)
+    assert sorted(i for group in knapsack.table.groups for i in group) == list(range(len(layout)))
+    table = knapsack.table
+    for group, found, weights in zip(table.groups, table.rows, table.saved, strict=True):
         index = list(group)
         np.testing.assert_allclose(found.sum(axis=1), weights)
         assert (found >= bounds.lower[index] - 1e-9).all()
@@ -57,64 +58,65 @@ def test_stepped(
             free = (row > bounds.lower[index] + 1e-6) & (row < bounds.upper[index] - 1e-6)
             shares = row[free] / layout.counts[index][free]
             assert shares.size == 0 or np.ptp(shares) < 1e-9
-    least = sum(int(w[0]) for w in options.weights)
-    most = sum(int(w[-1]) for w in options.weights)
-    assert least <= options.least == options.greatest <= most
-    missing = Budget(target).n_removed(layout) - options.least
-    assert 0 <= missing < max(options.steps) or options.least == most
+    least = sum(int(w[0]) for w in knapsack.table.saved)
+    most = sum(int(w[-1]) for w in knapsack.table.saved)
+    assert least <= knapsack.least == knapsack.greatest <= most
+    missing = Budget(target).n_removed(layout) - knapsack.least
+    assert 0 <= missing < max(knapsack.steps) or knapsack.least == most
     if step < 1:
-        assert max(options.steps) <= max(1, step * min(counts_of(options)))
+        assert max(knapsack.steps) <= max(1, step * min(counts_of(knapsack)))
 
 
-def counts_of(options: module.Options) -> list[int]:
-    return [int(options.layout.counts[list(group)].sum()) for group in options.groups]
+def counts_of(knapsack: module.Knapsack) -> list[int]:
+    table = knapsack.table
+    return [int(table.layout.counts[list(group)].sum()) for group in table.groups]
 
 
 def test_steps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = layout_of([10, 1000, 1000])  # 1% of the least would be a tenth of a weight
     monkeypatch.setattr(module, "MAX_STEPS", 100)
-    options = stepped(layout, Budget(0.5), Bounds.of(layout), Rules())
-    assert sum(len(w) - 1 for w in options.weights) <= 100
-    assert math.gcd(*options.steps) >= 20
+    knapsack = pose_steps(layout, Budget(0.5), Bounds.of(layout), Rules())
+    assert sum(len(w) - 1 for w in knapsack.table.saved) <= 100
+    assert math.gcd(*knapsack.steps) >= 20
 
 
 def test_losses_are_those_of_the_curves() -> None:
     layout = layout_of([40, 80])
     scores = scores_of(layout, lambda i, s: (i + 1) * s**2)
-    options = stepped(layout, Budget(0.5), Bounds.of(layout), Rules(tied=("block",), step=0.1))
-    (losses,) = options.losses(scores)
-    shares = options.weights[0] / 120
+    knapsack = pose_steps(layout, Budget(0.5), Bounds.of(layout), Rules(tied=("block",), step=0.1))
+    (losses,) = knapsack.losses(scores)
+    shares = knapsack.table.saved[0] / 120
     np.testing.assert_allclose(losses, 3 * shares**2, atol=1e-12)
 
 
 def test_structures_by_hand() -> None:
     layout = layout_of([4, 2], costs=[10, 30])
-    options = chosen(layout, Budget(0.5), Bounds.of(layout, 0, 0.99), Rules())
-    assert [w.tolist() for w in options.weights] == [[0, 10, 20, 30], [0, 30]]
-    assert (options.least, options.greatest) == (41, 50)
-    assert not options.equal
-    assert options.fixed
-    tied = chosen(layout, Budget(0.5), Bounds.of(layout), Rules(tied=("block",)))
-    assert tied.weights[0].tolist() == [0, 10, 50, 60, 100]
-    assert tied.counts[0].tolist() == [[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]]
+    knapsack = pose_counts(layout, Budget(0.5), Bounds.of(layout, 0, 0.99), Rules())
+    assert [w.tolist() for w in knapsack.table.saved] == [[0, 10, 20, 30], [0, 30]]
+    assert (knapsack.least, knapsack.greatest) == (41, 50)
+    assert not knapsack.equal
+    assert knapsack.fixed
+    tied = pose_counts(layout, Budget(0.5), Bounds.of(layout), Rules(tied=("block",)))
+    assert tied.table.saved[0].tolist() == [0, 10, 50, 60, 100]
+    assert tied.table.rows[0].tolist() == [[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]]
 
 
 def test_patterns_by_hand() -> None:
     layout = layout_of([8, 16], zeros=[0, 3])
-    options = chosen(layout, Budget(0.4), Bounds.of(layout), Rules(pattern="2:4"))
-    assert [w.tolist() for w in options.weights] == [[0, 4], [3, 8]]
-    assert (options.least, options.greatest) == (10, 14)
+    knapsack = pose_counts(layout, Budget(0.4), Bounds.of(layout), Rules(pattern="2:4"))
+    assert [w.tolist() for w in knapsack.table.saved] == [[0, 4], [3, 8]]
+    assert (knapsack.least, knapsack.greatest) == (10, 14)
     with pytest.raises(InfeasibleBudgetError, match=r"0\.125 to 0\.5 \(3 to 12 of 24"):
-        chosen(layout, Budget(0.6), Bounds.of(layout), Rules(pattern="2:4"))
+        pose_counts(layout, Budget(0.6), Bounds.of(layout), Rules(pattern="2:4"))
 
 
 def test_grids_of_weights_are_coarse_and_hold_the_bounds() -> None:
     layout = layout_of([1000])
-    options = chosen(layout, Budget(0.5), Bounds.of(layout, 0.103, 0.9), Rules(limits=()))
-    weights = options.weights[0]
+    knapsack = pose_counts(layout, Budget(0.5), Bounds.of(layout, 0.103, 0.9), Rules(limits=()))
+    weights = knapsack.table.saved[0]
     assert (weights[0], weights[-1]) == (103, 900)
     assert np.diff(weights).max() <= 41
-    assert not options.fixed
+    assert not knapsack.fixed
 
 
 def test_roles_match_as_a_whole() -> None:

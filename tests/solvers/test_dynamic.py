@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 import sparsity_search.solvers.dynamic as module
 from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.solvers.decisions import Rules, stepped
+from sparsity_search.solvers.decisions import Rules, pose_steps
 from sparsity_search.solvers.dynamic import dynamic
 from sparsity_search.solvers.greedy import greedy, trimmed
 from sparsity_search.solvers.lagrangian import lagrangian
-from tests.helpers.solver_problems import brute_force, layout_of, options_of, random_scores, total
+from tests.helpers.solver_problems import brute_force, knapsack_of, layout_of, random_scores, total
 
 curves = st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -24,10 +24,10 @@ def test_is_the_best_of_all_choices(
     losses = [np.array(curve) for curve in curves]
     weights = [base + step * np.arange(len(curve)) for curve in curves]
     steps = round(share * sum(len(curve) - 1 for curve in curves))
-    options = options_of(weights, base * len(curves) + step * steps, equal=True)
-    levels = dynamic(options, losses)
-    assert total(options.weights, levels) == options.least
-    assert total(losses, levels) == pytest.approx(brute_force(options, losses), abs=1e-9)
+    knapsack = knapsack_of(weights, base * len(curves) + step * steps, equal=True)
+    levels = dynamic(knapsack, losses)
+    assert total(knapsack.table.saved, levels) == knapsack.least
+    assert total(losses, levels) == pytest.approx(brute_force(knapsack, losses), abs=1e-9)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 16, 17, 18, 2**14])
@@ -36,9 +36,9 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
     rng = np.random.default_rng(1)
     losses = [rng.uniform(size=n) for n in (9, 5, 9, 2, 7, 1)]
     for steps in range(28):
-        options = options_of([range(len(loss)) for loss in losses], steps, equal=True)
+        knapsack = knapsack_of([range(len(loss)) for loss in losses], steps, equal=True)
         monkeypatch.setattr(module, "CHUNK", chunk)
-        found = dynamic(options, losses)
+        found = dynamic(knapsack, losses)
         assert found.sum() == steps
         f = np.array([0.0])  # every total, one group after another
         for loss in losses:
@@ -55,13 +55,13 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
 def test_leaving_options_out_changes_nothing(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     layout = layout_of([60, 40, 100, 80, 20])
     scores = random_scores(layout, seed)
-    options = stepped(layout, Budget(0.63), Bounds.of(layout), Rules(step=0.05))
-    losses = options.losses(scores)
-    kept = sum(map(len, module._worth(options, losses)))
+    knapsack = pose_steps(layout, Budget(0.63), Bounds.of(layout), Rules(step=0.05))
+    losses = knapsack.losses(scores)
+    kept = sum(map(len, module._worth(knapsack, losses)))
     assert kept < sum(map(len, losses))
-    found = total(losses, dynamic(options, losses))
+    found = total(losses, dynamic(knapsack, losses))
     monkeypatch.setattr(module, "_worth", lambda *_: [np.arange(len(loss)) for loss in losses])
-    assert found == pytest.approx(total(losses, dynamic(options, losses)), rel=1e-12)
+    assert found == pytest.approx(total(losses, dynamic(knapsack, losses)), rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -70,10 +70,10 @@ def test_all_solvers_agree_on_convex_losses(seed: int, target: float) -> None:
     rng = np.random.default_rng(seed)
     losses = [np.cumsum(np.cumsum(rng.uniform(size=n))) for n in (30, 10, 80, 41)]
     steps = round(target * sum(len(loss) - 1 for loss in losses))
-    options = options_of([5 + 3 * np.arange(len(v)) for v in losses], 20 + 3 * steps, equal=True)
-    exact = dynamic(options, losses)
-    assert greedy(options, losses).tolist() == exact.tolist()
-    priced = lagrangian(options, losses)
+    knapsack = knapsack_of([5 + 3 * np.arange(len(v)) for v in losses], 20 + 3 * steps, equal=True)
+    exact = dynamic(knapsack, losses)
+    assert greedy(knapsack, losses).tolist() == exact.tolist()
+    priced = lagrangian(knapsack, losses)
     assert priced.levels.tolist() == exact.tolist()
     assert priced.bound == pytest.approx(total(losses, exact))
 
@@ -84,12 +84,12 @@ def test_nothing_beats_the_bound_or_the_exact_solution(seed: int) -> None:
     losses = [np.cumsum(rng.exponential(size=n) ** 3) for n in (20, 11, 35)]
     last = np.inf
     for steps in range(63, -1, -3):
-        options = options_of([np.arange(len(loss)) for loss in losses], steps, equal=True)
-        exact = total(losses, dynamic(options, losses))
-        priced = lagrangian(options, losses)
+        knapsack = knapsack_of([np.arange(len(loss)) for loss in losses], steps, equal=True)
+        exact = total(losses, dynamic(knapsack, losses))
+        priced = lagrangian(knapsack, losses)
         assert priced.bound <= exact + 1e-9
-        for levels in (priced.levels, greedy(options, losses)):
-            assert total(options.weights, levels) == steps
+        for levels in (priced.levels, greedy(knapsack, losses)):
+            assert total(knapsack.table.saved, levels) == steps
             assert total(losses, levels) >= exact - 1e-9
         assert exact <= last  # less to remove never loses more
         last = exact
@@ -98,20 +98,20 @@ def test_nothing_beats_the_bound_or_the_exact_solution(seed: int) -> None:
 def test_the_bound_is_the_hull() -> None:
     # concave losses: between the ends the hull is straight
     losses = [np.array([0.0, 3.0, 4.0]), np.array([0.0, 6.0, 8.0])]
-    priced = lagrangian(options_of([range(3)] * 2, 1, equal=True), losses)
+    priced = lagrangian(knapsack_of([range(3)] * 2, 1, equal=True), losses)
     assert (priced.price, priced.bound) == (2.0, 2.0)
     assert [r.tolist() for r in priced.reduced] == [[0, 1, 0], [0, 4, 4]]
-    assert dynamic(options_of([range(3)] * 2, 2, equal=True), losses).tolist() == [2, 0]
-    assert greedy(options_of([range(3)] * 2, 2, equal=True), losses).tolist() == [2, 0]
+    assert dynamic(knapsack_of([range(3)] * 2, 2, equal=True), losses).tolist() == [2, 0]
+    assert greedy(knapsack_of([range(3)] * 2, 2, equal=True), losses).tolist() == [2, 0]
 
 
 def test_equal_units_have_the_same_rates_in_any_order() -> None:
     rng = np.random.default_rng(3)
     curves = [np.cumsum(rng.exponential(size=9)) for _ in range(2)]
     losses = [curves[0], curves[1], curves[0], curves[0]]
-    found = dynamic(options_of([range(9)] * 4, 17, equal=True), losses)
+    found = dynamic(knapsack_of([range(9)] * 4, 17, equal=True), losses)
     for order in ([1, 0, 2, 3], [3, 2, 1, 0]):
-        again = dynamic(options_of([range(9)] * 4, 17, equal=True), [losses[i] for i in order])
+        again = dynamic(knapsack_of([range(9)] * 4, 17, equal=True), [losses[i] for i in order])
         for curve in (0, 1):
             same = [i for i, loss in enumerate(losses) if loss is curves[curve]]
             there = [order.index(i) for i in same]
@@ -122,21 +122,21 @@ def test_greedy_by_hand() -> None:
     # 1 for one weight; then 6 for four weights rather than 2 for one
     losses = [np.array([0.0, 1.0, 3.0]), np.array([0.0, 6.0, 12.0])]
     weights = [[0, 1, 2], [0, 4, 8]]
-    assert greedy(options_of(weights, 5), losses).tolist() == [1, 1]
+    assert greedy(knapsack_of(weights, 5), losses).tolist() == [1, 1]
     # a step that does not fit is passed over
-    assert greedy(options_of(weights, 3), losses).tolist() == [2, 0]
+    assert greedy(knapsack_of(weights, 3), losses).tolist() == [2, 0]
 
 
 def test_steps_are_taken_back_down_to_the_least() -> None:
-    options = options_of([[0, 4], [0, 4], [0, 3]], least=4, greatest=12)
+    knapsack = knapsack_of([[0, 4], [0, 4], [0, 3]], least=4, greatest=12)
     losses = [np.array([0.0, 2.0]), np.array([0.0, 3.0]), np.array([0.0, 2.0])]
-    assert trimmed(options, losses, np.array([1, 1, 0])).tolist() == [1, 0, 0]
-    assert trimmed(options, losses, np.array([1, 1, 1])).tolist() == [1, 0, 0]
-    assert trimmed(options, losses, np.array([0, 1, 0])).tolist() == [0, 1, 0]
+    assert trimmed(knapsack, losses, np.array([1, 1, 0])).tolist() == [1, 0, 0]
+    assert trimmed(knapsack, losses, np.array([1, 1, 1])).tolist() == [1, 0, 0]
+    assert trimmed(knapsack, losses, np.array([0, 1, 0])).tolist() == [0, 1, 0]
 
 
 def test_more_options_than_a_byte_counts() -> None:
     ramp = np.zeros(700)
     ramp[-1] = 2.0
     losses = [ramp, np.arange(700.0)]
-    assert dynamic(options_of([range(700)] * 2, 699, equal=True), losses).tolist() == [698, 1]
+    assert dynamic(knapsack_of([range(700)] * 2, 699, equal=True), losses).tolist() == [698, 1]

@@ -8,7 +8,7 @@ import pytest
 
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.solvers.decisions import Options, Rules, stepped
+from sparsity_search.solvers.decisions import Knapsack, Rules, pose_steps
 from sparsity_search.solvers.dynamic import dynamic
 from sparsity_search.solvers.pairs import mixture, moved, pair_loss
 from tests.helpers.solver_problems import layout_of, random_scores, scores_of, total
@@ -27,19 +27,19 @@ def with_pairs(scores: Scores, seed: int, strength: float = 1.0) -> Scores:
     return replace(scores, pairs=pairs.astype(np.float32))
 
 
-def solved(scores: Scores, target: float = 0.55, **rules: object) -> tuple[Options, np.ndarray]:
-    options = stepped(
+def solved(scores: Scores, target: float = 0.55, **rules: object) -> tuple[Knapsack, np.ndarray]:
+    knapsack = pose_steps(
         scores.layout,
         Budget(target),
         Bounds.of(scores.layout),
         Rules(**rules),  # type: ignore[arg-type]
     )
-    return options, dynamic(options, options.losses(scores))
+    return knapsack, dynamic(knapsack, knapsack.losses(scores))
 
 
-def loss_of(scores: Scores, options: Options, levels: np.ndarray, shrink: float = 1.0) -> float:
-    counts = options.chosen(levels)
-    return total(options.losses(scores), levels) + shrink * pair_loss(scores, counts)
+def loss_of(scores: Scores, knapsack: Knapsack, levels: np.ndarray, shrink: float = 1.0) -> float:
+    counts = knapsack.table.at(levels)
+    return total(knapsack.losses(scores), levels) + shrink * pair_loss(scores, counts)
 
 
 def test_at_the_levels_the_pairs_are_those_measured() -> None:
@@ -83,59 +83,59 @@ def test_mixtures_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_moves_help_and_none_is_left(seed: int) -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40, 80]), seed, convex=True), seed)
-    options, start = solved(scores)
-    losses = options.losses(scores)
-    found = moved(options, losses, scores, start)
-    assert total(options.weights, found) == options.least
-    before, after = (loss_of(scores, options, levels) for levels in (start, found))
+    knapsack, start = solved(scores)
+    losses = knapsack.losses(scores)
+    found = moved(knapsack, losses, scores, start)
+    assert total(knapsack.table.saved, found) == knapsack.least
+    before, after = (loss_of(scores, knapsack, levels) for levels in (start, found))
     assert after < before
     for up, down in product(range(5), range(5)):
         levels = found.copy()
         levels[up] += 1
         levels[down] -= 1
-        legal = all(0 <= k < len(w) for k, w in zip(levels, options.weights, strict=True))
+        legal = all(0 <= k < len(w) for k, w in zip(levels, knapsack.table.saved, strict=True))
         if up != down and legal:
-            assert loss_of(scores, options, levels) >= after - 1e-6 * before
+            assert loss_of(scores, knapsack, levels) >= after - 1e-6 * before
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_finds_the_best_of_all_choices_where_pairs_are_weak(seed: int) -> None:
     scores = with_pairs(random_scores(layout_of([8, 12, 10]), seed, convex=True), seed, 0.3)
-    options, start = solved(scores)
-    found = moved(options, options.losses(scores), scores, start)
+    knapsack, start = solved(scores)
+    found = moved(knapsack, knapsack.losses(scores), scores, start)
     steps = int(start.sum())
     best = min(
-        loss_of(scores, options, np.array([a, b, steps - a - b]))
+        loss_of(scores, knapsack, np.array([a, b, steps - a - b]))
         for a, b in product(range(9), range(13))
         if 0 <= steps - a - b <= 10
     )
-    assert loss_of(scores, options, found) == pytest.approx(best, rel=1e-3)
+    assert loss_of(scores, knapsack, found) == pytest.approx(best, rel=1e-3)
 
 
 def test_shrink_and_no_pairs() -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40]), 1, convex=True), 1)
-    options, start = solved(scores)
-    losses = options.losses(scores)
-    assert moved(options, losses, scores, start, shrink=0.0).tolist() == start.tolist()
+    knapsack, start = solved(scores)
+    losses = knapsack.losses(scores)
+    assert moved(knapsack, losses, scores, start, shrink=0.0).tolist() == start.tolist()
     half = replace(scores, pairs=scores.pairs / 2)
     assert (
-        moved(options, losses, scores, start, shrink=0.5).tolist()
-        == moved(options, losses, half, start).tolist()
-        != moved(options, losses, scores, start).tolist()
+        moved(knapsack, losses, scores, start, shrink=0.5).tolist()
+        == moved(knapsack, losses, half, start).tolist()
+        != moved(knapsack, losses, scores, start).tolist()
     )
 
 
 def test_pairs_within_a_group_of_tied_units_count() -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40] * 2), 2, convex=True), 2)
-    options, start = solved(scores, tied=("block",), step=0.04)
-    found = moved(options, options.losses(scores), scores, start)
+    knapsack, start = solved(scores, tied=("block",), step=0.04)
+    found = moved(knapsack, knapsack.losses(scores), scores, start)
     best = min(
-        loss_of(scores, options, np.array([k, int(start.sum()) - k]))
-        for k in range(len(options.weights[0]))
-        if 0 <= int(start.sum()) - k < len(options.weights[1])
+        loss_of(scores, knapsack, np.array([k, int(start.sum()) - k]))
+        for k in range(len(knapsack.table.saved[0]))
+        if 0 <= int(start.sum()) - k < len(knapsack.table.saved[1])
     )
-    assert loss_of(scores, options, found) == pytest.approx(best, rel=1e-3)
-    assert total(options.weights, found) == options.least
+    assert loss_of(scores, knapsack, found) == pytest.approx(best, rel=1e-3)
+    assert total(knapsack.table.saved, found) == knapsack.least
 
 
 def test_two_redundant_units_are_not_both_cut() -> None:
@@ -146,7 +146,7 @@ def test_two_redundant_units_are_not_both_cut() -> None:
     redundant = ((unit[:, None] == 0) & (unit == 1)) | ((unit[:, None] == 1) & (unit == 0))
     pairs = np.where(redundant, 2 * roots[:, None] * roots, 0)
     scores = replace(scores, pairs=pairs.astype(np.float32))
-    options, start = solved(scores, target=0.5)
-    found = moved(options, options.losses(scores), scores, start)
+    knapsack, start = solved(scores, target=0.5)
+    found = moved(knapsack, knapsack.losses(scores), scores, start)
     assert start[:2].sum() > start[2:].sum()
     assert found[:2].sum() < found[2:].sum()

@@ -22,7 +22,7 @@ from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.profiles.scores import Scores, tables
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import PRUNERS, SENSITIVITIES, converted_field, plugin_field
-from sparsity_search.solvers.decisions import Options, Rules, chosen, stepped
+from sparsity_search.solvers.decisions import Knapsack, Rules, pose_counts, pose_steps
 from sparsity_search.solvers.greedy import trimmed
 from sparsity_search.solvers.pairs import moved, pair_loss
 from sparsity_search.spaces.choices import n_of_m
@@ -37,7 +37,7 @@ class Solution:
     """The counts of a solver.
 
     Attributes:
-        counts: Count of each unit, ``(n_units,)``; floats where the options lie between integers.
+        counts: Count of each unit, ``(n_units,)``; floats where the levels lie between integers.
         final: Whether the counts are kept as they are: they are a pattern's, or within limits.
         notes: Lines for people.
     """
@@ -57,7 +57,7 @@ class ScoredAllocator(Allocator):
         levels: Sparsities that are measured; between them curves are interpolated. A pruner with
             an N:M pattern has its legal counts instead.
         tied: Units that agree in these attributes share one sparsity.
-        step: Distance of the options of a unit, as a fraction of the smallest group of tied units.
+        step: Distance of the levels of a unit, as a fraction of the smallest group of tied units.
         use_pairs: Whether what two units lose together counts too, if it was measured.
         shrink: Pairs are multiplied by it, in [0, 1]: those from few samples cancel by chance, and
             a solver finds such cancellations.
@@ -88,8 +88,8 @@ class ScoredAllocator(Allocator):
         return Rules(tied=self.tied, step=self.step, pattern=self._pattern)
 
     @abstractmethod
-    def choose(self, options: Options, losses: Sequence[np.ndarray]) -> np.ndarray:
-        """Return an option of each group, ``(n_groups,)`` int64, of little loss in all."""
+    def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a level of each group, ``(n_groups,)`` int64, of little loss in all."""
 
     def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile of least predicted loss, with the predicted losses as a note.
@@ -129,7 +129,7 @@ class ScoredAllocator(Allocator):
         """
         budget.check(layout, bounds)
         if self._pattern is not None:
-            chosen(layout, budget, bounds, self.rules)
+            pose_counts(layout, budget, bounds, self.rules)
 
     def solve(self, scores: Scores, budget: Budget, bounds: Bounds) -> Allocation:
         """Return the profile of least predicted loss, without the model; losses are a note.
@@ -156,16 +156,16 @@ class ScoredAllocator(Allocator):
     def solve_counts(self, scores: Scores, budget: Budget, bounds: Bounds) -> Solution:
         """Return the counts of least loss, the budget met up to a step."""
         rules = self.rules
-        make = stepped if rules.equal_steps(scores.layout) else chosen
-        options = make(scores.layout, budget, bounds, rules)
-        losses = options.losses(scores)
-        levels = self.choose(options, losses)
+        pose = pose_steps if rules.equal_steps(scores.layout) else pose_counts
+        knapsack = pose(scores.layout, budget, bounds, rules)
+        losses = knapsack.losses(scores)
+        levels = self.choose(knapsack, losses)
         if self._paired(scores):
-            levels = moved(options, losses, scores, levels, self.shrink)
+            levels = moved(knapsack, losses, scores, levels, self.shrink)
         if rules.pattern is not None:
-            levels = trimmed(options, losses, levels)
+            levels = trimmed(knapsack, losses, levels)
         notes = ("no pairs were measured",) if self.use_pairs and scores.pairs is None else ()
-        return Solution(options.chosen(levels), final=rules.pattern is not None, notes=notes)
+        return Solution(knapsack.table.at(levels), final=rules.pattern is not None, notes=notes)
 
     def predict(self, scores: Scores, profile: SparsityProfile) -> float:
         """Return the predicted loss of a profile, with pairs where they are used."""
