@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from sparsity_search.config.schema import load_config
+from sparsity_search.config.load import load_config
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.interfaces.format import Document

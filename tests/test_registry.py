@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.engine.given import GivenProfile
+from sparsity_search.engine.given_profile import GivenProfile
 from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.layout import Layout, Unit
