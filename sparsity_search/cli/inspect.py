@@ -1,4 +1,4 @@
-"""`inspect`: what can be pruned, and what a search would take."""
+"""`inspect`: the prunable units of a model, and an estimate of a search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     *options.CONFIGURATION,
 )
 def inspect(given: options.Given) -> None:
-    """Print the prunable units, what is left alone, and an estimate of what a search takes.
+    """Print the prunable units, the other weights, and an estimate of a search.
 
     sparsity-search inspect smollm2 --pruner sparsegpt
     """

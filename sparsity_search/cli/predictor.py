@@ -1,4 +1,4 @@
-"""`predictor`: what a search's measurements teach, for other searches."""
+"""`predictor`: a data set from a search's measurements, for other searches."""
 
 from __future__ import annotations
 

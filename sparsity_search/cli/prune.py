@@ -54,7 +54,7 @@ def prune(
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    """Return the figures of a materialised model beside those of the dense one, for people."""
+    """Return the change from the dense to the materialised model, for people."""
 
     def change(key: str, unit: str, scale: float = 1.0) -> str:
         dense, now = (facts[key][which] for which in ("dense", "materialised"))

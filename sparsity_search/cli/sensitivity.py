@@ -1,4 +1,4 @@
-"""`sensitivity`: what every unit loses at every level."""
+"""`sensitivity`: the losses of every unit at every level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsity_search.cli import options
     *options.CONFIGURATION,
 )
 def sensitivity(given: options.Given, out: options.Out) -> None:
-    """Measure once what each unit loses; `solve` then finds the profile for any sparsity.
+    """Measure the losses of each unit once; `solve` then finds the profile for any sparsity.
 
     sparsity-search sensitivity smollm2 --pruner wanda --out scores.json
 

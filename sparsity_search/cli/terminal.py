@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a progress bar, or plain lines without a terminal."""
+"""The progress of a job for people: a bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quiet_libraries() -> None:
     # read when datasets is imported, which is optional
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # it calls blocks lost that are only on their way, see models/offload.py
+    # it reports blocks as lost that are only being moved, see models/io/offload.py
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
@@ -65,7 +65,7 @@ def show_table(
 
 
 def show_list(title: str, entries: Mapping[str, str]) -> None:
-    """Print a title, and below it a line for each entry: its name and what it is."""
+    """Print a title, and below it a line for each entry: its name and its description."""
     _out.print(Text(title, style="bold"))
     width = max(map(len, entries), default=0)
     for name, line in entries.items():
@@ -77,8 +77,8 @@ def watch(rounds: int | None = None, minutes: float | None = None) -> Iterator[T
     """Watch a job that runs a model, with the libraries silenced.
 
     Args:
-        rounds: Limit of the search, if it has one.
-        minutes: Likewise.
+        rounds: Limit of rounds, if the search has one.
+        minutes: Limit of minutes, if it has one.
     """
     quiet_libraries()
     with TerminalMonitor(rounds, minutes) as monitor:
@@ -89,8 +89,8 @@ class TerminalMonitor(Monitor):
     """Shows steps and measurements, and turns Ctrl-C into a clean stop.
 
     Args:
-        rounds: Limit of the search, if it has one.
-        minutes: Likewise.
+        rounds: Limit of rounds, if the search has one.
+        minutes: Limit of minutes, if it has one.
     """
 
     def __init__(self, rounds: int | None = None, minutes: float | None = None) -> None:

@@ -58,7 +58,7 @@ def load_config(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a file holds, or a preset if the name is one's."""
+    """Return the contents of a file, or of the preset of that name."""
     if str(path) in list_presets():
         path = preset_file(str(path))
     try:

@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class PluginSection(BaseModel):
-    """A plugin by name, and its hyper-parameters beside it."""
+    """A plugin by name, with its hyper-parameters as further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -70,10 +70,10 @@ class ModelSection(Section):
         exclude: Units whose name matches this regular expression are left alone.
         blocks: A regular expression that matches the name of the module list that holds the
             decoder blocks; by default they are found by their number.
-        units: What is removed: single ``weights``, or structures, see `models/units/`; by
-            default what the pruner usually removes.
+        units: Kind of the units to remove: single ``weights``, or structures, see
+            `models/units/`; by default the pruner's first kind.
         roles: Roles of linear layers by regular expression on the name within the block, e.g.
-            ``mixer.in_proj: gate``; they go before the roles that names have.
+            ``mixer.in_proj: gate``; they precede the roles that names have.
     """
 
     name: str
@@ -89,7 +89,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Which text is used for what. Parts of one source are disjoint.
+    """The text for each purpose. Parts of one source are disjoint.
 
     Attributes:
         calibration: Source for the pruner's statistics.
@@ -99,10 +99,10 @@ class DataSection(Section):
         calibration_length: Tokens in a calibration sequence, at most.
         calibration_sequences: How many of them.
         search_length: Tokens in a search sequence.
-        search_sequences: How many of them; at least what the top rung needs.
+        search_sequences: How many of them; at least as many as the top rung needs.
         final_length: Tokens in a sequence of the final comparison, at most.
         final_sequences: How many of them.
-        statistics: Folder where runs share what is gathered of the dense model's inputs on the
+        statistics: Folder where runs share statistics of the dense model's inputs on the
             calibration text; by default nothing is kept.
     """
 
@@ -124,7 +124,7 @@ class BudgetSection(Section):
     Attributes:
         sparsity: Fraction of all prunable weights to remove.
         saving: In its place, for a space of options or a budget in another measure: fraction of
-            what all units cost to save.
+            the cost of all units to save.
         bounds: Limits of sparsity by role.
     """
 
@@ -145,7 +145,7 @@ class BudgetSection(Section):
                 "--measure: leave it out and give --sparsity"
             )
         if self.sparsity is None:
-            raise ConfigError("how much shall be removed? give --sparsity, e.g. --sparsity 0.6")
+            raise ConfigError("missing --sparsity, e.g. --sparsity 0.6")
         return self.sparsity
 
 
@@ -153,14 +153,14 @@ class SupernetSection(Section):
     """How the supernet is built and kept.
 
     Attributes:
-        propagate: What later blocks see: outputs of the profile that the search starts from, the
-            first of ``initial`` (``start``), or of the uniform one (``centre``), ``dense`` ones,
-            or those of all levels mixed: their ``expectation`` or plain ``mean``.
+        propagate: Outputs that later blocks see: those of the profile that the search starts from,
+            the first of ``initial`` (``start``), of the uniform one (``centre``), of the
+            ``dense`` model, or of all levels: their ``expectation`` or plain ``mean``.
         refresh: Statistics are gathered for each ``block`` at once, or for each ``sublayer``, so
             that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
         cache: Folder where searches share supernets, in place of ``store``.
-        prefix_mib: Memory for what candidates that begin alike have in common, in MiB.
+        prefix_mib: Memory for outputs that candidates with equal first blocks share, in MiB.
     """
 
     propagate: Literal["start", "centre", "dense", "expectation", "mean"] = "start"
@@ -210,7 +210,7 @@ class RunConfig(Section):
         allocators: Their hyper-parameters by name, for `allocate` too.
         hints: Advice for searchers: sensitivities that are measured, files of scores, or
             ``gradients``, taken of the pruned model where the search starts.
-        measure: What the budget is in, in place of weights: a plugin of `measures/`, or a file of
+        measure: Measure of the budget in place of weights: a plugin of `measures/`, or a file of
             prices.
         finalise: Pruner that the profiles are rebuilt with after a search; by default that of
             the search.
@@ -234,10 +234,10 @@ class RunConfig(Section):
     study: StudySection = StudySection()
 
     def identity(self) -> dict[str, Any]:
-        """Return what a search depends on, flat: all but limits, storage and what follows it."""
+        """Return all settings that measurements depend on, flat: without limits and storage."""
         flat = flatten(self.model_dump(mode="json"))
         limits = {"study.rounds", "study.minutes", "study.storage", "study.workers"}
-        # where weights and statistics are, not which; kinds of devices are told apart elsewhere
+        # places of weights and statistics; the fingerprint has the kind of the device
         limits |= {"supernet.store", "supernet.cache", "supernet.prefix_mib", "data.statistics"}
         limits |= {"model.offload", "model.device"}
         return {

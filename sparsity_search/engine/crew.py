@@ -32,8 +32,8 @@ def share_cores(config: RunConfig) -> None:
 def run_crew(job: Job) -> Iterator[None]:
     """Run the other workers of a search: on the GPUs in turn, or all on the CPU.
 
-    What they print goes to ``worker-N.log`` in the run directory. One that fails is told of, and
-    the others do its work.
+    Their output goes to ``worker-N.log`` in the run directory. If one fails, a warning says so
+    and the others do its work.
     """
     n_others = job.config.study.workers - 1
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _end(job: Job, processes: list[subprocess.Popen[bytes]]) -> None:
-    """End the workers, and tell of those that failed before."""
+    """End the workers, and warn about those that have failed."""
     for process in processes:
         if process.poll() is None:
             process.terminate()  # they end after the present measurement

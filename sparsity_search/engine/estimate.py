@@ -1,4 +1,4 @@
-"""What a search would take on this machine, from short samples of its parts."""
+"""An estimate of a search's time and memory on this machine, from short samples of its parts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _WORK = 32
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a search would take on this machine.
+    """Time and memory that a search needs on this machine.
 
     Attributes:
         evaluation_seconds: One evaluation at each rung, by its tokens.
         round_seconds: One round of the ladder, at most.
         supernet_seconds: Building the supernet.
         supernet_bytes: Its size, in memory or on disk.
-        build_bytes: Memory while the supernet is built, besides that of the libraries.
+        build_bytes: Memory while the supernet is built, without that of the libraries.
         search_bytes: Memory of model, dense copy of the prunable weights, supernet and shared
-            prefixes in the search, but for what a forward pass takes.
+            prefixes in the search, without that of a forward pass.
         file_bytes: Room for offloaded weights in the folder for temporary files.
         checkpoint_bytes: The pruned checkpoint on disk.
     """
@@ -52,14 +52,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What the first block of a supernet takes.
+    """Time and memory of the first block of a supernet.
 
     Attributes:
         seconds: To build the whole supernet, extrapolated.
         variants: Bytes of the block's variants.
-        statistics: Bytes of what is known of its inputs.
-        largest: Of these, of one input.
-        activations: Bytes of what its modules put out, of one batch.
+        statistics: Bytes of its input statistics.
+        largest: Bytes of the largest input's statistics.
+        activations: Bytes of its modules' outputs for one batch.
     """
 
     seconds: float
@@ -72,14 +72,14 @@ class _Sample:
 def estimate(
     session: Session, config: RunConfig, pruner: Pruner, proxy: Proxy, space: SearchSpace
 ) -> Estimate:
-    """Time samples of a search's parts, and add up what its memory holds.
+    """Time samples of a search's parts, and add up its memory.
 
     Args:
         session: The model; its text is not used.
-        config: Of the search.
+        config: Configuration of the search.
         pruner: Makes the supernet.
         proxy: Scores candidates, bound to one sequence of the search's length.
-        space: What is searched.
+        space: The search space.
     """
     sequence = _time_score(proxy, session)
     ladder = config.ladder
@@ -120,7 +120,7 @@ def draw_tokens(session: Session, length: int) -> Tensor:
 
 
 def _sum_weights(session: Session, dense: int) -> int:
-    """Return the bytes of weights that are in memory at once: with what is kept to put back."""
+    """Return the bytes of weights in memory at once, with the dense copies that are put back."""
     model, blocks = session.loaded.model, session.subject.blocks
     if session.subject.offload is None:
         return _n_bytes(model) + dense
@@ -128,10 +128,10 @@ def _sum_weights(session: Session, dense: int) -> int:
 
 
 def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
-    """Return the bytes that building a supernet needs besides the weights.
+    """Return the bytes that building a supernet needs in addition to the weights.
 
-    Those of this block and the last: statistics. Of one block: what its modules put out, its
-    variants twice (as they are and as they are written), and the work on its largest unit.
+    They are the statistics of two blocks, and of one block the outputs of its modules, its
+    variants twice (in memory and while they are written) and the work on its largest unit.
     """
     data = config.data
     hidden = 2 * data.calibration_sequences * data.calibration_length * _get_width(session)

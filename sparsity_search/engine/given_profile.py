@@ -19,7 +19,7 @@ class GivenProfile(Allocator):
     """The profile in a file, moved to the model's units and the budget.
 
     Args:
-        profile: What the file holds.
+        profile: The profile in the file.
     """
 
     units: ClassVar[tuple[str, ...]] = ALL_UNITS

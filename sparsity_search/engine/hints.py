@@ -57,7 +57,7 @@ def read_hints(job: Job, stage: int, space: SearchSpace) -> dict[str, Hint]:
     Args:
         job: The search.
         stage: Number of the stage, from 1.
-        space: Of the stage; hints of another space do not count.
+        space: Space of the stage; hints of another space are ignored.
     """
     stored = {name: job.directory.read_hint(stage, name, space) for name in job.config.hints}
     return {name: hint for name, hint in stored.items() if hint is not None}

@@ -1,4 +1,4 @@
-"""One search with all it works on, once everything given is known to be legal."""
+"""A search with its model, text, space and plugins, once its configuration is legal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Job:
         monitor: Watches the job.
         parameters: The space of an allocator's settings over `space`, if these are searched.
         resident: The model while a supernet is in it.
-        claims: What this worker measures, if there are several.
+        claims: Claims of this worker, if there are several.
     """
 
     config: RunConfig

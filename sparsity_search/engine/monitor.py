@@ -1,4 +1,4 @@
-"""How a job reports what it does, and is asked to stop."""
+"""Monitors: a job reports its steps to one, and asks it whether to stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Monitor:
         """Run one step of a job; its time is added to `seconds`.
 
         Args:
-            name: Of the step, for people.
+            name: Name of the step, for people.
             total: Number of its parts, if known.
         """
         started = time.monotonic()

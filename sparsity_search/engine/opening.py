@@ -20,7 +20,7 @@ from sparsity_search.spaces.files import SpaceFile, load_space
 
 
 def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
-    """Load what a search needs, and check that it can be run in ``out``; writes nothing there.
+    """Load model and text of a search, and check that it can run in ``out``; nothing is written.
 
     Raises:
         SparsitySearchError: Something given is not legal.
@@ -35,14 +35,8 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     check_measure(config, kind)
     _check_own_data(config, plugins)
     requests = _request_text(config, plugins)
-    session = open_session(
-        config.model,
-        requests,
-        config.study.seed,
-        monitor,
-        units=kind,
-        statistics=config.data.statistics,
-    )
+    seed, kept = config.study.seed, config.data.statistics
+    session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
     prices = prices_of(config, session.subject, directory, monitor)
     space = of_levels.build(session.subject.layout, budget, config.budget.bounds, prices)
     resident = ResidentModel()

@@ -58,7 +58,7 @@ class Plugins:
 
 
 def _name_start(name: str) -> str:
-    """Return what an initial profile is called: the allocator's name, or after its file."""
+    """Return the name of an initial profile: the allocator's, or one made from its file's path."""
     path = Path(name)
     return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
 
@@ -120,7 +120,7 @@ def _in_measure(config: RunConfig, space: SpaceFile) -> Budget:
 
 
 def choose_units(config: RunConfig, pruner: Pruner) -> str:
-    """Return the kind of units that a pruner shall remove.
+    """Return the kind of units that a pruner removes.
 
     Raises:
         ConfigError: The configuration names a kind that it cannot.
@@ -164,8 +164,8 @@ def build_allocator(
 
     A name that ends in ``.json`` is a file with a profile, which is moved to the budget.
 
-    Its fields ``pruner`` and ``seed``, if it has them, are those of the run unless they are set.
-    ``more`` hyper-parameters go before all of these.
+    If it has fields ``pruner`` and ``seed``, these are the run's unless they are set. The
+    hyper-parameters in ``more`` override all others.
 
     Raises:
         UnknownNameError: There is no such allocator.

@@ -1,4 +1,4 @@
-"""What every job begins with: the model, its prunable units, and the text."""
+"""The model, its prunable units and the text, which almost every job begins with."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Session:
 
     Attributes:
         loaded: The model with its tokenizer.
-        subject: The model as what can be pruned in it.
+        subject: The prunable units of the model.
         text: Token ids by purpose, ``(n_sequences, length)`` int64 each.
         sources: The source of each purpose.
     """
@@ -47,7 +47,7 @@ class Session:
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
-        """What identifies the model, for artefacts."""
+        """Name, revision and digest of the model, for artefacts."""
         return {
             "name": self.loaded.name,
             "revision": self.loaded.revision,
@@ -55,7 +55,7 @@ class Session:
         }
 
     def origin(self, command: Sequence[str]) -> dict[str, Any]:
-        """Return when, how and on what an artefact is made: versions, threads, device, dtype.
+        """Return command, time, versions, threads, device and dtype, for artefacts.
 
         Args:
             command: The command line.
@@ -72,7 +72,7 @@ class Session:
 
     @cached_property
     def text_facts(self) -> dict[str, dict[str, Any]]:
-        """What identifies the text of each purpose, for artefacts; hashes each file once."""
+        """Source, size and digest of the text of each purpose, for artefacts."""
         return {
             purpose: {
                 **identity(self.sources[purpose]),
@@ -106,15 +106,15 @@ def open_session(
 
     Args:
         model: Which model.
-        requests: What text.
-        seed: Of the text that the model writes.
+        requests: The text to draw.
+        seed: Seed of the text that the model writes.
         monitor: Watches the job.
-        units: What is removed; by default what ``model`` says, or single weights.
-        statistics: Folder of what is gathered of the dense model's inputs; None keeps nothing.
+        units: Kind of the units; by default that of ``model``, or single weights.
+        statistics: Folder for statistics of the dense model's inputs; None keeps nothing.
 
     Raises:
         UnknownNameError: There is no such kind of units.
-        DataError: A source is missing or too short; a missing one is told before any work.
+        DataError: A source is missing or too short; a missing one is reported before any work.
         ModelError: The model cannot be loaded, or has nothing to prune.
         ConfigError: The folder cannot be made.
     """

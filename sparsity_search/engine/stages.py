@@ -40,9 +40,9 @@ class Searched:
     """The outcome of all stages.
 
     Attributes:
-        profile: Of the best candidate.
+        profile: Profile of the best candidate.
         starts: Profiles that the first stage started from, by allocator.
-        histories: Of each stage.
+        histories: The history of each stage.
         notes: Lines of the searcher about them.
         parameters: Values that gave the profile, by name; None if the search was in levels.
     """
@@ -104,7 +104,6 @@ def find_present_stage(job: Job, storage: BaseStorage | str, key: StudyKey) -> S
 
 def _begin(job: Job, key: StudyKey, command: Sequence[str]) -> None:
     """Write ``run.json``, with credentials hidden, or check that this run may go on."""
-    prices = job.space.prices
     facts: dict[str, Any] = {
         **job.session.origin(command),
         "config": job.config.model_dump(mode="json"),
@@ -113,11 +112,9 @@ def _begin(job: Job, key: StudyKey, command: Sequence[str]) -> None:
         "model": job.session.model_facts,
         "text": job.session.text_facts,
         "layout": job.space.layout.to_json(),
-        **({} if prices is None else {"prices": prices.to_json()}),
     }
-    job.directory.begin(redact(facts, (job.config.study.storage or "",)))
-    if prices is not None:
-        job.directory.write_prices(prices)
+    hidden = redact(facts, (job.config.study.storage or "",))
+    job.directory.begin(hidden, job.space.prices)
 
 
 def _allocate_starts(job: Job) -> dict[str, SparsityProfile]:
@@ -148,7 +145,7 @@ def _build_stage(
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """The outcome of one stage: what was measured, and the hints that its searcher had."""
+    """The outcome of one stage: its history, and the hints that its searcher had."""
 
     history: History
     hints: Mapping[str, Hint]
@@ -160,11 +157,11 @@ class Stage:
 
     Attributes:
         job: The search.
-        space: Of this stage.
-        number: Of this stage, from 1.
+        space: Space of this stage.
+        number: Number of this stage, from 1.
         starts: Profiles of round 0; settings that give them are not known.
         storage: Where its measurements are kept.
-        key: Of its study there.
+        key: Key of its study there.
     """
 
     job: Job
@@ -181,7 +178,7 @@ class Stage:
 
     @cached_property
     def store(self) -> Store:
-        """Its measurements."""
+        """The store of its measurements."""
         return Store(self.storage, self.key.name, self.key.fingerprint, self.searched)
 
     def notes(self, outcome: StageOutcome) -> list[str]:
@@ -192,7 +189,7 @@ class Stage:
         return [f"stage {self.number}: {line}" if several else line for line in lines]
 
     def run(self) -> StageOutcome:
-        """Search; what is recorded is not measured again, and needs no supernet."""
+        """Search. Recorded measurements are not repeated, and need no supernet."""
         if self.searched.parameters:
             with self.job.monitor.step("allocate start"):
                 self.searched.profile(self.searched.origin)  # before a supernet is built

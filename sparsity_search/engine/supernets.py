@@ -1,4 +1,4 @@
-"""The supernet of a stage: what it is built around, and where it is kept."""
+"""The supernet of a stage: the profile that it is built around, and the place where it is kept."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class StageSupernet:
 
     Attributes:
         job: The search.
-        space: Of the stage.
+        space: Space of the stage.
         stage: Number of the stage, from 1.
         centre: The profile whose outputs later blocks see while the supernet is built. Near it,
-            a supernet scores what sequential pruning gives.
-        fingerprint: Of the stage's study.
+            a supernet gives the scores of sequential pruning.
+        fingerprint: Fingerprint of the stage's study.
     """
 
     job: Job
@@ -77,7 +77,7 @@ class StageSupernet:
         return nullcontext(self._own_folder(facts) if on_disk else None)
 
     def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
-        """Return the folder in the run directory; a later stage may replace what is there."""
+        """Return the folder in the run directory; a later stage may replace an older supernet."""
         path = self.job.directory.supernet(self.stage)
         try:
             return SupernetFolder(path, facts)

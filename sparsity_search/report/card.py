@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what was removed, how, on which text, and what it costs."""
+"""The model card of a checkpoint: its sparsity, origin, text and quality."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def format_card(
     It names no license: that is the base model's.
 
     Args:
-        profile: What was removed.
-        facts: What ``profile.json`` says besides: ``model``, ``pruner``, ``text``, ``seed`` and
+        profile: The profile of the checkpoint.
+        facts: Other facts of ``profile.json``: ``model``, ``pruner``, ``text``, ``seed`` and
             ``removes``.
         results: Rows of the final comparison, if there was one.
         shipped: Name of the row that the checkpoint is.

@@ -77,7 +77,7 @@ def format_csv(record: ComparisonRecord) -> str:
 
 
 def format_markdown(record: ComparisonRecord) -> str:
-    """Return the table in Markdown, with what it means and what failed."""
+    """Return the table in Markdown, with a legend and the refused cases."""
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * 3 + "---:|" * (len(HEADER) - 3)]
     lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in list_rows(record)]
     lines += ["", summarise(record), "", LEGEND]
@@ -87,7 +87,7 @@ def format_markdown(record: ComparisonRecord) -> str:
 
 
 def list_failures(record: ComparisonRecord) -> list[str]:
-    """Return what was refused, and why."""
+    """Return a line for each refused case: its key, and why."""
     return [f"{row['key']}: {row['error']}" for row in record.failed]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sparsity_search.report.comparison import (
     HEADER,
@@ -14,10 +13,16 @@ from sparsity_search.report.comparison import (
     summarise,
     write_tables,
 )
-from sparsity_search.report.pages import check_pages, embed, fill
+from sparsity_search.report.pages import (
+    check_pages,
+    encode_image,
+    list_provenance,
+    render_page,
+    tabulate_text,
+)
 from sparsity_search.report.table import NONE, format_percent
 from sparsity_search.runs.comparison import ComparisonRecord
-from sparsity_search.utils.files import atomic_file, write_text
+from sparsity_search.utils.files import write_bytes, write_text
 
 
 def write_comparison(folder: Path) -> Path:
@@ -36,8 +41,7 @@ def write_comparison(folder: Path) -> Path:
     record = ComparisonRecord.read(folder)
     images = draw(record)
     for name, (_, image) in images.items():
-        with atomic_file(record.folder.plot_file(name)) as temporary:
-            temporary.write_bytes(image)
+        write_bytes(record.folder.plot_file(name), image)
     write_text(record.folder.report_file, render(record, images))
     return record.folder.report_file
 
@@ -71,46 +75,23 @@ def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
 
 def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) -> str:
     """Return the page as HTML, with images embedded."""
-    return fill(
-        "comparison.html.j2",
-        title=f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
-        finished=len(record.rows) == len(record.facts["rows"]),
-        summary=summarise(record),
-        legend=LEGEND,
-        result={"header": HEADER, "rows": list_rows(record)},
-        failures=list_failures(record),
-        notes=[f"{row['key']}: {note}" for row in record.rows for note in row.get("notes", ())],
-        settings=_settings(record),
-        provenance=_provenance(record.facts),
-        text=_text(record.facts.get("text", {})),
-        images=[(name, caption, embed(image)) for name, (caption, image) in images.items()],
-    )
+    context = {
+        "title": f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
+        "finished": len(record.rows) == len(record.facts["rows"]),
+        "summary": summarise(record),
+        "legend": LEGEND,
+        "result": {"header": HEADER, "rows": list_rows(record)},
+        "failures": list_failures(record),
+        "notes": [f"{row['key']}: {note}" for row in record.rows for note in row.get("notes", ())],
+        "settings": _list_settings(record),
+        "provenance": list_provenance(record.facts),
+        "text": tabulate_text(record.facts.get("text", {})),
+        "images": [(n, caption, encode_image(image)) for n, (caption, image) in images.items()],
+    }
+    return render_page("comparison.html.j2", context)
 
 
-def _settings(record: ComparisonRecord) -> dict[str, str]:
+def _list_settings(record: ComparisonRecord) -> dict[str, str]:
     return {
         row["allocator"]: row.get("fingerprint", {}).get("allocator", NONE) for row in record.rows
     }
-
-
-def _provenance(facts: Mapping[str, Any]) -> dict[str, str]:
-    model = facts.get("model", {})
-    found = {
-        "command": facts.get("command"),
-        "started": facts.get("created"),
-        "model": model.get("name"),
-        "model revision": model.get("revision"),
-        "model digest": model.get("digest"),
-        "removes": facts.get("removes"),
-        "device": facts.get("device"),
-        "number type": facts.get("dtype"),
-        "threads": facts.get("threads"),
-        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
-    }
-    return {key: NONE if value in (None, "") else str(value) for key, value in found.items()}
-
-
-def _text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    keys = list(dict.fromkeys(key for entry in text.values() for key in entry))
-    rows = [(name, *(str(e.get(key, NONE)) for key in keys)) for name, e in text.items()]
-    return {"header": ("purpose", *keys), "rows": rows}

@@ -1,4 +1,4 @@
-"""A front of profiles as files: what was found for each budget, and how it grew."""
+"""A front of profiles as files: the results for each budget, and the growth of the front."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sparsity_search.report.hypervolume import (
 from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
-from sparsity_search.utils.files import atomic_file, write_json, write_text
+from sparsity_search.utils.files import write_bytes, write_json, write_text
 from sparsity_search.utils.versioned import VersionedJson
 
 #: Name of the file of a front.
 FRONT = "front.json"
-#: That file.
+#: Contents of that file.
 FRONT_JSON = VersionedJson("a front", 1, ("rows", "hypervolume", "growth"), RunMismatchError)
 COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexity", "on_front")
 
 
 @dataclass(frozen=True)
 class Front:
-    """What the searches of a folder found.
+    """The results of the searches in a folder.
 
     Attributes:
         runs: Their records by folder, by rising target.
@@ -52,7 +52,7 @@ class Front:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Every profile that was compared at the end, with what it was measured at."""
+        """Every profile of the final comparisons, with its figures."""
         rows = [
             {"target": record.asked, "run": run, **row}
             for run, record in self.runs.items()
@@ -113,12 +113,11 @@ def write_front(folder: Path) -> Front:
     writer.writerows(found.rows)
     write_text(folder / "front.csv", text.getvalue())
     if can_draw_pages():
-        with atomic_file(folder / "front.png") as temporary:
-            temporary.write_bytes(_figure(found))
+        write_bytes(folder / "front.png", _draw(found))
     return found
 
 
-def _figure(found: Front) -> bytes:
+def _draw(found: Front) -> bytes:
     from sparsity_search.report import plots
 
     lines: dict[str, list[plots.Point]] = {}

@@ -9,11 +9,17 @@ from typing import Any
 import yaml
 
 from sparsity_search.report import table
-from sparsity_search.report.pages import check_pages, embed, fill
+from sparsity_search.report.pages import (
+    check_pages,
+    encode_image,
+    list_provenance,
+    render_page,
+    tabulate_text,
+)
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.runs.redact import redact
-from sparsity_search.utils.files import atomic_file, write_text
+from sparsity_search.utils.files import write_bytes, write_text
 
 #: What the figures show, by file name.
 CAPTIONS = {
@@ -47,8 +53,7 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
     record, directory = RunRecord.read(run_dir, storage), RunDirectory(run_dir)
     images = draw(record)
     for name, image in images.items():
-        with atomic_file(directory.plot_file(name)) as temporary:
-            temporary.write_bytes(image)
+        write_bytes(directory.plot_file(name), image)
     write_text(directory.report_file, render(record, images))
     return directory.report_file
 
@@ -76,11 +81,13 @@ def draw(record: RunRecord) -> dict[str, bytes]:
 
 def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
     """Return the report as HTML, with images embedded and credentials hidden."""
-    return fill(
+    return render_page(
         "template.html.j2",
-        **redact(_context(record), _secrets(record)),
-        images={name: embed(image) for name, image in images.items()},
-        captions=CAPTIONS,
+        {
+            **redact(_context(record), _secrets(record)),
+            "images": {name: encode_image(image) for name, image in images.items()},
+            "captions": CAPTIONS,
+        },
     )
 
 
@@ -99,9 +106,9 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "search": table.list_search_facts(record),
         "steps": table.list_steps(record),
         "method": _method(record),
-        "provenance": _provenance(run),
+        "provenance": list_provenance(run),
         "fingerprint": run.get("fingerprint", {}),
-        "text": _text(run.get("text", {})),
+        "text": tabulate_text(run.get("text", {})),
         "notes": results.get("notes", []),
         "config": yaml.safe_dump(
             redact(dict(record.config), _secrets(record)), sort_keys=False, allow_unicode=True
@@ -121,31 +128,6 @@ def _method(record: RunRecord) -> dict[str, str]:
     plugins = {kind: config[kind]["name"] for kind in ("pruner", "searcher", "evaluator")}
     starts = ", ".join(record.starts)
     return {**plugins, "space": str(config["space"]), "initial candidates": starts}
-
-
-def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
-    model = run.get("model", {})
-    facts = {
-        "command": run.get("command"),
-        "started": run.get("created"),
-        "model": model.get("name"),
-        "model revision": model.get("revision"),
-        "model digest": model.get("digest"),
-        "device": run.get("device"),
-        "number type": run.get("dtype"),
-        "threads": run.get("threads"),
-        "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()),
-    }
-    return {key: table.NONE if value in (None, "") else str(value) for key, value in facts.items()}
-
-
-def _text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    keys = list(dict.fromkeys(key for entry in text.values() for key in entry))
-    rows = [
-        (purpose, *(str(entry.get(key, table.NONE)) for key in keys))
-        for purpose, entry in text.items()
-    ]
-    return {"header": ("purpose", *keys), "rows": rows}
 
 
 def _secrets(record: RunRecord) -> tuple[str, ...]:

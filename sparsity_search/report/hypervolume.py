@@ -1,4 +1,4 @@
-"""Fronts of two objectives: how much is removed, and what that costs. Numbers only."""
+"""Fronts of two objectives: sparsity and score. Numbers only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Point(NamedTuple):
     Attributes:
         sparsity: The more the better.
         score: The lower the better.
-        name: What it is called.
+        name: Name of the profile.
     """
 
     sparsity: float
@@ -55,8 +55,8 @@ def trace_hypervolume(
     """Return how the hypervolume grew while one search followed the other.
 
     Args:
-        runs: Of each search its sparsity, and when its best score fell to what: seconds of its
-            own, and the score.
+        runs: The sparsity of each search, and the course of its best score: seconds of its
+            own, and the score then.
         worst: The score of the reference point.
 
     Returns:

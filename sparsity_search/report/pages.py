@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from sparsity_search.errors import MissingExtraError, MissingExtraWarning
+from sparsity_search.report.table import NONE
 from sparsity_search.utils.extras import require
 
 
@@ -32,12 +34,12 @@ def can_draw_pages() -> bool:
     return True
 
 
-def fill(template: str, **values: Any) -> str:
-    """Return a page as HTML.
+def render_page(template: str, context: Mapping[str, Any]) -> str:
+    """Return a page that needs no other file.
 
     Args:
-        template: Name of a file in this folder.
-        values: All that the template shows; text is escaped.
+        template: Name of the template in this folder.
+        context: Its variables; all texts are escaped.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -48,9 +50,36 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template).render(context)
 
 
-def embed(image: bytes) -> str:
-    """Return a PNG as the text that a page holds."""
-    return base64.b64encode(image).decode()
+def encode_image(png: bytes) -> str:
+    """Return an image as text, to embed it."""
+    return base64.b64encode(png).decode()
+
+
+def list_provenance(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return where results come from, by name, from ``run.json`` or ``compare.json``."""
+    model = facts.get("model", {})
+    provenance = {
+        "command": facts.get("command"),
+        "started": facts.get("created"),
+        "model": model.get("name"),
+        "model revision": model.get("revision"),
+        "model digest": model.get("digest"),
+        **({"removes": facts["removes"]} if "removes" in facts else {}),
+        "device": facts.get("device"),
+        "number type": facts.get("dtype"),
+        "threads": facts.get("threads"),
+        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+    }
+    return {key: NONE if value in (None, "") else str(value) for key, value in provenance.items()}
+
+
+def tabulate_text(text: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a table of the texts: a row for each purpose."""
+    keys = list(dict.fromkeys(key for entry in text.values() for key in entry))
+    rows = [
+        (purpose, *(str(entry.get(key, NONE)) for key in keys)) for purpose, entry in text.items()
+    ]
+    return {"header": ("purpose", *keys), "rows": rows}

@@ -26,7 +26,7 @@ DPI = 160
 
 
 class Point(NamedTuple):
-    """What seeds gave at one sparsity: mean, least and greatest value."""
+    """The values of all seeds at one sparsity: mean, least and greatest."""
 
     sparsity: float
     mean: float
@@ -35,12 +35,12 @@ class Point(NamedTuple):
 
 
 def draw_profile(profile: SparsityProfile, *, target: float, title: str) -> Figure:
-    """Draw sparsity over depth: one line for each role, and a map of what differs from uniform.
+    """Draw sparsity over depth: one line for each role, and a map of differences from uniform.
 
     Args:
-        profile: What to draw.
+        profile: The profile to draw.
         target: The uniform level.
-        title: Of the figure.
+        title: Title of the figure.
     """
     grid = _compute_grid(profile)
     figure = _create_figure(9.0, 4.4 + 0.26 * len(grid), title)
@@ -90,7 +90,7 @@ def draw_scores(
     Args:
         trace: At least one point.
         references: Scores of other profiles on the same tokens.
-        score: What the score is, for the axis.
+        score: Name of the score, for the axis.
         fresh: The points are winners of rounds, each on its own tokens.
     """
     title = "Winner of each round (fresh tokens each)" if fresh else "Best score so far"
@@ -121,7 +121,7 @@ def draw_perplexity(
 
     Args:
         curves: Points by pruner and allocator; whiskers show the range over seeds.
-        against: What the points' sparsity is.
+        against: Name of the horizontal axis.
     """
     names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
     figure = _create_figure(

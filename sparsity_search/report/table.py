@@ -12,7 +12,7 @@ from sparsity_search.runs.record import RunRecord, find_shipped_name
 
 Row = tuple[str, ...]
 
-#: Columns of `list_rows`, but for what is saved.
+#: Columns of `list_rows` without the saving.
 HEADER: Row = (
     "profile",
     "sparsity",
@@ -29,7 +29,7 @@ NONE = "\u2013"
 
 
 def list_columns(record: RunRecord) -> Row:
-    """Return the columns of `list_rows`; among options there is one more, of what is saved."""
+    """Return the columns of `list_rows`, with one for the saving if the budget is one."""
     return HEADER if record.saving is None else ("profile", "saving", *HEADER[1:])
 
 
@@ -87,7 +87,7 @@ def list_group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row
 
 
 def list_rungs(record: RunRecord) -> list[Row]:
-    """Return what each rung of the ladder cost."""
+    """Return the cost of each rung of the ladder."""
     found: list[Row] = []
     for index, rung in enumerate(record.config["ladder"]["rungs"]):
         here = [m for m in record.measurements if m.rung == index]

@@ -1,1 +1,1 @@
-"""Run directories: what a search leaves, how it is read again."""
+"""Folders that searches and comparisons leave: their files, and records read from them."""

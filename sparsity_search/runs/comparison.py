@@ -120,7 +120,7 @@ class Group:
         return str(self.rows[0]["pruner"]), float(self.rows[0]["target"])
 
     def values(self, key: str, part: str | None = None) -> list[float]:
-        """Return what the seeds gave, without those that gave nothing."""
+        """Return the values of all seeds that have one."""
         found = [row.get(key) for row in self.rows]
         if part is not None:
             found = [value and value[part] for value in found]

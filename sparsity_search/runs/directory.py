@@ -1,4 +1,4 @@
-"""A run directory: what its files are called, and what is read from them and written to them."""
+"""A run directory: the names of its files, and how each is read and written."""
 
 from __future__ import annotations
 
@@ -143,19 +143,27 @@ class RunDirectory:
                 f"--out {self.path} is not empty and holds no run; name another folder"
             )
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any], prices: Prices | None = None) -> None:
         """Write ``run.json``, or check that the run that is there has the same fingerprint.
+
+        Args:
+            facts: Contents of ``run.json``, without credentials.
+            prices: Prices of the units, unless the budget is in weights. They go into a file of
+                their own too, for other searches.
 
         Raises:
             RunMismatchError: The fingerprints differ.
         """
-        facts = {"format": RUN_JSON.version, **facts}
+        stored_prices = {} if prices is None else {_PRICES: prices.to_json()}
+        facts = {"format": RUN_JSON.version, **facts, **stored_prices}
         if self.begun:
             stored = self.read_facts()
             what = f"the run in {self.path}"
             check_fingerprint(stored["fingerprint"], facts["fingerprint"], what)
             facts |= {key: stored[key] for key in ("created", "command")}
         write_json(self.facts_file, facts)
+        if prices is not None:
+            write_json(self.prices_file, facts[_PRICES])
 
     def read_facts(self) -> dict[str, Any]:
         """Return ``run.json``.
@@ -197,10 +205,6 @@ class RunDirectory:
         """
         stored = self.read_facts().get(_PRICES)
         return None if stored is None else Prices.from_json(layout, stored)
-
-    def write_prices(self, prices: Prices) -> None:
-        """Write the file of prices for other searches."""
-        write_json(self.prices_file, prices.to_json())
 
     def read_results(self) -> dict[str, Any] | None:
         """Return ``results.json``; None while the run is not finished.
@@ -279,8 +283,8 @@ class RunDirectory:
 
         Args:
             stage: Number of the stage, from 1.
-            name: Of the hint.
-            space: Of the stage.
+            name: Name of the hint.
+            space: Space of the stage.
         """
         file = self._hint_file(stage, name)
         stored = read_json(file) if file.exists() else {}

@@ -1,4 +1,4 @@
-"""What a run recorded, read back from its directory without changing it."""
+"""The record of a run, read from its directory, which is not changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunRecord:
     Attributes:
         run: ``run.json``: how the run was made.
         results: ``results.json``: how it ended; None while it is unfinished.
-        measurements: Of the search, oldest first.
+        measurements: Measurements of the search, oldest first.
         layout: The prunable units.
         profiles: By name, uniform first and the shipped one last.
     """
@@ -83,7 +83,7 @@ class RunRecord:
 
     @property
     def removal(self) -> str:
-        """What the budget is of: ``"sparsity"``, ``"saving"``, or ``"saving of"`` a measure."""
+        """Kind of the budget: ``"sparsity"``, ``"saving"``, or ``"saving of"`` a measure."""
         if self.saving is None:
             return "sparsity"
         prices = self.run.get("prices")
@@ -132,7 +132,7 @@ class RunRecord:
     def initial_scores(self) -> dict[str, float]:
         """Top-rung scores of `starts` by name, on the tokens of round 0.
 
-        If two of them are the same candidate, only the first can be told by its place.
+        If two of them are the same candidate, only the first can be identified by its place.
         """
         names = self.starts
         first = [m for m in self.measurements if m.round == 0]
@@ -185,7 +185,7 @@ def trace_scores(
 
 
 def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:
-    """Return what the search of a run has measured so far; the storage is not changed.
+    """Return the measurements of a run so far; the storage is not changed.
 
     Args:
         run_dir: Directory of the run.
@@ -200,7 +200,7 @@ def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measure
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one stage of a search measured.
+    """The measurements of one stage of a search.
 
     Attributes:
         study: Name of its Optuna study; that of a later stage ends with its space's digest.
@@ -212,7 +212,7 @@ class StageRecord:
 
 
 def load_stages(run_dir: Path, storage: str | None = None) -> list[StageRecord]:
-    """Return what each stage of a run has measured so far; the storage is not changed.
+    """Return the measurements of each stage of a run so far; the storage is not changed.
 
     Args:
         run_dir: Directory of the run.
@@ -242,7 +242,7 @@ def find_storage(directory: RunDirectory, storage: str | None = None) -> str | P
     """Return where a run's measurements are: a URL, or the path of its journal.
 
     Args:
-        directory: Of the run.
+        directory: Directory of the run.
         storage: URL of its storage, needed where ``run.json`` hides a password.
     """
     url = storage or directory.read_facts()["config"]["study"].get("storage")
@@ -262,5 +262,5 @@ def _join(stages: Mapping[str, Sequence[Measurement]]) -> list[StageRecord]:
 
 
 def find_shipped_name(results: Mapping[str, Any] | None) -> str:
-    """Return the name of the profile that the run chose."""
+    """Return the name of the shipped profile."""
     return str((results or {}).get("shipped", SEARCHED))

@@ -1,4 +1,4 @@
-"""Scores as files: a JSON, and what pairs of units lose together beside it."""
+"""Scores as files: a JSON file, and a ``.safetensors`` file with the losses of pairs of units."""
 
 from __future__ import annotations
 

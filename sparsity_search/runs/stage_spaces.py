@@ -1,4 +1,4 @@
-"""The spaces that the stages of a search lie in, which follow from what each starts from."""
+"""The search space of each stage, which follows from the profiles that the stage starts from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparsity_search.spaces.levels import SearchSpace
 
 #: Key of the fingerprint of a search whose first space lies around its start.
 AROUND = "around"
-#: Name of the profile that a stage found, and that the next one starts from.
+#: Name of a stage's result, from which the next stage starts.
 SEARCHED = "searched"
 
 
@@ -23,11 +23,11 @@ def build_stage_spaces(
 
     The first space lies around the first of its starts if the fingerprint says so: the start has
     level 0 then, and does not lie between levels, which for a small unit are far apart. Each
-    later one lies around what the stage before found, with half its step.
+    later space lies around the result of the stage before, with half its step.
 
     Args:
         space: As declared, around the uniform profile.
-        fingerprint: Of the search.
+        fingerprint: Fingerprint of the search.
         starts: Profiles that each stage starts from, by name; within the budget and bounds.
     """
     if not starts:

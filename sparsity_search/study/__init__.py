@@ -1,1 +1,1 @@
-"""The search loop and its record: ladders, histories, studies, stores."""
+"""The search loop, and the claims of several workers on it."""

@@ -1,8 +1,8 @@
-"""Who measures what, when several processes work on one study.
+"""Claims: how several processes share the measurements of one study.
 
-All of them run the same loop on the same store, so they agree on what is to be measured; a claim
-says who does it. It is a lock on a file, which the system frees when its owner ends, however it
-ends: nothing has to be cleaned up, and nobody waits for the dead.
+All of them run the same loop on the same store, so they agree on the candidates to measure; a
+claim assigns one to a process. It is a lock on a file. The system frees it when its owner ends,
+in whatever way: nothing has to be cleaned up, and no process waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Claims:
     def order(self, n: int) -> Sequence[int]:
         """Return the places ``0 … n - 1`` in this worker's order.
 
-        Each begins elsewhere and goes on from there, so that workers seldom meet and neighbours,
-        which begin alike, fall to one of them.
+        Each worker begins at another place and goes on from there, so that workers seldom meet
+        and one of them gets neighbours, which have equal first genes.
         """
         first = int(n * _van_der_corput(self.seat))
         return [*range(first, n), *range(first)]
 
     @contextmanager
     def claim(self, place: int) -> Iterator[bool]:
-        """Hold a place, and yield whether it is this worker's; another one's is not waited for."""
+        """Try to hold a place, and yield whether this worker holds it; it never waits."""
         lock = FileLock(self._folder / f"place-{place}")
         mine = _try_acquire(lock)
         try:

@@ -32,9 +32,9 @@ class Objective(Protocol):
         """Return the score of a profile.
 
         Args:
-            profile: What is scored.
+            profile: The profile.
             fidelity: On which tokens.
-            known: Its score on the first of these tokens, which need not be read again.
+            known: Its score on the first of these tokens, which are not read again.
         """
 
 
@@ -42,7 +42,7 @@ class Recorder(Protocol):
     """Keeps measurements for good."""
 
     def load(self, after: int = 0) -> list[Measurement]:
-        """Return what was recorded, oldest first, but for the first ``after``."""
+        """Return the recorded measurements, oldest first, without the first ``after``."""
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement."""
@@ -75,16 +75,17 @@ class Study:
     resumes and extends a study, and a resumed one equals an uninterrupted one.
 
     Args:
-        space: Where to search.
-        searcher: What to try next.
-        objective: What a profile is worth.
-        ladder: On how many tokens, and who survives.
-        store: Where measurements are kept.
-        initial: Candidates of round 0, measured at the top rung, after the origin of the space.
-        seed: Of all random draws.
+        space: The search space.
+        searcher: Proposes candidates.
+        objective: Scores profiles.
+        ladder: Tokens and survivors of each rung.
+        store: Keeps the measurements.
+        initial: Candidates of round 0, measured at the top rung; the origin of the space
+            always is.
+        seed: Seed of all random draws.
         on_measured: Called after each new or replayed measurement.
-        claims: This worker's, if others run the same study at the same time. A round is a
-            barrier, so together they find what one alone does.
+        claims: Claims of this worker, if others run the same study at the same time. A round is a
+            barrier, so together they give the result of one alone.
     """
 
     space: Space
@@ -109,7 +110,7 @@ class Study:
         return run.history
 
     def recorded(self, limits: Limits) -> History | None:
-        """Return what `run` would, if nothing is left to be measured; None otherwise."""
+        """Return the history that `run` would, if nothing is left to be measured; else None."""
         silent = replace(self, on_measured=lambda _: None)
         run = _Run(silent, replace(limits, stop=lambda: True))
         try:
@@ -132,12 +133,12 @@ class Study:
         if round_ == 0:
             return list(dict.fromkeys([self.space.origin, *self.initial]))
         rng = generator(self.seed, "ask", round_)
-        # those that begin alike follow each other: an objective can keep what they share
+        # candidates with equal first genes follow each other: an objective keeps what they share
         return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
 
 
 class _Run:
-    """One run of a study: what is recorded already, the history so far, and the clock."""
+    """One run of a study: the recorded measurements, the history so far, and the clock."""
 
     def __init__(self, study: Study, limits: Limits) -> None:
         self.history = History()
@@ -173,7 +174,7 @@ class _Run:
                     time.sleep(_PAUSE)
                     self._look(candidates, empty.fidelity, found)
         finally:
-            # in one order, whoever measured them
+            # in one order, also if other workers measured them
             for candidate in filter(found.__contains__, candidates):
                 if self.history.known(empty.fidelity, candidate) is None:
                     self.history.add(found[candidate])
@@ -185,7 +186,7 @@ class _Run:
         fidelity: Fidelity,
         found: dict[Candidate, Measurement],
     ) -> None:
-        """Add what is known to what was found; with others at work, what they recorded too."""
+        """Add known measurements to ``found``, also those that other workers have recorded."""
         if self._study.claims is not None:
             for new in self._study.store.load(after=len(self._recorded.measurements)):
                 self._recorded.add(new)
@@ -205,7 +206,7 @@ class _Run:
         empty: Measurement,
         found: dict[Candidate, Measurement],
     ) -> bool:
-        """Measure what nobody else does now; return whether there was something to do."""
+        """Measure candidates that no other worker claims; return whether there were any."""
         claims, before = self._study.claims, len(found)
         for place in range(len(candidates)) if claims is None else claims.order(len(candidates)):
             candidate = candidates[place]

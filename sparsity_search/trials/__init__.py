@@ -1,1 +1,1 @@
-"""What was measured: histories, ladders of rungs, and their store."""
+"""Measurements: histories, ladders of rungs, and their store."""

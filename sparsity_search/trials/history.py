@@ -1,4 +1,4 @@
-"""What was measured: records, and the comparisons among them that are legal."""
+"""Measurements, and the legal comparisons among them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsity_search.spaces.levels import Candidate
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """On which tokens a candidate is measured. Scores of equal fidelity may be compared.
+    """The tokens that a candidate is measured on. Scores of equal fidelity may be compared.
 
     Attributes:
         tokens: How many tokens.
@@ -24,7 +24,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What an evaluator found. Lower is better.
+    """The score of an evaluator. Lower is better.
 
     Attributes:
         value: The score over all sequences.
@@ -44,10 +44,10 @@ class Measurement:
         rung: Index of the ladder's rung.
         candidate: One level for each gene.
         fidelity: The tokens it was measured on.
-        score: What came out; not finite means that the candidate failed.
+        score: The score; not finite means that the candidate failed.
         seconds: Time this measurement took.
         elapsed: Search time of the study when it was done, over all sessions.
-        worker: Who made it, of several.
+        worker: Number of the worker that made it.
     """
 
     round: int

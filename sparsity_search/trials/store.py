@@ -1,9 +1,9 @@
 """Measurements in an Optuna study: one measurement is one trial.
 
 The candidate is one attribute, not one parameter a unit: 210 parameters would cost about 100 ms
-a trial in a journal, one attribute costs about 1.5 ms. Where a space has few parameters, trials
-have them besides, so that Optuna's tools show them, and the counts of the profile that they gave,
-which no one can tell from them without the model. What is loaded is the attribute.
+a trial in a journal, one attribute costs about 1.5 ms. Trials of a space with few parameters also
+have these, so that Optuna's tools show them, and the counts of their profile, which do not follow
+from them without the model. Only the attribute is read back.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def open_database(url: str) -> BaseStorage:
 def open_journal(path: Path) -> JournalStorage:
     """Return the journal storage in a file; a line torn by a crash is cut off first.
 
-    For the owner of the file alone: what looks torn may be what another process is writing.
+    Only the owner of the file may call it: another process may be writing the last line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(path)
@@ -198,7 +198,7 @@ def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:
-    """Return what Optuna calls the values of a parameter."""
+    """Return Optuna's distribution of the values of a parameter."""
     if parameter.grid == "choices":
         return CategoricalDistribution(parameter.values)
     grid: Any = parameter.values  # numbers, at least two

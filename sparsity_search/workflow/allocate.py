@@ -22,7 +22,7 @@ from sparsity_search.utils.files import atomic_file, write_json
 def allocate(
     config: RunConfig, name: str, out: Path, *, monitor: Monitor | None = None
 ) -> Allocation:
-    """Allocate a profile and write it to ``out``; arrays go into a ``.safetensors`` file beside.
+    """Allocate a profile and write it to ``out``; arrays go to a ``.safetensors`` file next to it.
 
     Args:
         config: Model, calibration text, budget and the allocator's hyper-parameters.
@@ -37,14 +37,8 @@ def allocate(
     budget, plugin = Budget(config.budget.target), build_allocator(config, name)
     requests = [request_calibration(config.data)] if plugin.needs_text else []
     kind = config.model.units or plugin.units[0]
-    session = open_session(
-        config.model,
-        requests,
-        config.study.seed,
-        monitor,
-        units=kind,
-        statistics=config.data.statistics,
-    )
+    seed, kept = config.study.seed, config.data.statistics
+    session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)
     budget.check(layout, bounds)

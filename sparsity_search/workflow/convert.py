@@ -27,13 +27,13 @@ _NATIVE = "profile"
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What shall be converted.
+    """A conversion to make.
 
     Attributes:
         source: The file to read.
         out: The file to write.
-        source_format: Its format; by default what its name ends in.
-        out_format: Likewise.
+        source_format: Format of ``source``; by default the one of its name's suffix.
+        out_format: Format of ``out``; by default the one of its name's suffix.
         settings: Settings of formats, by format.
         reference: A ``profile.json`` whose units a source without sizes is about.
         model: The model to convert to; a source without sizes is about it, unless there is a
@@ -53,7 +53,7 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What became of a profile.
+    """The outcome of a conversion.
 
     Attributes:
         profile: The profile that the file holds.
@@ -179,7 +179,7 @@ def _read_text(path: Path) -> str:
 
 
 def _choose_kind(model: ModelSection, known: Document | None) -> str:
-    """Return what is removed from the other model: what is removed from the first one.
+    """Return the kind of units of the other model: that of the source.
 
     Raises:
         ConfigError: Another kind is asked for, or the source removes structures and does not say
@@ -197,7 +197,7 @@ def _choose_kind(model: ModelSection, known: Document | None) -> str:
 
 
 def _open_model(model: ModelSection, kind: str, monitor: Monitor) -> tuple[Layout, dict[str, Any]]:
-    """Return the model's units, and what there is to tell of it."""
+    """Return the model's units, and facts about it for the record."""
     from sparsity_search.engine.session import open_session  # heavy, and seldom needed
 
     session = open_session(model, [], 0, monitor, units=kind)

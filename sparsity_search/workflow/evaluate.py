@@ -24,8 +24,8 @@ class Evaluation:
 
     Attributes:
         score: The score.
-        sparsity: Of the prunable weights.
-        tokens: Of the text that were read; 0 for an evaluator with own data.
+        sparsity: Sparsity of the prunable weights.
+        tokens: Tokens of text that were read; 0 for an evaluator with its own data.
     """
 
     score: Score
@@ -44,8 +44,8 @@ def evaluate(
 
     Args:
         config: The model and the evaluator.
-        text: What to score it on. An evaluator with own data does not read it: it scores as many
-            of its rows as sequences are asked for.
+        text: The text to score it on. An evaluator with its own data does not read it: it scores
+            as many of its rows as sequences are requested.
         dense: The model to compare with, for evaluators that compare; by default itself.
         monitor: Watches the job.
 

@@ -26,14 +26,14 @@ def search_front(
 ) -> bool:
     """Search a profile for each budget, from the least to the greatest.
 
-    Each search is a run of its own in a folder of ``out``; besides its initial allocators it
-    starts from the profile that was found for the budget before, shifted to its own.
+    Each search is a run of its own in a folder of ``out``. In addition to its initial allocators,
+    it starts from the result for the budget before, shifted to its own.
 
     Args:
-        config: What all have in common; its time is shared among them.
+        config: Configuration of all searches; its time is shared among them.
         targets: Global sparsities, or savings.
         out: The folder of the runs and of the front.
-        of: Which of them.
+        of: Which of the two.
         command: The command line, for the record.
         monitor: Watches the job.
 

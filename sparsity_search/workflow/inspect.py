@@ -1,4 +1,4 @@
-"""What can be pruned in a model, and what a search on it would take, before any work."""
+"""The prunable units of a model, and an estimate of a search on it, before any work."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Inspection:
         blocks: Name of the module list that holds the decoder blocks.
         layout: The prunable units.
         shapes: Shape of each unit's weight, by name.
-        left_alone: What no unit holds, and why.
+        left_alone: Weights in no unit, and why.
         shared: Names of each parameter that has several.
         loaded: Number type and device.
-        estimate: What a search would take.
+        estimate: Time and memory of a search.
     """
 
     blocks: str

@@ -1,4 +1,4 @@
-"""A predictor from what a search measured: its data set, and how well it can be predicted."""
+"""A predictor from the measurements of a search: its data set, and how well it predicts them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _Measured = tuple[int, SparsityProfile, Measurement]
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a search's measurements teach.
+    """A predictor's data set, and how well it can be predicted.
 
     Attributes:
         dataset: All that did not fail.
         figures: Of a random share held out, by a model of the others.
         rounds: Of each round, by a model of the rounds before it.
-        importance: What xgboost's splits by each gene's level gain, as a share of what all of
-            them do, by the name of the gene's first unit; empty for other models.
+        importance: Gain of xgboost's splits by each gene's level, as a share of the gain of all,
+            by the name of the gene's first unit; empty for other models.
     """
 
     dataset: Dataset
@@ -66,7 +66,7 @@ def learn(
     storage: str | None = None,
     seed: int = 0,
 ) -> Learned:
-    """Judge a predictor on what a search measured, and write its data set.
+    """Judge a predictor on the measurements of a search, and write its data set.
 
     Profiles of all stages are described by the levels of the first one's space, those of an
     allocator's settings by the levels that they were rounded to. With trees of xgboost the file
@@ -77,7 +77,7 @@ def learn(
         settings: The model.
         out: The file to write, if any.
         storage: URL of the run's storage, needed where ``run.json`` hides a password.
-        seed: Of the split and of the trees.
+        seed: Seed of the split and of the trees.
 
     Raises:
         ConfigError: No run directory, or too few measurements.
@@ -152,7 +152,7 @@ def _build_dataset(
 
 
 def _match_levels(stages: Sequence[StageRecord], spaces: Sequence[SearchSpace]) -> list[_Measured]:
-    """Return what all stages measured, with the profiles, without failures.
+    """Return the measurements of all stages with their profiles, without failures.
 
     Raises:
         RunMismatchError: A stage's space is not recorded, or lacks a candidate.
@@ -177,7 +177,7 @@ def _match_levels(stages: Sequence[StageRecord], spaces: Sequence[SearchSpace]) 
 def _match_settings(
     stages: Sequence[StageRecord], space: SearchSpace, storage: str | Path
 ) -> list[_Measured]:
-    """Return what was measured of an allocator's settings, with the profiles that they gave.
+    """Return the measurements of an allocator's settings, with the profiles that these gave.
 
     Raises:
         ConfigError: These were not recorded.

@@ -49,7 +49,7 @@ class MeasuredGain(Section):
 
 
 class Method(Section):
-    """What a method costs and gains; see the head of ``methods.yaml``."""
+    """Cost and gain of a method; see the head of ``methods.yaml``."""
 
     name: str
     allocator: str | None = None
@@ -67,7 +67,7 @@ class Method(Section):
         return min(near, key=lambda gain: abs(gain.sparsity - sparsity), default=None)
 
     def seconds(self, machine: Machine, config: RunConfig) -> float:
-        """Return what the method will take.
+        """Return the seconds that the method will take.
 
         Args:
             machine: How fast the model runs.
@@ -101,12 +101,12 @@ class TimedMethod:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What `recommend` found.
+    """The outcome of `recommend`.
 
     Attributes:
         methods: All of them, the quickest first.
         chosen: The best measured one that fits the time.
-        machine: What was timed.
+        machine: The measured speed.
         why: In one sentence.
     """
 

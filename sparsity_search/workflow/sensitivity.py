@@ -1,4 +1,4 @@
-"""What every unit loses at every level, measured once and written as a file."""
+"""The losses of every unit at every level, measured once and written as a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
 
     Args:
         config: Model, calibration text, pruner and sensitivity.
-        out: The JSON file to write; pairs go into a ``.safetensors`` file beside it.
+        out: The JSON file to write; pairs go into a ``.safetensors`` file next to it.
         monitor: Watches the job.
 
     Raises:
@@ -42,14 +42,8 @@ def sensitivity(config: RunConfig, out: Path, *, monitor: Monitor | None = None)
     measured = {"sensitivity": plugin, "pruner": pruner}
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", measured)
     requests = [request_calibration(config.data)]
-    session = open_session(
-        config.model,
-        requests,
-        config.study.seed,
-        monitor,
-        units=kind,
-        statistics=config.data.statistics,
-    )
+    seed, kept = config.study.seed, config.data.statistics
+    session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
     with monitor.step(f"measure {config.sensitivity.name}"):
         found = measurer.measure(session.subject, session.text["calibration"])
     facts = {

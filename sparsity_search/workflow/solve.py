@@ -19,7 +19,7 @@ from sparsity_search.runs.scores import load_scores
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_json
 
-#: What a profile tells of its scores.
+#: Facts about the scores that a profile repeats.
 FACTS = ("model", "removes", "pruner", "text", "sensitivity")
 
 
@@ -37,7 +37,7 @@ def solve(
     Args:
         config: Bounds, and the allocator's settings; nothing else of it is read.
         name: An allocator that solves scores.
-        scores_file: What `save_scores` wrote.
+        scores_file: Scores that `save_scores` wrote.
         targets: Global sparsities.
         out: The file to write, or a folder: for several budgets, or if it is one already.
         monitor: Watches the job.
@@ -82,7 +82,7 @@ def _name_files(out: Path, targets: Sequence[float]) -> list[Path]:
 
 
 def _build_solver(config: RunConfig, name: str, facts: Mapping[str, Any]) -> ScoredAllocator:
-    """Return the allocator with what the scores were measured with, unless it is set.
+    """Return the allocator with the plugins and seed of the scores, unless they are set.
 
     Raises:
         UnknownNameError: There is no such allocator.
@@ -100,7 +100,7 @@ def _build_solver(config: RunConfig, name: str, facts: Mapping[str, Any]) -> Sco
 def _describe(
     plugin: ScoredAllocator, scores: Scores, budget: Budget, allocation: Allocation
 ) -> dict[str, Any]:
-    """Return a profile as a JSON object, with what it was made from."""
+    """Return a profile as a JSON object, with its origin."""
     return {
         **allocation.profile.to_json(),
         "target": budget.target,

@@ -17,7 +17,7 @@ def preset_file(name: str) -> Path:
 
 
 def summarise_preset(name: str) -> str:
-    """Return what a preset is: the comment in its first line."""
+    """Return one line about a preset: the comment in its first line."""
     return preset_file(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 

@@ -37,7 +37,7 @@ def compare(
     pruners, sparsities and seeds. A method that refuses a case becomes a row with its error.
 
     Args:
-        plan: What to compare.
+        plan: The allocators, pruners, sparsities and seeds to compare.
         out: The folder of the comparison.
         command: The command line, for the record.
         monitor: Watches the job, and may stop it between rows.
@@ -51,14 +51,8 @@ def compare(
     config, folder = fill_defaults(plan.config), ComparisonFolder(out)
     _check_folder(folder, config, cases)
     requests = _request_text(config, plan.seed_range)
-    session = open_session(
-        config.model,
-        requests,
-        config.study.seed,
-        monitor,
-        units=kind,
-        statistics=config.data.statistics,
-    )
+    seed, kept = config.study.seed, config.data.statistics
+    session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
     layout = session.subject.layout
     bounds = bounds_of(layout, config.budget.bounds)
     for case in cases:
@@ -147,7 +141,7 @@ def _begin(bench: Bench, config: RunConfig, cases: Sequence[Case], command: Sequ
 
 
 def _describe(bench: Bench, config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
-    """Return what identifies and explains a comparison, with credentials hidden."""
+    """Return the identity and the origin of a comparison, with credentials hidden."""
     session, model = bench.session, bench.session.loaded.model
     facts = {
         **session.origin(command),

@@ -1,4 +1,4 @@
-"""What a comparison is made of: allocators, pruners, sparsities and seeds, all combined."""
+"""The cases of a comparison: allocators, pruners, sparsities and seeds, all combined."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Case:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a row must have been made with to be used again."""
+        """Allocator and pruner, which a stored row must have to be used again."""
         return {"allocator": describe(self.allocating), "pruner": describe(self.pruning)}
 
     @property
@@ -69,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What shall be compared.
+    """The plan of a comparison.
 
     Attributes:
         config: Model, text, bounds, first seed, and settings of allocators by name.
@@ -196,7 +196,7 @@ def split_list(text: str, separator: str = ",") -> list[str]:
 
 
 def make_slug(label: str) -> str:
-    """Return a label as a file name; what is not plain gets a digest, so that none are equal.
+    """Return a label as a file name; other characters are replaced, and a digest keeps it unique.
 
     >>> make_slug("owl[m=7;spread=0.2]"), make_slug("wanda+refit")
     ('owl_m=7_spread=0.2', 'wanda+refit')

@@ -1,4 +1,4 @@
-"""What a method costs: passes of text through the model, and time."""
+"""The cost of a method: passes of text through the model, and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What some work took.
+    """The cost of some work.
 
     Attributes:
         seconds: By the clock.
@@ -62,7 +62,7 @@ class Meter:
 
     @property
     def cost(self) -> Cost:
-        """What was measured."""
+        """The cost that was measured."""
         seconds, cpu_seconds = self._spent
         return Cost(
             seconds=seconds,

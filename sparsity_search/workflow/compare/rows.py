@@ -37,8 +37,8 @@ class Bench:
 
     Attributes:
         session: Model and text.
-        bounds: Of all profiles.
-        folder: Of the comparison.
+        bounds: Bounds of all profiles.
+        folder: Folder of the comparison.
         monitor: Watches the job.
     """
 

@@ -35,7 +35,7 @@ class Pruned:
     """The outcome of `prune`.
 
     Attributes:
-        profile: What was removed.
+        profile: The profile of the checkpoint.
         notes: Lines of the pruner about single units, e.g. that damping was raised.
         materialised: Contents of ``materialised.json`` of a smaller checkpoint; None without.
     """
@@ -124,7 +124,7 @@ def _describe(session: Session, config: RunConfig) -> dict[str, Any]:
 
 
 def _choose_kind(config: RunConfig, pruner: Pruner, stored: Mapping[str, Any] | None) -> str:
-    """Return what is removed: what the profile says, if the pruner can.
+    """Return the kind of units to remove: that of the profile, if the pruner can remove it.
 
     Raises:
         ConfigError: It cannot.

@@ -29,7 +29,7 @@ def compare_with_dense(
     Args:
         session: The dense model and its text.
         smaller: The model that was saved.
-        shape: What it keeps; None if nothing is padded.
+        shape: Its shape; None if nothing is padded.
         out: Its folder.
     """
     was = session.subject

@@ -31,8 +31,8 @@ def ship(job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched) 
 
     Args:
         job: The search.
-        profiles: What to compare, by name; all within one budget.
-        searched: What the search did, for the record.
+        profiles: Profiles to compare, by name; all within one budget.
+        searched: Outcome of the search, for the record.
 
     Returns:
         The profile of the checkpoint: the one with the best score.
@@ -128,7 +128,7 @@ class _Judge:
         return {**row, **removed, **_saving_facts(self._space, profile)}
 
     def _scores(self, profile: SparsityProfile) -> dict[str, float]:
-        """Return what each proxy says; they go through the text together, so that it runs once."""
+        """Return the score of each proxy; they share the passes through the text."""
         parts: dict[str, list[float]] = {key: [] for key in self._proxies}
         for of_text, of_evaluator in self._batches:
             rows = {"score": of_evaluator, "perplexity": of_text}
