@@ -133,8 +133,10 @@ def test_a_plugin_from_outside_is_found_by_its_path(
         "from sparsity_search.interfaces.searcher import Searcher\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Nothing(Searcher):\n"
-        "    def ask(self, space, history, n, rng):\n"
-        "        return []\n"
+        "    def propose(self, space, history, n, rng):\n"
+        "        return iter(())\n"
+        "    def fallback(self, space, rng):\n"
+        "        return iter(())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
