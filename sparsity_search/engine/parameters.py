@@ -19,6 +19,10 @@ from sparsity_search.spaces.parametric import ParametricSpace, compose, value_at
 def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> None:
     """Check, before any work, that a space of parameters can be searched.
 
+    Args:
+        config: Of the search.
+        file: The space's file; one of levels is legal.
+
     Raises:
         UnknownNameError: There is no such allocator.
         ConfigError: It has no such setting or refuses the one that the study starts from, or the

@@ -86,37 +86,48 @@ def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
 
 
 def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
-    """Return the budget of a search: a sparsity, or a saving among options or of a measure.
+    """Return the budget of a search: a sparsity, or a saving where states have prices.
+
+    Prices are a measure's, or written beside the options of a space. With both a saving is the
+    fraction to save of what all dense units cost.
 
     Raises:
         ConfigError: The other one is given, none or both, the pruner cannot have the space's
-            options, or the space has no levels that prices could be of.
+            options, or these have no prices or two.
     """
-    saving = config.budget.saving
-    if config.measure is not None:
-        return _in_measure(config, space)
-    if not space.options:
+    options = space.options or {}
+    if config.measure is None and not options:
         return Budget(config.budget.target)
+    _check_prices(config, space)
+    saving = config.budget.saving
     if saving is None or config.budget.sparsity is not None:
+        measured = config.measure and f"a budget in {config.measure.name}"
+        budget = measured or f"the space {config.space!r} has options, and its budget"
         raise ConfigError(
-            f"the space {config.space!r} has options, of which those that save more need not "
-            "have more zeros: give --saving, e.g. --saving 0.3, and no --sparsity"
+            f"{budget} is a fraction to save: give --saving, e.g. --saving 0.25, and no --sparsity"
         )
-    for pattern in space.options:
+    for pattern in options:
         with_pattern(pruner, pattern)
     return Budget(saving)
 
 
-def _in_measure(config: RunConfig, space: SpaceFile) -> Budget:
-    assert config.measure is not None
-    if space.options or space.pattern:
-        raise ConfigError(f"the space {config.space!r} has patterns: leave out --measure")
-    if config.budget.saving is None or config.budget.sparsity is not None:
+def _check_prices(config: RunConfig, space: SpaceFile) -> None:
+    """Check that states have the prices of a measure, or of the space's options, not both."""
+    if config.measure is None and space.unpriced:
         raise ConfigError(
-            f"a budget in {config.measure.name} is a fraction to save: give --saving, e.g. "
-            "--saving 0.25, and no --sparsity"
+            f"the space {config.space!r} does not say what its options save: name a measure with "
+            "--measure, or write a fraction behind each"
         )
-    return Budget(config.budget.saving)
+    if config.measure is not None and space.pattern:
+        raise ConfigError(
+            f"the space {config.space!r} has patterns: leave out --measure, or list them under "
+            "options"
+        )
+    if config.measure is not None and space.options and not space.unpriced:
+        raise ConfigError(
+            f"the space {config.space!r} has patterns: leave out --measure, or list them without "
+            "what they save"
+        )
 
 
 def choose_units(config: RunConfig, pruner: Pruner) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparsity_search.config.schema import PluginSection, RunConfig
@@ -15,27 +16,38 @@ from sparsity_search.spaces.prices import Prices
 from sparsity_search.utils.files import read_json
 
 
-def check_measure(config: RunConfig, kind: str) -> None:
-    """Check, before any work, that units of a kind can be priced.
+def check_measure(config: RunConfig, kind: str, patterns: Sequence[str] = ()) -> None:
+    """Check, before any work, that units of a kind can be priced, and patterns of them.
 
     Raises:
         UnknownNameError: There is no such measure.
-        ConfigError: It refuses its settings or the units, or there is no such file.
+        ConfigError: It refuses its settings, the units or the patterns, or there is no such file.
     """
     if config.measure is None:
         return
     if _is_file(config.measure):
         read_json(Path(config.measure.name))
     else:
-        _plugin(config.measure).check(kind)
+        _plugin(config.measure).check(kind, patterns)
 
 
 def prices_of(
-    config: RunConfig, subject: PrunableModel, run: RunDirectory, monitor: Monitor
+    config: RunConfig,
+    subject: PrunableModel,
+    run: RunDirectory,
+    monitor: Monitor,
+    patterns: Sequence[str] = (),
 ) -> Prices | None:
-    """Return the prices of a search; None if its budget is in weights.
+    """Return the prices that a search measures or reads; None if it names no measure.
 
     A run that goes on keeps those that it began with.
+
+    Args:
+        config: Of the search.
+        subject: The dense model.
+        run: Directory of the search.
+        monitor: Watches the job.
+        patterns: N:M patterns to price besides.
 
     Raises:
         ConfigError: The units cannot be priced, or the file has no prices of them.
@@ -48,8 +60,7 @@ def prices_of(
     if _is_file(config.measure):
         return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
     with monitor.step(f"measure {config.measure.name}"):
-        curves = _plugin(config.measure).curves(subject)
-    return Prices(subject.layout, config.measure.name, curves)
+        return _plugin(config.measure).price(subject, config.measure.name, patterns)
 
 
 def _is_file(section: PluginSection) -> bool:

@@ -48,7 +48,6 @@ class LatencyMeasure(Measure):
 
     def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
         """Return the curve of each unit's role; units of one role must be alike."""
-        self.check(subject.units)
         whole = PrunableModel(subject.model, units=subject.units, roles=subject.roles)
         sizes = {(unit.role, unit.count, unit.cost) for unit in whole.layout}
         counts = {role: count for role, count, _ in sizes}

@@ -86,6 +86,57 @@ def test_time_is_measured_once(
     assert read_json(out / "prices.json") == prices
 
 
+OWN = ("--measure", "tests.helpers.measures:PackedMeasure")
+
+
+def test_single_weights_in_a_measure(cli: Cli, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    outcome = cli(
+        "search", model, "--saving", 0.4, *OWN, "--pruner", "wanda", "--space", "per_linear",
+        "--initial", "uniform", "--rounds", 2, "--out", out, "--dtype", "float32", *SMALL,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    profile = read_json(out / "profile.json")
+    units = profile["units"].values()
+    bits = sum(max(0, 16 * (unit["removed"] - unit["of"] // 16)) for unit in units)
+    dense = sum(16 * (unit["of"] - unit["of"] // 16) for unit in units)
+    assert profile["saving"] == pytest.approx(bits / dense, abs=1e-3)
+    assert 0.4 - 1e-3 <= profile["saving"] < 0.41
+    assert profile["sparsity"] == pytest.approx(1 / 16 + profile["saving"] * 15 / 16, abs=1e-3)
+
+
+def test_patterns_in_a_measure(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """2:4 saves more bits than 4:8, whose places need more; another search reads both."""
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "version: 1\ndescription: x\ngene: [name]\noptions: ['4:8', '2:4']\nreach: 2\n"
+    )
+    common = (
+        "search", model, "--saving", 0.42, "--pruner", "wanda", "--space", space, "--initial",
+        "uniform", "--rounds", 1, "--dtype", "float32", *SMALL,
+    )  # fmt: skip
+    outcome = cli(*common, *OWN, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    profile = read_json(tmp_path / "run" / "profile.json")
+    saving = {"2:4": 7 / 15, "4:8": 6.5 / 15, "": 0.0}
+    units = profile["units"].values()
+    expected = sum(saving[unit.get("pattern", "")] * unit["of"] for unit in units)
+    assert profile["saving"] == pytest.approx(expected / profile["weights"], abs=1e-3)
+    assert profile["saving"] >= 0.42
+    assert {unit.get("pattern", "") for unit in units} > {""}
+    prices = tmp_path / "run" / "prices.json"
+    outcome = cli(*common, "--measure", prices, "--out", tmp_path / "again")
+    assert outcome.code == 0, outcome.err
+    assert read_json(tmp_path / "again" / "profile.json")["units"] == profile["units"]
+    for options, words in {
+        (): "name a measure with --measure",
+        ("--measure", "flops"): "needs --units width",
+    }.items():
+        outcome = cli(*common, *options, "--out", tmp_path / "refused")
+        assert outcome.code == 2
+        assert words in " ".join(outcome.err.split())
+
+
 def test_a_front_of_savings(cli: Cli, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "front"
     outcome = cli(

@@ -238,6 +238,8 @@ def test_unknown_name() -> None:
         ({"step": None, "options": {124: 0.5}}, r"options\.124"),  # 2:4 without quotes
         ({"step": None, "options": {"2:4": 0}}, r"options\.2:4"),
         ({"step": None, "options": {"2:4": 1.1}}, r"options\.2:4"),
+        ({"step": None, "options": ["2:4", "*:4"]}, r"options\.\*:4"),
+        ({"step": None, "options": {"2:4": 0.5, "4:8": None}}, "all options .* or none"),
         ({"reach": 0, "step": 2}, r"step.*; reach|reach.*; step"),
     ],
 )

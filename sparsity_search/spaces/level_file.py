@@ -1,0 +1,232 @@
+"""The file of a space of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self, TypedDict
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.layout import Layout, Unit
+from sparsity_search.spaces.choices import n_of_m, option_prices
+from sparsity_search.spaces.even_levels import EvenLevels
+from sparsity_search.spaces.levels import SearchSpace
+from sparsity_search.spaces.pattern_levels import CountLevels, PatternLevels
+from sparsity_search.spaces.prices import Prices
+from sparsity_search.spaces.step_levels import ShareLevels, StepLevels, share_equally
+from sparsity_search.spaces.tables import Groups
+
+#: Sparsity limits by role, each within [0, 1].
+RoleBounds = Mapping[str, tuple[float, float]]
+
+_NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+_Saving = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Common(TypedDict):
+    """The arguments that all spaces of levels have."""
+
+    layout: Layout
+    budget: Budget
+    bounds: Bounds
+    genes: tuple[tuple[int, ...], ...]
+    reach: int
+
+
+class SpaceFile(BaseModel):
+    """What a space file says.
+
+    Attributes:
+        version: Version of this format.
+        description: One line for `sparsity-search ls spaces`.
+        gene: Units that agree in all of these are tied to one level.
+        groups: Roles by group name, for a gene that names ``group``.
+        step: Weights that one level moves, as a fraction of the smallest gene; less where the
+            target leaves little room, so that the roomiest gene has four levels either way.
+            Structures move whole: a level is as many as the step holds, or one.
+        share: In its place, fraction of its own weights that one level moves each gene.
+        pattern: In place of both: ``N:M`` (each unit keeps N of M weights, or is dense) or
+            ``*:M`` (any number of M).
+        options: In place of all three: the ``N:M`` that a unit may have. The budget is in savings
+            then. Behind each stands what a unit saves with it, as a fraction of what it costs
+            when dense (time, bytes or energy, as measured), and a unit's cost is taken as
+            proportional to its weights; or a list has none, and a measure prices them.
+        reach: Most levels up or down.
+        bounds: Least and greatest sparsity by role; roles that are not named have none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    description: str
+    gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
+    groups: dict[str, list[str]] = {}
+    step: float | None = Field(default=None, gt=0, le=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    pattern: str | None = None
+    options: dict[_NofM, _Saving | None] | None = Field(default=None, min_length=1)
+    reach: int = Field(ge=1)
+    bounds: dict[str, tuple[float, float]] = {}
+
+    @property
+    def of_levels(self) -> SpaceFile:
+        """The space of levels: itself."""
+        return self
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """Options whose savings a measure must say."""
+        return tuple(p for p, saving in (self.options or {}).items() if saving is None)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return dict.fromkeys(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if 0 < len(self.unpriced) < len(self.options or {}):
+            raise ValueError("either all options need what they save, or none")
+        if [self.step, self.share, self.pattern, self.options].count(None) != 3:
+            raise ValueError("a space needs one of step, share, pattern and options")
+        return self
+
+    def build(
+        self, layout: Layout, budget: Budget, bounds: RoleBounds, prices: Prices | None = None
+    ) -> SearchSpace:
+        """Return the space over a layout.
+
+        Args:
+            layout: The units.
+            budget: The global budget; with options or prices its target is a saving.
+            bounds: Sparsity limits by role, in place of the file's own for these roles.
+            prices: What the units save, in place of their weights.
+
+        Raises:
+            UnknownNameError: A bound's role is not in the layout.
+            ConfigError: A pattern is none, or some unit cannot have it.
+            InfeasibleBudgetError: No profile within the bounds meets the budget.
+        """
+        genes, within = self._genes(layout), bounds_of(layout, {**self.bounds, **bounds})
+        common = _Common(
+            layout=layout, budget=budget, bounds=within, genes=genes, reach=self.reach
+        )
+        if self.options:
+            return PatternLevels(**common, prices=self._option_prices(layout, prices))
+        if self.pattern:
+            return CountLevels(**common, choices=n_of_m(layout, self.pattern))
+        if self.share:
+            return ShareLevels(**common, share=self.share, prices=prices)
+        uniform = _uniform(layout, budget, within, prices)
+        step = self._step(layout, uniform, within, genes)
+        if prices is None and layout.divisible:
+            return EvenLevels(**common, step=step)
+        return StepLevels(**common, step=step, prices=prices)
+
+    def _option_prices(self, layout: Layout, measured: Prices | None) -> Prices:
+        """Return the prices of the options: the file's, or a measure's.
+
+        Raises:
+            ConfigError: The measure has none of an option.
+        """
+        savings = {p: s for p, s in (self.options or {}).items() if s is not None}
+        if savings:
+            return option_prices(layout, savings)
+        known = {} if measured is None else measured.patterns
+        if missing := [pattern for pattern in self.unpriced if pattern not in known]:
+            raise ConfigError(f"there are no prices of the pattern {missing[0]}")
+        assert measured is not None
+        return replace(measured, patterns={p: known[p] for p in self.unpriced})
+
+    def _genes(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
+        """Return the units of each gene."""
+        groups = self._groups(layout) if "group" in self.gene else {}
+        genes: dict[tuple[object, ...], list[int]] = {}
+        for index, unit in enumerate(layout):
+            key = (groups[unit.name] if p == "group" else getattr(unit, p) for p in self.gene)
+            genes.setdefault(tuple(key), []).append(index)
+        return tuple(map(tuple, genes.values()))
+
+    def _step(self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: Groups) -> int:
+        """Return the step in weights: a whole number of items, of the smallest ones."""
+        assert self.step is not None
+
+        def most(items: np.ndarray) -> int:
+            weights = items * layout.costs
+            return max(int(weights[list(gene)].sum()) for gene in genes)
+
+        room = min(most(bounds.upper - removed), most(removed - bounds.lower))
+        smallest = min(sum(layout[i].size for i in gene) for gene in genes)
+        granule = int(layout.costs.min())
+        return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
+
+    def _groups(self, layout: Layout) -> dict[str, str]:
+        """Return the group of each unit, by name.
+
+        Where no group names a unit's role, it goes with the others of its module; if they are in
+        no group or in several, the module is a group of its own, e.g. a Mamba mixer.
+
+        Raises:
+            ConfigError: It is in no module of its block.
+        """
+        first = reversed(self.groups.items())
+        named = {role: group for group, roles in first for role in roles}
+        found = {unit.name: named[unit.role] for unit in layout if unit.role in named}
+        beside: dict[str, set[str]] = {}
+        for name, group in found.items():
+            beside.setdefault(name.rpartition(".")[0], set()).add(group)
+        for unit in layout:
+            if unit.name in found:
+                continue
+            module = _module(unit)
+            if unit.cost > 1:  # structures span the linears that groups name
+                found[unit.name] = unit.role
+            elif module is None:
+                raise ConfigError(f"the space has no group for role {unit.role!r} of {unit.name}")
+            else:
+                others = beside.get(unit.name.rpartition(".")[0], set())
+                found[unit.name] = next(iter(others)) if len(others) == 1 else module
+        return found
+
+
+def _module(unit: Unit) -> str | None:
+    """Return the name of the module that a unit is in, without numbers; None for the block."""
+    path = unit.name.split(".")[:-1]
+    while path and path[-1].isdigit():
+        path.pop()
+    return path[-1] if any(part.isdigit() for part in path) else None
+
+
+def _uniform(layout: Layout, budget: Budget, bounds: Bounds, prices: Prices | None) -> np.ndarray:
+    """Return the counts of the uniform profile, ``(n_units,)`` int64."""
+    if prices is not None:
+        return share_equally(layout, bounds, budget, prices)
+    return np.array(budget.uniform(layout, bounds).removed)
+
+
+def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
+    """Return the bounds of each unit from sparsity limits by role.
+
+    Raises:
+        UnknownNameError: A role is not in the layout.
+        ConfigError: Limits that are not ``0 <= low <= high <= 1``.
+    """
+    roles = {unit.role for unit in layout}
+    for role, (low, high) in bounds.items():
+        if role not in roles:
+            raise UnknownNameError(f"no unit has the role {role!r}: {nearest(role, roles)}")
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"bounds of {role} must be 0 <= LOW <= HIGH <= 1, not {low}:{high}")
+    limits = [bounds.get(unit.role, (0.0, 1.0)) for unit in layout]
+    return Bounds.of(layout, *np.array(limits, dtype=np.float64).T)

@@ -1,0 +1,61 @@
+"""Reading YAML files of spaces, by name or path."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def space_names() -> list[str]:
+    """Return the names of the spaces that come with the package, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.yaml"))
+
+
+def read_space(name: str) -> Any:
+    """Return the contents of a space's file.
+
+    Args:
+        name: A name, or a path that ends in ``.yaml``.
+
+    Raises:
+        UnknownNameError: No such space or file; the message names the nearest.
+        ConfigError: The file is not YAML.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownNameError(f"unknown space {name!r}: {nearest(name, space_names())}")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_space(kind: type[T], name: str, value: Any) -> T:
+    """Return a space's file from its contents.
+
+    Raises:
+        ConfigError: The file is no legal space; the message names all faults.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        faults = "; ".join(
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
+            for e in error.errors()
+        )
+        raise ConfigError(f"space {name!r}: {faults}") from error
+
+
+def _folder() -> Path:
+    """Return the spaces' folder: package data when installed, the top level in a checkout."""
+    package = Path(str(files("sparsity_search")))
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"
