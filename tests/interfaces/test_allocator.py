@@ -47,7 +47,7 @@ def test_arrays_and_notes_lie_beside_the_profile(
 ) -> None:
     model = save_tiny_model(tmp_path / "tiny", layers=1)
     config = RunConfig.model_validate({"model": {"name": str(model)}, "budget": {"sparsity": 0.3}})
-    monkeypatch.setattr(workflow, "allocator", lambda *_: Rows(arrays=arrays))
+    monkeypatch.setattr(workflow, "build_allocator", lambda *_: Rows(arrays=arrays))
     out = tmp_path / "made" / "profile.json"
     found = workflow.allocate(config, "rows", out)
     stored = json.loads(out.read_text())
