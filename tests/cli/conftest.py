@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,6 @@ def cli(
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["sparsity-search", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `main` sets it
         with pytest.raises(SystemExit) as exit_:
             main()
         captured = capsys.readouterr()
