@@ -55,6 +55,7 @@ class Measure(ABC):
         Raises:
             ConfigError: The measure does not price patterns.
         """
+        del subject
         raise ConfigError(f"{name_plugin(self)} does not price the pattern {pattern}")
 
     def check(self, kind: str, patterns: Sequence[str] = ()) -> None:
