@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tables import counts_in, write_table  # the file beside this one
 
-from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+from sparsity_search.cli.terminal import TerminalMonitor, silence_libraries
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import PluginSection
 from sparsity_search.workflow.compare import compare
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    quiet_libraries()
+    silence_libraries()
     options = {
         "model.name": "smollm2",
         "data.calibration": f"file:{arguments.calibration}",

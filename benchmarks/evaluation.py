@@ -29,18 +29,18 @@ from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
-from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TOKENS, LENGTH, POSITIONS = 2048, 512, 128
 #: Published settings of EvoPress's mutation.
@@ -61,7 +61,7 @@ class Bench:
 
     def children(self, n: int) -> list[Candidate]:
         """Return children of the uniform candidate, ordered as a study orders them."""
-        history, rng = History(), generator(0, "children", 0)
+        history, rng = History(), create_generator(0, "children", 0)
         history.close_round([self.space.origin])
         searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
         return sorted(searcher.ask(self.space, history, n, rng))
@@ -92,7 +92,7 @@ class Bench:
         proxy.score(model, rows)  # the dense model's probabilities are made once in a search
 
         def score(candidates: Sequence[Candidate]) -> list[float]:
-            prefixes = Prefixes(self.session.subject, mib * 2**20)
+            prefixes = PrefixCache(self.session.subject, mib * 2**20)
             pool = (len(self.text), LENGTH)
             objective = SupernetObjective(prefixes, self.switch, proxy, pool, 0)
             profiles = map(self.space.profile, candidates)
@@ -118,7 +118,7 @@ def bench(arguments: argparse.Namespace) -> Iterator[Bench]:
     space = load_space("per_linear").of_levels.build(session.subject.layout, Budget(0.7), {})
     pruner = PRUNERS.create(arguments.pruner)
     plan = SupernetPlan(pruner=pruner, tables=space.tables(), centre=space.base)
-    supernet = build(session.subject, session.text["calibration"], plan)
+    supernet = build_supernet(session.subject, session.text["calibration"], plan)
     with supernet.resident() as switch:
         made = Bench(session, space, switch)
         made.measure_teacher()

@@ -24,7 +24,7 @@ from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session
-from sparsity_search.evaluators.bases.kl import Divergence
+from sparsity_search.evaluators.bases.kl import PoolDivergence
 from sparsity_search.models.running import head
 
 SEQUENCES, LENGTH = 4, 512
@@ -36,7 +36,7 @@ FACTOR = 1.1
 
 def naive(model: nn.Module, expected: Tensor, states: Tensor) -> float:
     """Return the mean divergence from full softmaxes of all logits."""
-    found = head.logits(model, states).float().log_softmax(-1)
+    found = head.compute_logits(model, states).float().log_softmax(-1)
     total = nn.functional.kl_div(
         found, expected.float().log_softmax(-1), reduction="sum", log_target=True
     )
@@ -54,7 +54,7 @@ def exact(model: Any, dense: Tensor, states: Tensor) -> float:
 
 def tiled(model: nn.Module, dense: Tensor, states: Tensor, tile: int) -> Callable[[], float]:
     """Return our way in parts of a size; the dense model's probabilities are kept."""
-    divergence = Divergence(dense, cache_mib=1024, chunk=None)
+    divergence = PoolDivergence(dense, cache_mib=1024, chunk=None)
 
     def score() -> float:
         with mock.patch.object(head, "TILE", tile):
@@ -75,8 +75,8 @@ def main() -> None:
     request = Request("search", f"file:{arguments.text}", SEQUENCES, LENGTH)
     session = open_session(config.model, [request], 0, Monitor())
     model, text = session.loaded.model, session.text["search"]
-    dense = torch.cat([head.last_hidden(model, row[None]) for row in text])
-    states, expected = dense * FACTOR, head.logits(model, dense)
+    dense = torch.cat([head.compute_last_hidden(model, row[None]) for row in text])
+    states, expected = dense * FACTOR, head.compute_logits(model, dense)
     ways = {"full softmaxes": lambda: naive(model, expected, states)}
     for tile in TILES:
         ways[f"parts of {tile}"] = tiled(model, dense, states, tile)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from supernet import opened  # the file beside this one
 
-from sparsity_search.models.io.loading import weights_digest
-from sparsity_search.models.running.kept import KeptStatistics
+from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.utils.files import write_json
 
 #: What is done, and with what in the folder: nothing, as without one; nothing yet; all.
@@ -32,7 +32,7 @@ WAYS = ("anew", "anew and kept", "reused")
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     subject, tokens, space = opened(arguments)
-    kept = KeptStatistics(folder, weights_digest(subject.model))
+    kept = StatisticsCache(folder, compute_weights_digest(subject.model))
     rows = []
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)
@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
                     shutil.rmtree(folder, ignore_errors=True)
                 subject.kept = None if way == "anew" else kept
                 started = time.process_time()
-                build(subject, tokens, plan)
+                build_supernet(subject, tokens, plan)
                 row.setdefault(way, []).append(time.process_time() - started)
         row["ratio"] = [a / b for a, b in zip(row["reused"], row["anew"], strict=True)]
         files = [file.stat().st_size for file in folder.glob("*/*.safetensors")]

@@ -86,7 +86,7 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     from sparsity_search.engine.session import open_session
     from sparsity_search.profiles.budget import Budget
     from sparsity_search.spaces.files import load_space
-    from sparsity_search.supernet.build import SupernetPlan, build
+    from sparsity_search.supernet.build import SupernetPlan, build_supernet
     from sparsity_search.supernet.disk import SupernetFolder
 
     plugins = Plugins.of(config)
@@ -100,7 +100,7 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         on_disk = config.supernet.store == "disk"
         files = SupernetFolder(Path(folder), {}) if on_disk else None
-        build(session.subject, tokens, plan, files)
+        build_supernet(session.subject, tokens, plan, files)
     return session
 
 

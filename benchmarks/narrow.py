@@ -27,18 +27,18 @@ from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.evaluator import Proxy
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import History
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SPARSITIES, LENGTH = (0.25, 0.5), 512
 #: Published settings of EvoPress's mutation.
@@ -79,7 +79,7 @@ class Bench:
                 score = self.proxy.score(model, rows).value
                 times.append(time.process_time())
                 for row in rows:
-                    last_hidden(model, text[row : row + 1])
+                    compute_last_hidden(model, text[row : row + 1])
                 times.append(time.process_time())
             switched, scored, run = (after - before for before, after in pairwise(times))
             found.append(Costs(switched, run, scored, score))
@@ -91,7 +91,7 @@ def children(space: SearchSpace, n: int) -> list[SparsityProfile]:
     history = History()
     history.close_round([space.origin])
     searcher = EvolutionSearcher(**EVOPRESS)  # type: ignore[arg-type]
-    found = sorted(searcher.ask(space, history, n, generator(0, "children")))
+    found = sorted(searcher.ask(space, history, n, create_generator(0, "children")))
     return [space.profile(candidate) for candidate in (space.origin, *found)]
 
 
@@ -101,7 +101,7 @@ def bench(session: Session, sparsity: float, arguments: argparse.Namespace) -> I
     plan = SupernetPlan(
         pruner=PRUNERS.create(arguments.pruner), tables=space.tables(), centre=space.base
     )
-    supernet = build(session.subject, session.text["calibration"], plan)
+    supernet = build_supernet(session.subject, session.text["calibration"], plan)
     text = session.text["search"]
     proxy = KLDivergenceEvaluator(cache_mib=4096).bind(session.loaded.model, text)
     proxy.score(session.loaded.model, range(len(text)))  # what is kept of the dense model is made

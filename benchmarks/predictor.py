@@ -21,14 +21,14 @@ from tables import RESULTS, known_layout, read_table
 from sparsity_search.engine.hints import predict_hint
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.profiles.scores import Scores, build_count_tables
 from sparsity_search.searchers.bases.features import Features
-from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
-from sparsity_search.searchers.bases.training import judge, log_scores, split
+from sparsity_search.searchers.bases.models import ModelSettings, TrainingPairs, fit
+from sparsity_search.searchers.bases.training import judge, log_scores, split_pairs
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SPLITS = 20
 TRAIN_SHARE = 0.7
@@ -63,7 +63,7 @@ def features(
     space: SearchSpace, losses: Mapping[str, Sequence[Sequence[float]]]
 ) -> Mapping[str, SearchSpace]:
     """Return the space with the hints that features are made from, by name."""
-    counts = tuple(np.array(table) for table in tables(space.layout, LEVELS))
+    counts = tuple(np.array(table) for table in build_count_tables(space.layout, LEVELS))
     scores = Scores(space.layout, counts, tuple(np.array(unit) for unit in losses["fisher"]))
     fisher = predict_hint("fisher", scores, space)
     return {
@@ -83,11 +83,11 @@ def main() -> None:
     print(f"{len(scores)} pairs, deviation of log scores {log_scores(scores).std():.3f}")
     print("| features | model | R2 | MAE | Kendall tau |\n|---|---|---|---|---|", flush=True)
     for named, hinted in features(space, known["losses"]).items():
-        pairs = Pairs(Features(hinted).blocks(levels), log_scores(scores), group)
+        pairs = TrainingPairs(Features(hinted).blocks(levels), log_scores(scores), group)
         for label, settings in MODELS.items():
             found = []
             for seed in range(SPLITS):
-                train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
+                train, held_out = split_pairs(pairs, TRAIN_SHARE, create_generator(seed, "split"))
                 judged = judge(fit(train, settings, seed), held_out)
                 found.append([judged.r2, judged.mae, judged.tau])
             means, spread = np.mean(found, axis=0), np.std(found, axis=0)

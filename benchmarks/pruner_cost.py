@@ -23,8 +23,8 @@ from torch.linalg import cholesky
 
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.evidence.structures import Structures
-from sparsity_search.pruners.bases.columns import ColumnFit, Greedy, eliminate
+from sparsity_search.evidence.structures import StructureLayout
+from sparsity_search.pruners.bases.columns import ColumnFit, EliminationSettings, eliminate
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.structured_obs import StructuredOBSPruner
 
@@ -219,7 +219,7 @@ def columns(weight: Tensor, inputs: Tensor, inner: int, clock: Clock, tag: str) 
     count = weight.shape[1] // inner
     statistics = InputStatistics(weight.shape[1], Statistic.HESSIAN)
     statistics.add(inputs)
-    shape = Structures(count=count, inner=inner, width=inner)
+    shape = StructureLayout(count=count, inner=inner, width=inner)
     matrix = torch.cat([weight, torch.zeros(len(weight), 1)], dim=1)
     evidence = Evidence(inputs=statistics, structures=shape)
     statistics.inverse_factor(DAMPING)
@@ -232,7 +232,7 @@ def columns(weight: Tensor, inputs: Tensor, inner: int, clock: Clock, tag: str) 
         return greedy_published(weight, again, levels[-1], inner)
 
     theirs = clock.time(f"{tag} published", published)
-    steps = Greedy(per_step=8)
+    steps = EliminationSettings(per_step=8)
     if inner == 1:
         clock.time(f"{tag} by 8", lambda: eliminate(weight, hessian, count, steps))
     table = lambda: StructuredOBSPruner().prune(matrix, evidence, levels, seed=0)  # noqa: E731

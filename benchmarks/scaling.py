@@ -22,26 +22,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsity_search.cli.terminal import quiet_libraries
+from sparsity_search.cli.terminal import silence_libraries
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.profiles.scores import Scores, build_count_tables
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
 from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.study.study import Limits, Study
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout, toy_space
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder, Rung
 from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 Work = Callable[[], Any]
 LENGTH = 64
@@ -61,10 +61,10 @@ def supernet(
     subject, made = llama(**shape), PRUNERS.create(pruner)
     levels = size if by == "levels" else levels
     tokens = size if by == "tokens" else tokens
-    counts = tables(subject.layout, np.linspace(0.3, 0.9, levels).tolist())
+    counts = build_count_tables(subject.layout, np.linspace(0.3, 0.9, levels).tolist())
     centre = SparsityProfile(subject.layout, tuple(c[len(c) // 2] for c in counts))
     plan = SupernetPlan(pruner=made, tables=counts, centre=centre)
-    return partial(build, subject, random_tokens(tokens // LENGTH, LENGTH), plan)
+    return partial(build_supernet, subject, draw_random_tokens(tokens // LENGTH, LENGTH), plan)
 
 
 def rung(size: int, *, by: str, candidates: int = 12, tokens: int = 1024) -> Work:
@@ -80,19 +80,19 @@ def rung(size: int, *, by: str, candidates: int = 12, tokens: int = 1024) -> Wor
         step=1024,
         reach=4,
     )
-    text = random_tokens(tokens // LENGTH, LENGTH)
+    text = draw_random_tokens(tokens // LENGTH, LENGTH)
     plan = SupernetPlan(pruner=PRUNERS.create("wanda"), tables=space.tables(), centre=space.base)
-    built = build(subject, text, plan)
+    built = build_supernet(subject, text, plan)
     history = History()
     history.close_round([space.origin])
-    rng = generator(0, "children")
+    rng = create_generator(0, "children")
     children = sorted(SEARCHERS.create("evolution").ask(space, history, candidates, rng))
     proxy = EVALUATORS.create("kl_divergence").bind(subject.model, text)
 
     def work() -> None:
         with built.resident() as switch:
             objective = SupernetObjective(
-                Prefixes(subject, 2**30), switch, proxy, (len(text), LENGTH), 0
+                PrefixCache(subject, 2**30), switch, proxy, (len(text), LENGTH), 0
             )
             for child in children:
                 objective(space.profile(child), Fidelity(tokens))
@@ -116,7 +116,7 @@ class Additive:
 
 def toy(units: int) -> tuple[SearchSpace, Additive]:
     space = toy_space(*(1000,) * units, step=25, reach=8)
-    return space, Additive(generator(0, "weights").uniform(0.1, 1, units))
+    return space, Additive(create_generator(0, "weights").uniform(0.1, 1, units))
 
 
 def study(size: int) -> Work:
@@ -161,7 +161,7 @@ def asked(size: int, *, searcher: str, by: str) -> Work:
     space, objective = toy(size if by == "units" else 210)
     history, plain = History(), SEARCHERS.create("evolution")
     history.close_round([space.origin])
-    rng = generator(0, "asked")
+    rng = create_generator(0, "asked")
     fidelity = Fidelity(512)
     while len(history.measurements) < (size if by == "history" else 300):
         for child in plain.ask(space, history, 12, rng):
@@ -173,19 +173,19 @@ def asked(size: int, *, searcher: str, by: str) -> Work:
         best = min(history.measurements[-12:], key=lambda m: m.score.value)
         history.close_round([best.candidate])
     found = SEARCHERS.create(searcher)
-    return lambda: found.ask(space, history, 12, generator(0, "ask"))
+    return lambda: found.ask(space, history, 12, create_generator(0, "ask"))
 
 
 def projected(size: int) -> Work:
     layout = toy_layout(*(1000,) * size)
-    wanted = generator(0, "wanted").uniform(0.2, 1.0, size)
+    wanted = create_generator(0, "wanted").uniform(0.2, 1.0, size)
     return lambda: [Budget(0.6).project(layout, wanted) for _ in range(20)]
 
 
 def knapsack(size: int) -> Work:
     layout = toy_layout(*(1000,) * size)
-    counts = tables(layout, np.linspace(0.1, 1, 10).tolist())
-    rng = generator(0, "losses")
+    counts = build_count_tables(layout, np.linspace(0.1, 1, 10).tolist())
+    rng = create_generator(0, "losses")
     losses = tuple(np.sort(rng.exponential(size=len(c))) ** 2 for c in counts)
     scores = Scores(layout, tuple(map(np.array, counts)), losses)
     plugin = ALLOCATORS.create("knapsack")
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    quiet_libraries()
+    silence_libraries()
     known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.case:
         if name not in known:

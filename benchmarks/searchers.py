@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from tables import counts_in, known_profile, slug, write_table  # the file beside this one
 
-from sparsity_search.cli.terminal import TerminalMonitor, quiet_libraries
+from sparsity_search.cli.terminal import TerminalMonitor, silence_libraries
 from sparsity_search.config.load import load_config
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import run_stages
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.runs.record import RunRecord, load_stages, trace_scores
-from sparsity_search.utils.files import digest, write_json
+from sparsity_search.utils.files import compute_digest, write_json
 
 #: About six minutes on a busy core: 12 offspring a round, 14,336 tokens at most.
 ROUNDS = 24
@@ -171,7 +171,7 @@ def run_case(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
     return found
 
 
-def kept_perplexity(job: Job, profile: SparsityProfile) -> float:
+def kept_perplexity(job: SearchJob, profile: SparsityProfile) -> float:
     """Return `perplexity`, or what an earlier case found: many have the same start."""
     key = {
         "profile": profile.digest,
@@ -179,13 +179,13 @@ def kept_perplexity(job: Job, profile: SparsityProfile) -> float:
         "seed": job.config.study.seed,
         "dtype": str(job.session.loaded.model.dtype),
     }
-    file = job.directory.path.parents[1] / "perplexities" / f"{digest(key)}.json"
+    file = job.directory.path.parents[1] / "perplexities" / f"{compute_digest(key)}.json"
     if not file.exists():
         write_json(file, {**key, "perplexity": perplexity(job, profile)})
     return float(json.loads(file.read_text())["perplexity"])
 
 
-def perplexity(job: Job, profile: SparsityProfile) -> float:
+def perplexity(job: SearchJob, profile: SparsityProfile) -> float:
     """Return the perplexity of the model pruned sequentially to a profile."""
     subject, model, text = job.session.subject, job.session.loaded.model, job.session.text
     with subject.preserved():
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    quiet_libraries()
+    silence_libraries()
     print("| case | seed | start | searched | proxy | tokens | search s | CPU s |", flush=True)
     for seed in arguments.seeds:
         for name in arguments.case:

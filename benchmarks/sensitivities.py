@@ -29,18 +29,18 @@ from sparsity_search.config.load import load_config
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session, request_calibration
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, Factory
 from sparsity_search.runs.scores import load_scores, save_scores
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TARGET = 0.7
 PROFILES = 200
@@ -66,7 +66,7 @@ ESTIMATES: dict[str, dict[str, Any]] = {
 
 def random_profiles(layout: Layout) -> list[SparsityProfile]:
     """Return profiles of exactly `TARGET`: a random curve over depth, roles and single units."""
-    rng = generator(0, "random profiles")
+    rng = create_generator(0, "random profiles")
     blocks = np.array([unit.block for unit in layout])
     names = sorted({unit.role for unit in layout})
     roles = np.array([names.index(unit.role) for unit in layout])
@@ -130,7 +130,9 @@ class Bench:
                 tables=hundredths(layout),
                 centre=on_grid(layout, np.full(len(layout), TARGET)),
             )
-            self._supernet = build(self.session.subject, self.session.text["calibration"], plan)
+            self._supernet = build_supernet(
+                self.session.subject, self.session.text["calibration"], plan
+            )
         return self._supernet
 
     def measured(self) -> np.ndarray:
@@ -157,7 +159,7 @@ class Bench:
             pruner = Factory().resolve(PRUNERS, settings.pop("pruner", "wanda"))
             measurer = ALLOCATORS.create("knapsack", sensitivity=settings, pruner=pruner)
             subject, text = self.session.subject, self.session.text["calibration"]
-            counts = tables(subject.layout, LEVELS)
+            counts = build_count_tables(subject.layout, LEVELS)
             started = time.process_time()
             scores = measurer.sensitivity.measure(subject, text, pruner, counts)
             write_json(self.out / f"{slug(name)}-cost.json", time.process_time() - started)
@@ -173,7 +175,7 @@ class Bench:
         if not file.exists():
             text = self.session.text["calibration"][:8, :512]
             started = time.process_time()
-            divergence = Divergence(self.session.subject, text, 128, 0)
+            divergence = DivergenceExpansion(self.session.subject, text, 128, 0)
             with self.supernet.resident() as switch:
                 switch.to(on_grid(layout, np.full(len(layout), TARGET)))
                 _, recordings = divergence.recorded()

@@ -34,10 +34,10 @@ from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.trials.history import History
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TARGET, LENGTH = 0.7, 1024
 #: Switches of levels in an offspring, and offspring that are switched to.
@@ -120,7 +120,7 @@ def switching(space: SearchSpace, made: Copies | Supernet, subject: PrunableMode
     history = History()
     history.close_round([space.origin])
     searcher = EvolutionSearcher(max_switches=SWITCHES, strides=(1,))
-    children = searcher.ask(space, history, OFFSPRING, generator(0, "switching"))
+    children = searcher.ask(space, history, OFFSPRING, create_generator(0, "switching"))
     profiles = [space.profile(child) for child in (space.origin, *children)]
     if isinstance(made, Supernet):
         with made.resident() as switch:
@@ -166,7 +166,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         )
         ways: dict[str, Callable[[], Copies | Supernet]] = {
             "naive": lambda pruner=pruner, t=tables: naive(subject, tokens, t, pruner),  # type: ignore[misc]
-            "ours": lambda plan=plan: build(subject, tokens, plan),  # type: ignore[misc]
+            "ours": lambda plan=plan: build_supernet(subject, tokens, plan),  # type: ignore[misc]
         }
         figures: dict[str, list[tuple[float, float, int]]] = {way: [] for way in ways}
         for _ in range(arguments.repeats):

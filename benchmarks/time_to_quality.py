@@ -30,7 +30,7 @@ from tables import counts_in, slug, write_table
 from torch import Tensor
 
 from sparsity_search.config.load import load_config
-from sparsity_search.data.sequences import Request, digest
+from sparsity_search.data.sequences import Request, compute_digest
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -42,7 +42,7 @@ from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials.history import History
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TARGET, LENGTH = 0.7, 512
 GENERATIONS, OFFSPRING, SURVIVORS = 45, 10, 2
@@ -93,7 +93,7 @@ class Baseline:
 
     @torch.inference_mode()
     def _generation(self) -> Candidate:
-        space, rng = self._space, generator(0, "baseline", self._state["generation"])
+        space, rng = self._space, create_generator(0, "baseline", self._state["generation"])
         parent: Candidate = tuple(self._state["parent"])
         history = History()
         history.close_round([parent])
@@ -195,7 +195,9 @@ def check_setting(out: Path, session: Session) -> None:
     """Refuse a folder whose results were measured otherwise; note the setting in a new one."""
     file, text = out / "setting.json", session.text
     setting = {"step": STEP, "dtype": str(session.loaded.model.dtype)}
-    setting |= {purpose: digest(text[purpose]) for purpose in ("calibration", "search", "test")}
+    setting |= {
+        purpose: compute_digest(text[purpose]) for purpose in ("calibration", "search", "test")
+    }
     if not file.exists():
         write_json(file, setting)
     if json.loads(file.read_text()) != setting:

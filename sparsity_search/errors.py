@@ -62,10 +62,10 @@ class NumericalError(SparsitySearchError, ArithmeticError):
     """A computation returned values that are not finite."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the nearest known one, else all of them.
 
-    >>> nearest("wnada", ["magnitude", "wanda"])
+    >>> suggest_name("wnada", ["magnitude", "wanda"])
     "did you mean 'wanda'? Known: magnitude, wanda"
     """
     names = sorted(known)

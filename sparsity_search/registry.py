@@ -25,7 +25,7 @@ from sparsity_search.errors import (
     ExperimentalWarning,
     SparsitySearchError,
     UnknownNameError,
-    nearest,
+    suggest_name,
 )
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Registry(Generic[T]):
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._installed():
             return self._outside(name, self._installed()[name])
-        raise UnknownNameError(f"unknown {self.kind} {name!r}: {nearest(name, self.names())}")
+        raise UnknownNameError(f"unknown {self.kind} {name!r}: {suggest_name(name, self.names())}")
 
     def create(self, name: str, **settings: Any) -> T:
         """Construct the plugin called ``name`` with its default context, see `Factory.create`.
@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         lines = {}
         for name, plugin in self.classes().items():
             fields = dataclasses.fields(plugin)  # type: ignore[arg-type]
-            settings = ", ".join(f"{field.name}={_default(field)!r}" for field in fields)
+            settings = ", ".join(f"{field.name}={_get_default(field)!r}" for field in fields)
             line = (plugin.__doc__ or "").strip().partition("\n")[0]
             tier = "experimental: " if is_experimental(plugin) else ""
             lines[name] = f"{tier}{line} [{settings}]" if settings else f"{tier}{line}"
@@ -182,7 +182,7 @@ class Factory:
         given |= {**self.sections.get(registry.kind, {}).get(name, {}), **settings}
         for key in given:
             if key not in fields:
-                hint = nearest(key, fields) if fields else "it has none"
+                hint = suggest_name(key, fields) if fields else "it has none"
                 raise ConfigError(f"{registry.kind} {name!r} has no setting {key!r}: {hint}")
         kinds = {key: field.metadata.get("registry") for key, field in fields.items()}
         for key, kind in kinds.items():
@@ -199,7 +199,7 @@ class Factory:
                 stacklevel=2,
             )
         try:
-            return plugin(**{key: _converted(fields[key], value) for key, value in given.items()})
+            return plugin(**{key: _convert(fields[key], value) for key, value in given.items()})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{registry.kind} {name!r}: {error}") from error
 
@@ -297,12 +297,12 @@ def to_tuples(value: Any) -> Any:
     return tuple(map(to_tuples, value)) if isinstance(value, list) else value
 
 
-def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
+def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
     convert = field.metadata.get("convert", to_tuples)
     return convert(value)
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _get_default(field: dataclasses.Field[Any]) -> Any:
     return field.metadata["default"] if "registry" in field.metadata else field.default
 
 
@@ -312,15 +312,17 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _registry(kind: str, package: str, interface: str) -> Registry[Any]:
+def _build_registry(kind: str, package: str, interface: str) -> Registry[Any]:
     return Registry(kind, f"sparsity_search.{package}", f"sparsity_search.{interface}")
 
 
-PRUNERS = _registry("pruner", "pruners", "interfaces.pruner:Pruner")
-ALLOCATORS = _registry("allocator", "allocators", "interfaces.allocator:Allocator")
-SEARCHERS = _registry("searcher", "searchers", "interfaces.searcher:Searcher")
-EVALUATORS = _registry("evaluator", "evaluators", "interfaces.evaluator:Evaluator")
-SENSITIVITIES = _registry("sensitivity", "sensitivities", "interfaces.sensitivity:Sensitivity")
-MEASURES = _registry("measure", "measures", "interfaces.measure:Measure")
-FORMATS = _registry("format", "formats", "interfaces.format:Format")
-UNITS = _registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")
+PRUNERS = _build_registry("pruner", "pruners", "interfaces.pruner:Pruner")
+ALLOCATORS = _build_registry("allocator", "allocators", "interfaces.allocator:Allocator")
+SEARCHERS = _build_registry("searcher", "searchers", "interfaces.searcher:Searcher")
+EVALUATORS = _build_registry("evaluator", "evaluators", "interfaces.evaluator:Evaluator")
+SENSITIVITIES = _build_registry(
+    "sensitivity", "sensitivities", "interfaces.sensitivity:Sensitivity"
+)
+MEASURES = _build_registry("measure", "measures", "interfaces.measure:Measure")
+FORMATS = _build_registry("format", "formats", "interfaces.format:Format")
+UNITS = _build_registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")

@@ -11,7 +11,7 @@ for _suite in ("allocator", "evaluator", "pruner", "searcher", "structured"):
     pytest.register_assert_rewrite(f"sparsity_search.testing.{_suite}")
 
 from sparsity_search.models.anatomy.prunable import PrunableModel  # noqa: E402
-from sparsity_search.testing.evaluator import random_tokens  # noqa: E402
+from sparsity_search.testing.evaluator import draw_random_tokens  # noqa: E402
 from sparsity_search.testing.models import tiny_llama  # noqa: E402
 
 torch.set_num_threads(1)
@@ -34,4 +34,4 @@ def tiny_subject() -> PrunableModel:
 @pytest.fixture
 def tiny_tokens() -> Tensor:
     """Ten sequences: one full batch of the block runner, and a smaller one."""
-    return random_tokens(10, 16)
+    return draw_random_tokens(10, 16)

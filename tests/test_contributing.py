@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsity_search.config.load import load_config
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.evaluator import Evaluator
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.searcher import Searcher
@@ -36,7 +36,7 @@ from sparsity_search.registry import (
 )
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.testing.allocator import AllocatorContract
-from sparsity_search.testing.evaluator import EvaluatorContract, TextContract, random_tokens
+from sparsity_search.testing.evaluator import EvaluatorContract, TextContract, draw_random_tokens
 from sparsity_search.testing.measure import MeasureContract
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import PrunerContract
@@ -158,7 +158,7 @@ def test_tilted_prunes_late_blocks_more(tiny_subject: PrunableModel, tiny_tokens
 
 def test_format(tiny_subject: PrunableModel) -> None:
     profile, tsv = Budget(0.5).uniform(tiny_subject.layout), FORMATS.create("tsv")
-    text = tsv.write(Document(profile))
+    text = tsv.write(ProfileDocument(profile))
     assert text.count("\n") == len(profile.layout)
     assert tsv.read(text, profile.layout).profile == profile
 
@@ -167,7 +167,7 @@ def test_unit_kind() -> None:
     subject = PrunableModel(tiny_llama(), units="channels")
     assert {unit.role for unit in subject.layout} == {"feed_forward"}
     profile = Budget(0.5).uniform(subject.layout)
-    prune_sequentially(subject, profile, PRUNERS.create("wanda_sp"), random_tokens(3, 16))
+    prune_sequentially(subject, profile, PRUNERS.create("wanda_sp"), draw_random_tokens(3, 16))
     assert subject.zeros().removed == profile.removed
 
 

@@ -17,11 +17,11 @@ from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, SENSITIVITIES
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_mixtral, tiny_text
 from sparsity_search.workflow.search import search
 from tests.helpers.names import OF_EXPERTS
@@ -47,9 +47,9 @@ def uneven(subject: PrunableModel) -> SparsityProfile:
 
 def pruned(device: str, name: str, units: str) -> dict[str, torch.Tensor]:
     subject = subject_on(device, units, name in OF_EXPERTS)
-    tokens = random_tokens(10, 16)
+    tokens = draw_random_tokens(10, 16)
     prune_sequentially(subject, uneven(subject), PRUNERS.create(name), tokens)
-    return {name: weight.cpu() for name, weight in weights_of(subject.model).items()}
+    return {name: weight.cpu() for name, weight in copy_weights(subject.model).items()}
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_allocators(name: str) -> None:
     for device in ("cpu", GPU):
         allocator = ALLOCATORS.create(name)
         subject = subject_on(device, allocator.units[0])
-        before = weights_of(subject.model)
+        before = copy_weights(subject.model)
         bounds = Bounds.of(subject.layout)
-        found.append(allocator.allocate(subject, random_tokens(9, 16), Budget(0.5), bounds))
+        found.append(allocator.allocate(subject, draw_random_tokens(9, 16), Budget(0.5), bounds))
         assert all(torch.equal(w, before[n]) for n, w in subject.model.state_dict().items())
     here, there = (np.array(profile.removed) for profile in found)
     assert here.sum() == there.sum()
@@ -92,16 +92,16 @@ def test_sensitivities(name: str, units: str) -> None:
     found = []
     for device in ("cpu", GPU):
         subject = subject_on(device, units)
-        counts = tables(subject.layout, (0.5, 1.0))
+        counts = build_count_tables(subject.layout, (0.5, 1.0))
         pruner = PRUNERS.create(KINDS[units])
-        scores = sensitivity.measure(subject, random_tokens(6, 16), pruner, counts)
+        scores = sensitivity.measure(subject, draw_random_tokens(6, 16), pruner, counts)
         found.append(np.concatenate([np.array(losses) for losses in scores.losses]))
     np.testing.assert_allclose(found[1], found[0], rtol=0.02, atol=1e-4 * np.abs(found[0]).max())
 
 
 @pytest.mark.parametrize("name", OF_TEXT)
 def test_evaluators(name: str) -> None:
-    tokens, values = random_tokens(4, 24), []
+    tokens, values = draw_random_tokens(4, 24), []
     for device in ("cpu", GPU):
         subject = subject_on(device)
         proxy = EVALUATORS.create(name).bind(subject.model, tokens)
@@ -114,14 +114,14 @@ def test_evaluators(name: str) -> None:
 @pytest.mark.parametrize("propagate", ["centre", "dense", "expectation", "mean"])
 def test_supernets(propagate: Any) -> None:
     """Variants live on the GPU, and the model is its old self afterwards."""
-    subject, tokens = subject_on(GPU), random_tokens(6, 16)
-    before = weights_of(subject.model)
+    subject, tokens = subject_on(GPU), draw_random_tokens(6, 16)
+    before = copy_weights(subject.model)
     centre = Budget(0.5).project(subject.layout, np.full(len(subject.layout), 0.5))
     counts = tuple((removed,) for removed in centre.removed)
     plan = SupernetPlan(
         pruner=PRUNERS.create("sparsegpt"), tables=counts, centre=centre, propagate=propagate
     )
-    supernet = build(subject, tokens, plan)
+    supernet = build_supernet(subject, tokens, plan)
     with supernet.resident() as switch:
         switch.to(centre)
         zeros = sum(int((view.read() == 0).sum()) for view in subject.views.values())

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.rescale import check_spread, rescaled
+from sparsity_search.allocators.bases.rescale import check_spread, rescale_values
 from sparsity_search.errors import NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.views import WeightView
 
 _TAILS = ("mid", "scan", "peak")
 _PERS = ("block", "linear")
@@ -29,7 +29,7 @@ class AlphaPruningAllocator(Allocator):
     """Blocks whose weight spectra have heavier tails stay denser.
 
     AlphaPruning (Lu et al., NeurIPS 2024, arXiv 2410.10912). The tail of the eigenvalues of
-    ``WᵀW`` gets the power law of Hill's estimator, see `tail_exponent`. Exponents are scaled
+    ``WᵀW`` gets the power law of Hill's estimator, see `fit_tail_exponent`. Exponents are scaled
     linearly to rates between ``1 - spread`` and ``1 + spread``, and sparsities are the rates
     times one factor such that the mean over all weights is the target. What exceeds the bounds
     (or 1) is shared by the others, by the budget's projection. Equal exponents give the uniform
@@ -74,18 +74,22 @@ class AlphaPruningAllocator(Allocator):
         alphas = np.array([self._exponent(problem.subject.views[u.name]) for u in layout])
         if self.per == "block":
             blocks = np.array([unit.block for unit in layout])
-            alphas = np.array([_mean(alphas[blocks == block]) for block in blocks])
-        alphas = np.where(np.isnan(alphas), _mean(alphas), alphas)
+            alphas = np.array([_compute_mean(alphas[blocks == block]) for block in blocks])
+        alphas = np.where(np.isnan(alphas), _compute_mean(alphas), alphas)
         sizes = layout.counts * layout.costs
-        return scaled(alphas, sizes, problem.target, self.spread)
+        return scale_to_alphas(alphas, sizes, problem.target, self.spread)
 
-    def _exponent(self, view: View) -> float:
+    def _exponent(self, view: WeightView) -> float:
         """Return the mean exponent of a unit's matrices; NaN if none has one."""
-        spectra = [eigenvalues(matrix) for matrix in _matrices(view)]
-        return _mean(np.array([tail_exponent(e, self.tail, self.compat) for e in spectra]))
+        spectra = [compute_eigenvalues(matrix) for matrix in _read_matrices(view)]
+        return _compute_mean(
+            np.array([fit_tail_exponent(e, self.tail, self.compat) for e in spectra])
+        )
 
 
-def scaled(alphas: np.ndarray, sizes: np.ndarray, target: float, spread: float) -> np.ndarray:
+def scale_to_alphas(
+    alphas: np.ndarray, sizes: np.ndarray, target: float, spread: float
+) -> np.ndarray:
     """Return sparsities that rise linearly with ``alphas``; some may exceed 1.
 
     The largest is ``(1 + spread) / (1 - spread)`` times the smallest; the mean is ``target``.
@@ -96,14 +100,14 @@ def scaled(alphas: np.ndarray, sizes: np.ndarray, target: float, spread: float) 
         target: The mean sparsity, weighted by sizes.
         spread: Half the range of the rates.
 
-    >>> scaled(np.array([2.0, 4.0]), np.array([10, 10]), 0.5, 0.5).tolist()
+    >>> scale_to_alphas(np.array([2.0, 4.0]), np.array([10, 10]), 0.5, 0.5).tolist()
     [0.25, 0.75]
     """
-    rates = 1 - spread + rescaled(alphas, spread)
+    rates = 1 - spread + rescale_values(alphas, spread)
     return np.asarray(rates * (target * sizes.sum() / (sizes @ rates)))
 
 
-def eigenvalues(weight: Tensor) -> np.ndarray:
+def compute_eigenvalues(weight: Tensor) -> np.ndarray:
     """Return the eigenvalues of ``WᵀW`` that are not zero, rising, float64.
 
     Those of the smaller Gram matrix, in float64: faster and more accurate than a singular value
@@ -120,7 +124,7 @@ def eigenvalues(weight: Tensor) -> np.ndarray:
     return np.asarray(found[found > rounding * found[-1]])
 
 
-def tail_exponent(spectrum: np.ndarray, tail: str = "mid", compat: bool = False) -> float:
+def fit_tail_exponent(spectrum: np.ndarray, tail: str = "mid", compat: bool = False) -> float:
     """Return the exponent of the power law that the tail of a spectrum follows.
 
     For a tail ``e_i ≤ … ≤ e_N`` of ``n`` values it is ``1 + n / (Σ ln e_k - n ln e_i)``.
@@ -136,28 +140,28 @@ def tail_exponent(spectrum: np.ndarray, tail: str = "mid", compat: bool = False)
     logs = np.log(np.sort(spectrum))
     if len(logs) < 2:
         return math.nan
-    alphas = _exponents(logs)
+    alphas = _fit_exponents(logs)
     if tail == "mid":
         return float(alphas[min(len(logs) // 2, len(alphas) - 1)])
-    starts = np.arange(len(alphas)) if tail == "scan" else _near_peak(logs, compat)
-    distances = [_distance(logs[start:], alphas[start]) for start in starts]
+    starts = np.arange(len(alphas)) if tail == "scan" else _find_peak(logs, compat)
+    distances = [_compute_distance(logs[start:], alphas[start]) for start in starts]
     return float(alphas[starts[int(np.argmin(distances))]])
 
 
-def _exponents(logs: np.ndarray) -> np.ndarray:
+def _fit_exponents(logs: np.ndarray) -> np.ndarray:
     """Return the exponents of the tails from each but the last of the rising logarithms on."""
     sizes = np.arange(len(logs), 0, -1)
     excess = logs[::-1].cumsum()[::-1] / sizes - logs
     return np.asarray(1 + 1 / np.maximum(excess[:-1], _LEAST_EXCESS))
 
 
-def _distance(logs: np.ndarray, alpha: float) -> float:
+def _compute_distance(logs: np.ndarray, alpha: float) -> float:
     """Return the Kolmogorov-Smirnov distance of a tail to its power law."""
     law = 1 - np.exp((1 - alpha) * (logs - logs[0]))
     return float(np.abs(law - np.arange(len(logs)) / len(logs)).max())
 
 
-def _near_peak(logs: np.ndarray, compat: bool) -> np.ndarray:
+def _find_peak(logs: np.ndarray, compat: bool) -> np.ndarray:
     """Return which eigenvalues but the last lie near the peak of their histogram.
 
     The peak is the left edge of the fullest of 100 bins of their logarithms. If none lies near
@@ -171,14 +175,14 @@ def _near_peak(logs: np.ndarray, compat: bool) -> np.ndarray:
     return near if len(near) else np.arange(len(values))
 
 
-def _matrices(view: View) -> Sequence[Tensor]:
+def _read_matrices(view: WeightView) -> Sequence[Tensor]:
     """Return the weights of a unit's linear layers."""
     if view.structures is None:
         return [view.read()]
     return [parameter.detach() for parameter in view.parameters()]
 
 
-def _mean(values: np.ndarray) -> float:
+def _compute_mean(values: np.ndarray) -> float:
     """Return the mean of those that are not NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

@@ -16,7 +16,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 _SCOPES = ("block", "linear")
 #: A feature that varies less than this, relative to its size, does not vary.
@@ -91,7 +91,7 @@ class ALSAllocator(Allocator):
 
     def _ratios(self, redundancy: np.ndarray, sizes: np.ndarray, target: float) -> np.ndarray:
         scale = 2 * min(target, 1 - target)
-        return programme(
+        return solve_programme(
             redundancy, sizes, target, reach=scale * self.reach, step=scale * self.granularity
         )
 
@@ -107,21 +107,23 @@ class ALSAllocator(Allocator):
             units = [unit.name for unit in subject.units_of(block)]
             watched = units if self.per == "linear" else []
             modules = {name: subject.views[name].module for name in watched}
-            with recorded(modules, rows) as outputs:
+            with record_outputs(modules, rows) as outputs:
                 hidden = runner.run(block, hidden)
             if units:
                 states = [
                     h.flatten(0, -2)[r.to(h.device)] for h, r in zip(hidden, rows, strict=True)
                 ]
-                blocks.append(similarities(states))
+                blocks.append(compute_similarities(states))
             if watched:
-                within[block] = redundancies(
+                within[block] = compute_redundancies(
                     [
-                        similarities([subject.views[name].outputs(o) for o in outputs[name]])
+                        compute_similarities(
+                            [subject.views[name].outputs(o) for o in outputs[name]]
+                        )
                         for name in watched
                     ]
                 )
-        return redundancies(blocks), within
+        return compute_redundancies(blocks), within
 
 
 def sampled_rows(sizes: Sequence[int], samples: int, seed: int) -> list[Tensor]:
@@ -135,7 +137,7 @@ def sampled_rows(sizes: Sequence[int], samples: int, seed: int) -> list[Tensor]:
     Returns:
         Positions within each batch, rising, ``(n,)`` int64 each.
     """
-    drawn = np.sort(generator(seed, "tokens").permutation(sum(sizes))[:samples])
+    drawn = np.sort(create_generator(seed, "tokens").permutation(sum(sizes))[:samples])
     ends = np.cumsum(sizes)
     parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
     starts = ends - np.asarray(sizes)
@@ -143,7 +145,7 @@ def sampled_rows(sizes: Sequence[int], samples: int, seed: int) -> list[Tensor]:
 
 
 @contextmanager
-def recorded(
+def record_outputs(
     modules: Mapping[str, nn.Module], rows: Sequence[Tensor]
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Within, outputs of modules are kept at some tokens of each batch, in order.
@@ -173,7 +175,7 @@ def recorded(
 
 
 @torch.inference_mode()
-def similarities(states: Sequence[Tensor]) -> Tensor:
+def compute_similarities(states: Sequence[Tensor]) -> Tensor:
     """Return ``X Xᵀ`` of normalised features over its Frobenius norm, ``(n, n)`` float32.
 
     Its scalar product with that of other states is their redundancy metric, since
@@ -199,7 +201,7 @@ def similarities(states: Sequence[Tensor]) -> Tensor:
     return torch.where(total > 0, products / total, 0.0).float()
 
 
-def redundancies(similar: Sequence[Tensor]) -> np.ndarray:
+def compute_redundancies(similar: Sequence[Tensor]) -> np.ndarray:
     """Return each one's sum of redundancy metrics with all others, ``(n,)`` float64."""
     metric = np.zeros((len(similar), len(similar)))
     for i, first in enumerate(similar):
@@ -208,7 +210,7 @@ def redundancies(similar: Sequence[Tensor]) -> np.ndarray:
     return np.asarray(metric.sum(axis=1))
 
 
-def programme(
+def solve_programme(
     redundancy: np.ndarray, sizes: np.ndarray, target: float, *, reach: float, step: float
 ) -> np.ndarray:
     """Return the sparsities at which the linear programme is optimal.
@@ -224,7 +226,8 @@ def programme(
         reach: Greatest distance from it.
         step: Distances are rounded to multiples of it, unless it is 0.
 
-    >>> programme(np.array([2.0, 3.0, 1.0]), np.array([1, 1, 1]), 0.5, reach=0.2, step=0).tolist()
+    >>> values, sizes = np.array([2.0, 3.0, 1.0]), np.array([1, 1, 1])
+    >>> solve_programme(values, sizes, 0.5, reach=0.2, step=0).tolist()
     [0.5, 0.7, 0.3]
     """
     _, group = np.unique(-redundancy.round(_DECIMALS), return_inverse=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import Removal, least
+from sparsity_search.allocators.bases.depth import RemovalState, find_least
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
@@ -33,24 +33,24 @@ class AngularDistanceAllocator(Allocator):
         Raises:
             NumericalError: No distance is finite.
         """
-        layout, removal = problem.layout, Removal(problem)
-        distances = angular_distances(problem.subject, problem.tokens)
+        layout, removal = problem.layout, RemovalState(problem)
+        distances = compute_angular_distances(problem.subject, problem.tokens)
         while candidates := removal.candidates():
-            runs = _runs(layout, candidates, removal)
-            most = max(_cost(layout, run) for run in runs.values())
-            longest = [ends for ends, run in runs.items() if _cost(layout, run) == most]
+            runs = _find_runs(layout, candidates, removal)
+            most = max(_compute_cost(layout, run) for run in runs.values())
+            longest = [ends for ends, run in runs.items() if _compute_cost(layout, run) == most]
             scores = {i: float(distances[ends]) for i, ends in enumerate(longest)}
-            for position in runs[longest[least(scores, scores)]]:
+            for position in runs[longest[find_least(scores, scores)]]:
                 removal.remove(position)
         return removal.allocation()
 
 
-def _cost(layout: Layout, positions: list[int]) -> int:
+def _compute_cost(layout: Layout, positions: list[int]) -> int:
     return int(layout.costs[positions].sum())
 
 
-def _runs(
-    layout: Layout, candidates: list[int], removal: Removal
+def _find_runs(
+    layout: Layout, candidates: list[int], removal: RemovalState
 ) -> dict[tuple[int, int], list[int]]:
     """Return what each run of blocks, named by its ends, would newly remove within the budget.
 
@@ -62,7 +62,7 @@ def _runs(
     found = {}
     for start in known:
         stop, run = start, list[int]()
-        while stop in known and _cost(layout, run := run + known[stop]) <= removal.left:
+        while stop in known and _compute_cost(layout, run := run + known[stop]) <= removal.left:
             stop += 1
             if run:
                 found[start, stop] = run
@@ -70,7 +70,7 @@ def _runs(
 
 
 @torch.inference_mode()
-def angular_distances(subject: PrunableModel, tokens: Tensor) -> Tensor:
+def compute_angular_distances(subject: PrunableModel, tokens: Tensor) -> Tensor:
     """Return the mean angle between the hidden states before any two blocks, over pi.
 
     Args:
@@ -83,15 +83,15 @@ def angular_distances(subject: PrunableModel, tokens: Tensor) -> Tensor:
     """
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
-    last = [_last_token(hidden)]
+    last = [_select_last_token(hidden)]
     for block in range(len(subject.blocks)):
         hidden = runner.run(block, hidden)
-        last.append(_last_token(hidden))
+        last.append(_select_last_token(hidden))
     states = torch.nn.functional.normalize(torch.stack(last), dim=-1)
     cosines = torch.einsum("ash,bsh->abs", states, states).clamp(-1, 1)
     return (cosines.arccos() / torch.pi).mean(dim=-1)
 
 
-def _last_token(hidden: list[Tensor]) -> Tensor:
+def _select_last_token(hidden: list[Tensor]) -> Tensor:
     """Return the hidden states of each sequence's last token, ``(n_sequences, hidden)``."""
     return torch.cat([states[:, -1].double().cpu() for states in hidden])

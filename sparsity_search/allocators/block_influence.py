@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import DEPTH, Removal, emptied
+from sparsity_search.allocators.bases.depth import DEPTH, RemovalState, empty_units
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
@@ -33,12 +33,12 @@ class BlockInfluenceAllocator(Allocator):
         Raises:
             NumericalError: No influence is finite.
         """
-        by_name = influences(problem.subject, problem.tokens)
+        by_name = compute_influences(problem.subject, problem.tokens)
         scores = {i: by_name[unit.name] for i, unit in enumerate(problem.layout)}
-        return Removal(problem).by_score(scores)
+        return RemovalState(problem).by_score(scores)
 
 
-def influences(subject: PrunableModel, tokens: Tensor) -> dict[str, float]:
+def compute_influences(subject: PrunableModel, tokens: Tensor) -> dict[str, float]:
     """Return the influence of every block or sublayer by name, also of excluded ones.
 
     Args:
@@ -53,25 +53,25 @@ def influences(subject: PrunableModel, tokens: Tensor) -> dict[str, float]:
     for block in range(len(every.blocks)):
         before = hidden
         names = [unit.name for unit in every.units_of(block)]
-        for name, after in zip(names, _stream(every, runner, block, before), strict=True):
-            found[name] = 1 - mean_cosine(hidden, after)
+        for name, after in zip(names, _run_stream(every, runner, block, before), strict=True):
+            found[name] = 1 - compute_mean_cosine(hidden, after)
             hidden = after
     return found
 
 
-def _stream(
+def _run_stream(
     subject: PrunableModel, runner: BlockRunner, block: int, hidden: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
     """Yield the residual stream after each unit of a block: the output without later ones."""
     names = [unit.name for unit in subject.units_of(block)]
     for place in range(1, len(names) + 1):
-        with emptied(subject, *names[place:]):
+        with empty_units(subject, *names[place:]):
             after = runner.run(block, hidden)
         yield after
 
 
 @torch.inference_mode()
-def mean_cosine(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+def compute_mean_cosine(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Return the mean cosine of hidden states, token by token.
 
     Args:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from sparsity_search.allocators.bases.depth import (
     DEPTH,
-    Removal,
     RemovalLosses,
+    RemovalState,
     check_settings,
 )
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
@@ -42,6 +42,6 @@ class BlockPerplexityAllocator(Allocator):
         Raises:
             NumericalError: No loss is finite.
         """
-        removal = Removal(problem, keep=(self.keep_first, self.keep_last))
+        removal = RemovalState(problem, keep=(self.keep_first, self.keep_last))
         losses = RemovalLosses(problem.subject, problem.tokens, self.sequences)
         return removal.by_score(losses.of(range(len(problem.layout))))

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import DEPTH, Removal, check_settings
+from sparsity_search.allocators.bases.depth import DEPTH, RemovalState, check_settings
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.running.gradients import compute_weight_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,20 @@ class BlockTaylorAllocator(Allocator):
         Raises:
             NumericalError: No importance is finite.
         """
-        removal = Removal(problem, keep=(self.keep_first, self.keep_last))
+        removal = RemovalState(problem, keep=(self.keep_first, self.keep_last))
         text = problem.tokens[: self.sequences]
-        importances = taylor_importances(problem.subject, text)
+        importances = compute_taylor_importances(problem.subject, text)
         return removal.by_score(dict(enumerate(importances)))
 
 
-def taylor_importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
+def compute_taylor_importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
     """Return ``Σ |w · g|`` of each unit, in the layout's order.
 
     Args:
         subject: The model; unchanged afterwards.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
     """
-    gradients = weight_gradients(subject, tokens)
+    gradients = compute_weight_gradients(subject, tokens)
     return [
         float((subject.views[u.name].read().float().cpu() * gradients[u.name].mean).abs().sum())
         for u in subject.layout

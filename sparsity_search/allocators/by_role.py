@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsity_search.allocators.bases.offsets import Offsets, as_offsets, role_offsets
+from sparsity_search.allocators.bases.offsets import Offsets, get_unit_offsets, parse_offsets
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.registry import converted_field
@@ -28,7 +28,7 @@ class ByRoleAllocator(Allocator):
     units: ClassVar[tuple[str, ...]] = ALL_UNITS
     needs_text: ClassVar[bool] = False
 
-    offsets: Offsets = converted_field(as_offsets, ())
+    offsets: Offsets = converted_field(parse_offsets, ())
 
     def propose(self, problem: AllocationProblem) -> np.ndarray:
         """Return the target plus the offset of each unit's role.
@@ -36,4 +36,4 @@ class ByRoleAllocator(Allocator):
         Raises:
             UnknownNameError: No unit has a role that is named.
         """
-        return problem.target + role_offsets(problem.layout, self.offsets)
+        return problem.target + get_unit_offsets(problem.layout, self.offsets)

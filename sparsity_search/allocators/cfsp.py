@@ -57,16 +57,16 @@ class CFSPAllocator(Allocator):
             NumericalError: Hidden states are not finite.
         """
         sizes = block_sizes(problem.layout)
-        turns = importances(problem.subject, problem.tokens)
+        turns = compute_importances(problem.subject, problem.tokens)
         importance = np.array([turns[block] for block in sizes])
-        densities = block_densities(
+        densities = compute_block_densities(
             self.contrast * importance, np.array(list(sizes.values())), problem.target
         )
         of_block = dict(zip(sizes, densities, strict=True))
         return np.array([1 - of_block[unit.block] for unit in problem.layout])
 
 
-def importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
+def compute_importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
     """Return the mean angle over pi by which each block turns the hidden states.
 
     Raises:
@@ -104,7 +104,9 @@ def mean_angle(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     return 2 * total / (torch.pi * count)
 
 
-def block_densities(importance: np.ndarray, sizes: np.ndarray, target: float) -> np.ndarray:
+def compute_block_densities(
+    importance: np.ndarray, sizes: np.ndarray, target: float
+) -> np.ndarray:
     """Return densities whose mean over weights is ``1 - target``, none of them 1.
 
     Args:
@@ -112,7 +114,7 @@ def block_densities(importance: np.ndarray, sizes: np.ndarray, target: float) ->
         sizes: Weights of each block, ``(n_blocks,)``.
         target: Sparsity to meet.
 
-    >>> block_densities(np.array([0.2, 0.2]), np.array([1, 3]), 0.7).round(6).tolist()
+    >>> compute_block_densities(np.array([0.2, 0.2]), np.array([1, 3]), 0.7).round(6).tolist()
     [0.3, 0.3]
     """
     sigmoids = (1 + np.tanh(_TOKENS * (importance - importance.mean()) / 2)) / 2

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
+from sparsity_search.allocators.bases.rescale import check_spread, rescale_values
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measure_scores
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
@@ -49,23 +49,25 @@ class DLPAllocator(Allocator):
         Raises:
             NumericalError: A score is not finite.
         """
-        centres = measured(problem, median if self.statistic == "median" else mean)
-        return problem.target + rescaled(centres, self.spread)
+        centres = measure_scores(
+            problem, compute_median if self.statistic == "median" else compute_mean
+        )
+        return problem.target + rescale_values(centres, self.spread)
 
 
-def median(scores: list[Tensor]) -> float:
+def compute_median(scores: list[Tensor]) -> float:
     """Return the median of all scores; of two middle ones, the lower.
 
-    >>> median([torch.tensor([1.0, 5.0]), torch.tensor([2.0, 9.0])])
+    >>> compute_median([torch.tensor([1.0, 5.0]), torch.tensor([2.0, 9.0])])
     2.0
     """
     return float(torch.cat(scores).median())
 
 
-def mean(scores: list[Tensor]) -> float:
+def compute_mean(scores: list[Tensor]) -> float:
     """Return the mean of all scores, summed in float64.
 
-    >>> mean([torch.tensor([1.0, 5.0]), torch.tensor([6.0])])
+    >>> compute_mean([torch.tensor([1.0, 5.0]), torch.tensor([6.0])])
     4.0
     """
     return sum(float(part.double().sum()) for part in scores) / sum(map(len, scores))

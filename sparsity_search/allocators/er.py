@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsity_search.allocators.bases.thresholds import kept_in_proportion
+from sparsity_search.allocators.bases.thresholds import keep_in_proportion
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
@@ -32,5 +32,5 @@ class ERAllocator(Allocator):
         """Return sparsities from the shapes alone."""
         layout, views = problem.layout, problem.subject.views
         sides = np.array([sum(views[unit.name].read().shape) for unit in layout])
-        counts = kept_in_proportion(layout, sides, problem.bounds, problem.n_removed)
+        counts = keep_in_proportion(layout, sides, problem.bounds, problem.n_removed)
         return np.asarray(counts / layout.counts)

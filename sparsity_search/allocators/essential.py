@@ -63,7 +63,7 @@ class EssentialAllocator(Allocator):
             NumericalError: A weight or an input is not finite.
         """
         curves = self.curves(problem.subject, problem.tokens)
-        return np.array([knee(*curve) for curve in curves])
+        return np.array([find_knee(*curve) for curve in curves])
 
     def curves(
         self, subject: PrunableModel, tokens: Tensor
@@ -95,19 +95,19 @@ class EssentialAllocator(Allocator):
 def _relative_errors(pruned: Pruned) -> np.ndarray:
     """Return the relative error of dense, of each level, and of nothing left; zeros if silent."""
     inputs = pruned.evidence.inputs
-    dense, bias = _linear(pruned.dense, pruned.evidence)
-    whole = output_energy(dense, torch.zeros_like(bias), inputs)
+    dense, bias = _read_linear(pruned.dense, pruned.evidence)
+    whole = compute_output_energy(dense, torch.zeros_like(bias), inputs)
     errors = [0.0]
     for level in pruned.levels:
-        weight, moved = _linear(level, pruned.evidence)
-        errors.append(output_energy(weight - dense, moved - bias, inputs))
+        weight, moved = _read_linear(level, pruned.evidence)
+        errors.append(compute_output_energy(weight - dense, moved - bias, inputs))
     errors.append(whole)
     if not np.isfinite(errors).all():
         raise NumericalError(f"the layer error of {pruned.unit.name} is not finite")
     return np.array(errors) / whole if whole > 0 else np.zeros(len(errors))
 
 
-def _linear(weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _read_linear(weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the linear that reads a unit's inputs, in float32."""
     shape = evidence.structures
     if shape is None:
@@ -116,7 +116,7 @@ def _linear(weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def output_energy(weight: Tensor, bias: Tensor, inputs: InputStatistics) -> float:
+def compute_output_energy(weight: Tensor, bias: Tensor, inputs: InputStatistics) -> float:
     """Return the mean over tokens of ``‖W x + b‖²``.
 
     Args:
@@ -132,7 +132,7 @@ def output_energy(weight: Tensor, bias: Tensor, inputs: InputStatistics) -> floa
     return energy
 
 
-def knee(sparsities: np.ndarray, errors: np.ndarray) -> float:
+def find_knee(sparsities: np.ndarray, errors: np.ndarray) -> float:
     """Return the sparsity at which a curve is farthest below its chord.
 
     Args:
@@ -140,7 +140,7 @@ def knee(sparsities: np.ndarray, errors: np.ndarray) -> float:
         errors: Relative errors, ``(n,)``.
 
     >>> levels = np.linspace(0, 1, 6)
-    >>> round(knee(levels, levels**2), 9)
+    >>> round(find_knee(levels, levels**2), 9)
     0.5
     """
     below = np.round(sparsities - errors, _DECIMALS)

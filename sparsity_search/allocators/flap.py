@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.evidence.fluctuation import check_metric, input_scores
+from sparsity_search.evidence.fluctuation import check_metric, compute_input_scores
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -52,16 +52,18 @@ class FLAPAllocator(Allocator):
         """
         subject, layout = problem.subject, problem.layout
         scores = {
-            unit.name: structure_scores(subject, visit, unit.name, self.metric)
+            unit.name: compute_structure_scores(subject, visit, unit.name, self.metric)
             for visit in walk(subject, problem.tokens, Statistic.NORM, rewritten=False)
             for unit in visit.units
         }
         ranked = [scores[unit.name] for unit in layout]
-        counts = cut(ranked, layout.costs, problem.bounds, problem.n_removed)
+        counts = count_cut_structures(ranked, layout.costs, problem.bounds, problem.n_removed)
         return np.asarray(counts / layout.counts)
 
 
-def structure_scores(subject: PrunableModel, visit: Visit, name: str, metric: str) -> np.ndarray:
+def compute_structure_scores(
+    subject: PrunableModel, visit: Visit, name: str, metric: str
+) -> np.ndarray:
     """Return the standardised scores of a unit's structures, ``(count,)`` float64.
 
     Structures that are zeros already have ``-inf``.
@@ -69,16 +71,16 @@ def structure_scores(subject: PrunableModel, visit: Visit, name: str, metric: st
     view, shape = subject.views[name], visit.evidence[name].structures
     assert shape is not None
     weight = view.read()
-    scores = input_scores(shape.consumer(weight).float(), visit.statistics[name], metric)
-    means = standardised(scores.double().cpu()).view(shape.count, -1).mean(dim=1)
+    scores = compute_input_scores(shape.consumer(weight).float(), visit.statistics[name], metric)
+    means = standardise_scores(scores.double().cpu()).view(shape.count, -1).mean(dim=1)
     return np.asarray(means.masked_fill(shape.empty(weight).cpu(), -np.inf))
 
 
-def standardised(scores: Tensor) -> Tensor:
+def standardise_scores(scores: Tensor) -> Tensor:
     """Return scores of mean 0 and standard deviation 1; zeros if all are equal.
 
     >>> import torch
-    >>> standardised(torch.tensor([1.0, 5.0, 5.0, 1.0])).tolist()
+    >>> standardise_scores(torch.tensor([1.0, 5.0, 5.0, 1.0])).tolist()
     [-1.0, 1.0, 1.0, -1.0]
     """
     centred = scores - scores.mean()
@@ -86,7 +88,7 @@ def standardised(scores: Tensor) -> Tensor:
     return centred / spread if spread > 0 else centred
 
 
-def cut(
+def count_cut_structures(
     scores: Sequence[np.ndarray], costs: np.ndarray, bounds: Bounds, n_removed: int
 ) -> np.ndarray:
     """Return how many structures of each unit go, ``(n_units,)`` int64.
@@ -101,7 +103,7 @@ def cut(
         bounds: Fewest and most of each unit.
         n_removed: Weights to remove at most, and at least what ``bounds.lower`` costs.
 
-    >>> cut([np.array([0.1, 0.3]), np.array([0.2, 0.4])], np.array([1, 1]),
+    >>> count_cut_structures([np.array([0.1, 0.3]), np.array([0.2, 0.4])], np.array([1, 1]),
     ...     Bounds(lower=np.array([0, 0]), upper=np.array([2, 2])), 3).tolist()
     [2, 1]
     """

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.allocators.bases.thresholds import softened, threshold_counts
+from sparsity_search.allocators.bases.thresholds import count_below_threshold, soften_bounds
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.views import WeightView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ class GlobalMagnitudeAllocator(Allocator):
         """
         layout, views = problem.layout, problem.subject.views
         most = (1 - self.floor) * layout.counts
-        limits = softened(layout, problem.bounds, most, problem.n_removed)
-        counts = threshold_counts(
-            layout, lambda name: magnitudes(views[name]), limits, problem.n_removed
+        limits = soften_bounds(layout, problem.bounds, most, problem.n_removed)
+        counts = count_below_threshold(
+            layout, lambda name: read_magnitudes(views[name]), limits, problem.n_removed
         )
         return Allocation(problem.budget.project(layout, counts / layout.counts, limits))
 
 
-def magnitudes(view: View) -> Tensor:
+def read_magnitudes(view: WeightView) -> Tensor:
     """Return the magnitude of each item of a unit, ``(count,)`` float32."""
     weight = view.read()
     if view.structures is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.solvers.decisions import Knapsack
-from sparsity_search.solvers.greedy import greedy
+from sparsity_search.solvers.greedy import solve_greedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,4 +22,4 @@ class GreedyAllocator(ScoredAllocator):
 
     def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
         """Return levels after greedy steps, ``(n_groups,)`` int64."""
-        return greedy(knapsack, losses)
+        return solve_greedy(knapsack, losses)

@@ -13,9 +13,15 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.registry import converted_field
-from sparsity_search.solvers.decisions import Knapsack, Limits, Rules, as_limits, pose_counts
-from sparsity_search.solvers.dynamic import dynamic
-from sparsity_search.solvers.integer import Chosen, Programme
+from sparsity_search.solvers.decisions import (
+    Knapsack,
+    Limits,
+    SolverRules,
+    parse_limits,
+    pose_counts,
+)
+from sparsity_search.solvers.dynamic import solve_dynamic
+from sparsity_search.solvers.integer import IntegerProgramme, ProgrammeSolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class KnapsackAllocator(ScoredAllocator):
         time_limit: Seconds after which the integer programme stops without a proof of its optimum.
     """
 
-    limits: Limits = converted_field(as_limits, ())
+    limits: Limits = converted_field(parse_limits, ())
     time_limit: float = 60.0
 
     def __post_init__(self) -> None:
@@ -43,7 +49,7 @@ class KnapsackAllocator(ScoredAllocator):
             raise ConfigError("use_pairs cannot be used with limits")
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> SolverRules:
         """Which profiles the settings allow."""
         return replace(super().rules, limits=self.limits)
 
@@ -61,9 +67,9 @@ class KnapsackAllocator(ScoredAllocator):
     def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
         """Return the levels of least loss, ``(n_groups,)`` int64."""
         if knapsack.equal:
-            return dynamic(knapsack, losses)
+            return solve_dynamic(knapsack, losses)
         everywhere = Bounds.of(knapsack.table.layout)
-        return Programme(knapsack, everywhere).solve(losses, self.time_limit).levels
+        return IntegerProgramme(knapsack, everywhere).solve(losses, self.time_limit).levels
 
     def solve_counts(self, scores: Scores, budget: Budget, bounds: Bounds) -> Solution:
         """Return the counts of least loss; within limits, if there are any."""
@@ -73,12 +79,12 @@ class KnapsackAllocator(ScoredAllocator):
         choice = programme.solve(programme.knapsack.losses(scores), self.time_limit)
         return Solution(choice.counts, final=True, notes=_notes(choice))
 
-    def _programme(self, layout: Layout, budget: Budget, bounds: Bounds) -> Programme:
+    def _programme(self, layout: Layout, budget: Budget, bounds: Bounds) -> IntegerProgramme:
         knapsack = pose_counts(layout, budget, bounds, self.rules)
-        return Programme(knapsack, bounds, self.rules.limits)
+        return IntegerProgramme(knapsack, bounds, self.rules.limits)
 
 
-def _notes(choice: Chosen) -> tuple[str, ...]:
+def _notes(choice: ProgrammeSolution) -> tuple[str, ...]:
     if not choice.gap:
         return ()
     return (f"stopped by time_limit within {choice.gap:.2g} of the optimum",)

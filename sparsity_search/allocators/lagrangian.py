@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.solvers.decisions import Knapsack
-from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.solvers.lagrangian import solve_lagrangian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,4 +24,4 @@ class LagrangianAllocator(ScoredAllocator):
 
     def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
         """Return the levels at the multiplier that meets the budget, ``(n_groups,)`` int64."""
-        return lagrangian(knapsack, losses).levels
+        return solve_lagrangian(knapsack, losses).levels

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.thresholds import threshold_counts
+from sparsity_search.allocators.bases.thresholds import count_below_threshold
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
 
@@ -36,21 +36,21 @@ class LAMPAllocator(Allocator):
             NumericalError: A weight is not finite.
         """
         layout, views = problem.layout, problem.subject.views
-        counts = threshold_counts(
+        counts = count_below_threshold(
             layout,
-            lambda name: lamp_scores(views[name].read()),
+            lambda name: compute_lamp_scores(views[name].read()),
             problem.bounds,
             problem.n_removed,
         )
         return np.asarray(counts / layout.counts)
 
 
-def lamp_scores(weight: Tensor) -> Tensor:
+def compute_lamp_scores(weight: Tensor) -> Tensor:
     """Return the scores of a unit's weights by falling magnitude, flat, in float32.
 
     Equal weights are put in any order, which changes no score. Weights that are zero have 0.
 
-    >>> lamp_scores(torch.tensor([[1.0, -2.0], [2.0, 0.0]])).tolist()
+    >>> compute_lamp_scores(torch.tensor([[1.0, -2.0], [2.0, 0.0]])).tolist()
     [1.0, 0.5, 0.1111111119389534, 0.0]
     """
     # NumPy's sort is many times faster than that of PyTorch on a CPU; NaN and Inf stay

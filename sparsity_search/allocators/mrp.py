@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.bases.wanda_scores import unit_scores
+from sparsity_search.allocators.bases.wanda_scores import compute_unit_scores
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
@@ -77,7 +77,7 @@ class MRPAllocator(Allocator):
         first = self.start * total / layout.n_weights
         grid = np.minimum(np.arange(first, 1 + self.step, self.step), 1.0)
         tables = {
-            visit.block: redundancies(self._scores(subject, visit), grid, self.m)
+            visit.block: compute_redundancies(self._scores(subject, visit), grid, self.m)
             for visit in walk(subject, problem.tokens, _METRICS[self.metric], rewritten=False)
             if visit.units
         }
@@ -95,14 +95,14 @@ class MRPAllocator(Allocator):
         found = []
         for unit in visit.units:
             if self.metric == "wanda":
-                scores = unit_scores(subject, visit, unit.name)
+                scores = compute_unit_scores(subject, visit, unit.name)
             else:
                 scores = subject.views[unit.name].read().float().abs().flatten()
             found.append(scores.sort().values)
         return found
 
 
-def redundancies(scores: Sequence[Tensor], grid: np.ndarray, m: float) -> np.ndarray:
+def compute_redundancies(scores: Sequence[Tensor], grid: np.ndarray, m: float) -> np.ndarray:
     """Return a block's redundancy at each sparsity of a grid, ``(n_grid,)`` float64.
 
     The fraction of kept weights that are no outliers, see `MRPAllocator`; 0 where none is kept.
@@ -116,12 +116,12 @@ def redundancies(scores: Sequence[Tensor], grid: np.ndarray, m: float) -> np.nda
         NumericalError: Scores are not finite.
 
     >>> unit = torch.tensor([1.0, 1.0, 2.0, 8.0])  # means 3, 2.75, 2.5
-    >>> redundancies([unit], np.array([0.0, 0.25, 0.5]), m=1).round(3).tolist()
+    >>> compute_redundancies([unit], np.array([0.0, 0.25, 0.5]), m=1).round(3).tolist()
     [0.75, 0.667, 0.5]
     """
     size = sum(len(unit) for unit in scores)
     gone = [np.rint(grid * len(unit)).astype(np.int64) for unit in scores]
-    kept_sums = sum(_sums_from(unit, counts) for unit, counts in zip(scores, gone, strict=True))
+    kept_sums = sum(_sum_from(unit, counts) for unit, counts in zip(scores, gone, strict=True))
     limits = m * np.asarray(kept_sums) / size
     if not np.isfinite(limits).all():
         raise NumericalError("scores are not finite: the weights have NaN, Inf or huge entries")
@@ -133,7 +133,7 @@ def redundancies(scores: Sequence[Tensor], grid: np.ndarray, m: float) -> np.nda
     return np.asarray(usual / np.maximum(size - sum(gone), 1))
 
 
-def _sums_from(rising: Tensor, starts: np.ndarray) -> np.ndarray:
+def _sum_from(rising: Tensor, starts: np.ndarray) -> np.ndarray:
     """Return the sum of ``rising`` from each of some rising positions on, float64."""
     lengths = np.diff(starts, prepend=0, append=len(rising)).tolist()
     parts = [float(part.sum(dtype=torch.float64)) for part in torch.split(rising, lengths)]

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
+from sparsity_search.allocators.bases.rescale import check_spread, rescale_values
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measure_scores
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
@@ -52,15 +52,17 @@ class OWLAllocator(Allocator):
         Raises:
             NumericalError: A score is not finite.
         """
-        ratios = measured(problem, lambda scores: outlier_ratio(scores, self.m), per=self.per)
-        return problem.target - rescaled(ratios, self.spread)
+        ratios = measure_scores(
+            problem, lambda scores: compute_outlier_ratio(scores, self.m), per=self.per
+        )
+        return problem.target - rescale_values(ratios, self.spread)
 
 
-def outlier_ratio(scores: list[Tensor], m: float) -> float:
+def compute_outlier_ratio(scores: list[Tensor], m: float) -> float:
     """Return the fraction of all scores that lie above ``m`` times their common mean.
 
     >>> import torch
-    >>> outlier_ratio([torch.tensor([1.0, 1.0, 1.0]), torch.tensor([9.0])], m=2)
+    >>> compute_outlier_ratio([torch.tensor([1.0, 1.0, 1.0]), torch.tensor([9.0])], m=2)
     0.25
     """
     size = sum(part.numel() for part in scores)

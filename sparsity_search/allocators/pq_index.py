@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from sparsity_search.allocators.bases.thresholds import (
-    kept_in_proportion,
-    removed_in_proportion,
-    softened,
+    keep_in_proportion,
+    remove_in_proportion,
+    soften_bounds,
 )
 from sparsity_search.errors import NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
@@ -69,18 +69,18 @@ class PQIndexAllocator(Allocator):
         """
         layout, n_removed = problem.layout, problem.n_removed
         weights = (problem.subject.views[unit.name].read() for unit in layout)
-        indices = [pq_index(weight, self.p, self.q) for weight in weights]
-        kept = kept_fraction(np.array(indices), self.p, self.q, self.eta)
+        indices = [compute_pq_index(weight, self.p, self.q) for weight in weights]
+        kept = compute_kept_fraction(np.array(indices), self.p, self.q, self.eta)
         alive = layout.counts - layout.zeros
-        limits = softened(layout, problem.bounds, layout.zeros + self.cap * alive, n_removed)
+        limits = soften_bounds(layout, problem.bounds, layout.zeros + self.cap * alive, n_removed)
         if self.solve == "gamma":
-            counts = removed_in_proportion(layout, alive * (1 - kept), limits, n_removed)
+            counts = remove_in_proportion(layout, alive * (1 - kept), limits, n_removed)
         else:
-            counts = kept_in_proportion(layout, alive * kept, limits, n_removed)
+            counts = keep_in_proportion(layout, alive * kept, limits, n_removed)
         return np.asarray(counts / layout.counts)
 
 
-def pq_index(weight: Tensor, p: float, q: float) -> float:
+def compute_pq_index(weight: Tensor, p: float, q: float) -> float:
     """Return the PQ index of a unit's non-zero weights, in [0, 1): 0 if all are equal or zero.
 
     Neither the scale of the weights nor repeating them changes it.
@@ -89,7 +89,7 @@ def pq_index(weight: Tensor, p: float, q: float) -> float:
         NumericalError: A weight is not finite.
 
     >>> import torch
-    >>> pq_index(torch.tensor([3.0, -3.0, 3.0, 0.0]), 0.5, 1.0)
+    >>> compute_pq_index(torch.tensor([3.0, -3.0, 3.0, 0.0]), 0.5, 1.0)
     0.0
     """
     if not bool(weight.isfinite().all()):
@@ -102,10 +102,10 @@ def pq_index(weight: Tensor, p: float, q: float) -> float:
     return float(max(0.0, 1 - means[0] / means[1]))
 
 
-def kept_fraction(index: np.ndarray, p: float, q: float, eta: float) -> np.ndarray:
+def compute_kept_fraction(index: np.ndarray, p: float, q: float, eta: float) -> np.ndarray:
     """Return the fraction of its non-zero weights that a unit should keep at least.
 
-    >>> float(kept_fraction(np.array([0.9375]), 0.5, 1.0, 0.0)[0])
+    >>> float(compute_kept_fraction(np.array([0.9375]), 0.5, 1.0, 0.0)[0])
     0.0625
     """
     return np.asarray((1 + eta) ** (-q / (q - p)) * (1 - index) ** (p * q / (q - p)))

@@ -9,10 +9,10 @@ import torch
 
 from sparsity_search.allocators.bases.depth import (
     DEPTH,
-    Removal,
     RemovalLosses,
+    RemovalState,
     check_settings,
-    least,
+    find_least,
 )
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -46,13 +46,13 @@ class SLEBAllocator(Allocator):
             NumericalError: In some step, no loss is finite.
         """
         subject = problem.subject
-        removal = Removal(problem, keep=(self.barrier, self.barrier))
+        removal = RemovalState(problem, keep=(self.barrier, self.barrier))
         losses = RemovalLosses(subject, problem.tokens, self.sequences)
         with subject.preserved():
             for position in removal.removed:
                 _empty(subject, position)
             while candidates := removal.candidates():
-                position = least(losses.of(candidates), candidates)
+                position = find_least(losses.of(candidates), candidates)
                 removal.remove(position)
                 _empty(subject, position)
         return removal.allocation()

@@ -10,9 +10,9 @@ from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 
 from sparsity_search.allocators.bases.offsets import (
     Offsets,
-    as_offsets,
     check_offsets,
-    role_offsets,
+    get_unit_offsets,
+    parse_offsets,
 )
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
@@ -42,7 +42,7 @@ class SplineAllocator(Allocator):
     needs_text: ClassVar[bool] = False
 
     knots: tuple[float, ...] = (0.0,) * 5
-    offsets: Offsets = converted_field(as_offsets, ())
+    offsets: Offsets = converted_field(parse_offsets, ())
 
     def __post_init__(self) -> None:
         if len(self.knots) < 2:
@@ -55,15 +55,17 @@ class SplineAllocator(Allocator):
         Raises:
             UnknownNameError: No unit has a role that is named.
         """
-        curve = over_depth(self.knots, len(problem.subject.blocks))
+        curve = evaluate_curve(self.knots, len(problem.subject.blocks))
         at_blocks = curve[[unit.block for unit in problem.layout]]
-        return np.asarray(problem.target + at_blocks + role_offsets(problem.layout, self.offsets))
+        return np.asarray(
+            problem.target + at_blocks + get_unit_offsets(problem.layout, self.offsets)
+        )
 
 
-def over_depth(knots: tuple[float, ...], n_blocks: int) -> np.ndarray:
+def evaluate_curve(knots: tuple[float, ...], n_blocks: int) -> np.ndarray:
     """Return the curve at each block, ``(n_blocks,)`` float64; one block is at the first knot.
 
-    >>> over_depth((0.0, 0.2, 0.0), 5).round(3).tolist()
+    >>> evaluate_curve((0.0, 0.2, 0.0), 5).round(3).tolist()
     [0.0, 0.15, 0.2, 0.15, 0.0]
     """
     depths = np.linspace(0.0, len(knots) - 1.0, n_blocks)

@@ -13,7 +13,7 @@ from sparsity_search.cli import options
 from sparsity_search.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sparsity_search.workflow.convert import Converted
+    from sparsity_search.workflow.convert import ConversionResult
 
 _MODEL = Annotated[
     str | None, typer.Option(help="The model to convert to: hub id, folder, .gguf, smollm2.")
@@ -56,7 +56,7 @@ def convert(
     sparsity-search convert levels.txt --reference profile.json --out found.json
     --set evopress.sparsity=0.7 --set evopress.step=1000000
     """
-    from sparsity_search.workflow.convert import Conversion
+    from sparsity_search.workflow.convert import ConversionRequest
     from sparsity_search.workflow.convert import convert as run
 
     of_model = given.values["model"] is not None
@@ -65,7 +65,7 @@ def convert(
         raise ConfigError(f"--{useless[0].replace('_', '-')} is about a model: give --model too")
     # without a model the configuration has no use for its name
     config = given.load({} if of_model else {"model.name": str(profile)})
-    job = Conversion(
+    job = ConversionRequest(
         source=profile,
         out=out,
         source_format=from_,
@@ -109,7 +109,7 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _describe(out: Path, found: Converted) -> str:
+def _describe(out: Path, found: ConversionResult) -> str:
     """Return how a profile was converted, for people."""
     profile = found.profile
     lines = [

@@ -52,7 +52,7 @@ def front(
     of: Literal["sparsity", "saving"] = "saving" if sparsity is None else "sparsity"
     targets = options.parse_fractions(sparsity or saving or "")
     from sparsity_search.cli import terminal
-    from sparsity_search.report.front import FRONT, Front
+    from sparsity_search.report.front import FRONT, FrontRecord
     from sparsity_search.report.table import format_number
     from sparsity_search.workflow.front import search_front
 
@@ -66,7 +66,7 @@ def front(
             format_number(row["perplexity"]),
             "on the front" if row["on_front"] else "",
         ]
-        for row in Front.read(out).rows
+        for row in FrontRecord.read(out).rows
     ]
     terminal.show_table(("profile", of, "score", "perplexity", ""), rows)
     terminal.say(f"front: {out / FRONT}")

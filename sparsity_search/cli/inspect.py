@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
-    from sparsity_search.engine.estimate import Estimate
-    from sparsity_search.models.anatomy.remainder import LeftAlone
-    from sparsity_search.workflow.inspect import Inspection
+    from sparsity_search.engine.estimate import SearchEstimate
+    from sparsity_search.models.anatomy.unpruned import UnprunedParameter
+    from sparsity_search.workflow.inspect import InspectionResult
 
 
 @options.takes(
@@ -52,7 +52,7 @@ def inspect(given: options.Given) -> None:
         terminal.say(line)
 
 
-def _list_units(found: Inspection) -> list[tuple[str, str, str, str]]:
+def _list_units(found: InspectionResult) -> list[tuple[str, str, str, str]]:
     """Return a row for each role and shape: both, units and weights."""
     from sparsity_search.report.table import format_integer
 
@@ -67,11 +67,11 @@ def _list_units(found: Inspection) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _list_left_alone(left: list[LeftAlone]) -> list[tuple[str, str, str, str]]:
+def _list_left_alone(left: list[UnprunedParameter]) -> list[tuple[str, str, str, str]]:
     """Return a row for each reason: why, weights, tensors, and the first one's name."""
     from sparsity_search.report.table import format_integer
 
-    reasons: dict[str, list[LeftAlone]] = {}
+    reasons: dict[str, list[UnprunedParameter]] = {}
     for entry in left:
         reasons.setdefault(entry.why, []).append(entry)
     return [
@@ -80,7 +80,7 @@ def _list_left_alone(left: list[LeftAlone]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _describe(estimate: Estimate, on_disk: bool) -> Iterator[str]:
+def _describe(estimate: SearchEstimate, on_disk: bool) -> Iterator[str]:
     """Yield lines about time, memory and disk."""
     from sparsity_search.report.table import format_duration, format_integer
 
@@ -89,16 +89,16 @@ def _describe(estimate: Estimate, on_disk: bool) -> Iterator[str]:
     per_minutes = format_integer(round(600 / estimate.round_seconds))
     yield f"a round: {format_duration(estimate.round_seconds)}; {per_minutes} in 10 minutes"
     where = "on disk" if on_disk else "in memory, or on disk with --set supernet.store=disk"
-    size = _mib(estimate.supernet_bytes)
+    size = _format_mib(estimate.supernet_bytes)
     yield f"supernet: {format_duration(estimate.supernet_seconds)}, {size} {where}"
     yield (
-        f"memory: {_mib(estimate.build_bytes)} to build the supernet; "
-        f"{_mib(estimate.search_bytes)} in the search, and what a forward pass takes"
+        f"memory: {_format_mib(estimate.build_bytes)} to build the supernet; "
+        f"{_format_mib(estimate.search_bytes)} in the search, and what a forward pass takes"
     )
     if estimate.file_bytes:
-        yield f"offloaded to temporary files (TMPDIR): {_mib(estimate.file_bytes)}"
-    yield f"checkpoint: {_mib(estimate.checkpoint_bytes)}"
+        yield f"offloaded to temporary files (TMPDIR): {_format_mib(estimate.file_bytes)}"
+    yield f"checkpoint: {_format_mib(estimate.checkpoint_bytes)}"
 
 
-def _mib(n_bytes: int) -> str:
+def _format_mib(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.0f} MiB"

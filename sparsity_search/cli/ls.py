@@ -22,7 +22,7 @@ def ls(
     """
     from sparsity_search.cli import terminal
     from sparsity_search.config.presets import list_presets, summarise_preset
-    from sparsity_search.errors import UnknownNameError, nearest
+    from sparsity_search.errors import UnknownNameError, suggest_name
     from sparsity_search.registry import (
         ALLOCATORS,
         EVALUATORS,
@@ -47,7 +47,7 @@ def ls(
     }
     kinds = [*registries, "spaces", "presets"]
     if kind is not None and kind not in kinds:
-        raise UnknownNameError(f"nothing is called {kind!r}: {nearest(kind, kinds)}")
+        raise UnknownNameError(f"nothing is called {kind!r}: {suggest_name(kind, kinds)}")
     for name in [kind] if kind else kinds:
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}

@@ -10,7 +10,7 @@ import typer
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
-    from sparsity_search.workflow.predictor import Learned
+    from sparsity_search.workflow.predictor import PredictorReport
 
 
 def predictor(
@@ -50,7 +50,7 @@ def predictor(
         terminal.say(f"data set: {out}")
 
 
-def _sum_by_role(found: Learned) -> list[list[str]]:
+def _sum_by_role(found: PredictorReport) -> list[list[str]]:
     """Return the importance of each role: the sum over its units."""
     roles: dict[str, float] = {}
     for unit in found.dataset.layout:

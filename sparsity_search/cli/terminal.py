@@ -24,7 +24,7 @@ _out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Silence the progress bars and chatter of the libraries; warnings stay."""
     import optuna
     import transformers
@@ -80,7 +80,7 @@ def watch(rounds: int | None = None, minutes: float | None = None) -> Iterator[T
         rounds: Limit of rounds, if the search has one.
         minutes: Limit of minutes, if it has one.
     """
-    quiet_libraries()
+    silence_libraries()
     with TerminalMonitor(rounds, minutes) as monitor:
         yield monitor
 

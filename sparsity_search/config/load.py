@@ -13,9 +13,9 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparsity_search.config.presets import list_presets, preset_file
+from sparsity_search.config.presets import get_preset_file, list_presets
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.errors import ConfigError, suggest_name
 
 #: Sections that name a plugin.
 _PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
@@ -60,7 +60,7 @@ def load_config(
 def _read(path: Path) -> dict[str, Any]:
     """Return the contents of a file, or of the preset of that name."""
     if str(path) in list_presets():
-        path = preset_file(str(path))
+        path = get_preset_file(str(path))
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,7 +98,7 @@ def _describe_fault(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key!r}: {nearest(location[-1], _list_keys(location[:-1]))}"
+        return f"unknown key {key!r}: {suggest_name(location[-1], _list_keys(location[:-1]))}"
     if error["type"] == "value_error":  # of a class of the project, which says it all
         return f"{key}: {error['ctx']['error']}"
     return f"{key}: {error['msg']}, not {error['input']!r}"

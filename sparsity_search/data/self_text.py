@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
-from sparsity_search.utils.files import atomic_file, digest
+from sparsity_search.utils.files import atomic_file, compute_digest
 
 _LOG = logging.getLogger(__name__)
 #: Version of the sampler; it increases whenever the same seed would give different text.
@@ -54,7 +54,7 @@ def sample_text(
     return torch.cat([_sample_batch(model, first, batch) for batch in torch.split(draws, at_once)])
 
 
-def cached_sample(loaded: LoadedModel, *, n_sequences: int, length: int, seed: int) -> Tensor:
+def sample_cached_text(loaded: LoadedModel, *, n_sequences: int, length: int, seed: int) -> Tensor:
     """Return `sample_text` from a cache on disk, so that equal text is sampled only once.
 
     The folder of the cache is ``$SPARSITY_SEARCH_CACHE``, by default ``~/.cache/sparsity_search``.
@@ -67,7 +67,7 @@ def cached_sample(loaded: LoadedModel, *, n_sequences: int, length: int, seed: i
         "length": length,
         "seed": seed,
     }
-    path = get_cache_folder() / "self_text" / f"{digest(key)}.safetensors"
+    path = get_cache_folder() / "self_text" / f"{compute_digest(key)}.safetensors"
     cached = _read(path, (n_sequences, length))
     if cached is not None:
         return cached

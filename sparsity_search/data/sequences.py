@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.data.self_text import cached_sample
-from sparsity_search.data.sources import Source, documents, parse
+from sparsity_search.data.self_text import sample_cached_text
+from sparsity_search.data.sources import Source, parse_source, read_documents
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.utils.random import derive_seed
@@ -61,7 +61,7 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
     """
     groups: dict[Source, list[Request]] = {}
     for request in requests:
-        groups.setdefault(parse(request.source), []).append(request)
+        groups.setdefault(parse_source(request.source), []).append(request)
     drawn: dict[str, Tensor] = {}
     for source, group in groups.items():
         if source.kind == "self":
@@ -73,7 +73,7 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
     return {request.purpose: drawn[request.purpose] for request in requests}
 
 
-def digest(tokens: Tensor) -> str:
+def compute_digest(tokens: Tensor) -> str:
     """Return 16 hexadecimal digits that identify tokens by shape and values."""
     whole = tokens.to("cpu", torch.int64).contiguous()
     total = hashlib.sha256(str(tuple(whole.shape)).encode())
@@ -86,7 +86,7 @@ def _sample_own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor
         raise DataError(
             f"the source self is endless: give the number of sequences for {request.purpose}"
         )
-    return cached_sample(
+    return sample_cached_text(
         loaded,
         n_sequences=request.n_sequences,
         length=request.length,
@@ -124,7 +124,7 @@ def _read_tokens(source: str, tokenizer: Any, limit: int | None) -> Tensor:
 
 def _tokenise_source(source: str, tokenizer: Any, limit: int | None) -> Iterator[list[int]]:
     separator = _tokenise(tokenizer, "\n\n")
-    for number, text in enumerate(documents(source)):
+    for number, text in enumerate(read_documents(source)):
         if number:
             yield separator
         yield _tokenise_document(tokenizer, text, limit)

@@ -37,7 +37,7 @@ class Source:
         return f"hub:{self.value}" if self.kind == "hub" else self.kind
 
 
-def parse(source: str) -> Source:
+def parse_source(source: str) -> Source:
     """Parse a text source.
 
     Raises:
@@ -56,7 +56,7 @@ def parse(source: str) -> Source:
     raise DataError(f"unknown text source {source!r}: give {_SCHEMES}")
 
 
-def documents(source: str) -> Iterator[str]:
+def read_documents(source: str) -> Iterator[str]:
     """Yield the documents of a source in order, without loading more than needed.
 
     Args:
@@ -67,7 +67,7 @@ def documents(source: str) -> Iterator[str]:
     Raises:
         DataError: The source is missing or unreadable, or has no ``text``, or only empty ones.
     """
-    parsed = parse(source)
+    parsed = parse_source(source)
     if parsed.kind == "self":
         raise DataError("the source self has no documents: the model samples its text")
     rows = _read_hub(parsed.value) if parsed.kind == "hub" else _read_file(Path(parsed.value))
@@ -80,13 +80,13 @@ def documents(source: str) -> Iterator[str]:
         raise DataError(f"{parsed.plain} holds no text: give another source")
 
 
-def identity(source: str) -> dict[str, str]:
+def describe_source(source: str) -> dict[str, str]:
     """Return the record of a source: its name without folders, and for a file its digest.
 
     Raises:
         DataError: The kind of source is unknown, or the file does not exist.
     """
-    parsed = parse(source)
+    parsed = parse_source(source)
     facts = {"source": parsed.plain}
     if parsed.kind == "file":
         with Path(parsed.value).open("rb") as file:

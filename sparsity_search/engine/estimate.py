@@ -14,8 +14,8 @@ from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.session import Session, cap_length
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.models.running.head import last_hidden
-from sparsity_search.models.running.runner import at_once
+from sparsity_search.models.running.head import compute_last_hidden
+from sparsity_search.models.running.runner import compute_batch_size
 from sparsity_search.models.running.walk import walk
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import split_by_pattern
@@ -25,7 +25,7 @@ _WORK = 32
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SearchEstimate:
     """Time and memory that a search needs on this machine.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Sample:
 
 def estimate(
     session: Session, config: RunConfig, pruner: Pruner, proxy: Proxy, space: SearchSpace
-) -> Estimate:
+) -> SearchEstimate:
     """Time samples of a search's parts, and add up its memory.
 
     Args:
@@ -88,11 +88,11 @@ def estimate(
     entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
     sample = _sample_block(session, pruner, space, config)
     supernet = sample.variants * len(session.subject.blocks)
-    model = _n_bytes(session.loaded.model)
+    model = _count_bytes(session.loaded.model)
     dense = sum(view.read().nbytes for _, view in session.subject.one_by_one())
     in_memory = supernet if config.supernet.store == "memory" else 0
     offloaded = session.subject.offload is not None
-    return Estimate(
+    return SearchEstimate(
         evaluation_seconds=per_rung,
         round_seconds=sum(n * s for n, s in zip(entering, per_rung.values(), strict=False)),
         supernet_seconds=sample.seconds,
@@ -103,7 +103,7 @@ def estimate(
         search_bytes=_sum_weights(session, dense)
         + in_memory
         + _estimate_prefixes(session, config),
-        file_bytes=_n_bytes(session.subject.blocks) + dense if offloaded else 0,
+        file_bytes=_count_bytes(session.subject.blocks) + dense if offloaded else 0,
         checkpoint_bytes=model,
     )
 
@@ -123,8 +123,8 @@ def _sum_weights(session: Session, dense: int) -> int:
     """Return the bytes of weights in memory at once, with the dense copies that are put back."""
     model, blocks = session.loaded.model, session.subject.blocks
     if session.subject.offload is None:
-        return _n_bytes(model) + dense
-    return _n_bytes(model) - _n_bytes(blocks) + 2 * max(map(_n_bytes, blocks))
+        return _count_bytes(model) + dense
+    return _count_bytes(model) - _count_bytes(blocks) + 2 * max(map(_count_bytes, blocks))
 
 
 def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
@@ -153,7 +153,7 @@ def _get_width(session: Session) -> int:
     return width
 
 
-def _n_bytes(module: nn.Module) -> int:
+def _count_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
@@ -169,7 +169,7 @@ def _time_score(proxy: Proxy, session: Session) -> float:
 def _time_pass(session: Session, tokens: Tensor) -> float:
     """Return the seconds of a pass through all blocks."""
     started = time.monotonic()
-    last_hidden(session.loaded.model, tokens)
+    compute_last_hidden(session.loaded.model, tokens)
     return time.monotonic() - started
 
 
@@ -202,7 +202,7 @@ def _sample_block(
     passes = (2 * whole + walked) * data.calibration_sequences
     known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
     # a block runs twice in the sample: to capture its arguments, and with its statistics
-    batch = at_once(next(subject.model.parameters()).device, data.calibration_length)
+    batch = compute_batch_size(next(subject.model.parameters()).device, data.calibration_length)
     activations = sum(outputs) // 2 * min(batch, data.calibration_sequences)
     seconds = pruned * len(subject.blocks) + passes
     return _Sample(seconds, size, sum(known), max(known, default=0), activations)

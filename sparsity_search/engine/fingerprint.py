@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from sparsity_search.engine.hints import identify_hint
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import AROUND
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class StudyKey:
         )
 
 
-def identify_study(job: Job) -> StudyKey:
+def identify_study(job: SearchJob) -> StudyKey:
     """Return the key of a search's first stage."""
     fingerprint = _fingerprint(job)
-    return StudyKey(f"search-{digest(fingerprint)}", fingerprint)
+    return StudyKey(f"search-{compute_digest(fingerprint)}", fingerprint)
 
 
-def _fingerprint(job: Job) -> dict[str, Any]:
+def _fingerprint(job: SearchJob) -> dict[str, Any]:
     config, model, plugins = job.config, job.session.loaded, job.plugins
     text, own = job.session.text_facts, plugins.evaluator.own_data()
     read, parameters = plugins.searcher.data_digest(), job.parameters
@@ -73,7 +73,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     }
 
 
-def _lies_around_start(job: Job) -> bool:
+def _lies_around_start(job: SearchJob) -> bool:
     """Whether a first space of levels lies around the first of the initial profiles."""
     wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
     return wanted and job.space.movable

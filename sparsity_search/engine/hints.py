@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.plugins import build_factory
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout
@@ -17,7 +17,7 @@ from sparsity_search.registry import ALLOCATORS, SENSITIVITIES
 from sparsity_search.runs.scores import load_scores
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 
 #: The hint that is taken of the pruned model; all others are of the dense one.
 GRADIENTS = "gradients"
@@ -48,10 +48,10 @@ def identify_hint(name: str) -> str:
     """
     if not name.endswith(".json"):
         return name
-    return f"{name}: {digest(load_scores(Path(name)).to_json())}"
+    return f"{name}: {compute_digest(load_scores(Path(name)).to_json())}"
 
 
-def read_hints(job: Job, stage: int, space: SearchSpace) -> dict[str, Hint]:
+def read_hints(job: SearchJob, stage: int, space: SearchSpace) -> dict[str, Hint]:
     """Return the hints of a stage that an earlier session left, by name.
 
     Args:
@@ -63,7 +63,7 @@ def read_hints(job: Job, stage: int, space: SearchSpace) -> dict[str, Hint]:
     return {name: hint for name, hint in stored.items() if hint is not None}
 
 
-def measure_hint(job: Job, name: str, space: SearchSpace) -> Hint:
+def measure_hint(job: SearchJob, name: str, space: SearchSpace) -> Hint:
     """Return the hint of a sensitivity of the dense model, or of a file of scores.
 
     Raises:
@@ -84,7 +84,7 @@ def predict_hint(name: str, scores: Scores, space: SearchSpace) -> Hint:
     return Hint(name, space.limits.lower, tuple(losses))
 
 
-def _measure_scores(job: Job, name: str) -> Scores:
+def _measure_scores(job: SearchJob, name: str) -> Scores:
     build = build_factory(job.config)
     measurer: ScoredAllocator = build.create(ALLOCATORS, "knapsack", {"sensitivity": name})
     with job.monitor.step(f"measure {name}"):

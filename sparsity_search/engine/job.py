@@ -19,7 +19,7 @@ from sparsity_search.study.claims import Claims
 
 
 @dataclass(frozen=True)
-class Job:
+class SearchJob:
     """A search that is about to run.
 
     Attributes:

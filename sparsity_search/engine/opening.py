@@ -7,11 +7,11 @@ from pathlib import Path
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.hints import GRADIENTS, check_hints
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.parameters import check_parameters, parametric_space
-from sparsity_search.engine.plugins import Plugins, budget_of, choose_units
-from sparsity_search.engine.prices import check_measure, prices_of
+from sparsity_search.engine.parameters import build_parametric_space, check_parameters
+from sparsity_search.engine.plugins import Plugins, build_budget, choose_units
+from sparsity_search.engine.prices import check_measure, get_prices
 from sparsity_search.engine.resident import ResidentModel
 from sparsity_search.engine.session import open_session, request_search_text
 from sparsity_search.errors import ConfigError
@@ -19,7 +19,7 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.files import SpaceFile, load_space
 
 
-def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
+def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     """Load model and text of a search, and check that it can run in ``out``; nothing is written.
 
     Raises:
@@ -28,7 +28,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     directory, plugins, file = RunDirectory(out), Plugins.of(config), load_space(config.space)
     of_levels = file.of_levels
     check_parameters(config, file)
-    budget = budget_of(config, of_levels, plugins.pruner)
+    budget = build_budget(config, of_levels, plugins.pruner)
     _check_stages(config, of_levels)
     directory.check_resumable(config)
     kind = choose_units(config, plugins.pruner)
@@ -37,11 +37,11 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> Job:
     requests = _request_text(config, plugins)
     seed, kept = config.study.seed, config.data.statistics
     session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
-    prices = prices_of(config, session.subject, directory, monitor, of_levels.unpriced)
+    prices = get_prices(config, session.subject, directory, monitor, of_levels.unpriced)
     space = of_levels.build(session.subject.layout, budget, config.budget.bounds, prices)
     resident = ResidentModel()
-    parameters = parametric_space(config, file, session, space, resident.make_dense)
-    job = Job(config, plugins, session, space, directory, monitor, parameters, resident)
+    parameters = build_parametric_space(config, file, session, space, resident.make_dense)
+    job = SearchJob(config, plugins, session, space, directory, monitor, parameters, resident)
     _check_ladder(job)
     check_hints(config.hints, session.subject.layout, kind)
     return job
@@ -75,7 +75,7 @@ def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
     return [request for request in requests if request.purpose != "search"]
 
 
-def _check_ladder(job: Job) -> None:
+def _check_ladder(job: SearchJob) -> None:
     n_rows, length = job.pool
     available = n_rows * length
     for rung in job.config.ladder.rungs:

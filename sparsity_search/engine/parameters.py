@@ -13,7 +13,7 @@ from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.files import ParametricFile, SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.parametric import ParametricSpace, compose, value_at
+from sparsity_search.spaces.parametric import ParametricSpace, compose, get_value
 
 
 def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> None:
@@ -34,12 +34,12 @@ def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> Non
         raise ConfigError(f"{config.space!r} has parameters and no levels: leave out --stages")
     default = build_allocator(config, file.allocator)
     start = {
-        p.name: p.values[p.nearest(value_at(default, p.name))] for p in file.build_parameters()
+        p.name: p.values[p.nearest(get_value(default, p.name))] for p in file.build_parameters()
     }
     build_allocator(config, file.allocator, compose(file.settings, start))
 
 
-def parametric_space(
+def build_parametric_space(
     config: RunConfig,
     file: SpaceFile | ParametricFile,
     session: Session,
@@ -61,13 +61,13 @@ def parametric_space(
     def allocate(settings: Mapping[str, Any]) -> SparsityProfile:
         plugin = build_allocator(config, file.allocator, settings)
         make_dense()
-        text, bounds = session.text["calibration"], allocation_bounds(space)
+        text, bounds = session.text["calibration"], get_allocation_bounds(space)
         return plugin.allocate(session.subject, text, space.budget, bounds)
 
     return file.build(space, allocate, build_allocator(config, file.allocator))
 
 
-def allocation_bounds(space: SearchSpace) -> Bounds:
+def get_allocation_bounds(space: SearchSpace) -> Bounds:
     """Return the bounds of an allocator whose profile is rounded to a space.
 
     Among options or with prices its numbers are taken as savings: limits of zeros do not bound

@@ -85,7 +85,7 @@ def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
     return with_pattern(final, str(groups))
 
 
-def budget_of(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
+def build_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
     """Return the budget of a search: a sparsity, or a saving where states have prices.
 
     Prices are a measure's, or written beside the options of a space. With both a saving is the

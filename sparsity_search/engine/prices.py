@@ -28,10 +28,10 @@ def check_measure(config: RunConfig, kind: str, patterns: Sequence[str] = ()) ->
     if _is_file(config.measure):
         read_json(Path(config.measure.name))
     else:
-        _plugin(config.measure).check(kind, patterns)
+        _build_measure(config.measure).check(kind, patterns)
 
 
-def prices_of(
+def get_prices(
     config: RunConfig,
     subject: PrunableModel,
     run: RunDirectory,
@@ -60,7 +60,7 @@ def prices_of(
     if _is_file(config.measure):
         return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
     with monitor.step(f"measure {config.measure.name}"):
-        return _plugin(config.measure).price(subject, config.measure.name, patterns)
+        return _build_measure(config.measure).price(subject, config.measure.name, patterns)
 
 
 def _is_file(section: PluginSection) -> bool:
@@ -69,6 +69,6 @@ def _is_file(section: PluginSection) -> bool:
     return section.name.endswith(".json")
 
 
-def _plugin(section: PluginSection) -> Measure:
+def _build_measure(section: PluginSection) -> Measure:
     found: Measure = Factory().resolve(MEASURES, section.spec)
     return found

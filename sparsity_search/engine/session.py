@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.config.schema import DataSection, ModelSection
-from sparsity_search.data.sequences import Request, digest, draw
-from sparsity_search.data.sources import identity, parse
+from sparsity_search.data.sequences import Request, compute_digest, draw
+from sparsity_search.data.sources import describe_source, parse_source
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import LoadedModel, load_model
-from sparsity_search.models.running.kept import KeptStatistics
+from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.registry import UNITS
 
 #: Packages that results depend on.
@@ -75,10 +75,10 @@ class Session:
         """Source, size and digest of the text of each purpose, for artefacts."""
         return {
             purpose: {
-                **identity(self.sources[purpose]),
+                **describe_source(self.sources[purpose]),
                 "sequences": tokens.shape[0],
                 "length": tokens.shape[1],
-                "digest": digest(tokens),
+                "digest": compute_digest(tokens),
             }
             for purpose, tokens in self.text.items()
         }
@@ -122,7 +122,7 @@ def open_session(
     kind = units or model.units or "weights"
     UNITS.get(kind)
     for request in requests:
-        parse(request.source)
+        parse_source(request.source)
     with monitor.step("load model"):
         loaded = load_model(
             model.name,
@@ -133,7 +133,7 @@ def open_session(
             blocks=model.blocks,
             offload=model.offload,
         )
-        kept = None if folder is None else KeptStatistics(folder, loaded.digest)
+        kept = None if folder is None else StatisticsCache(folder, loaded.digest)
         subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept, roles=model.roles)
     with monitor.step("draw text"):
         fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]

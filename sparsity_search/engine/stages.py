@@ -9,14 +9,14 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from sparsity_search.engine.crew import run_crew
 from sparsity_search.engine.fingerprint import StudyKey, identify_study
 from sparsity_search.engine.hints import GRADIENTS, measure_hint, read_hints
-from sparsity_search.engine.job import Job
-from sparsity_search.engine.parameters import allocation_bounds
+from sparsity_search.engine.job import SearchJob
+from sparsity_search.engine.parameters import get_allocation_bounds
 from sparsity_search.engine.supernets import StageSupernet
-from sparsity_search.models.running.divergence import Divergence
-from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.engine.workers import run_crew
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
+from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.redact import redact
 from sparsity_search.runs.stage_spaces import AROUND, SEARCHED, build_stage_spaces
@@ -25,7 +25,7 @@ from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.parameters import Value
 from sparsity_search.spaces.space import Space
 from sparsity_search.study.study import Limits, Objective, Study
-from sparsity_search.supernet.gradients import gradient_hint
+from sparsity_search.supernet.gradients import compute_gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History, Score
@@ -36,7 +36,7 @@ _SEQUENCES, _LENGTH, _POSITIONS = 8, 512, 128
 
 
 @dataclass(frozen=True)
-class Searched:
+class StagesResult:
     """The outcome of all stages.
 
     Attributes:
@@ -55,8 +55,8 @@ class Searched:
 
 
 def run_stages(
-    job: Job, storage: BaseStorage | str | None = None, command: Sequence[str] = ()
-) -> Searched | None:
+    job: SearchJob, storage: BaseStorage | str | None = None, command: Sequence[str] = ()
+) -> StagesResult | None:
     """Run the stages of a search, or go on with them, and record them in its directory.
 
     Each stage after the first searches the space around the last result with half the step, and
@@ -93,16 +93,18 @@ def run_stages(
         notes += stage.notes(outcome)
         best = history.survivors[0] if history.survivors else stage.searched.origin
         profile, values = stage.searched.profile(best), stage.searched.values(best)
-    return Searched(profile, starts[0], tuple(histories), tuple(notes), values or None)
+    return StagesResult(profile, starts[0], tuple(histories), tuple(notes), values or None)
 
 
-def find_present_stage(job: Job, storage: BaseStorage | str, key: StudyKey) -> Stage | None:
+def find_present_stage(
+    job: SearchJob, storage: BaseStorage | str, key: StudyKey
+) -> SearchStage | None:
     """Return the stage that a search is in by now; None if it has not come to its first."""
     starts = job.directory.read_starts(job.space.layout)
     return _build_stage(job, key, starts, storage) if starts else None
 
 
-def _begin(job: Job, key: StudyKey, command: Sequence[str]) -> None:
+def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
     """Write ``run.json``, with credentials hidden, or check that this run may go on."""
     facts: dict[str, Any] = {
         **job.session.origin(command),
@@ -117,9 +119,9 @@ def _begin(job: Job, key: StudyKey, command: Sequence[str]) -> None:
     job.directory.begin(hidden, job.space.prices)
 
 
-def _allocate_starts(job: Job) -> dict[str, SparsityProfile]:
+def _allocate_starts(job: SearchJob) -> dict[str, SparsityProfile]:
     """Return the initial allocators' profiles, as the space can have them."""
-    profiles, bounds = {}, allocation_bounds(job.space)
+    profiles, bounds = {}, get_allocation_bounds(job.space)
     for name, allocator in job.plugins.initial.items():
         with job.monitor.step(f"allocate {name}"):
             text = job.session.text["calibration"]
@@ -129,18 +131,18 @@ def _allocate_starts(job: Job) -> dict[str, SparsityProfile]:
 
 
 def _build_stage(
-    job: Job,
+    job: SearchJob,
     key: StudyKey,
     starts: Sequence[Mapping[str, SparsityProfile]],
     storage: BaseStorage | str,
-) -> Stage:
+) -> SearchStage:
     """Return the last of the stages that start from ``starts``."""
     number = len(starts)
     space = build_stage_spaces(job.space, key.fingerprint, starts)[-1]
     initial = list(starts[0].values()) if number == 1 else []
     if AROUND in key.fingerprint and number == 1:
         initial.append(job.space.base)  # no longer level 0
-    return Stage(job, space, number, tuple(initial), storage, key.at_stage(number, space))
+    return SearchStage(job, space, number, tuple(initial), storage, key.at_stage(number, space))
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class StageOutcome:
 
 
 @dataclass(frozen=True)
-class Stage:
+class SearchStage:
     """One stage.
 
     Attributes:
@@ -164,7 +166,7 @@ class Stage:
         key: Key of its study there.
     """
 
-    job: Job
+    job: SearchJob
     space: SearchSpace
     number: int
     starts: tuple[SparsityProfile, ...]
@@ -218,7 +220,7 @@ class Stage:
             proxy = job.plugins.evaluator.bind(loaded.model, job.search_text, loaded.tokenizer)
             needs_gradients = GRADIENTS in job.config.hints and GRADIENTS not in hints
             divergence = self._bind_divergence() if needs_gradients else None
-        prefixes = Prefixes(job.session.subject, job.config.supernet.prefix_mib * 2**20)
+        prefixes = PrefixCache(job.session.subject, job.config.supernet.prefix_mib * 2**20)
         with job.resident.hold(self._supernet.build()) as switch:
             seed = job.config.study.seed
             objective = SupernetObjective(prefixes, switch, proxy, job.pool, seed)
@@ -265,20 +267,20 @@ class Stage:
                 self.job.directory.write_hint(self.number, hints[name], self.space)
         return hints
 
-    def _bind_divergence(self) -> Divergence:
+    def _bind_divergence(self) -> DivergenceExpansion:
         """Return the divergence to differentiate; the model is still dense."""
         text = self.job.search_text[:_SEQUENCES, :_LENGTH]
         seed = self.job.config.study.seed
-        return Divergence(self.job.session.subject, text, _POSITIONS, seed)
+        return DivergenceExpansion(self.job.session.subject, text, _POSITIONS, seed)
 
     def _measure_gradients(
-        self, objective: Objective, switch: Switch, divergence: Divergence
+        self, objective: Objective, switch: Switch, divergence: DivergenceExpansion
     ) -> Hint:
         """Measure and record the hint that the gradients at the best start give."""
         history = self._measure_starts(objective)
         start = history.survivors[0] if history.survivors else self.space.origin
         with self.job.monitor.step("measure gradients"):
-            hint = gradient_hint(self.space, start, switch, divergence)
+            hint = compute_gradient_hint(self.space, start, switch, divergence)
         self.job.directory.write_hint(self.number, hint, self.space)
         return hint
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.disk import SupernetFolder, shared
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.disk import SupernetFolder, lock_shared_folder
 from sparsity_search.supernet.switch import Supernet
 
 #: Keys of a study's fingerprint that its supernet depends on.
@@ -37,7 +37,7 @@ class StageSupernet:
         fingerprint: Fingerprint of the stage's study.
     """
 
-    job: Job
+    job: SearchJob
     space: SearchSpace
     stage: int
     centre: SparsityProfile
@@ -60,7 +60,7 @@ class StageSupernet:
             self._open_folder() as folder,
             job.monitor.step("build supernet", len(subject.blocks)) as advance,
         ):
-            return build(subject, text, plan, folder, advance)
+            return build_supernet(subject, text, plan, folder, advance)
 
     def is_kept(self) -> bool:
         """Return whether all of it is on disk, so that other workers can read it."""
@@ -72,7 +72,7 @@ class StageSupernet:
         facts = {**{key: self.fingerprint[key] for key in _KEYS}, "centre": self.centre.digest}
         settings = self.job.config.supernet
         if settings.cache is not None:
-            return shared(Path(settings.cache), facts)
+            return lock_shared_folder(Path(settings.cache), facts)
         on_disk = settings.store == "disk" or self.job.claims is not None  # for all workers
         return nullcontext(self._own_folder(facts) if on_disk else None)
 

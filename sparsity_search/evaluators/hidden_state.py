@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError
-from sparsity_search.evaluators.bases.kl import Divergence, check_kl_settings
-from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
+from sparsity_search.evaluators.bases.kl import PoolDivergence, check_kl_settings
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, split_batches
 from sparsity_search.models.anatomy.blocks import find_blocks
-from sparsity_search.models.running.head import check_head, last_hidden
+from sparsity_search.models.running.head import check_head, compute_last_hidden
 from sparsity_search.trials.history import Score
 
 #: Blocks by name, given how many there are.
@@ -90,10 +90,13 @@ class HiddenStateEvaluator(Evaluator):
         whole = self.kl_weight > 0
         reader = _Reader(prefix, len(blocks), tuple(weights), whole)
         rows = range(len(tokens))
-        read = [reader.read(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])]
+        read = [
+            reader.read(dense, tokens[list(b)])
+            for b in split_batches(dense, rows, tokens.shape[1])
+        ]
         kept = {block: torch.cat([states[block] for states, _ in read]) for block in weights}
         last = [hidden for _, hidden in read if hidden is not None]
-        kl = Divergence(torch.cat(last), self.cache_mib, self.chunk) if last else None
+        kl = PoolDivergence(torch.cat(last), self.cache_mib, self.chunk) if last else None
         return _HiddenStateProxy(self, tokens, reader, _Dense(weights, kept, kl))
 
     def _all_weights(self) -> tuple[float, ...]:
@@ -159,7 +162,7 @@ class _Reader:
             blocks[i].register_forward_hook(self._make_hook(states, i)) for i in self.blocks
         ]
         try:
-            return states, last_hidden(model, tokens)
+            return states, compute_last_hidden(model, tokens)
         except _Enough:
             return states, None
         finally:
@@ -189,7 +192,7 @@ class _Dense:
 
     weights: dict[int, float]
     states: dict[int, Tensor]
-    divergence: Divergence | None
+    divergence: PoolDivergence | None
 
 
 class _HiddenStateProxy(Proxy):
@@ -204,7 +207,7 @@ class _HiddenStateProxy(Proxy):
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(model, rows, self._tokens.shape[1]):
+        for batch in split_batches(model, rows, self._tokens.shape[1]):
             states, last = self._reader.read(model, self._tokens[list(batch)])
             for i, row in enumerate(batch):
                 part = self._error(row, {block: state[i] for block, state in states.items()})
@@ -219,13 +222,13 @@ class _HiddenStateProxy(Proxy):
         errors = []
         for block, weight in self._dense.weights.items():
             dense = self._dense.states[block][row].float()
-            error = _mean_square(dense - states[block].float())
+            error = _compute_mean_square(dense - states[block].float())
             if self._settings.relative:
-                error = error / _mean_square(dense)
+                error = error / _compute_mean_square(dense)
             errors.append(weight * error)
         return torch.stack(errors).sum()
 
 
-def _mean_square(states: Tensor) -> Tensor:
+def _compute_mean_square(states: Tensor) -> Tensor:
     """Return the mean over tokens of the squared norm of ``(length, hidden)``, in float64."""
     return states.square().sum(dim=-1).double().mean()

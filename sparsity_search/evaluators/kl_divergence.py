@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.evaluators.bases.kl import Divergence, check_kl_settings
-from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
-from sparsity_search.models.running.head import check_head, last_hidden
+from sparsity_search.evaluators.bases.kl import PoolDivergence, check_kl_settings
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, split_batches
+from sparsity_search.models.running.head import check_head, compute_last_hidden
 from sparsity_search.trials.history import Score
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,30 +48,33 @@ class KLDivergenceEvaluator(Evaluator):
         check_head(dense, tokens)
         rows = range(len(tokens))
         hidden = [
-            last_hidden(dense, tokens[list(b)]) for b in batches(dense, rows, tokens.shape[1])
+            compute_last_hidden(dense, tokens[list(b)])
+            for b in split_batches(dense, rows, tokens.shape[1])
         ]
         positions = self._draw_positions(*tokens.shape)
-        divergence = Divergence(torch.cat(hidden), self.cache_mib, self.chunk, positions)
+        divergence = PoolDivergence(torch.cat(hidden), self.cache_mib, self.chunk, positions)
         return _KLProxy(tokens, divergence)
 
     def _draw_positions(self, n_sequences: int, length: int) -> Tensor | None:
         """Draw the positions of each sequence that count, ``(n_sequences, positions)``."""
         if self.positions is None or self.positions >= length:
             return None
-        orders = [generator(0, "positions", i).permutation(length) for i in range(n_sequences)]
+        orders = [
+            create_generator(0, "positions", i).permutation(length) for i in range(n_sequences)
+        ]
         return torch.tensor(np.sort(np.array(orders)[:, : self.positions]))
 
 
 class _KLProxy(Proxy):
-    def __init__(self, tokens: Tensor, divergence: Divergence) -> None:
+    def __init__(self, tokens: Tensor, divergence: PoolDivergence) -> None:
         self._tokens = tokens
         self._divergence = divergence
 
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(model, rows, self._tokens.shape[1]):
-            hidden = last_hidden(model, self._tokens[list(batch)])
+        for batch in split_batches(model, rows, self._tokens.shape[1]):
+            hidden = compute_last_hidden(model, self._tokens[list(batch)])
             parts += [
                 self._divergence.measure(model, row, states)
                 for row, states in zip(batch, hidden, strict=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
-from sparsity_search.models.running.head import check_head, last_hidden, loss
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, split_batches
+from sparsity_search.models.running.head import check_head, compute_last_hidden, compute_loss
 from sparsity_search.trials.history import Score
 
 
@@ -47,11 +47,11 @@ class _PerplexityProxy(Proxy):
     @torch.inference_mode()
     def score(self, model: nn.Module, rows: Sequence[int]) -> Score:
         parts: list[Tensor] = []
-        for batch in batches(model, rows, self._tokens.shape[1]):
+        for batch in split_batches(model, rows, self._tokens.shape[1]):
             tokens = self._tokens[list(batch)]
-            hidden = last_hidden(model, tokens)
+            hidden = compute_last_hidden(model, tokens)
             parts += [
-                loss(model, states, targets.to(states.device), self._chunk) / len(targets)
+                compute_loss(model, states, targets.to(states.device), self._chunk) / len(targets)
                 for states, targets in zip(hidden[:, :-1], tokens[:, 1:], strict=True)
             ]
         return self.read_back(parts)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import InputStatistics
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,11 +60,11 @@ class Evidence:
     inputs: InputStatistics
     following: InputStatistics | None = None
     gradient: WeightGradient | None = None
-    structures: Structures | None = None
+    structures: StructureLayout | None = None
     routing: Routing | None = None
 
 
-def routing_of(evidence: Evidence) -> Routing:
+def get_routing(evidence: Evidence) -> Routing:
     """Return the routing of a mixture of experts.
 
     Raises:

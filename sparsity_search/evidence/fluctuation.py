@@ -43,7 +43,7 @@ def check_metric(metric: str) -> None:
         raise ConfigError(f"metric must be one of {', '.join(_METRICS)}, not {metric!r}")
 
 
-def input_scores(weight: Tensor, inputs: InputStatistics, metric: str) -> Tensor:
+def compute_input_scores(weight: Tensor, inputs: InputStatistics, metric: str) -> Tensor:
     """Return the importance of each input of a linear layer, ``(n_inputs,)`` float32.
 
     ``WIFV`` is ``Var(x_j) · Σ_i W_ij²``: exactly the mean squared error that remains when the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Structures:
+class StructureLayout:
     """Layout of a structured unit's matrix, ``(hidden, count · width + biases)``.
 
     A structure is a channel, a head or a whole sublayer. It holds the rows of the linear layers
@@ -49,11 +49,11 @@ class Structures:
         return (self.bodies(weight) == 0).all(dim=2).all(dim=0)
 
 
-def fullest(empty: Tensor, number: int) -> Tensor:
+def select_fullest(empty: Tensor, number: int) -> Tensor:
     """Return ``number`` indices, ascending: of non-empty structures, then the first empty ones.
 
     >>> from torch import tensor
-    >>> fullest(tensor([True, False, True, False]), 3).tolist()
+    >>> select_fullest(tensor([True, False, True, False]), 3).tolist()
     [0, 1, 3]
     """
     return empty.long().argsort(stable=True)[:number].sort().values

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
-from sparsity_search.evidence.bits import fill, keep, to_bits
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.masks import apply_mask, pack_mask, write_at_bits
+from sparsity_search.evidence.structures import StructureLayout
 
 #: Number of codes that fit in half a byte.
 _HALF = 16
@@ -89,7 +89,7 @@ class RankedVariants(Variants):
 
     def at(self, dense: Tensor, count: int) -> Tensor:
         """Return ``dense`` with zeros where the code is at most the index of ``count``."""
-        return keep(dense, self.codes.to(dense.device) > self.index(count))
+        return apply_mask(dense, self.codes.to(dense.device) > self.index(count))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the codes."""
@@ -125,7 +125,7 @@ class PackedVariants(Variants):
         mask = torch.empty(2, len(codes), dtype=torch.bool, device=dense.device)
         torch.gt(codes & (_HALF - 1), level, out=mask[0])
         torch.ge(codes, _HALF * (level + 1), out=mask[1])
-        return keep(dense, mask.flatten()[: dense.numel()].view(dense.shape))
+        return apply_mask(dense, mask.flatten()[: dense.numel()].view(dense.shape))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the codes."""
@@ -180,7 +180,7 @@ class StoredVariants(Variants):
         return cls(
             counts=tuple(counts),
             notes=tuple(notes),
-            bits=torch.stack([to_bits(mask) for mask in masks]),
+            bits=torch.stack([pack_mask(mask) for mask in masks]),
             starts=sizes.cumsum(0),
             values=torch.cat(values),
         )
@@ -190,7 +190,7 @@ class StoredVariants(Variants):
         level = self.index(count)
         start, stop = self.starts[level : level + 2].tolist()
         weight = torch.zeros(dense.numel(), dtype=dense.dtype, device=dense.device)
-        fill(weight, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
+        write_at_bits(weight, self.bits[level].to(dense.device), self.values[start:stop].to(dense))
         return weight.view(dense.shape)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class StructuredVariants(Variants):
     """
 
     kind: ClassVar[str] = "structured"
-    structures: Structures
+    structures: StructureLayout
     removed: Tensor
     consumers: Tensor | None = None
     biases: Tensor | None = None
@@ -235,10 +235,10 @@ class StructuredVariants(Variants):
         return {"removed": self.removed, "shape": torch.tensor(shape), **given}
 
 
-def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
+def encode_order(order: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the codes of `RankedVariants` for weights removed in ``order``.
 
-    >>> codes_of(torch.tensor([2, 0, 3, 1]), counts=[1, 3]).tolist()
+    >>> encode_order(torch.tensor([2, 0, 3, 1]), counts=[1, 3]).tolist()
     [1, 2, 0, 1]
     """
     dtype = torch.uint8 if len(counts) <= 255 else torch.int16
@@ -248,7 +248,7 @@ def codes_of(order: Tensor, counts: Sequence[int]) -> Tensor:
     return codes
 
 
-def on_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:
+def move_to_cpu(variants: Mapping[str, Variants]) -> dict[str, Variants]:
     """Return the same variants by name, with all tensors on the CPU."""
     return {
         name: variants_from_tensors(
@@ -284,7 +284,7 @@ def variants_from_tensors(
             return StructuredVariants(
                 counts=table,
                 notes=messages,
-                structures=Structures(removed.shape[1], inner, width, biases),
+                structures=StructureLayout(removed.shape[1], inner, width, biases),
                 removed=removed,
                 consumers=tensors.get("consumers"),
                 biases=tensors.get("biases"),

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from sparsity_search.errors import ProfileError
 from sparsity_search.formats.bases.layers import parse_number
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 
@@ -26,7 +26,7 @@ class CsvFormat(Format):
     suffixes: ClassVar[tuple[str, ...]] = (".csv",)
     sized: ClassVar[bool] = True
 
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the counts of the table; its order is the units' order."""
         del layout
         rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True)
@@ -36,14 +36,14 @@ class CsvFormat(Format):
             if missing:
                 raise ProfileError(f"the table lacks the column {missing[0]!r}")
             for row in rows:
-                unit, count = _unit(row, f"line {rows.line_num}")
+                unit, count = _parse_unit(row, f"line {rows.line_num}")
                 units.append(unit)
                 removed.append(count)
         except csv.Error as error:
             raise ProfileError(f"not a CSV table: {error}") from error
-        return Document(SparsityProfile(Layout(units), tuple(removed)))
+        return ProfileDocument(SparsityProfile(Layout(units), tuple(removed)))
 
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return the table, with a header."""
         profile, text = document.profile, io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -54,7 +54,7 @@ class CsvFormat(Format):
         return text.getvalue()
 
 
-def _unit(row: dict[str, str | None], where: str) -> tuple[Unit, int]:
+def _parse_unit(row: dict[str, str | None], where: str) -> tuple[Unit, int]:
     """Return a line's unit, and what is removed from it.
 
     Raises:
@@ -62,12 +62,12 @@ def _unit(row: dict[str, str | None], where: str) -> tuple[Unit, int]:
     """
     unit = Unit(
         name=row["name"] or "",
-        block=_integer(row, "block", where, least=0),
+        block=_parse_integer(row, "block", where, least=0),
         role=row["role"] or "",
-        count=_integer(row, "of", where, least=1),
-        cost=_integer(row, "weights_each", where, least=1) if row.get("weights_each") else 1,
+        count=_parse_integer(row, "of", where, least=1),
+        cost=_parse_integer(row, "weights_each", where, least=1) if row.get("weights_each") else 1,
     )
-    removed = _integer(row, "removed", where, least=0)
+    removed = _parse_integer(row, "removed", where, least=0)
     if row.get("sparsity"):
         stated = parse_number(row["sparsity"], where)
         if abs(stated - removed / unit.count) > _TOLERANCE:
@@ -78,7 +78,7 @@ def _unit(row: dict[str, str | None], where: str) -> tuple[Unit, int]:
     return unit, removed
 
 
-def _integer(row: dict[str, str | None], column: str, where: str, *, least: int) -> int:
+def _parse_integer(row: dict[str, str | None], column: str, where: str, *, least: int) -> int:
     text = (row[column] or "").strip()
     if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) < least:
         raise ProfileError(f"{where}: {column} must be an integer from {least}, not {text!r}")

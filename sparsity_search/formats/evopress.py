@@ -17,7 +17,7 @@ from sparsity_search.formats.bases.layers import (
     round_to_counts,
     sum_rows,
 )
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.budget import Bounds, water_fill
 from sparsity_search.profiles.layout import Layout
 
@@ -55,7 +55,7 @@ class EvopressFormat(Format):
         if type(self.max_level) is not int or self.max_level < 1:
             raise ConfigError(f"max_level must be an integer from 1, not {self.max_level}")
 
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the counts that the levels mean."""
         levels: dict[str, int] = {}
         for number, line in enumerate(text.splitlines(), 1):
@@ -77,9 +77,9 @@ class EvopressFormat(Format):
                     f"{unit.name}: level {level:.0f} of {step} weights on {base} of "
                     f"{unit.count} is sparsity {sparsity:.4g}; are sparsity and step right?"
                 )
-        return Document(round_to_counts(units, sparsities))
+        return ProfileDocument(round_to_counts(units, sparsities))
 
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return the nearest levels that together move what the profile moves."""
         check_single_weights(document.profile, "EvoPress's levels")
         profile, (base, step) = sum_rows(document.profile), self._scale()
@@ -103,11 +103,11 @@ class EvopressFormat(Format):
     def _scale(self) -> tuple[float, int]:
         """Return what levels mean: the sparsity of level 0, and the weights that one moves."""
         if self.sparsity is None:
-            raise _unknown("the sparsity of level 0", "sparsity=0.7")
+            raise _build_unknown_error("the sparsity of level 0", "sparsity=0.7")
         if self.step is None:
-            raise _unknown("how many weights a level moves", "step=1000000")
+            raise _build_unknown_error("how many weights a level moves", "step=1000000")
         return self.sparsity, self.step
 
 
-def _unknown(what: str, setting: str) -> ConfigError:
+def _build_unknown_error(what: str, setting: str) -> ConfigError:
     return ConfigError(f"a level file does not say {what}: give it, e.g. --set evopress.{setting}")

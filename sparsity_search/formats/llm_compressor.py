@@ -17,7 +17,7 @@ from sparsity_search.formats.bases.layers import (
     sum_rows,
 )
 from sparsity_search.formats.bases.yaml import load
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout
 
 Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
@@ -46,23 +46,23 @@ class LlmCompressorFormat(Format):
         if len(parts) != 2 or not all(part.isdigit() for part in parts):
             raise ConfigError(f"mask_structure must be N:M, not {self.mask_structure!r}")
 
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the counts nearest to the sparsities of all pruning modifiers.
 
         Layers that no modifier names are an error: a recipe leaves nothing to guess.
         """
         ratios: dict[str, float] = {}
-        for modifier in _modifiers(load(text)):
-            for target in _targets(modifier):
+        for modifier in _find_modifiers(load(text)):
+            for target in _get_targets(modifier):
                 if target in ratios:
                     raise ProfileError(f"{target} is in two modifiers of the recipe")
                 ratios[target] = modifier["sparsity"]
         if not ratios:
             raise ProfileError(f"the recipe holds neither {' nor '.join(_MODIFIERS)}")
         units = require_layout(layout)
-        return Document(round_to_counts(units, match_ratios(units, ratios)))
+        return ProfileDocument(round_to_counts(units, match_ratios(units, ratios)))
 
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return the recipe as YAML."""
         check_single_weights(document.profile, "llm-compressor's modifiers")
         profile = sum_rows(document.profile)
@@ -82,7 +82,7 @@ class LlmCompressorFormat(Format):
         return yaml.safe_dump({"pruning_stage": stage}, sort_keys=False, width=99)
 
 
-def _modifiers(value: Any) -> Iterator[dict[str, Any]]:
+def _find_modifiers(value: Any) -> Iterator[dict[str, Any]]:
     """Yield the settings of all pruning modifiers, however deep in stages and groups."""
     if not isinstance(value, dict):
         return
@@ -92,10 +92,10 @@ def _modifiers(value: Any) -> Iterator[dict[str, Any]]:
                 raise ProfileError(f"{key} needs both sparsity and targets to be a profile")
             yield inner
         else:
-            yield from _modifiers(inner)
+            yield from _find_modifiers(inner)
 
 
-def _targets(modifier: dict[str, Any]) -> list[str]:
+def _get_targets(modifier: dict[str, Any]) -> list[str]:
     """Return the layers of a modifier.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.formats.bases.layers import match_ratios, require_layout, round_to_counts
 from sparsity_search.formats.bases.yaml import load
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout
 
 
@@ -33,7 +33,7 @@ class OwlFormat(Format):
         if self.by not in ("unit", "block"):
             raise ConfigError(f"by must be unit or block, not {self.by!r}")
 
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the counts nearest to a mapping's ratios, or to a list's, one for each block."""
         ratios: Any = load(text)
         if isinstance(ratios, list):
@@ -41,9 +41,9 @@ class OwlFormat(Format):
         if not isinstance(ratios, dict) or not ratios:
             raise ProfileError("a mapping of layer names or block indices to sparsities is needed")
         units = require_layout(layout)
-        return Document(round_to_counts(units, match_ratios(units, ratios)))
+        return ProfileDocument(round_to_counts(units, match_ratios(units, ratios)))
 
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return the mapping as JSON, which is YAML too."""
         profile = document.profile
         if self.by == "block":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sparsity_search.errors import ProfileError
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 
@@ -20,7 +20,7 @@ class ProfileFormat(Format):
     sized: ClassVar[bool] = True
     patterned: ClassVar[bool] = True
 
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the profile over units of the file's own sizes.
 
         The file does not say how many weights were zero before: its units have none.
@@ -31,13 +31,13 @@ class ProfileFormat(Format):
         except (ValueError, RecursionError) as error:
             raise ProfileError(f"the profile is corrupt, it is not JSON: {error}") from error
         try:
-            profile = SparsityProfile.from_json(_layout(value), value)
+            profile = SparsityProfile.from_json(_parse_layout(value), value)
         except ProfileError as error:
             raise ProfileError(f"{error}; if it is of another format, name that") from error
         known = profile.to_json()
-        return Document(profile, {k: v for k, v in value.items() if k not in known})
+        return ProfileDocument(profile, {k: v for k, v in value.items() if k not in known})
 
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return counts, totals and facts as indented JSON."""
         value = {**document.profile.to_json(), **document.facts}
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
@@ -47,7 +47,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def _layout(value: Any) -> Layout:
+def _parse_layout(value: Any) -> Layout:
     """Return the units that a profile describes.
 
     Raises:
@@ -57,10 +57,10 @@ def _layout(value: Any) -> Layout:
         units = [
             Unit(
                 name=name,
-                block=_integer(entry, "block", 0),
+                block=_parse_integer(entry, "block", 0),
                 role=str(entry["role"]),
-                count=_integer(entry, "of", 1),
-                cost=_integer(entry, "weights_each", 1),
+                count=_parse_integer(entry, "of", 1),
+                cost=_parse_integer(entry, "weights_each", 1),
             )
             for name, entry in value["units"].items()
         ]
@@ -69,7 +69,7 @@ def _layout(value: Any) -> Layout:
     return Layout(units)
 
 
-def _integer(entry: dict[str, Any], key: str, least: int) -> int:
+def _parse_integer(entry: dict[str, Any], key: str, least: int) -> int:
     number = entry[key]
     if type(number) is not int or not least <= number < 10**15:
         raise ProfileError(f"not a sparsity profile: {key} must be an integer, not {number!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
-from sparsity_search.models.running.runner import at_once
+from sparsity_search.models.running.runner import compute_batch_size
 from sparsity_search.trials.history import Score
 
 
@@ -123,7 +123,7 @@ class Evaluator(ABC):
         return None
 
 
-def batches(model: nn.Module, rows: Sequence[int], length: int) -> list[Sequence[int]]:
+def split_batches(model: nn.Module, rows: Sequence[int], length: int) -> list[Sequence[int]]:
     """Split ``rows`` into batches for one forward pass each."""
-    size = at_once(next(model.parameters()).device, length)
+    size = compute_batch_size(next(model.parameters()).device, length)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -12,7 +12,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 
 
 @dataclass(frozen=True)
-class Document:
+class ProfileDocument:
     """The contents of a file.
 
     Attributes:
@@ -49,7 +49,7 @@ class Format(ABC):
     experimental: ClassVar[str] = ""
 
     @abstractmethod
-    def read(self, text: str, layout: Layout | None = None) -> Document:
+    def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the contents of a file.
 
         Args:
@@ -62,7 +62,7 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def write(self, document: Document) -> str:
+    def write(self, document: ProfileDocument) -> str:
         """Return the text of a whole file; it ends with a newline.
 
         Raises:

@@ -86,7 +86,7 @@ class Pruner(SupportsUnits, ABC):
 
         Args:
             weight: ``(rows, columns)``, any float dtype; it is not modified. For structures, see
-                `sparsity_search.evidence.structures.Structures`.
+                `sparsity_search.evidence.structures.StructureLayout`.
             evidence: What is known of the weight.
             counts: Numbers of zero items, strictly increasing.
             seed: Decides between equal scores, and nothing else.

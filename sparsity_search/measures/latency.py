@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import Shape, materialise
+from sparsity_search.models.surgery.materialise import MaterialisedShape, materialise
 from sparsity_search.spaces.prices import PriceCurve
 
 
@@ -66,30 +66,33 @@ class LatencyMeasure(Measure):
         """Return the seconds that one block saves with fewer items of a role."""
         n_blocks = min(self.blocks, len(subject.blocks))
         models = [
-            materialise(subject, _shape(subject, n_blocks, less)) for less in ({}, {role: removed})
+            materialise(subject, _build_shape(subject, n_blocks, less))
+            for less in ({}, {role: removed})
         ]
         device = next(subject.model.parameters()).device
         tokens = torch.zeros(self.batch, self.length, dtype=torch.int64, device=device)
         differences = []
         for repeat in range(self.repeats + 1):
-            dense, smaller = (_seconds(model, tokens) for model in models)
+            dense, smaller = (_measure_seconds(model, tokens) for model in models)
             if repeat:  # the first one warms up
                 differences.append(dense - smaller)
         return median(differences) / n_blocks
 
 
-def _shape(subject: PrunableModel, n_blocks: int, removed: Mapping[str, int]) -> Shape:
+def _build_shape(
+    subject: PrunableModel, n_blocks: int, removed: Mapping[str, int]
+) -> MaterialisedShape:
     """Return the first blocks, less some items of each unit of a role."""
     kept = {
         unit.name: torch.arange(unit.count - removed.get(unit.role, 0))
         for unit in subject.layout
         if unit.block < n_blocks
     }
-    return Shape(blocks=tuple(range(n_blocks)), kept=kept, padding=0, per_block=False)
+    return MaterialisedShape(blocks=tuple(range(n_blocks)), kept=kept, padding=0, per_block=False)
 
 
 @torch.inference_mode()
-def _seconds(model: PreTrainedModel, tokens: Tensor) -> float:
+def _measure_seconds(model: PreTrainedModel, tokens: Tensor) -> float:
     """Return the time of one pass of the decoder, without the head."""
     started = time.perf_counter()
     model.base_model(input_ids=tokens, use_cache=False)[0].sum().item()

@@ -110,10 +110,12 @@ class Budget:
         wanted = np.asarray(sparsities, dtype=np.float64)
         if wanted.shape != (len(layout),) or not np.isfinite(wanted).all():
             raise ConfigError(f"need {len(layout)} finite sparsities to project")
-        return from_counts(layout, fill(layout, wanted, bounds, self.n_removed(layout)))
+        return from_counts(layout, round_to_budget(layout, wanted, bounds, self.n_removed(layout)))
 
 
-def fill(layout: Layout, wanted: np.ndarray, bounds: Bounds, n_removed: int) -> np.ndarray:
+def round_to_budget(
+    layout: Layout, wanted: np.ndarray, bounds: Bounds, n_removed: int
+) -> np.ndarray:
     """Return the counts nearest to sparsities ``wanted`` that remove ``n_removed`` weights.
 
     Args:
@@ -168,7 +170,7 @@ def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> 
     sign = 1 if left > 0 else -1
     limit = bounds.upper if sign > 0 else bounds.lower
     remainders = np.round(-sign * (exact - result), _REMAINDER_DIGITS)
-    order = np.lexsort((_spread_order(len(exact)), remainders))
+    order = np.lexsort((_compute_spread_order(len(exact)), remainders))
     moved = True
     while moved and left:
         moved = False
@@ -180,6 +182,6 @@ def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> 
     return result
 
 
-def _spread_order(n: int) -> np.ndarray:
+def _compute_spread_order(n: int) -> np.ndarray:
     """Return a rank for each of ``n`` positions such that the first ranks lie far apart."""
     return np.asarray((np.arange(n) * _GOLDEN + 0.5) % 1.0)

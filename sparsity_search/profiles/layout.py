@@ -9,8 +9,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from sparsity_search.errors import ProfileError, UnknownNameError, nearest
-from sparsity_search.utils.files import digest
+from sparsity_search.errors import ProfileError, UnknownNameError, suggest_name
+from sparsity_search.utils.files import compute_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class Layout(Sequence[Unit]):
         """
         position = self._positions.get(name)
         if position is None:
-            raise UnknownNameError(f"unknown unit {name!r}: {nearest(name, self._positions)}")
+            raise UnknownNameError(f"unknown unit {name!r}: {suggest_name(name, self._positions)}")
         return position
 
     @cached_property
@@ -129,7 +129,7 @@ class Layout(Sequence[Unit]):
     @cached_property
     def digest(self) -> str:
         """Identifier of the layout, 16 hexadecimal digits."""
-        return digest(self.to_json())
+        return compute_digest(self.to_json())
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the units as JSON objects."""

@@ -16,7 +16,7 @@ import numpy as np
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
 #: The file of a profile, ``profile.json``.
@@ -59,7 +59,7 @@ class SparsityProfile:
             if not 0 <= removed <= unit.count:
                 raise ProfileError(f"{unit.name}: {removed} of {unit.count} cannot be removed")
         for unit, (removed, pattern) in zip(self.layout, self.states, strict=True):
-            if pattern and removed != zeros_of(unit, pattern):
+            if pattern and removed != count_pattern_zeros(unit, pattern):
                 raise ProfileError(
                     f"{unit.name}: {removed} of {unit.count} removed is not {pattern}"
                 )
@@ -89,7 +89,7 @@ class SparsityProfile:
     def digest(self) -> str:
         """Identifies layout, counts and patterns: 16 hexadecimal digits."""
         patterns = [list(self.patterns)] if self.patterns else []
-        return digest([self.layout.digest, list(self.removed), *patterns])
+        return compute_digest([self.layout.digest, list(self.removed), *patterns])
 
     def grouped(self, by: Literal["block", "role"]) -> dict[int | str, float]:
         """Return the sparsity of each block or role, weighted by parameters."""
@@ -172,7 +172,7 @@ def from_counts(
     return SparsityProfile(layout, tuple(int(count) for count in removed), tuple(patterns))
 
 
-def zeros_of(unit: Unit, pattern: str) -> int:
+def count_pattern_zeros(unit: Unit, pattern: str) -> int:
     """Return the zeros of a unit in which every ``M`` consecutive inputs keep ``N`` weights.
 
     Args:

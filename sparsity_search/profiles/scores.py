@@ -149,11 +149,12 @@ class LossCurve:
         return found
 
 
-def tables(layout: Layout, sparsities: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+def build_count_tables(layout: Layout, sparsities: Sequence[float]) -> tuple[tuple[int, ...], ...]:
     """Return the counts of each unit at some sparsities, increasing, beyond its zeros.
 
     >>> from sparsity_search.profiles.layout import Unit
-    >>> tables(Layout([Unit(name="a", block=0, role="q", count=10, zeros=2)]), [0.1, 0.5, 1.0])
+    >>> layout = Layout([Unit(name="a", block=0, role="q", count=10, zeros=2)])
+    >>> build_count_tables(layout, [0.1, 0.5, 1.0])
     ((5, 10),)
     """
     found = []

@@ -41,10 +41,10 @@ def transfer(
     Raises:
         InfeasibleBudgetError: No profile within the bounds meets the budget.
     """
-    return budget.project(layout, carried(profile, layout), bounds)
+    return budget.project(layout, interpolate_sparsities(profile, layout), bounds)
 
 
-def carried(profile: SparsityProfile, layout: Layout) -> np.ndarray:
+def interpolate_sparsities(profile: SparsityProfile, layout: Layout) -> np.ndarray:
     """Return the sparsity that each unit of ``layout`` takes over, ``(n_units,)`` float64.
 
     If both layouts have the same units, their sparsities are equal. Otherwise, the source's
@@ -52,7 +52,7 @@ def carried(profile: SparsityProfile, layout: Layout) -> np.ndarray:
     relative depth; if the source has no such role, those of all roles are. Several units of a role
     in one block count as one, weighted by parameters.
     """
-    if same_units(profile.layout, layout):
+    if have_same_units(profile.layout, layout):
         return profile.sparsities
     source_depths, target_depths = (
         compute_relative_depths(profile.layout),
@@ -71,13 +71,13 @@ def carried(profile: SparsityProfile, layout: Layout) -> np.ndarray:
     return sparsities
 
 
-def unmatched_roles(profile: SparsityProfile, layout: Layout) -> list[str]:
+def find_unmatched_roles(profile: SparsityProfile, layout: Layout) -> list[str]:
     """Return the roles of ``layout`` without a match in the profile, which follow its blocks."""
     matched = {unit.role for unit in profile.layout}
     return list(dict.fromkeys(unit.role for unit in layout if unit.role not in matched))
 
 
-def same_units(one: Layout, other: Layout) -> bool:
+def have_same_units(one: Layout, other: Layout) -> bool:
     """Return whether two layouts are equal except for the zeros of the dense model."""
     return [replace(unit, zeros=0) for unit in one] == [replace(unit, zeros=0) for unit in other]
 

@@ -13,9 +13,13 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
-from sparsity_search.pruners.bases.quotas import smallest
-from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
+from sparsity_search.pruners.bases.order import (
+    build_sort_keys,
+    draw_tie_breaks,
+    select_smallest_of_groups,
+)
+from sparsity_search.pruners.bases.quotas import select_smallest
+from sparsity_search.pruners.bases.update import MaskedPruner, UpdatedWeight, compute_masks
 
 #: Below this the inverse is not safe in float32; the scaled Hessian has unit diagonal.
 _LEAST_RHO = 0.01
@@ -70,17 +74,17 @@ class AdmmPruner(MaskedPruner):
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterator[Updated]:
+    ) -> Iterator[UpdatedWeight]:
         """Yield the weights of each count."""
-        scale = _scale(evidence.inputs).to(weight.device)
+        scale = _compute_scale(evidence.inputs).to(weight.device)
         dense = weight.float() * scale
-        inverse = _inverse(evidence.inputs, self.damping, self.rho).to(weight.device)
+        inverse = _compute_inverse(evidence.inputs, self.damping, self.rho).to(weight.device)
         for choose in self._choices(weight, evidence, counts, seed):
             moved, removed = self._iterate(dense, inverse, choose)
             # The change is rescaled, not the weights: what has not moved stays to the bit.
-            yield Updated(weight.float() + (moved - dense) / scale, removed)
+            yield UpdatedWeight(weight.float() + (moved - dense) / scale, removed)
 
-    def _iterate(self, dense: Tensor, inverse: Tensor, choose: Choose) -> Updated:
+    def _iterate(self, dense: Tensor, inverse: Tensor, choose: Choose) -> UpdatedWeight:
         """Return the last ``V + U`` and mask; all but ``inverse`` are ``(rows, columns)``."""
         total, removed = dense, torch.zeros_like(dense, dtype=torch.bool)
         for step in range(self.iterations):
@@ -91,48 +95,48 @@ class AdmmPruner(MaskedPruner):
             # As inverse @ G is I - rho · inverse, one product does it, and G itself is not needed.
             away = total - 2 * dual - dense
             total = torch.addmm(dense, away, inverse, alpha=self.rho) + dual
-        return Updated(total, removed)
+        return UpdatedWeight(total, removed)
 
     def _choices(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
     ) -> Iterator[Choose]:
         """Yield for each count how its weights are chosen."""
         if self.mask is not None:
-            for removed in masks(self.mask, weight, evidence, counts, seed):
-                yield partial(_given, removed)
+            for removed in compute_masks(self.mask, weight, evidence, counts, seed):
+                yield partial(_choose_given, removed)
             return
         pattern = Pattern.parse(self.pattern)
         pattern.check(weight.shape, counts)
-        zero, ties = weight == 0, tie_breaks(weight.shape, seed, weight.device)
+        zero, ties = weight == 0, draw_tie_breaks(weight.shape, seed, weight.device)
         dead = evidence.inputs.norms().to(weight.device) == 0
         existing = int(zero.sum())
 
         def choose(count: int, total: Tensor, step: int) -> Tensor:
-            keys = sort_keys(total.abs().masked_fill_(dead, 0), zero, ties)
-            number = max(existing, scheduled(count, step, self.schedule))
+            keys = build_sort_keys(total.abs().masked_fill_(dead, 0), zero, ties)
+            number = max(existing, compute_scheduled_count(count, step, self.schedule))
             if pattern.scope == "layer":
-                return smallest(keys, number)
+                return select_smallest(keys, number)
             if pattern.scope == "row":
-                return _smallest_of_rows(keys, zero.sum(dim=1), number)
+                return _choose_smallest_of_rows(keys, zero.sum(dim=1), number)
             each = pattern.removed_in_group(count, weight.numel())
-            unsafe = smallest_of_groups(keys, pattern.group, each)
-            return smallest(keys.masked_fill_(~unsafe, _LAST), number)
+            unsafe = select_smallest_of_groups(keys, pattern.group, each)
+            return select_smallest(keys.masked_fill_(~unsafe, _LAST), number)
 
         yield from (partial(choose, count) for count in counts)
 
 
-def scheduled(count: int, step: int, steps: int) -> int:
+def compute_scheduled_count(count: int, step: int, steps: int) -> int:
     """Return how many weights are removed from ``step`` on, if ``count`` are after ``steps``."""
     left = 1 - (step + 1) / steps
     return round(count * (1 - left**3))
 
 
-def _given(removed: Tensor, total: Tensor, step: int) -> Tensor:  # noqa: ARG001
+def _choose_given(removed: Tensor, total: Tensor, step: int) -> Tensor:  # noqa: ARG001
     return removed
 
 
-def _smallest_of_rows(keys: Tensor, zeros: Tensor, number: int) -> Tensor:
-    """Return a mask of the ``number`` entries that `removal_order` has first in rows.
+def _choose_smallest_of_rows(keys: Tensor, zeros: Tensor, number: int) -> Tensor:
+    """Return a mask of the ``number`` entries that `compute_removal_order` has first in rows.
 
     Args:
         keys: ``(rows, columns)``, distinct.
@@ -147,18 +151,18 @@ def _smallest_of_rows(keys: Tensor, zeros: Tensor, number: int) -> Tensor:
     rounds = int((spent <= rest).sum())
     rest -= int(spent[rounds - 1]) if rounds else 0
     last = ordered[:, rounds].masked_fill(~losing[:, rounds], _LAST)
-    quotas = zeros.clamp_min(rounds) + smallest(last, rest)
+    quotas = zeros.clamp_min(rounds) + select_smallest(last, rest)
     highest = ordered.gather(1, (quotas - 1).clamp_min(0)[:, None])
     return (keys <= highest) & (quotas > 0)[:, None]
 
 
-def _scale(inputs: InputStatistics) -> Tensor:
+def _compute_scale(inputs: InputStatistics) -> Tensor:
     """Return each input's root mean square, ``(n_inputs,)``; 1 for dead inputs."""
     norms = inputs.norms()
     return norms.masked_fill(norms == 0, 1)
 
 
-def _inverse(inputs: InputStatistics, damping: float, rho: float) -> Tensor:
+def _compute_inverse(inputs: InputStatistics, damping: float, rho: float) -> Tensor:
     """Return ``(G + ρ I)⁻¹`` of the scaled and damped Hessian, once for all that read the inputs.
 
     The damping may be larger than asked for, and ``G`` diagonal, as the damping notes tell.
@@ -166,7 +170,7 @@ def _inverse(inputs: InputStatistics, damping: float, rho: float) -> Tensor:
 
     def make() -> Tensor:
         factor, matrix = inputs.inverse_factor(damping), inputs.damped_hessian(damping)
-        scale = _scale(inputs).to(matrix)
+        scale = _compute_scale(inputs).to(matrix)
         matrix = matrix / scale / scale[:, None]
         matrix.diagonal().fill_(1 + factor.damping + rho)
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix)).float()

@@ -13,8 +13,8 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
-from sparsity_search.pruners.bases.update import Updated, UpdatePruner
+from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
+from sparsity_search.pruners.bases.update import UpdatedWeight, UpdatePruner
 
 #: The penalty's factor where the support changes by at least a share of its size (section 3.2).
 _FACTORS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -72,22 +72,22 @@ class ALPSPruner(UpdatePruner):
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterator[Updated]:
+    ) -> Iterator[UpdatedWeight]:
         """Yield the solution of each count."""
         pattern = Pattern.parse(self.pattern)
         pattern.check(weight.shape, counts)
-        spectrum = spectrum_of(evidence.inputs, self.damping).to(weight.device)
+        spectrum = compute_spectrum(evidence.inputs, self.damping).to(weight.device)
         weights = weight.float().contiguous()
         scaled = (weights * spectrum.scale).masked_fill_(spectrum.dead, 0)
-        ties = tie_breaks(weight.shape, seed, weight.device)
+        ties = draw_tie_breaks(weight.shape, seed, weight.device)
         for count in counts:
-            choose = smallest(pattern, count, weights == 0, ties)
+            choose = build_smallest_choice(pattern, count, weights == 0, ties)
             found = self.support(scaled, spectrum, choose)
             change = refit(
                 found.weights - scaled, spectrum.hessian, found.removed, self.pcg_iterations
             )
             # Weights that do not move stay as they are, to the bit.
-            yield Updated(weights + change / spectrum.scale, found.removed)
+            yield UpdatedWeight(weights + change / spectrum.scale, found.removed)
 
     def support(self, scaled: Tensor, spectrum: Spectrum, choose: Choose) -> Support:
         """Return what ADMM keeps, section 3.2 and algorithm 1.
@@ -120,7 +120,7 @@ class ALPSPruner(UpdatePruner):
                 break
             if changed and not moving:
                 sparse, dual = scaled.masked_fill(first, 0), torch.zeros_like(scaled)
-            before, rho = rho, next_rho(rho, changed / kept, moving)
+            before, rho = rho, compute_next_rho(rho, changed / kept, moving)
             dual *= before / rho
             smoother = spectrum.smoother(rho)
         removed = choose(weights)
@@ -141,7 +141,7 @@ class Support(NamedTuple):
     iterations: int
 
 
-def next_rho(rho: float, share: float, moving: bool) -> float:
+def compute_next_rho(rho: float, share: float, moving: bool) -> float:
     """Return the next penalty.
 
     Args:
@@ -180,7 +180,7 @@ class Spectrum(NamedTuple):
         return (self.vectors * (rho / (self.values + rho))) @ self.vectors.T
 
 
-def spectrum_of(inputs: InputStatistics, damping: float) -> Spectrum:
+def compute_spectrum(inputs: InputStatistics, damping: float) -> Spectrum:
     """Return the spectrum of inputs, computed once for each damping."""
     return inputs.derived(("alps", damping), lambda: _decompose(inputs, damping))
 
@@ -197,7 +197,7 @@ def _decompose(inputs: InputStatistics, damping: float) -> Spectrum:
     return Spectrum._make([*(tensor.float() for tensor in wide), dead])
 
 
-def smallest(pattern: Pattern, count: int, zero: Tensor, ties: Tensor) -> Choose:
+def build_smallest_choice(pattern: Pattern, count: int, zero: Tensor, ties: Tensor) -> Choose:
     """Return what finds the ``count`` entries of least magnitude, in the pattern.
 
     Args:
@@ -219,7 +219,7 @@ def smallest(pattern: Pattern, count: int, zero: Tensor, ties: Tensor) -> Choose
         removed = lowest(magnitude.masked_fill(zero, -1))
         if int(removed.sum()) == count:
             return removed
-        return lowest(sort_keys(magnitude, zero, ties))
+        return lowest(build_sort_keys(magnitude, zero, ties))
 
     return choose
 
@@ -239,11 +239,11 @@ def refit(change: Tensor, hessian: Tensor, removed: Tensor, iterations: int) -> 
     direction, square = residual, _dot(residual, residual)
     for _ in range(iterations):
         curved = (direction @ hessian).masked_fill_(removed, 0)
-        step = _ratio(square, _dot(direction, curved))
+        step = _divide(square, _dot(direction, curved))
         change = change + step * direction
         residual = residual - step * curved
         before, square = square, _dot(residual, residual)
-        direction = residual + _ratio(square, before) * direction
+        direction = residual + _divide(square, before) * direction
     return change
 
 
@@ -251,6 +251,6 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=1, keepdim=True)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient; 0 for a row that is solved already."""
     return (numerator / denominator).nan_to_num(0.0, 0.0, 0.0)

@@ -12,8 +12,8 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.variants import StructuredVariants
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.pruners.bases.columns import ColumnPruner, is_nested, order_of
-from sparsity_search.pruners.bases.structured import StructuredPruner, shape_of
+from sparsity_search.pruners.bases.columns import ColumnPruner, find_order, is_nested
+from sparsity_search.pruners.bases.structured import StructuredPruner, get_structure_layout
 from sparsity_search.registry import PRUNERS, plugin_field
 
 
@@ -48,7 +48,7 @@ class ColumnRefitPruner(ColumnPruner):
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> StructuredVariants:
         """Return the other pruner's sets with refitted consumers, see `Pruner.prune`."""
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         chosen = self._chosen(weight, evidence, counts, seed)
         existing = int(shape.empty(weight).sum())
         found = self._compensated(weight, evidence, chosen.removed, existing)
@@ -64,11 +64,11 @@ class ColumnRefitPruner(ColumnPruner):
         mask = self.mask
         if isinstance(mask, StructuredPruner):
             return mask.order(weight, evidence, seed)
-        every = range(shape_of(evidence).count + 1)
+        every = range(get_structure_layout(evidence).count + 1)
         removed = self._chosen(weight, evidence, every, seed).removed
         if not is_nested(removed):
             raise ConfigError(f"the sets of {mask} are not nested: they have no one order")
-        return order_of(removed)
+        return find_order(removed)
 
     def _chosen(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int

@@ -14,7 +14,7 @@ from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import RankedVariants
 from sparsity_search.interfaces.pruner import check_counts
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.score import ScorePruner, ranked
+from sparsity_search.pruners.bases.score import ScorePruner, rank_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,5 +65,5 @@ class DassPruner(ScorePruner):
             return super().prune(weight, evidence, counts, seed=seed)
         table = check_counts(counts, weight)
         score = self.finite_score(weight, evidence)
-        found = ranked(weight.T, score.T, Pattern.parse(self.pattern), table, seed)
+        found = rank_weights(weight.T, score.T, Pattern.parse(self.pattern), table, seed)
         return replace(found, codes=found.codes.T.contiguous())

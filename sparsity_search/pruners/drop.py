@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.pruners.bases.structured import Compensation, StructuredPruner, shape_of
+from sparsity_search.pruners.bases.structured import (
+    Compensation,
+    StructuredPruner,
+    get_structure_layout,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +24,9 @@ class DropPruner(StructuredPruner):
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:  # noqa: ARG002
         """Return the one structure."""
-        return torch.arange(shape_of(evidence).count, device=weight.device)
+        return torch.arange(get_structure_layout(evidence).count, device=weight.device)
 
     def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
         """Remove the output's bias with the rest: nothing is left of the unit."""
-        bias = shape_of(evidence).bias(weight)
+        bias = get_structure_layout(evidence).bias(weight)
         return Compensation(biases=torch.zeros(len(removed), *bias.shape, device=weight.device))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.evidence.fluctuation import check_metric, input_scores
+from sparsity_search.evidence.fluctuation import check_metric, compute_input_scores
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.pruners.bases.structured import (
     Compensation,
     StructuredPruner,
-    by_score,
-    column_sums,
-    shape_of,
+    get_structure_layout,
+    sort_by_score,
+    sum_columns,
 )
 
 
@@ -48,15 +48,15 @@ class FLAPPruner(StructuredPruner):
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
         """Return structures by rising score."""
-        shape = shape_of(evidence)
-        scores = input_scores(shape.consumer(weight), evidence.inputs, self.metric)
-        return by_score(column_sums(scores, shape) / shape.inner, seed)
+        shape = get_structure_layout(evidence)
+        scores = compute_input_scores(shape.consumer(weight), evidence.inputs, self.metric)
+        return sort_by_score(sum_columns(scores, shape) / shape.inner, seed)
 
     def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
         """Return biases that hold the mean of what the removed structures put out."""
         if not self.bias:
             return Compensation()
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         mean = evidence.inputs.mean().to(weight.device)
         lost = removed.repeat_interleave(shape.inner, dim=1) * mean
         added = lost @ shape.consumer(weight).T

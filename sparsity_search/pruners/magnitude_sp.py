@@ -9,9 +9,9 @@ from torch import Tensor
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.pruners.bases.structured import (
     StructuredPruner,
-    by_score,
-    column_sums,
-    shape_of,
+    get_structure_layout,
+    sort_by_score,
+    sum_columns,
 )
 
 
@@ -24,5 +24,5 @@ class MagnitudeSPPruner(StructuredPruner):
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
         """Return structures by rising score."""
-        shape = shape_of(evidence)
-        return by_score(column_sums(shape.consumer(weight).norm(dim=0), shape), seed)
+        shape = get_structure_layout(evidence)
+        return sort_by_score(sum_columns(shape.consumer(weight).norm(dim=0), shape), seed)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsity_search.evidence.evidence import Evidence, routing_of
-from sparsity_search.pruners.bases.structured import StructuredPruner, by_score
+from sparsity_search.evidence.evidence import Evidence, get_routing
+from sparsity_search.pruners.bases.structured import StructuredPruner, sort_by_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,4 @@ class REAPPruner(StructuredPruner):
             ConfigError: The unit is no mixture of experts.
             NumericalError: A score is not finite.
         """
-        return by_score(routing_of(evidence).saliency.to(weight.device), seed)
+        return sort_by_score(get_routing(evidence).saliency.to(weight.device), seed)

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence.bits import keep
 from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.masks import apply_mask
 from sparsity_search.evidence.statistics import InverseFactor
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
-from sparsity_search.pruners.bases.quotas import block_quotas, smallest
-from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
+from sparsity_search.pruners.bases.order import (
+    build_sort_keys,
+    draw_tie_breaks,
+    select_smallest_of_groups,
+)
+from sparsity_search.pruners.bases.quotas import compute_block_quotas, select_smallest
+from sparsity_search.pruners.bases.update import MaskedPruner, UpdatedWeight, compute_masks
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.
 _STACK_BYTES = 2**28
@@ -54,16 +58,16 @@ class SparseGPTPruner(MaskedPruner):
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterator[Updated]:
+    ) -> Iterator[UpdatedWeight]:
         """Yield the swept weights of each count."""
         factor = evidence.inputs.inverse_factor(self.damping)
         upper = factor.upper.to(weight.device)
-        for group in _groups(counts, weight.numel()):
+        for group in _split_counts(counts, weight.numel()):
             choose, width = self._choice(weight, evidence, factor, group, seed)
             swept = sweep(weight.float().repeat(len(group), 1), upper, choose, width)
             shape = (len(group), *weight.shape)
             stacked = zip(swept.weights.view(shape), swept.removed.view(shape), strict=True)
-            yield from (Updated(weights, removed) for weights, removed in stacked)
+            yield from (UpdatedWeight(weights, removed) for weights, removed in stacked)
 
     def _choice(
         self,
@@ -75,15 +79,15 @@ class SparseGPTPruner(MaskedPruner):
     ) -> tuple[Choose, int]:
         """Return what is removed of each block of the stacked counts, and a block's width."""
         if self.mask is not None:
-            removed = torch.cat(masks(self.mask, weight, evidence, counts, seed))
+            removed = torch.cat(compute_masks(self.mask, weight, evidence, counts, seed))
             return lambda _, columns: removed[:, columns], self.block_size
         zero, dead = weight == 0, factor.dead.to(weight.device)
-        ties = tie_breaks(weight.shape, seed, weight.device)
+        ties = draw_tie_breaks(weight.shape, seed, weight.device)
         sensitivity = factor.upper.to(weight.device).diagonal().reciprocal().masked_fill(dead, 0)
 
         def keys(current: Tensor, columns: slice) -> Tensor:
             saliency = (current.abs() * sensitivity[columns]).view(len(counts), len(weight), -1)
-            return sort_keys(saliency, zero[:, columns], ties[:, columns])
+            return build_sort_keys(saliency, zero[:, columns], ties[:, columns])
 
         pattern = Pattern.parse(self.pattern)
         pattern.check(weight.shape, counts)
@@ -92,20 +96,22 @@ class SparseGPTPruner(MaskedPruner):
 
             def choose_groups(current: Tensor, columns: slice) -> Tensor:
                 pairs = zip(keys(current, columns), numbers, strict=True)
-                return torch.cat([smallest_of_groups(k, pattern.group, n) for k, n in pairs])
+                return torch.cat(
+                    [select_smallest_of_groups(k, pattern.group, n) for k, n in pairs]
+                )
 
             return choose_groups, pattern.group
-        quotas = [block_quotas(count, zero, dead, self.block_size) for count in counts]
+        quotas = [compute_block_quotas(count, zero, dead, self.block_size) for count in counts]
 
         def choose_blocks(current: Tensor, columns: slice) -> Tensor:
             number = columns.start // self.block_size
             pairs = zip(keys(current, columns), quotas, strict=True)
-            return torch.cat([smallest(k, quota[number]) for k, quota in pairs])
+            return torch.cat([select_smallest(k, quota[number]) for k, quota in pairs])
 
         return choose_blocks, self.block_size
 
 
-class Swept(NamedTuple):
+class SweepResult(NamedTuple):
     """Outcome of `sweep`; all ``(rows, columns)``, and ``weights = before - errors @ upper``."""
 
     weights: Tensor
@@ -113,7 +119,7 @@ class Swept(NamedTuple):
     removed: Tensor
 
 
-def sweep(weights: Tensor, upper: Tensor, choose: Choose, block_size: int) -> Swept:
+def sweep(weights: Tensor, upper: Tensor, choose: Choose, block_size: int) -> SweepResult:
     """Remove what ``choose`` picks block by block, and update the columns to the right.
 
     The damped layer error of the result is ``‖errors‖²``, row by row.
@@ -134,7 +140,7 @@ def sweep(weights: Tensor, upper: Tensor, choose: Choose, block_size: int) -> Sw
         _eliminate(work[block], errors[block], removed[block], upper[block, block])
         later = slice(start + block_size, None)
         work[later].addmm_(upper[block, later].T, errors[block], alpha=-1)
-    return Swept(work.T, errors.T, removed.T)
+    return SweepResult(work.T, errors.T, removed.T)
 
 
 def _eliminate(work: Tensor, errors: Tensor, removed: Tensor, upper: Tensor) -> None:
@@ -142,10 +148,10 @@ def _eliminate(work: Tensor, errors: Tensor, removed: Tensor, upper: Tensor) -> 
     for j in range(len(work)):
         current = torch.addmv(work[j], errors[:j].T, upper[:j, j], alpha=-1)
         errors[j] = current.mul_(removed[j]).div_(upper[j, j])
-    work.copy_(keep(work.addmm_(upper.T, errors, alpha=-1), ~removed))
+    work.copy_(apply_mask(work.addmm_(upper.T, errors, alpha=-1), ~removed))
 
 
-def _groups(counts: Sequence[int], size: int) -> list[Sequence[int]]:
+def _split_counts(counts: Sequence[int], size: int) -> list[Sequence[int]]:
     """Cut ``counts`` so that float32 weights and errors of a group stay within the bound."""
     step = max(1, _STACK_BYTES // (8 * size))
     return [counts[i : i + step] for i in range(0, len(counts), step)]

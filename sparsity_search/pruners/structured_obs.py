@@ -9,8 +9,13 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.pruners.bases.columns import ColumnPruner, Eliminated, Greedy, eliminate
-from sparsity_search.pruners.bases.structured import shape_of
+from sparsity_search.pruners.bases.columns import (
+    ColumnPruner,
+    EliminationResult,
+    EliminationSettings,
+    eliminate,
+)
+from sparsity_search.pruners.bases.structured import get_structure_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,8 @@ class StructuredOBSPruner(ColumnPruner):
         costs = self._eliminate(weight.float(), evidence, seed).costs.clamp_min(0)
         return torch.cat([costs.new_zeros(1), costs.cumsum(dim=0)])
 
-    def _eliminate(self, weight: Tensor, evidence: Evidence, seed: int) -> Eliminated:
-        shape = shape_of(evidence)
+    def _eliminate(self, weight: Tensor, evidence: Evidence, seed: int) -> EliminationResult:
+        shape = get_structure_layout(evidence)
         consumer = self._live(shape.consumer(weight), evidence)
-        how = Greedy(per_step=self.per_step, linear_term=self.linear_term, seed=seed)
+        how = EliminationSettings(per_step=self.per_step, linear_term=self.linear_term, seed=seed)
         return eliminate(consumer, self._hessian(consumer, evidence), shape.count, how)

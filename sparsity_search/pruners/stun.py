@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence.evidence import Evidence, routing_of
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.evidence import Evidence, get_routing
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import StoredVariants
 from sparsity_search.interfaces.pruner import Pruner, check_table
-from sparsity_search.pruners.bases.order import tie_breaks
-from sparsity_search.pruners.bases.structured import shape_of
+from sparsity_search.pruners.bases.order import draw_tie_breaks
+from sparsity_search.pruners.bases.structured import get_structure_layout
 
 #: Experts by number, in clusters.
 _Clusters = list[list[int]]
@@ -71,13 +71,13 @@ class STUNPruner(Pruner):
         Raises:
             ConfigError: The unit is no mixture of experts, too.
         """
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         table = check_table(counts, shape.count)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
         live = (~shape.empty(weight)).nonzero().flatten().cpu()
         rows = shape.bodies(weight)[:, live.to(weight.device), -1].T
-        together = routing_of(evidence).coactivation.cpu()[live][:, live]
+        together = get_routing(evidence).coactivation.cpu()[live][:, live]
         cuts = _agglomerate(self._distance(rows.double().cpu(), together.double()), seed)
         cuts.append([])  # with all experts removed
         existing = shape.count - len(live)
@@ -96,7 +96,7 @@ class STUNPruner(Pruner):
             distance -= together * (pairs / together.sum())
         return distance
 
-    def _reduced(self, weight: Tensor, shape: Structures, clusters: _Clusters) -> Tensor:
+    def _reduced(self, weight: Tensor, shape: StructureLayout, clusters: _Clusters) -> Tensor:
         """Return the matrix with one expert for each cluster, and zeros for the others."""
         average = len(clusters) <= self.merge_max_clusters
         made = torch.zeros_like(weight)
@@ -121,7 +121,7 @@ def _agglomerate(distance: Tensor, seed: int) -> list[_Clusters]:
         seed: Decides between equal distances.
     """
     n = len(distance)
-    order = tie_breaks(torch.Size([n]), seed, distance.device)
+    order = draw_tie_breaks(torch.Size([n]), seed, distance.device)
     farthest = distance[order][:, order].fill_diagonal_(torch.inf)
     clusters = [[expert] for expert in order.tolist()]
     cuts = [[sorted(members) for members in clusters]]

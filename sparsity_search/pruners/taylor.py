@@ -9,7 +9,11 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence, WeightGradient
-from sparsity_search.pruners.bases.structured import StructuredPruner, by_score, shape_of
+from sparsity_search.pruners.bases.structured import (
+    StructuredPruner,
+    get_structure_layout,
+    sort_by_score,
+)
 
 
 def _first(weight: Tensor, gradient: WeightGradient) -> Tensor:
@@ -79,12 +83,12 @@ class TaylorPruner(StructuredPruner):
         """
         if evidence.gradient is None:
             raise ConfigError("taylor needs the weights' gradient, and the evidence has none")
-        shape, gradient = shape_of(evidence), _moved(evidence.gradient, weight)
+        shape, gradient = get_structure_layout(evidence), _move_gradient(evidence.gradient, weight)
         columns = _FORMS[self.form](weight, gradient)[: shape.count * shape.width]
-        return by_score(columns.view(shape.count, shape.width).sum(dim=1), seed)
+        return sort_by_score(columns.view(shape.count, shape.width).sum(dim=1), seed)
 
 
-def _moved(gradient: WeightGradient, weight: Tensor) -> WeightGradient:
+def _move_gradient(gradient: WeightGradient, weight: Tensor) -> WeightGradient:
     """Return the gradient on the weight's device, if it is finite."""
     mean, rms = gradient.mean.to(weight.device), gradient.rms.to(weight.device)
     if not (mean.isfinite().all() and rms.isfinite().all()):

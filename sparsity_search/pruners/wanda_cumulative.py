@@ -11,10 +11,10 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.evidence.variants import RankedVariants, codes_of
+from sparsity_search.evidence.variants import RankedVariants, encode_order
 from sparsity_search.interfaces.pruner import check_counts
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
+from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
 from sparsity_search.pruners.bases.score import ScorePruner
 
 
@@ -59,11 +59,11 @@ class WandaCumulativePruner(ScorePruner):
             return super().prune(weight, evidence, counts, seed=seed)
         table = check_counts(counts, weight)
         score = self.finite_score(weight, evidence)
-        order = _cumulative_order(score, weight == 0, seed)
-        return RankedVariants(counts=table, codes=codes_of(order, table).view(weight.shape))
+        order = _compute_cumulative_order(score, weight == 0, seed)
+        return RankedVariants(counts=table, codes=encode_order(order, table).view(weight.shape))
 
 
-def _cumulative_order(score: Tensor, zero: Tensor, seed: int) -> Tensor:
+def _compute_cumulative_order(score: Tensor, zero: Tensor, seed: int) -> Tensor:
     """Return flat indices by cumulative share of the row's score, zeros first.
 
     Args:
@@ -71,7 +71,7 @@ def _cumulative_order(score: Tensor, zero: Tensor, seed: int) -> Tensor:
         zero: bool, of the same shape.
         seed: Decides between equal scores.
     """
-    keys = sort_keys(score, zero, tie_breaks(score.shape, seed, score.device))
+    keys = build_sort_keys(score, zero, draw_tie_breaks(score.shape, seed, score.device))
     ranks = keys.argsort(dim=1)
     # In float32 large layers have many shares that round to the same number.
     sums = score.gather(1, ranks).double().cumsum(dim=1)

@@ -10,9 +10,9 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.pruners.bases.structured import (
     StructuredPruner,
-    by_score,
-    column_sums,
-    shape_of,
+    get_structure_layout,
+    sort_by_score,
+    sum_columns,
 )
 
 
@@ -30,7 +30,7 @@ class WandaSPPruner(StructuredPruner):
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
         """Return structures by rising score."""
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         columns = shape.consumer(weight).abs().mean(dim=0)
         norms = evidence.inputs.norms().to(weight.device)
-        return by_score(column_sums(columns * norms, shape), seed)
+        return sort_by_score(sum_columns(columns * norms, shape), seed)

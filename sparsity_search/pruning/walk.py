@@ -18,7 +18,7 @@ from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import Variants
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.views import WeightView
 from sparsity_search.models.running.walk import Refresh, Visit, walk
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.utils.random import derive_seed
@@ -35,7 +35,7 @@ class UnitVisit(NamedTuple):
     """
 
     unit: Unit
-    view: View
+    view: WeightView
     weight: Tensor
     evidence: Evidence
 
@@ -57,7 +57,7 @@ class Pruned(NamedTuple):
     """
 
     unit: Unit
-    view: View
+    view: WeightView
     dense: Tensor
     levels: Iterator[Tensor]
     evidence: Evidence

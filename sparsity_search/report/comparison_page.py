@@ -39,24 +39,24 @@ def write_comparison(folder: Path) -> Path:
     check_pages()
     write_tables(folder)
     record = ComparisonRecord.read(folder)
-    images = draw(record)
+    images = draw_figures(record)
     for name, (_, image) in images.items():
         write_bytes(record.folder.plot_file(name), image)
     write_text(record.folder.report_file, render(record, images))
     return record.folder.report_file
 
 
-def draw(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
+def draw_figures(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
     """Return captions and figures as PNG, by file name."""
     from sparsity_search.report import plots
 
-    curves: dict[str, dict[str, list[plots.Point]]] = {}
+    curves: dict[str, dict[str, list[plots.SeedRange]]] = {}
     figures = {}
     for group in record.groups():
         pruner, target = group.condition
         values, mean = group.values("perplexity"), group.mean("perplexity")
         if mean is not None:
-            point = plots.Point(target, mean, min(values), max(values))
+            point = plots.SeedRange(target, mean, min(values), max(values))
             curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
     if curves:
         caption = "Mean over seeds, whiskers from the least to the greatest; logarithmic."

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.report.hypervolume import (
-    Point,
+    FrontPoint,
     compute_hypervolume,
     select_front,
     trace_hypervolume,
@@ -30,7 +30,7 @@ COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexi
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontRecord:
     """The results of the searches in a folder.
 
     Attributes:
@@ -40,7 +40,7 @@ class Front:
     runs: Mapping[str, RunRecord]
 
     @classmethod
-    def read(cls, folder: Path) -> Front:
+    def read(cls, folder: Path) -> FrontRecord:
         """Return the finished searches of a folder.
 
         Raises:
@@ -60,13 +60,13 @@ class Front:
             if row["name"] != "dense"
         ]
         best = {point.name for point in self.points}
-        return [{**row, "on_front": _key(row) in best} for row in rows]
+        return [{**row, "on_front": _get_key(row) in best} for row in rows]
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[FrontPoint]:
         """The front: profiles that no other one beats in both score and sparsity, or saving."""
         scored = [
-            Point(_removed(row), row["score"], _key({"run": run, **row}))
+            FrontPoint(_get_removed(row), row["score"], _get_key({"run": run, **row}))
             for run, record in self.runs.items()
             for row in (record.results or {})["rows"]
             if row["name"] != "dense" and row["score"] is not None
@@ -99,13 +99,13 @@ class Front:
         }
 
 
-def write_front(folder: Path) -> Front:
+def write_front(folder: Path) -> FrontRecord:
     """Write ``front.json``, ``front.csv`` and, with the extra ``report``, ``front.png``.
 
     Returns:
         The front that they hold.
     """
-    found = Front.read(folder)
+    found = FrontRecord.read(folder)
     write_json(folder / FRONT, found.to_json())
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -117,25 +117,27 @@ def write_front(folder: Path) -> Front:
     return found
 
 
-def _draw(found: Front) -> bytes:
+def _draw(found: FrontRecord) -> bytes:
     from sparsity_search.report import plots
 
-    lines: dict[str, list[plots.Point]] = {}
+    lines: dict[str, list[plots.SeedRange]] = {}
     for run, record in found.runs.items():
         shipped = find_shipped_name(record.results)
         for row in found.rows:
             if row["run"] == run and row["perplexity"] and row["name"] in ("uniform", shipped):
                 name = "uniform" if row["name"] == "uniform" else "searched"
                 value = row["perplexity"]
-                lines.setdefault(name, []).append(plots.Point(_removed(row), value, value, value))
+                lines.setdefault(name, []).append(
+                    plots.SeedRange(_get_removed(row), value, value, value)
+                )
     first = next(iter(found.runs.values()))
     pruner = first.config["pruner"]["name"]
     return plots.encode_png(plots.draw_perplexity({pruner: lines}, first.removal))
 
 
-def _removed(row: Mapping[str, Any]) -> float:
+def _get_removed(row: Mapping[str, Any]) -> float:
     return float(row.get("saving", row["sparsity"]))
 
 
-def _key(row: Mapping[str, Any]) -> str:
+def _get_key(row: Mapping[str, Any]) -> str:
     return f"{row['run']}/{row['name']}"

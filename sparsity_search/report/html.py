@@ -51,14 +51,14 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
     """
     check_pages()
     record, directory = RunRecord.read(run_dir, storage), RunDirectory(run_dir)
-    images = draw(record)
+    images = draw_figures(record)
     for name, image in images.items():
         write_bytes(directory.plot_file(name), image)
     write_text(directory.report_file, render(record, images))
     return directory.report_file
 
 
-def draw(record: RunRecord) -> dict[str, bytes]:
+def draw_figures(record: RunRecord) -> dict[str, bytes]:
     """Return the figures that a record has the data for, as PNG by name."""
     from sparsity_search.report import plots
 
@@ -84,14 +84,14 @@ def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
     return render_page(
         "template.html.j2",
         {
-            **redact(_context(record), _secrets(record)),
+            **redact(_build_context(record), _list_secrets(record)),
             "images": {name: encode_image(image) for name, image in images.items()},
             "captions": CAPTIONS,
         },
     )
 
 
-def _context(record: RunRecord) -> dict[str, Any]:
+def _build_context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
     return {
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
@@ -100,37 +100,37 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "finished": record.results is not None,
         "summary": table.summarise(record),
         "headline": {"header": table.list_columns(record), "rows": table.list_rows(record)},
-        "roles": _groups(record, "role"),
-        "blocks": _groups(record, "block"),
+        "roles": _build_groups(record, "role"),
+        "blocks": _build_groups(record, "block"),
         "rungs": {"header": table.RUNG_HEADER, "rows": table.list_rungs(record)},
         "search": table.list_search_facts(record),
         "steps": table.list_steps(record),
-        "method": _method(record),
+        "method": _collect_method(record),
         "provenance": list_provenance(run),
         "fingerprint": run.get("fingerprint", {}),
         "text": tabulate_text(run.get("text", {})),
         "notes": results.get("notes", []),
         "config": yaml.safe_dump(
-            redact(dict(record.config), _secrets(record)), sort_keys=False, allow_unicode=True
+            redact(dict(record.config), _list_secrets(record)), sort_keys=False, allow_unicode=True
         ),
     }
 
 
-def _groups(record: RunRecord, by: Any) -> dict[str, Any]:
+def _build_groups(record: RunRecord, by: Any) -> dict[str, Any]:
     return {
         "header": table.list_group_columns(record, by),
         "rows": table.list_group_rows(record, by),
     }
 
 
-def _method(record: RunRecord) -> dict[str, str]:
+def _collect_method(record: RunRecord) -> dict[str, str]:
     config = record.config
     plugins = {kind: config[kind]["name"] for kind in ("pruner", "searcher", "evaluator")}
     starts = ", ".join(record.starts)
     return {**plugins, "space": str(config["space"]), "initial candidates": starts}
 
 
-def _secrets(record: RunRecord) -> tuple[str, ...]:
+def _list_secrets(record: RunRecord) -> tuple[str, ...]:
     """Return the storage's URL as it is and as a shell-quoted command line has it."""
     storage = record.config["study"].get("storage")
     return (storage, storage.replace("'", "'\"'\"'")) if storage else ()

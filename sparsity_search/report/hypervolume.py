@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-class Point(NamedTuple):
+class FrontPoint(NamedTuple):
     """A profile in the plane of both objectives.
 
     Attributes:
@@ -20,22 +20,22 @@ class Point(NamedTuple):
     name: str = ""
 
 
-def select_front(points: Iterable[Point]) -> list[Point]:
+def select_front(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     """Return the points that no other one is at least as good as in both, by rising sparsity.
 
     Of equal points the first stays.
 
-    >>> select_front([Point(0.5, 1.0), Point(0.4, 2.0), Point(0.6, 3.0)])
-    [Point(sparsity=0.5, score=1.0, name=''), Point(sparsity=0.6, score=3.0, name='')]
+    >>> select_front([FrontPoint(0.5, 1.0), FrontPoint(0.4, 2.0), FrontPoint(0.6, 3.0)])
+    [FrontPoint(sparsity=0.5, score=1.0, name=''), FrontPoint(sparsity=0.6, score=3.0, name='')]
     """
-    found: list[Point] = []
+    found: list[FrontPoint] = []
     for point in sorted(points, key=lambda p: (-p.sparsity, p.score)):
         if not found or point.score < found[-1].score:
             found.append(point)
     return found[::-1]
 
 
-def compute_hypervolume(points: Iterable[Point], worst: float) -> float:
+def compute_hypervolume(points: Iterable[FrontPoint], worst: float) -> float:
     """Return the area that points dominate, from sparsity 0 and a worst score on.
 
     Args:
@@ -67,7 +67,7 @@ def trace_hypervolume(
     for sparsity, falls in runs:
         for seconds, score in falls:
             best[sparsity] = min(score, best.get(sparsity, score))
-            points = (Point(s, b) for s, b in best.items())
+            points = (FrontPoint(s, b) for s, b in best.items())
             found.append((before + seconds, compute_hypervolume(points, worst)))
         before += max((seconds for seconds, _ in falls), default=0.0)
     return found

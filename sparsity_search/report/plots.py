@@ -25,7 +25,7 @@ INK, GREY, GRID = "#222222", "#767676", "#E4E4E4"
 DPI = 160
 
 
-class Point(NamedTuple):
+class SeedRange(NamedTuple):
     """The values of all seeds at one sparsity: mean, least and greatest."""
 
     sparsity: float
@@ -115,7 +115,7 @@ def draw_scores(
 
 
 def draw_perplexity(
-    curves: Mapping[str, Mapping[str, Sequence[Point]]], against: str = "sparsity"
+    curves: Mapping[str, Mapping[str, Sequence[SeedRange]]], against: str = "sparsity"
 ) -> Figure:
     """Draw perplexity against sparsity: one panel a pruner, one line an allocator.
 

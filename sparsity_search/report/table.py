@@ -45,7 +45,7 @@ def describe_budget(record: RunRecord) -> str:
 
 def list_rows(record: RunRecord) -> list[Row]:
     """Return the comparison, one row a profile; before the end its scores are missing."""
-    results = [row for _, row in sorted(_collect_results(record).items(), key=_dense_first)]
+    results = [row for _, row in sorted(_collect_results(record).items(), key=_get_sort_key)]
     uniform = _collect_results(record).get("uniform", {})
     return [
         (
@@ -235,7 +235,7 @@ def _format_saving(fraction: float | None) -> str:
     return NONE if fraction is None else format_percent(fraction)
 
 
-def _dense_first(item: tuple[str, Mapping[str, Any]]) -> bool:
+def _get_sort_key(item: tuple[str, Mapping[str, Any]]) -> bool:
     return item[0] != "dense"
 
 

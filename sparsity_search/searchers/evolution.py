@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
-from sparsity_search.searchers.bases.mutation import Mutation, stride_shares
+from sparsity_search.searchers.bases.mutation import Mutation, compute_stride_shares
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History
@@ -68,7 +68,7 @@ class EvolutionSearcher(Searcher):
         del n
         if len(history.winners) <= self.random_rounds:
             return self._sample(space, rng)
-        shares = stride_shares(self.strides, history.winners) if self.adaptive else None
+        shares = compute_stride_shares(self.strides, history.winners) if self.adaptive else None
         return self._mutation.children(space, history.survivors, rng, shares)
 
     def fallback(self, space: Space, rng: np.random.Generator) -> Iterator[Candidate]:

@@ -12,13 +12,19 @@ import numpy as np
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.searchers.bases.features import group_by_role
-from sparsity_search.searchers.bases.models import Boosted, ModelSettings, Pairs
-from sparsity_search.searchers.bases.training import Figures, can_fit, judge, log_scores, split
+from sparsity_search.searchers.bases.models import BoostedModel, ModelSettings, TrainingPairs
+from sparsity_search.searchers.bases.training import (
+    PredictionFigures,
+    can_fit,
+    judge,
+    log_scores,
+    split_pairs,
+)
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import History, Measurement
-from sparsity_search.utils.files import digest
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.random import create_generator
 
 #: Random candidates in a row that are not new, before no more are drawn.
 _MISSES = 40
@@ -126,7 +132,7 @@ class GbdtSearcher(Searcher):
         del space, rng
         return iter(())
 
-    def report(self, space: Space, history: History) -> Figures | None:
+    def report(self, space: Space, history: History) -> PredictionFigures | None:
         """Return how well the held-out pairs are predicted; None before all are measured."""
         measured = _select_first(history)
         if len(measured) < self.pairs:
@@ -173,7 +179,7 @@ class GbdtSearcher(Searcher):
         fitted = self._fit(space, measured)
         if fitted is None:
             return []
-        rng = generator(0, "samples", digest([m.candidate for m in measured]))
+        rng = create_generator(0, "samples", compute_digest([m.candidate for m in measured]))
         low, high = self.ranges(fitted.importance)
         middle, half = _find_spans(space, self.spread)
         drawn = middle + half * rng.uniform(low, high, (self.samples, space.n_genes))
@@ -200,16 +206,16 @@ class GbdtSearcher(Searcher):
         """Return the fitted trees; None if too few scores are finite."""
         alive = [m for m in measured if not m.failed]
         fidelities = list(dict.fromkeys(m.fidelity for m in alive))
-        pairs = Pairs(
+        pairs = TrainingPairs(
             {"levels": np.array([m.candidate for m in alive], float).reshape(-1, space.n_genes)},
             log_scores(np.array([m.score.value for m in alive])),
             np.array([fidelities.index(m.fidelity) for m in alive], dtype=np.int64),
         )
-        rng = generator(0, "split", digest([m.candidate for m in measured]))
-        train, held_out = split(pairs, self.train_share, rng)
+        rng = create_generator(0, "split", compute_digest([m.candidate for m in measured]))
+        train, held_out = split_pairs(pairs, self.train_share, rng)
         if not can_fit(train):
             return None
-        model = Boosted.fit(train, self._model, 0)
+        model = BoostedModel.fit(train, self._model, 0)
         return _Fitted(model, held_out, model.importance(space.n_genes))
 
 
@@ -217,8 +223,8 @@ class GbdtSearcher(Searcher):
 class _Fitted:
     """Trees, held-out pairs, and the gain of the trees' splits by each gene."""
 
-    model: Boosted
-    held_out: Pairs
+    model: BoostedModel
+    held_out: TrainingPairs
     importance: np.ndarray
 
 

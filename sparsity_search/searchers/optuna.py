@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
-from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.errors import ConfigError, suggest_name
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.space import Space
@@ -58,7 +58,7 @@ class OptunaSearcher(Searcher):
 
     def __post_init__(self) -> None:
         if self.sampler not in _SAMPLERS:
-            raise ConfigError(f"sampler {self.sampler!r}: {nearest(self.sampler, _SAMPLERS)}")
+            raise ConfigError(f"sampler {self.sampler!r}: {suggest_name(self.sampler, _SAMPLERS)}")
         if self.startup < 2:
             raise ConfigError(f"startup must be at least 2, not {self.startup}")
 

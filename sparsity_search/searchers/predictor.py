@@ -15,11 +15,11 @@ from sparsity_search.interfaces.searcher import Searcher, take_new
 from sparsity_search.searchers.bases.dataset import read_dataset
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import (
-    Fitted,
+    FittedModel,
     Kind,
     ModelSettings,
     Objective,
-    Pairs,
+    TrainingPairs,
     fit,
 )
 from sparsity_search.searchers.bases.mutation import Mutation
@@ -139,7 +139,9 @@ class PredictorSearcher(Searcher):
         children = self._single.children(space, parents, rng)
         return take_new(children, n * self.pool, history.seen)
 
-    def _rank(self, space: Space, pool: Sequence[Candidate], model: Fitted) -> list[Candidate]:
+    def _rank(
+        self, space: Space, pool: Sequence[Candidate], model: FittedModel
+    ) -> list[Candidate]:
         """Return a pool, best first by predicted score less ``explore`` times its spread."""
         if not pool:
             return []
@@ -171,7 +173,7 @@ class PredictorSearcher(Searcher):
             max_switches=self.max_switches, strides=self.strides, within=self.within, tournament=1
         )
 
-    def _trusts(self, space: Space, history: History, pairs: Pairs) -> bool:
+    def _trusts(self, space: Space, history: History, pairs: TrainingPairs) -> bool:
         """Whether the predictor picks this round's candidates."""
         known = 0 if self.dataset else self.startup
         if not history.survivors or len(pairs) < known or not can_fit(pairs):
@@ -192,10 +194,10 @@ class PredictorSearcher(Searcher):
             more=self._read_more(space),
         )
 
-    def _read_more(self, space: Space) -> Pairs | None:
+    def _read_more(self, space: Space) -> TrainingPairs | None:
         return read_dataset(Path(self.dataset)).pairs(space) if self.dataset else None
 
-    def _collect_pairs(self, space: Space, history: History) -> Pairs:
+    def _collect_pairs(self, space: Space, history: History) -> TrainingPairs:
         pairs, more = build_pairs(space, drop_failed(history.measurements)), self._read_more(space)
         return pairs if more is None else join(pairs, more)
 

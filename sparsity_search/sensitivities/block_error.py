@@ -15,7 +15,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
-from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.losses import enforce_rising
 from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
@@ -52,17 +52,19 @@ class BlockErrorSensitivity(ShortTextSensitivity):
                 while block < unit.block:
                     before, block = after, block + 1
                     after = runner.run(block, before)
-                added, found = _distance(after, before), []
+                added, found = _compute_distance(after, before), []
                 for level in levels:
                     view.write(level)
-                    found.append(_distance(runner.run(block, before), after) / (added or 1.0))
+                    found.append(
+                        _compute_distance(runner.run(block, before), after) / (added or 1.0)
+                    )
                 view.write(dense)
-                losses.append(rising(found, unit.name))
+                losses.append(enforce_rising(found, unit.name))
         return Scores(subject.layout, tuple(np.array(table) for table in tables), tuple(losses))
 
 
 @torch.inference_mode()
-def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+def _compute_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Return the squared distance of two lists of hidden states."""
     pairs = zip(one, other, strict=True)
     return sum(float((x.float() - y.float()).square().double().sum()) for x, y in pairs)

@@ -14,14 +14,14 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.recording import (
     Differentiate,
-    drawn_labels,
+    choose_positions,
+    compute_slopes,
+    draw_labels,
     record,
-    runs,
-    slopes,
 )
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
-from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.losses import enforce_rising
 from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
@@ -78,26 +78,30 @@ class FisherSensitivity(ShortTextSensitivity):
         self.check_units(subject.units)
         text = self.text(tokens)
         span = min(self.span or text.shape[1], text.shape[1])
-        positions = runs(text.shape[1], self.positions, span)
+        positions = choose_positions(text.shape[1], self.positions, span)
         recordings = record(subject, text, positions, self._differentiate(seed))
         losses, samples = [], []
         for unit, view, dense, levels, _ in pruned_units(
             subject, tokens, pruner, tables, seed=seed
         ):
-            found = torch.stack([slopes(view, level - dense, recordings) for level in levels])
+            found = torch.stack(
+                [compute_slopes(view, level - dense, recordings) for level in levels]
+            )
             found = found.view(len(found), -1, span).sum(-1)
-            losses.append(rising(found.double().square().mean(1).cpu() / 2 / span, unit.name))
+            losses.append(
+                enforce_rising(found.double().square().mean(1).cpu() / 2 / span, unit.name)
+            )
             if self.pairs:
                 samples.append(found.cpu().numpy())
         counts = tuple(np.array(table) for table in tables)
-        pairs = together(samples, span) if self.pairs else None
+        pairs = compute_pair_losses(samples, span) if self.pairs else None
         return Scores(subject.layout, counts, tuple(losses), pairs)
 
     def _differentiate(self, seed: int) -> Differentiate:
-        return lambda logits, rows: drawn_labels(logits, self.draws, seed, rows.start)
+        return lambda logits, rows: draw_labels(logits, self.draws, seed, rows.start)
 
 
-def together(samples: Sequence[np.ndarray], span: int) -> np.ndarray:
+def compute_pair_losses(samples: Sequence[np.ndarray], span: int) -> np.ndarray:
     """Return what entries of different units lose together, ``(n_entries, n_entries)`` float32.
 
     Args:

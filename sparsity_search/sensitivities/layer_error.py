@@ -16,7 +16,7 @@ from sparsity_search.interfaces.sensitivity import Sensitivity
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import Pruned, pruned_units
-from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.losses import enforce_rising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +57,19 @@ class LayerErrorSensitivity(Sensitivity):
         return Scores(subject.layout, tuple(np.array(table) for table in tables), losses)
 
     def _errors(self, pruned: Pruned) -> np.ndarray:
-        moments, dense = _moments(pruned), pruned.dense.float()
-        whole = _reader(pruned, dense)
+        moments, dense = _compute_moments(pruned), pruned.dense.float()
+        whole = _copy_reader(pruned, dense)
         whole[:, pruned.evidence.inputs.n_inputs :] = (
             0  # the bias is no size of what the weights write
         )
-        size = _error(whole, moments) if self.relative else 1.0
-        changes = (_reader(pruned, level.float() - dense) for level in pruned.levels)
-        return rising([_error(c, moments) / (size or 1.0) for c in changes], pruned.unit.name)
+        size = _compute_error(whole, moments) if self.relative else 1.0
+        changes = (_copy_reader(pruned, level.float() - dense) for level in pruned.levels)
+        return enforce_rising(
+            [_compute_error(c, moments) / (size or 1.0) for c in changes], pruned.unit.name
+        )
 
 
-def _moments(pruned: Pruned) -> Tensor:
+def _compute_moments(pruned: Pruned) -> Tensor:
     """Return the mean of ``x xᵀ``; behind the inputs of structures stands a constant 1."""
     hessian = pruned.evidence.inputs.hessian()
     if pruned.view.structures is None:
@@ -76,7 +78,7 @@ def _moments(pruned: Pruned) -> Tensor:
     return torch.cat([torch.cat([hessian, mean], dim=1), torch.cat([mean.T, one], dim=1)])
 
 
-def _reader(pruned: Pruned, weight: Tensor) -> Tensor:
+def _copy_reader(pruned: Pruned, weight: Tensor) -> Tensor:
     """Return a copy of what multiplies the inputs, with the bias of structures behind it."""
     shape = pruned.view.structures
     if shape is None:
@@ -84,6 +86,6 @@ def _reader(pruned: Pruned, weight: Tensor) -> Tensor:
     return torch.cat([shape.consumer(weight), shape.bias(weight)], dim=1)
 
 
-def _error(change: Tensor, hessian: Tensor) -> float:
+def _compute_error(change: Tensor, hessian: Tensor) -> float:
     """Return ``tr(Δ H Δᵀ)``."""
     return float(torch.linalg.vecdot(change @ hessian.to(change.device), change).double().sum())

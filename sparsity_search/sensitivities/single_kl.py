@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import check_head, divergence
+from sparsity_search.models.running.head import check_head, compute_divergence
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
-from sparsity_search.sensitivities.bases.losses import rising
+from sparsity_search.sensitivities.bases.losses import enforce_rising
 from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 
 
@@ -65,7 +65,7 @@ class SingleKLSensitivity(ShortTextSensitivity):
                 for level in levels:
                     view.write(level)
                     pairs = zip(teacher, ending(hidden, block), strict=True)
-                    found.append(sum(divergence(subject.model, p, q) for p, q in pairs))
+                    found.append(sum(compute_divergence(subject.model, p, q) for p, q in pairs))
                 view.write(dense)
-                losses.append(rising(np.array(found) / text.numel(), unit.name))
+                losses.append(enforce_rising(np.array(found) / text.numel(), unit.name))
         return Scores(subject.layout, tuple(np.array(table) for table in tables), tuple(losses))

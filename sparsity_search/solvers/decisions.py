@@ -9,11 +9,16 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from sparsity_search.errors import ConfigError, InfeasibleBudgetError, UnknownNameError, nearest
+from sparsity_search.errors import (
+    ConfigError,
+    InfeasibleBudgetError,
+    UnknownNameError,
+    suggest_name,
+)
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.spaces.choices import Choices, n_of_m, tie_counts
+from sparsity_search.spaces.choices import Choices, list_pattern_counts, tie_counts
 from sparsity_search.spaces.tables import DecisionTable, build_table
 
 #: Least and greatest sparsity of all units together whose whole role matches an expression.
@@ -28,7 +33,7 @@ _COARSE = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class SolverRules:
     """Which profiles are allowed, besides budget and bounds.
 
     Attributes:
@@ -50,7 +55,7 @@ class Rules:
         known = [field.name for field in fields(Unit)]
         for name in self.tied:
             if name not in known:
-                raise ConfigError(f"tied: no unit has {name!r}: {nearest(str(name), known)}")
+                raise ConfigError(f"tied: no unit has {name!r}: {suggest_name(str(name), known)}")
         if not self.tied or not 0 < self.step <= 1:
             raise ConfigError("tied must name an attribute of units, and step lie in (0, 1]")
         for role, (low, high) in self.limits:
@@ -105,19 +110,19 @@ class Knapsack:
         )
 
 
-def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Knapsack:
+def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRules) -> Knapsack:
     """Return the knapsack of single weights in equal steps, from the lower bounds on.
 
     What is to be removed is rounded down to whole steps.
     """
     groups = rules.groups(layout)
-    step = _common_step(layout, groups, rules.step)
+    step = _find_common_step(layout, groups, rules.step)
     counts, weights = [], []
     for group in map(list, groups):
         low, high = bounds.lower[group], bounds.upper[group]
         grid = np.arange(low.sum(), high.sum() + 1, step, dtype=np.int64)
         weights.append(grid)
-        counts.append(_shared(grid, low, high, layout.counts[group]))
+        counts.append(_share_counts(grid, low, high, layout.counts[group]))
     table = DecisionTable(layout, groups, tuple(counts), tuple(weights))
     base = int(bounds.lower.sum())
     most = sum((len(grid) - 1) * step for grid in weights)
@@ -125,7 +130,7 @@ def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> 
     return Knapsack(table, total, total, equal=True)
 
 
-def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) -> Knapsack:
+def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRules) -> Knapsack:
     """Return the knapsack of whole counts: of structures, of patterns, or of a grid of weights.
 
     With a pattern at least the budget is removed, as in search spaces (see `level_budget`), and
@@ -136,7 +141,11 @@ def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: Rules) ->
         InfeasibleBudgetError: The levels do not reach the budget; or a unit has none.
     """
     groups = rules.groups(layout)
-    choices = n_of_m(layout, rules.pattern) if rules.pattern else _grid(layout, bounds, rules.step)
+    choices = (
+        list_pattern_counts(layout, rules.pattern)
+        if rules.pattern
+        else _build_grid(layout, bounds, rules.step)
+    )
     table = build_table(layout, groups, tie_counts(layout, bounds, groups, choices))
     target = budget.n_removed(layout)
     check_reach(layout, target, *table.range)
@@ -161,7 +170,7 @@ def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
         )
 
 
-def matching(layout: Layout, role: str) -> np.ndarray:
+def match_role(layout: Layout, role: str) -> np.ndarray:
     """Return which units have a role that wholly matches an expression, ``(n_units,)`` bool.
 
     Raises:
@@ -170,11 +179,11 @@ def matching(layout: Layout, role: str) -> np.ndarray:
     found = np.array([re.fullmatch(role, unit.role) is not None for unit in layout])
     if not found.any():
         roles = {unit.role for unit in layout}
-        raise UnknownNameError(f"limits: no role matches {role!r}: {nearest(role, roles)}")
+        raise UnknownNameError(f"limits: no role matches {role!r}: {suggest_name(role, roles)}")
     return found
 
 
-def as_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
+def parse_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
     """Return limits as a tuple from a mapping of role expressions to two sparsities.
 
     Raises:
@@ -187,7 +196,7 @@ def as_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
         raise ConfigError(f"limits must map roles to [LOW, HIGH], not {value!r}") from error
 
 
-def _common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -> int:
+def _find_common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -> int:
     """Return a step in weights: if one is near, a divisor of all groups' sizes."""
     sizes = [int(layout.counts[list(group)].sum()) for group in groups]
     wanted = max(1, int(step * min(sizes)), math.ceil(sum(sizes) / MAX_STEPS))
@@ -196,7 +205,9 @@ def _common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -
     return int(divisors[0]) if len(divisors) else wanted
 
 
-def _shared(grid: np.ndarray, low: np.ndarray, high: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _share_counts(
+    grid: np.ndarray, low: np.ndarray, high: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
     """Return counts of units of one sparsity that add up to ``grid``, ``(len(grid), n_units)``.
 
     A unit that its bounds keep from that sparsity lies at the bound.
@@ -207,7 +218,7 @@ def _shared(grid: np.ndarray, low: np.ndarray, high: np.ndarray, sizes: np.ndarr
     return np.stack([np.interp(grid, totals, c) for c in at_knots[first].T], axis=1)
 
 
-def _grid(layout: Layout, bounds: Bounds, step: float) -> Choices:
+def _build_grid(layout: Layout, bounds: Bounds, step: float) -> Choices:
     """Return counts of each unit about ``step`` of it apart, and its bounds."""
     apart = max(step, _COARSE)
     found = []

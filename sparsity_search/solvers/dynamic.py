@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsity_search.solvers.decisions import Knapsack
-from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.solvers.lagrangian import solve_lagrangian
 
 #: Totals that are worked on at once, so that they stay in a core's cache.
 CHUNK = 2**14
 
 
-def dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+def solve_dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
     """Return the levels of least loss, ``(n_groups,)`` int64.
 
     ``f_g(j) = min_k f_{g-1}(j - k) + loss_g(k)`` over steps ``k`` of group ``g``: the least
@@ -25,10 +25,10 @@ def dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
         knapsack: In equal steps.
         losses: Loss of each level, ``(n_levels,)`` for each group.
     """
-    kept = _worth(knapsack, losses)
+    kept = _find_useful_levels(knapsack, losses)
     low = np.array([levels[0] for levels in kept])
     high = np.array([levels[-1] for levels in kept])
-    total = _steps(knapsack)
+    total = _count_steps(knapsack)
     # totals after each group that the groups before it reach and those after it can complete
     before, after = np.cumsum(low), np.cumsum(low[::-1])[::-1] - low
     before_most, after_most = np.cumsum(high), np.cumsum(high[::-1])[::-1] - high
@@ -37,7 +37,7 @@ def dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
     best, start = np.zeros(1), 0
     picks = []
     for g, levels in enumerate(kept):
-        best, pick = _add(best, start, (int(first[g]), int(last[g])), levels, losses[g])
+        best, pick = _add_group(best, start, (int(first[g]), int(last[g])), levels, losses[g])
         start = int(first[g])
         picks.append(pick)
     found, at = np.zeros(len(kept), dtype=np.int64), total
@@ -47,7 +47,7 @@ def dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def _add(
+def _add_group(
     best: np.ndarray,
     start: int,
     window: tuple[int, int],
@@ -81,20 +81,20 @@ def _add(
     return result, pick
 
 
-def _worth(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _find_useful_levels(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the levels of each group that a choice of least loss may have.
 
     A choice with a level loses at least the Lagrangian bound and the level's reduced cost; if
     that is more than some choice loses, the level is in no best choice.
     """
-    priced = lagrangian(knapsack, losses)
+    priced = solve_lagrangian(knapsack, losses)
     known = sum(float(loss[at]) for loss, at in zip(losses, priced.levels, strict=True))
     scale = sum(float(np.abs(loss).max()) for loss in losses)
     gap = max(known - priced.bound, 0.0) + 1e-12 * scale  # the bound is rounded, too
     return [np.flatnonzero(cost <= gap) for cost in priced.reduced]
 
 
-def _steps(knapsack: Knapsack) -> int:
+def _count_steps(knapsack: Knapsack) -> int:
     """Return how many steps are to be removed beyond the first levels."""
     least, _ = knapsack.table.range
     return (knapsack.least - least) // knapsack.steps[0]

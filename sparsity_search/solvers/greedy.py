@@ -10,7 +10,7 @@ import numpy as np
 from sparsity_search.solvers.decisions import Knapsack
 
 
-def greedy(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
+def solve_greedy(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
     """Return a level of each group, ``(n_groups,)`` int64, by marginal gain.
 
     From the first levels on, the next step with the least loss for each weight is taken, as
@@ -25,7 +25,9 @@ def climb(knapsack: Knapsack, losses: Sequence[np.ndarray], start: np.ndarray) -
     levels = start.copy()
     removed = knapsack.table.total(levels)
     heap = [
-        entry for g in range(len(levels)) if (entry := _next(knapsack, losses, g, int(levels[g])))
+        entry
+        for g in range(len(levels))
+        if (entry := _find_next_step(knapsack, losses, g, int(levels[g])))
     ]
     heapq.heapify(heap)
     while heap and removed < knapsack.least:
@@ -34,12 +36,12 @@ def climb(knapsack: Knapsack, losses: Sequence[np.ndarray], start: np.ndarray) -
             continue  # later steps of the group come only after this one
         removed += size
         levels[group] += 1
-        if entry := _next(knapsack, losses, group, int(levels[group])):
+        if entry := _find_next_step(knapsack, losses, group, int(levels[group])):
             heapq.heappush(heap, entry)
     return levels
 
 
-def trimmed(knapsack: Knapsack, losses: Sequence[np.ndarray], levels: np.ndarray) -> np.ndarray:
+def trim_steps(knapsack: Knapsack, losses: Sequence[np.ndarray], levels: np.ndarray) -> np.ndarray:
     """Return levels of which no step can be taken back without removing too little.
 
     The step that relieves the most loss for each weight goes back first.
@@ -59,7 +61,7 @@ def trimmed(knapsack: Knapsack, losses: Sequence[np.ndarray], levels: np.ndarray
         removed -= size
 
 
-def _next(
+def _find_next_step(
     knapsack: Knapsack, losses: Sequence[np.ndarray], group: int, level: int
 ) -> tuple[float, int, int] | None:
     """Return the loss for each weight of a group's next step, the group, and the step's size."""

@@ -13,8 +13,8 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, water_fill
-from sparsity_search.solvers.decisions import Knapsack, Limits, check_reach, matching
-from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.solvers.decisions import Knapsack, Limits, check_reach, match_role
+from sparsity_search.solvers.lagrangian import solve_lagrangian
 from sparsity_search.spaces.tables import DecisionTable
 
 #: Status codes of `scipy.optimize.milp`.
@@ -22,7 +22,7 @@ _OPTIMAL, _TIME_OUT, _INFEASIBLE = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class ProgrammeSolution:
     """What the solver found.
 
     Attributes:
@@ -37,7 +37,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, eq=False)
-class Programme:
+class IntegerProgramme:
     """One binary variable a level, one of them 1 in each group, and rows of weights.
 
     Under limits single weights cannot be closed by `Budget.project`. There each *cell*, the units
@@ -86,7 +86,7 @@ class Programme:
             ends.append(round(float(removed @ np.rint(found.x))))
         check_reach(self.table.layout, target, *ends)
 
-    def solve(self, losses: Sequence[np.ndarray], seconds: float) -> Chosen:
+    def solve(self, losses: Sequence[np.ndarray], seconds: float) -> ProgrammeSolution:
         """Return the choice of least loss.
 
         Args:
@@ -97,7 +97,7 @@ class Programme:
             InfeasibleBudgetError: No choice meets the budget and the limits.
             ConfigError: None was found in time.
         """
-        price = lagrangian(self.knapsack, losses).price
+        price = solve_lagrangian(self.knapsack, losses).price
         flat = np.concatenate([*losses, np.full(len(self._cells), max(price, 0.0))])
         # HiGHS has absolute tolerances: bring losses to the order of 1
         flat /= float(np.mean(np.concatenate(losses))) or 1.0
@@ -133,7 +133,7 @@ class Programme:
             options={"mip_rel_gap": 0.0, "time_limit": seconds},
         )
 
-    def _chosen(self, found: OptimizeResult) -> Chosen:
+    def _chosen(self, found: OptimizeResult) -> ProgrammeSolution:
         """Return a solution as counts: those of the levels, and what closes each cell."""
         cuts = np.flatnonzero(np.diff(self._group)) + 1
         n_levels = len(self._group)
@@ -144,7 +144,9 @@ class Programme:
             within = Bounds(lower=self.bounds.lower[cell], upper=self.bounds.upper[cell])
             sizes = self.table.layout.counts[cell]
             counts[cell] = water_fill(counts[cell], sizes, within, np.ones_like(sizes), total)
-        return Chosen(levels, counts, 0.0 if found.status == _OPTIMAL else float(found.mip_gap))
+        return ProgrammeSolution(
+            levels, counts, 0.0 if found.status == _OPTIMAL else float(found.mip_gap)
+        )
 
     @cached_property
     def _group(self) -> np.ndarray:
@@ -160,7 +162,7 @@ class Programme:
     @cached_property
     def _inside(self) -> list[np.ndarray]:
         """Which units each limit is about, ``(n_units,)`` bool each."""
-        return [matching(self.table.layout, role) for role, _ in self.limits]
+        return [match_role(self.table.layout, role) for role, _ in self.limits]
 
     @cached_property
     def _amounts(self) -> list[tuple[int, int]]:

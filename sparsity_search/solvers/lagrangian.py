@@ -12,7 +12,7 @@ from sparsity_search.solvers.greedy import climb
 
 
 @dataclass(frozen=True, eq=False)
-class Priced:
+class PricedSolution:
     """What one price gives.
 
     Attributes:
@@ -29,7 +29,7 @@ class Priced:
     bound: float
 
 
-def lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> Priced:
+def solve_lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> PricedSolution:
     """Return the choice at the price of a weight where the budget is met.
 
     At a price, each group takes the level that minimises loss less price times weights: a
@@ -39,8 +39,8 @@ def lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> Priced:
     result is optimal.
     """
     saved = knapsack.table.saved
-    hulls = [hull(w, loss) for w, loss in zip(saved, losses, strict=True)]
-    price = _price(knapsack, losses, hulls)
+    hulls = [find_hull(w, loss) for w, loss in zip(saved, losses, strict=True)]
+    price = _find_price(knapsack, losses, hulls)
     levels = np.zeros(len(hulls), dtype=np.int64)
     reduced, bound = [], price * knapsack.least
     for g, corners in enumerate(hulls):
@@ -49,17 +49,17 @@ def lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> Priced:
         bound += float(values.min())
         slopes = np.diff(losses[g][corners]) / np.diff(saved[g][corners])
         levels[g] = corners[np.searchsorted(slopes, price)]  # slopes below the price
-    return Priced(price, climb(knapsack, losses, levels), tuple(reduced), bound)
+    return PricedSolution(price, climb(knapsack, losses, levels), tuple(reduced), bound)
 
 
-def hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
+def find_hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """Return the positions of the corners of the lower convex hull of points.
 
     Args:
         weights: ``(n,)``, increasing.
         losses: ``(n,)``.
 
-    >>> hull(np.array([0, 1, 2, 3]), np.array([0.0, 2.0, 2.0, 9.0])).tolist()
+    >>> find_hull(np.array([0, 1, 2, 3]), np.array([0.0, 2.0, 2.0, 9.0])).tolist()
     [0, 2, 3]
     """
     corners: list[int] = []
@@ -74,7 +74,9 @@ def hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.array(corners)
 
 
-def _price(knapsack: Knapsack, losses: Sequence[np.ndarray], hulls: Sequence[np.ndarray]) -> float:
+def _find_price(
+    knapsack: Knapsack, losses: Sequence[np.ndarray], hulls: Sequence[np.ndarray]
+) -> float:
     """Return the slope of the hulls at which, in rising order, the budget is reached."""
     sizes, slopes = [np.zeros(0)], [np.zeros(0)]
     for weights, values, corners in zip(knapsack.table.saved, losses, hulls, strict=True):

@@ -15,7 +15,7 @@ MOVES = 5000
 _LONGEST = 5
 
 
-def moved(
+def move_coordinates(
     knapsack: Knapsack,
     losses: Sequence[np.ndarray],
     scores: Scores,
@@ -48,14 +48,14 @@ def moved(
     return state.levels
 
 
-def pair_loss(scores: Scores, counts: np.ndarray) -> float:
+def compute_pair_loss(scores: Scores, counts: np.ndarray) -> float:
     """Return what counts ``(n_units,)`` lose beyond the sum over units."""
     assert scores.pairs is not None
-    at = np.concatenate([mixture(scores, i, float(count)) for i, count in enumerate(counts)])
+    at = np.concatenate([mix_entries(scores, i, float(count)) for i, count in enumerate(counts)])
     return float(at @ scores.pairs.astype(np.float64) @ at) / 2
 
 
-def mixture(scores: Scores, unit: int, count: float) -> np.ndarray:
+def mix_entries(scores: Scores, unit: int, count: float) -> np.ndarray:
     """Return a count as a mixture of a unit's entries, ``(n_levels,)``, linear in the root.
 
     So the pair term of two units between their levels goes with the product of their curves'
@@ -166,7 +166,7 @@ class _State:
         found = np.zeros(self._starts[-1])
         counts = self._table.rows[group][level]
         for unit, count in zip(self._table.groups[group], counts, strict=True):
-            found[self._starts[unit] : self._starts[unit + 1]] = mixture(
+            found[self._starts[unit] : self._starts[unit + 1]] = mix_entries(
                 self._scores, unit, float(count)
             )
         return found

@@ -11,14 +11,14 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.profiles.profile import zeros_of
+from sparsity_search.profiles.profile import count_pattern_zeros
 from sparsity_search.spaces.prices import PriceCurve, Prices
 
 #: Legal counts of each unit, increasing.
 Choices = tuple[tuple[int, ...], ...]
 
 
-def n_of_m(layout: Layout, pattern: str) -> Choices:
+def list_pattern_counts(layout: Layout, pattern: str) -> Choices:
     """Return the counts of each unit that an N:M pattern allows.
 
     Args:
@@ -87,7 +87,7 @@ def option_prices(layout: Layout, savings: Mapping[str, float]) -> Prices:
             same.
     """
     for pattern in savings:
-        n_of_m(layout, pattern)
+        list_pattern_counts(layout, pattern)
     saved = np.outer(layout.counts, [0.0, *sorted(savings.values())])
     if (np.diff(np.rint(saved)) <= 0).any() or max(savings.values()) > 1:
         raise ConfigError(
@@ -122,7 +122,7 @@ class PatternOptions:
         """
         layout = prices.layout
         for pattern in prices.patterns:
-            n_of_m(layout, pattern)
+            list_pattern_counts(layout, pattern)
         dense = np.zeros(len(layout), dtype=np.int64)
         savings = {"": dense, **{p: prices.of_pattern(p) for p in prices.patterns}}
         order = sorted(savings, key=lambda pattern: int(savings[pattern].sum()))
@@ -131,7 +131,9 @@ class PatternOptions:
             raise ConfigError(
                 f"options must save different amounts of {prices.measure}, and more than nothing"
             )
-        zeros = [[u.zeros, *(zeros_of(u, pattern) for pattern in order[1:])] for u in layout]
+        zeros = [
+            [u.zeros, *(count_pattern_zeros(u, pattern) for pattern in order[1:])] for u in layout
+        ]
         return cls(tuple(order), np.array(zeros), saved)
 
     def tie(
@@ -183,13 +185,13 @@ def step_counts(
         for limit in (bounds.lower[index], bounds.upper[index]):
             room = limit - start
             most = int(np.abs(room) @ costs)
-            rows += [start + _part(room, t / most, costs) for t in range(step, most, step)]
+            rows += [start + _take_share(room, t / most, costs) for t in range(step, most, step)]
             rows.append(limit)
         levels.append(np.array(rows))
     return levels
 
 
-def _part(room: np.ndarray, share: float, costs: np.ndarray) -> np.ndarray:
+def _take_share(room: np.ndarray, share: float, costs: np.ndarray) -> np.ndarray:
     """Return a share of ``room`` in whole structures; smaller ones make up for what is rounded."""
     result = np.zeros(len(room), dtype=np.int64)
     carry = 0.0

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.profiles.budget import Bounds, fill, water_fill
+from sparsity_search.profiles.budget import Bounds, round_to_budget, water_fill
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.spaces.levels import Candidate, LevelLimits, SearchSpace, as_candidate
@@ -60,7 +60,9 @@ class EvenLevels(SearchSpace):
         item = int(self.layout.costs[0])
         total = -(-self.budget.n_removed(self.layout) // item) * item
         sparsities = np.full(len(self.layout), self.budget.target)
-        return from_counts(self.layout, fill(self.layout, sparsities, self.bounds, total))
+        return from_counts(
+            self.layout, round_to_budget(self.layout, sparsities, self.bounds, total)
+        )
 
     @cached_property
     def limits(self) -> LevelLimits:
@@ -119,4 +121,4 @@ class EvenLevels(SearchSpace):
             return base
         part = Layout([self.layout[i] for i in units])
         bounds = Bounds(lower=self.bounds.lower[units], upper=self.bounds.upper[units])
-        return fill(part, base / part.counts, bounds, int(base @ part.costs) + change)
+        return round_to_budget(part, base / part.counts, bounds, int(base @ part.costs) + change)

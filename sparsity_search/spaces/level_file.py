@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.errors import ConfigError, UnknownNameError, suggest_name
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.spaces.choices import n_of_m, option_prices
+from sparsity_search.spaces.choices import list_pattern_counts, option_prices
 from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.pattern_levels import CountLevels, PatternLevels
@@ -125,7 +125,7 @@ class SpaceFile(BaseModel):
         if self.options:
             return PatternLevels(**common, prices=self._option_prices(layout, prices))
         if self.pattern:
-            return CountLevels(**common, choices=n_of_m(layout, self.pattern))
+            return CountLevels(**common, choices=list_pattern_counts(layout, self.pattern))
         if self.share:
             return ShareLevels(**common, share=self.share, prices=prices)
         uniform = _uniform(layout, budget, within, prices)
@@ -225,7 +225,7 @@ def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
     roles = {unit.role for unit in layout}
     for role, (low, high) in bounds.items():
         if role not in roles:
-            raise UnknownNameError(f"no unit has the role {role!r}: {nearest(role, roles)}")
+            raise UnknownNameError(f"no unit has the role {role!r}: {suggest_name(role, roles)}")
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"bounds of {role} must be 0 <= LOW <= HIGH <= 1, not {low}:{high}")
     limits = [bounds.get(unit.role, (0.0, 1.0)) for unit in layout]

@@ -22,7 +22,7 @@ from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.parameters import Parameter, Value
 from sparsity_search.spaces.prices import Prices
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 
 #: One level, or index of a value, for each gene.
 Candidate = tuple[int, ...]
@@ -178,7 +178,7 @@ class SearchSpace(ABC):
             "genes": self.genes,
             "reach": self.reach,
         }
-        return digest({**facts, **self.facts})
+        return compute_digest({**facts, **self.facts})
 
     def __contains__(self, candidate: object) -> bool:
         if not isinstance(candidate, tuple) or len(candidate) != self.n_genes:

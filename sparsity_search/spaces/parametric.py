@@ -21,7 +21,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate, LevelLimits, SearchSpace, as_candidate
 from sparsity_search.spaces.parameters import Parameter, Value
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 
 #: Makes a profile of an allocator's settings.
 Allocate = Callable[[Mapping[str, Any]], SparsityProfile]
@@ -98,12 +98,12 @@ class ParametricSpace:
 
         A study starts from it. It is a uniform profile only if the allocator's default is.
         """
-        return tuple(p.nearest(value_at(self.defaults, p.name)) for p in self.parameters)
+        return tuple(p.nearest(get_value(self.defaults, p.name)) for p in self.parameters)
 
     @cached_property
     def digest(self) -> str:
         """Identifies the space: 16 hexadecimal digits."""
-        return digest(
+        return compute_digest(
             {
                 "on": self.of_levels.digest,
                 "method": self.method,
@@ -215,7 +215,7 @@ def compose(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[st
     >>> compose({"knots": [0, 0, 0]}, {"knots.1": 0.5, "offsets.q": 0.1})
     {'knots': (0, 0.5, 0), 'offsets': {'q': 0.1}}
     """
-    nested = {key: _open(value) for key, value in settings.items()}
+    nested = {key: _open_lists(value) for key, value in settings.items()}
     for name, value in values.items():
         *path, last = name.split(".")
         inner = nested
@@ -226,13 +226,13 @@ def compose(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[st
         if isinstance(inner.get(last), dict):
             raise ConfigError(f"parameter {name!r}: entries of it are parameters or settings")
         inner[last] = value
-    return {key: _closed(key, value) for key, value in nested.items()}
+    return {key: _close_lists(key, value) for key, value in nested.items()}
 
 
-def value_at(settings: object, name: str) -> object:
+def get_value(settings: object, name: str) -> object:
     """Return what a dotted name means in an allocator's settings; None if there is nothing.
 
-    >>> value_at({"knots": (0.0, 0.5), "offsets": (("q", 0.1),)}, "offsets.q")
+    >>> get_value({"knots": (0.0, 0.5), "offsets": (("q", 0.1),)}, "offsets.q")
     0.1
     """
     found = settings
@@ -244,18 +244,20 @@ def value_at(settings: object, name: str) -> object:
     return found
 
 
-def _open(value: Any) -> Any:
+def _open_lists(value: Any) -> Any:
     """Return a setting whose lists are mappings from their numbers, copied."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value)) or ()
-    return {str(k): _open(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return (
+        {str(k): _open_lists(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    )
 
 
-def _closed(name: str, value: Any) -> Any:
+def _close_lists(name: str, value: Any) -> Any:
     """Return a setting whose numbered mappings are tuples again."""
     if not isinstance(value, dict):
         return value
-    inner = {key: _closed(f"{name}.{key}", entry) for key, entry in value.items()}
+    inner = {key: _close_lists(f"{name}.{key}", entry) for key, entry in value.items()}
     if not inner or not all(key.isdecimal() for key in inner):
         return inner
     numbers = [str(i) for i in range(len(inner))]

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
 #: The file of prices.
@@ -104,10 +104,10 @@ class Prices:
     def digest(self) -> str:
         """Identifies measure and prices: 16 hexadecimal digits."""
         if self.patterns or (self.layout.costs == 1).any():
-            return digest(self.to_json())
+            return compute_digest(self.to_json())
         counts = [np.arange(unit.count + 1) for unit in self.layout]  # few, of structures
         each = [self.at([i], removed[:, None])[:, 0] for i, removed in enumerate(counts)]
-        return digest([self.measure, *(saved.tolist() for saved in each)])
+        return compute_digest([self.measure, *(saved.tolist() for saved in each)])
 
     def _real(self, unit: int, removed: np.ndarray | int) -> np.ndarray:
         """Return what a unit saves in its unit of measure, which never falls."""

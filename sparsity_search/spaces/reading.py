@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.errors import ConfigError, UnknownNameError, suggest_name
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,7 +31,7 @@ def read_space(name: str) -> Any:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if not path.is_file():
-        raise UnknownNameError(f"unknown space {name!r}: {nearest(name, space_names())}")
+        raise UnknownNameError(f"unknown space {name!r}: {suggest_name(name, space_names())}")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -17,7 +17,7 @@ from sparsity_search.spaces.space import Space
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 #: Seconds between looks at what others measure, when there is nothing else to do.
 _PAUSE = 0.02
@@ -132,7 +132,7 @@ class Study:
     def _candidates(self, history: History, round_: int) -> Sequence[Candidate]:
         if round_ == 0:
             return list(dict.fromkeys([self.space.origin, *self.initial]))
-        rng = generator(self.seed, "ask", round_)
+        rng = create_generator(self.seed, "ask", round_)
         # candidates with equal first genes follow each other: an objective keeps what they share
         return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
 

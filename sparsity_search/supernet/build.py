@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence.variants import UnchangedVariants, Variants, on_cpu
+from sparsity_search.evidence.variants import UnchangedVariants, Variants, move_to_cpu
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.walk import Refresh, Visit
 from sparsity_search.profiles.layout import Unit
-from sparsity_search.profiles.profile import SparsityProfile, zeros_of
+from sparsity_search.profiles.profile import SparsityProfile, count_pattern_zeros
 from sparsity_search.pruning.patterns import with_pattern
 from sparsity_search.pruning.walk import visit_units, walk_for
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.switch import Supernet, variants_name
+from sparsity_search.supernet.switch import Supernet, get_variants_name
 
 #: The output of a block that later blocks of a supernet see.
 Propagate = Literal["centre", "dense", "expectation", "mean"]
@@ -61,7 +61,7 @@ class SupernetPlan:
             )
 
 
-def build(
+def build_supernet(
     subject: PrunableModel,
     tokens: Tensor,
     plan: SupernetPlan,
@@ -79,7 +79,7 @@ def build(
     """
     variants: dict[str, Variants] = {}
     if folder and folder.complete(len(subject.blocks)):
-        return Supernet(subject, _stored(subject, folder))
+        return Supernet(subject, _load_stored(subject, folder))
     with subject.preserved():
         rewritten = plan.propagate != "dense"
         made: dict[str, Variants] = {}
@@ -98,13 +98,13 @@ def build(
             if folder and not known:
                 folder.save(visit.block, made)
             if folder is None:
-                variants.update(made if subject.offload is None else on_cpu(made))
+                variants.update(made if subject.offload is None else move_to_cpu(made))
             made = {}
             on_block(visit.block)
-    return Supernet(subject, variants if folder is None else _stored(subject, folder))
+    return Supernet(subject, variants if folder is None else _load_stored(subject, folder))
 
 
-def _stored(subject: PrunableModel, folder: SupernetFolder) -> dict[str, Variants]:
+def _load_stored(subject: PrunableModel, folder: SupernetFolder) -> dict[str, Variants]:
     """Return the variants of all blocks, mapped from the files."""
     found: dict[str, Variants] = {}
     for block in range(len(subject.blocks)):
@@ -115,7 +115,7 @@ def _stored(subject: PrunableModel, folder: SupernetFolder) -> dict[str, Variant
 def split_by_pattern(
     pruner: Pruner, unit: Unit, table: tuple[int, ...], patterns: Sequence[str] = ()
 ) -> dict[str, tuple[Pruner, tuple[int, ...]]]:
-    """Return the pruner and the counts of each set of variants of a unit, by `variants_name`.
+    """Return the pruner and the counts of each set of variants of a unit, by `get_variants_name`.
 
     Args:
         pruner: Makes the variants.
@@ -126,9 +126,9 @@ def split_by_pattern(
     if not patterns:
         return {unit.name: (pruner, table)}
     return {
-        variants_name(unit.name, pattern): (
+        get_variants_name(unit.name, pattern): (
             with_pattern(pruner, pattern),
-            (zeros_of(unit, pattern),),
+            (count_pattern_zeros(unit, pattern),),
         )
         for pattern in patterns
     }
@@ -157,10 +157,10 @@ def _rewrite(subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Sup
         if plan.propagate == "centre":
             view.write(made.weight(unit.name, dense, *plan.centre.states[position]))
         else:
-            view.write(_mixed(unit, dense.clone(), made, plan))
+            view.write(_mix_variants(unit, dense.clone(), made, plan))
 
 
-def _mixed(unit: Unit, dense: Tensor, made: Supernet, plan: SupernetPlan) -> Tensor:
+def _mix_variants(unit: Unit, dense: Tensor, made: Supernet, plan: SupernetPlan) -> Tensor:
     """Return the mean of a unit's variants: its output is the mean of theirs.
 
     In the expectation a variant weighs as much as it keeps; if none keeps anything, all weigh
@@ -170,7 +170,10 @@ def _mixed(unit: Unit, dense: Tensor, made: Supernet, plan: SupernetPlan) -> Ten
     patterns = plan.patterns[position] if plan.patterns else ()
     states = [(count, "") for count in plan.tables[position]]
     if patterns:
-        states = [(unit.zeros, ""), *((zeros_of(unit, pattern), pattern) for pattern in patterns)]
+        states = [
+            (unit.zeros, ""),
+            *((count_pattern_zeros(unit, pattern), pattern) for pattern in patterns),
+        ]
     shares = [1 - count / unit.count for count, _ in states]
     if plan.propagate == "mean" or not sum(shares):
         shares = [1.0] * len(states)

@@ -13,7 +13,7 @@ from filelock import FileLock
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.variants import Variants, variants_from_tensors
 from sparsity_search.models.io.block_files import BlockFiles
-from sparsity_search.utils.files import check_fingerprint, digest
+from sparsity_search.utils.files import check_fingerprint, compute_digest
 
 FORMAT = 2
 
@@ -65,13 +65,13 @@ class SupernetFolder:
 
 
 @contextmanager
-def shared(cache: Path, fingerprint: Mapping[str, Any]) -> Iterator[SupernetFolder]:
+def lock_shared_folder(cache: Path, fingerprint: Mapping[str, Any]) -> Iterator[SupernetFolder]:
     """Lock and yield the folder of a fingerprint in a cache; other processes wait for it.
 
     Raises:
         ConfigError: The cache cannot be written.
     """
-    path = cache.expanduser() / digest(dict(fingerprint))
+    path = cache.expanduser() / compute_digest(dict(fingerprint))
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 
 from sparsity_search.errors import NumericalError
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.supernet.switch import Switch
@@ -20,8 +20,8 @@ States = Callable[[int, int], Sequence[tuple[str, tuple[int, str]]]]
 _MEASURED = 2
 
 
-def gradient_hint(
-    space: SearchSpace, candidate: Candidate, switch: Switch, divergence: Divergence
+def compute_gradient_hint(
+    space: SearchSpace, candidate: Candidate, switch: Switch, divergence: DivergenceExpansion
 ) -> Hint:
     """Return how ``KL(dense ‖ pruned)`` changes when single genes leave a candidate.
 
@@ -52,13 +52,13 @@ def predict_changes(
     present: Sequence[int] | np.ndarray,
     measured: Sequence[np.ndarray],
     switch: Switch,
-    divergence: Divergence,
+    divergence: DivergenceExpansion,
 ) -> tuple[float, Hint]:
     """Return the divergence of the model as it is, and how it changes when single genes move.
 
-    Second order in the change of weights, see `Divergence.change`. Unlike sensitivities of the
-    dense model, gradients of the pruned one know what the other units have lost already. Between
-    measured levels the change is interpolated by a monotone cubic (PCHIP).
+    Second order in the change of weights, see `DivergenceExpansion.change`. Gradients of the
+    pruned model include the losses of all other units, unlike sensitivities of the dense model.
+    Between measured levels the change is interpolated by a monotone cubic (PCHIP).
 
     Args:
         states: The units' states.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.evaluator import Proxy
-from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, Score
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 
 class SupernetObjective:
@@ -23,7 +23,7 @@ class SupernetObjective:
     """
 
     def __init__(
-        self, prefixes: Prefixes, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
+        self, prefixes: PrefixCache, switch: Switch, proxy: Proxy, pool: tuple[int, int], seed: int
     ) -> None:
         self._prefixes = prefixes
         self._switch = switch
@@ -62,5 +62,7 @@ class SupernetObjective:
                 f"a rung of {fidelity.tokens} tokens needs 1 to {self._n_sequences} sequences "
                 f"of {self._length} tokens: change ladder.rungs or data.search_sequences"
             )
-        order = generator(self._seed, "rows", fidelity.subset).permutation(self._n_sequences)
+        order = create_generator(self._seed, "rows", fidelity.subset).permutation(
+            self._n_sequences
+        )
         return [int(row) for row in order[:n_rows]]

@@ -10,7 +10,7 @@ import torch
 from sparsity_search.errors import UnknownNameError
 from sparsity_search.evidence.variants import Variants
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.narrow import Narrow
+from sparsity_search.models.running.narrowing import LayerNarrower
 from sparsity_search.profiles.profile import SparsityProfile
 
 
@@ -19,7 +19,7 @@ class Supernet:
 
     Args:
         subject: The model.
-        variants: Variants of each unit and pattern, by `variants_name`.
+        variants: Variants of each unit and pattern, by `get_variants_name`.
     """
 
     def __init__(self, subject: PrunableModel, variants: Mapping[str, Variants]) -> None:
@@ -37,7 +37,7 @@ class Supernet:
         Raises:
             UnknownNameError: There is no such variant.
         """
-        variants = self.variants.get(variants_name(unit, pattern))
+        variants = self.variants.get(get_variants_name(unit, pattern))
         if variants is None:
             raise UnknownNameError(f"no variant of {unit} has the pattern {pattern!r}")
         return variants.at(dense, count)
@@ -55,7 +55,7 @@ class Switch:
     def __init__(self, supernet: Supernet, dense: Mapping[str, torch.Tensor]) -> None:
         self._supernet = supernet
         self._dense = dense
-        self._narrow = Narrow(supernet.subject, dense)
+        self._narrow = LayerNarrower(supernet.subject, dense)
         self._current: dict[str, tuple[int, str]] = {}
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ class Switch:
             self._current[unit.name] = state
 
     def narrow(self) -> AbstractContextManager[None]:
-        """Leave removed structures out of the matrix products inside, see `Narrow`.
+        """Leave removed structures out of the matrix products inside, see `LayerNarrower`.
 
         Inside, the model may only be run; its weights must be read and switched outside.
         """
@@ -96,10 +96,10 @@ class Switch:
         return variant - self._supernet.subject.views[name].read()
 
 
-def variants_name(unit: str, pattern: str) -> str:
+def get_variants_name(unit: str, pattern: str) -> str:
     """Return the name of a unit's variants in a pattern; ``""`` is the pruner's own pattern.
 
-    >>> variants_name("layers.0.up", "2:4")
+    >>> get_variants_name("layers.0.up", "2:4")
     'layers.0.up[2:4]'
     """
     return f"{unit}[{pattern}]" if pattern else unit

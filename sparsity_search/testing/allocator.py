@@ -13,7 +13,7 @@ from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 TARGETS = (0.1, 0.37, 0.5, 0.7, 0.95)
@@ -32,7 +32,7 @@ class AllocatorContract:
     @pytest.fixture
     def tokens(self) -> Tensor:
         """A few short sequences; the last batch is smaller."""
-        return random_tokens(9, 16)
+        return draw_random_tokens(9, 16)
 
     def test_is_a_value(self, allocator: Allocator) -> None:
         """Equal settings are equal, hashable, and print as one line."""
@@ -141,7 +141,7 @@ class AllocatorContract:
         self, allocator: Allocator, subject: PrunableModel, tokens: Tensor
     ) -> None:
         """Weights, to the bit, and hooks are as before."""
-        before = weights_of(subject.model)
+        before = copy_weights(subject.model)
         allocator.allocate(subject, tokens, Budget(0.5), Bounds.of(subject.layout))
         assert_unchanged(subject.model, before)
 
@@ -182,8 +182,8 @@ def assert_within(profile: SparsityProfile, bounds: Bounds) -> None:
 
 
 def assert_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """Assert that a model has the weights that `weights_of` copied, and no hooks."""
-    for name, weight in weights_of(model).items():
+    """Assert that a model has the weights that `copy_weights` copied, and no hooks."""
+    for name, weight in copy_weights(model).items():
         assert torch.equal(weight, before[name]), name
     hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks

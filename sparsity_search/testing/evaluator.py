@@ -18,21 +18,21 @@ from sparsity_search.testing.models import VOCABULARY, tiny_llama, tiny_tokenize
 N_ROWS, LENGTH = 6, 24
 
 
-def random_tokens(n_rows: int, length: int, *, seed: int = 0) -> Tensor:
+def draw_random_tokens(n_rows: int, length: int, *, seed: int = 0) -> Tensor:
     """Return ``(n_rows, length)`` random tokens, independent of the global random state."""
     source = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (n_rows, length), generator=source)
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers of a model."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def text_of(model: nn.Module, n_rows: int, length: int) -> Tensor:
+def sample_text(model: nn.Module, n_rows: int, length: int) -> Tensor:
     """Return tokens that the model itself finds likely: sampled from it, reproducibly."""
     source = torch.Generator().manual_seed(0)
-    tokens = random_tokens(n_rows, 1)
+    tokens = draw_random_tokens(n_rows, 1)
     with torch.inference_mode():
         for _ in range(length - 1):
             probabilities = model(input_ids=tokens).logits[:, -1].float().softmax(-1)
@@ -43,11 +43,11 @@ def text_of(model: nn.Module, n_rows: int, length: int) -> Tensor:
 
 @cache
 def _text(dtype: torch.dtype) -> Tensor:
-    """Return `text_of` the tiny model."""
-    return text_of(tiny_llama(dtype=dtype), N_ROWS, LENGTH)
+    """Return `sample_text` the tiny model."""
+    return sample_text(tiny_llama(dtype=dtype), N_ROWS, LENGTH)
 
 
-def scaled(factor: float) -> nn.Module:
+def scale_model(factor: float) -> nn.Module:
     """Return the tiny model with all its units' weights times a factor."""
     model: nn.Module = tiny_llama()
     for view in PrunableModel(model).views.values():
@@ -55,7 +55,7 @@ def scaled(factor: float) -> nn.Module:
     return model
 
 
-def bound(evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> Proxy:
+def bind_proxy(evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> Proxy:
     """Return the proxy for a tiny model and its tokenizer."""
     return evaluator.bind(dense, tokens, tiny_tokenizer())
 
@@ -64,7 +64,7 @@ class _Fixtures:
     @pytest.fixture
     def dense(self) -> nn.Module:
         """A tiny random model."""
-        return scaled(1.0)
+        return scale_model(1.0)
 
     @pytest.fixture
     def tokens(self) -> Tensor:
@@ -89,9 +89,9 @@ class EvaluatorContract(_Fixtures):
 
     def test_lower_is_better(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
         """The dense model is best, and one without its blocks is worst."""
-        proxy = bound(evaluator, dense, tokens)
+        proxy = bind_proxy(evaluator, dense, tokens)
         rows = range(N_ROWS)
-        scores = [proxy.score(scaled(factor), rows).value for factor in (1.0, 0.9, 0.0)]
+        scores = [proxy.score(scale_model(factor), rows).value for factor in (1.0, 0.9, 0.0)]
         assert all(math.isfinite(score) for score in scores)
         assert scores == sorted(set(scores))
 
@@ -99,8 +99,8 @@ class EvaluatorContract(_Fixtures):
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """A row's part is the same alone, among others, and in any order; rows differ."""
-        proxy = bound(evaluator, dense, tokens)
-        model, rows = scaled(0.5), [4, 0, 5, 2]
+        proxy = bind_proxy(evaluator, dense, tokens)
+        model, rows = scale_model(0.5), [4, 0, 5, 2]
         together = proxy.score(model, rows)
         assert len(together.parts) == len(rows)
         assert len(set(together.parts)) > 1, "every row has the same part: are rows ignored?"
@@ -112,31 +112,31 @@ class EvaluatorContract(_Fixtures):
 
     def test_deterministic(self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor) -> None:
         """Equal calls give equal scores, whatever was scored between them."""
-        proxy, rows = bound(evaluator, dense, tokens), range(N_ROWS)
+        proxy, rows = bind_proxy(evaluator, dense, tokens), range(N_ROWS)
         state = torch.get_rng_state()
-        first = proxy.score(scaled(0.5), rows)
-        proxy.score(scaled(0.0), [3, 1])
-        assert proxy.score(scaled(0.5), rows) == first
-        assert bound(evaluator, dense, tokens).score(scaled(0.5), rows) == first
+        first = proxy.score(scale_model(0.5), rows)
+        proxy.score(scale_model(0.0), [3, 1])
+        assert proxy.score(scale_model(0.5), rows) == first
+        assert bind_proxy(evaluator, dense, tokens).score(scale_model(0.5), rows) == first
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_one_resident_model(
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """The dense model itself, bound and then rewritten in place, scores as a copy does."""
-        proxy, rows = bound(evaluator, dense, tokens), range(N_ROWS)
+        proxy, rows = bind_proxy(evaluator, dense, tokens), range(N_ROWS)
         for view in PrunableModel(dense).views.values():
             view.write(view.read() * 0.5)
-        other = bound(evaluator, tiny_llama(), tokens)
-        assert proxy.score(dense, rows) == other.score(scaled(0.5), rows)
+        other = bind_proxy(evaluator, tiny_llama(), tokens)
+        assert proxy.score(dense, rows) == other.score(scale_model(0.5), rows)
 
     def test_model_is_unchanged(
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """Neither binding nor scoring writes to a model or to the text, or leaves a hook."""
-        before, text = weights_of(dense), tokens.clone()
-        bound(evaluator, dense, tokens).score(dense, range(N_ROWS))
-        after = weights_of(dense)
+        before, text = copy_weights(dense), tokens.clone()
+        bind_proxy(evaluator, dense, tokens).score(dense, range(N_ROWS))
+        after = copy_weights(dense)
         assert all(torch.equal(after[name], weight) for name, weight in before.items())
         assert torch.equal(tokens, text)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in dense.modules())
@@ -146,7 +146,7 @@ class EvaluatorContract(_Fixtures):
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor, bad: float
     ) -> None:
         """Broken weights give a score that is not finite, never an exception."""
-        proxy = bound(evaluator, dense, tokens)
+        proxy = bind_proxy(evaluator, dense, tokens)
         model = tiny_llama()
         view = next(iter(PrunableModel(model).views.values()))
         view.write(torch.full_like(view.read(), bad))
@@ -156,8 +156,10 @@ class EvaluatorContract(_Fixtures):
         """A bfloat16 model scores about as its float32 twin."""
         dense = tiny_llama(dtype=torch.bfloat16)
         tokens = _text(torch.bfloat16).clone()
-        low = bound(evaluator, dense, tokens).score(scaled(0.5).bfloat16(), range(N_ROWS))
-        full = bound(evaluator, tiny_llama(), tokens).score(scaled(0.5), range(N_ROWS))
+        low = bind_proxy(evaluator, dense, tokens).score(
+            scale_model(0.5).bfloat16(), range(N_ROWS)
+        )
+        full = bind_proxy(evaluator, tiny_llama(), tokens).score(scale_model(0.5), range(N_ROWS))
         assert low.value == pytest.approx(full.value, rel=0.1)
 
 
@@ -172,25 +174,25 @@ class TextContract(_Fixtures):
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
         """A row scores the same in another pool."""
-        few, model = bound(evaluator, dense, tokens[2:4]), scaled(0.5)
-        whole = bound(evaluator, dense, tokens)
+        few, model = bind_proxy(evaluator, dense, tokens[2:4]), scale_model(0.5)
+        whole = bind_proxy(evaluator, dense, tokens)
         assert few.score(model, [0, 1]).parts == pytest.approx(
             whole.score(model, [2, 3]).parts, rel=1e-4
         )
 
     def test_batching_does_not_matter(self, evaluator: Evaluator, dense: nn.Module) -> None:
         """Rows that fill more than one batch, with a rest, score as they do alone."""
-        tokens = random_tokens(5, 200).repeat(3, 1)  # ten rows of 200 tokens pass at once
-        proxy = bound(evaluator, dense, tokens)
-        parts = proxy.score(scaled(0.5), range(15)).parts
+        tokens = draw_random_tokens(5, 200).repeat(3, 1)  # ten rows of 200 tokens pass at once
+        proxy = bind_proxy(evaluator, dense, tokens)
+        parts = proxy.score(scale_model(0.5), range(15)).parts
         assert parts[:5] * 3 == pytest.approx(parts, rel=1e-4)
-        assert parts[12] == pytest.approx(proxy.score(scaled(0.5), [2]).parts[0], rel=1e-4)
+        assert parts[12] == pytest.approx(proxy.score(scale_model(0.5), [2]).parts[0], rel=1e-4)
 
     def test_a_device_is_waited_for_once(
         self, evaluator: Evaluator, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No number is read before the end: on a GPU each would wait for all work before it."""
-        proxy = bound(evaluator, dense, random_tokens(N_ROWS, LENGTH))
+        proxy = bind_proxy(evaluator, dense, draw_random_tokens(N_ROWS, LENGTH))
         proxy.score(dense, range(N_ROWS))
         for reading in ("__float__", "__int__", "item"):
             monkeypatch.setattr(Tensor, reading, None)
@@ -214,7 +216,7 @@ class OwnDataContract(_Fixtures):
     ) -> None:
         """Whatever is bound, even nothing, the scores are the same."""
         scores = [
-            bound(evaluator, dense, text).score(scaled(0.5), [1, 3])
+            bind_proxy(evaluator, dense, text).score(scale_model(0.5), [1, 3])
             for text in (tokens, tokens[:0], 0 * tokens)
         ]
         assert scores[0] == scores[1] == scores[2]
@@ -225,7 +227,7 @@ class OwnDataContract(_Fixtures):
         """The last row can be scored; rows do not begin again after it."""
         own = evaluator.own_data()
         assert own is not None
-        proxy = bound(evaluator, dense, tokens)
+        proxy = bind_proxy(evaluator, dense, tokens)
         assert math.isfinite(proxy.score(dense, [own.n_rows - 1]).value)
         for row in (own.n_rows, -1):
             with pytest.raises(DataError):

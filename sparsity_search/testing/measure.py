@@ -10,7 +10,7 @@ from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import UNITS
 from sparsity_search.testing.allocator import assert_unchanged
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 PATTERNS = ("2:4", "4:8")
@@ -74,7 +74,7 @@ class MeasureContract:
 
     def test_leaves_the_model_alone(self, measure: Measure, subject: PrunableModel) -> None:
         """The model is as before."""
-        before = weights_of(subject.model)
+        before = copy_weights(subject.model)
         measure.curves(subject)
         if measure.prices_patterns and subject.units == "weights":
             measure.pattern_savings(subject, PATTERNS[0])

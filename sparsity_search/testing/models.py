@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparsity_search.models.io.loading import LoadedModel, weights_digest
+from sparsity_search.models.io.loading import LoadedModel, compute_weights_digest
 from sparsity_search.models.io.saving import save_checkpoint
 
 VOCABULARY = 128
@@ -111,13 +111,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_loaded(**options: Any) -> LoadedModel:
-    """Return a `tiny_llama` with its tokenizer, as `load_model` returns a model."""
+    """Return a `tiny_llama` with its tokenizer, as `load_predictor` returns a model."""
     model = tiny_llama(**options)
-    return LoadedModel(model, tiny_tokenizer(), "tiny-llama", None, weights_digest(model))
+    return LoadedModel(model, tiny_tokenizer(), "tiny-llama", None, compute_weights_digest(model))
 
 
 def save_tiny_model(folder: Path, **options: Any) -> Path:
-    """Write a `tiny_llama` and its tokenizer to a folder for `load_model`, and return it."""
+    """Write a `tiny_llama` and its tokenizer to a folder for `load_predictor`, and return it."""
     save_checkpoint(tiny_llama(**options), tiny_tokenizer(), folder)
     return folder
 

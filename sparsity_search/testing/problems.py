@@ -17,7 +17,7 @@ from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.spaces.choices import n_of_m, option_prices
+from sparsity_search.spaces.choices import list_pattern_counts, option_prices
 from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.spaces.parameters import Parameter, spaced, stepped
@@ -29,7 +29,7 @@ from sparsity_search.spaces.step_levels import ShareLevels, StepLevels
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 #: Tokens that one part of a toy score stands for.
 ROW = 64
@@ -85,7 +85,7 @@ def toy_space(
     }
     prices = Prices(layout, "time", curves) if curves else None
     if pattern:
-        return CountLevels(**common, choices=n_of_m(layout, pattern))
+        return CountLevels(**common, choices=list_pattern_counts(layout, pattern))
     if options:
         return PatternLevels(**common, prices=option_prices(layout, options))
     if share:
@@ -95,7 +95,7 @@ def toy_space(
     return StepLevels(**common, step=step, prices=prices)
 
 
-def uneven_spaces() -> dict[str, SearchSpace]:
+def build_uneven_spaces() -> dict[str, SearchSpace]:
     """Return spaces whose genes have unequal steps, by what is removed."""
     linears = (144, 48, 144, 384) * 4
     return {
@@ -160,7 +160,7 @@ def toy_parametric(
     )
 
 
-def parametric_spaces() -> dict[str, ParametricSpace]:
+def build_parametric_spaces() -> dict[str, ParametricSpace]:
     """Return spaces of parameters, by what is special about them."""
     return {
         "parameters": toy_parametric(),
@@ -284,7 +284,7 @@ class SeparableProblem:
     def _score(self, profile: SparsityProfile, fidelity: Fidelity) -> Score:
         if self.fails(profile):
             return Score(math.nan, (math.nan,))
-        rng = generator(fidelity.subset, "toy", profile.digest)
+        rng = create_generator(fidelity.subset, "toy", profile.digest)
         noise = self.noise * rng.normal(size=max(1, fidelity.tokens // ROW))
         parts = self.exact(profile) + noise
         return Score(float(parts.mean()), tuple(parts.tolist()))

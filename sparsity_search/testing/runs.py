@@ -15,7 +15,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TARGET = 0.6
 RUNGS = ((512, 4), (4096, 1))
@@ -23,7 +23,7 @@ _ROLES = {"q": 16, "k": 6, "v": 6, "o": 16, "gate": 43, "up": 43, "down": 43}
 _SEARCH_SCORES = {"uniform": 0.9, "owl": 0.8}
 
 
-def run_layout(blocks: int = 12) -> Layout:
+def build_run_layout(blocks: int = 12) -> Layout:
     """Return a Llama-like layout; one weight in each unit is zero in the dense model."""
     return Layout(
         [
@@ -34,10 +34,10 @@ def run_layout(blocks: int = 12) -> Layout:
     )
 
 
-def run_profiles(layout: Layout) -> dict[str, SparsityProfile]:
+def build_run_profiles(layout: Layout) -> dict[str, SparsityProfile]:
     """Return a uniform, a smooth and a rugged profile of equal sparsity, by name."""
     depth = np.array([unit.block for unit in layout]) / max(unit.block for unit in layout)
-    noise = generator(0, "runs").normal(size=len(layout))
+    noise = create_generator(0, "runs").normal(size=len(layout))
     sparsities = {
         "uniform": np.full(len(layout), TARGET),
         "owl": TARGET + 0.1 * (depth - 0.5),
@@ -46,7 +46,7 @@ def run_profiles(layout: Layout) -> dict[str, SparsityProfile]:
     return {name: Budget(TARGET).project(layout, ratios) for name, ratios in sparsities.items()}
 
 
-def run_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measurement]:
+def simulate_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measurement]:
     """Yield the measurements of a search; one of them failed.
 
     Round 0 has two at the top rung, each later round 16 and 4 at the two rungs.
@@ -55,7 +55,7 @@ def run_measurements(rounds: int, *, fresh: bool = False) -> Iterator[Measuremen
     for index, score in enumerate(_SEARCH_SCORES.values()):
         elapsed += 2.0
         yield _build_measurement(0, 1, (index, 0), score, 2.0, elapsed, 0)
-    source = generator(0, "scores")
+    source = create_generator(0, "scores")
     for round_ in range(1, rounds + 1):
         for rung, n in enumerate((16, RUNGS[0][1])):
             for index in range(n):
@@ -87,14 +87,14 @@ def make_run(
         fresh: Whether each round has its own tokens.
         storage: URL of an Optuna storage; by default a journal in the folder.
     """
-    layout = run_layout()
+    layout = build_run_layout()
     write_json(folder / "run.json", _build_run(layout, fresh, storage))
     store = Store(storage or open_journal(folder / "journal.log"), "search", {"seed": 0})
-    measurements = list(run_measurements(rounds, fresh=fresh))
+    measurements = list(simulate_measurements(rounds, fresh=fresh))
     for measurement in measurements:
         store.add(measurement)
     if finished:
-        profiles = run_profiles(layout)
+        profiles = build_run_profiles(layout)
         for name, profile in profiles.items():
             write_json(folder / "profiles" / f"{name}.json", profile.to_json())
         searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}

@@ -20,14 +20,14 @@ from sparsity_search.spaces.parametric import RefusedSettingError
 from sparsity_search.spaces.space import Space
 from sparsity_search.testing.problems import (
     SeparableProblem,
-    parametric_spaces,
+    build_parametric_spaces,
+    build_uneven_spaces,
     toy_history,
     toy_parametric,
     toy_space,
-    uneven_spaces,
 )
 from sparsity_search.trials.history import History
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 #: Lower bounds; with their complement as the upper ones the first unit cannot move.
 PINNED = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3])
@@ -38,8 +38,8 @@ SPACES: dict[str, Space] = {
     "bounds": toy_space(100, 200, 300, 100, lower=0.35, upper=0.65),
     "pinned": toy_space(100, 50, 50, 100, 80, 90, lower=PINNED, upper=1 - PINNED),
     "steep": toy_space(*(100,) * 8, target=0.9, reach=20),
-    **uneven_spaces(),
-    **parametric_spaces(),
+    **build_uneven_spaces(),
+    **build_parametric_spaces(),
 }
 TINY = toy_space(100, 100, reach=1)  # three candidates
 ONE_GENE = toy_space(100, 100, genes=((0, 1),))  # one candidate
@@ -76,7 +76,7 @@ class SearcherContract:
         """Up to ``n`` distinct candidates of the space that were never measured."""
         space, history = SPACES[name], noisy_history(searcher, name)
         for n in (1, 8):
-            candidates = searcher.ask(space, history, n, generator(0, "a"))
+            candidates = searcher.ask(space, history, n, create_generator(0, "a"))
             assert 1 <= len(candidates) <= n
             assert len(set(candidates)) == len(candidates)
             assert not set(candidates) & history.seen
@@ -91,28 +91,30 @@ class SearcherContract:
         space, history = SPACES[name], noisy_history(searcher, name)
         before = copy.deepcopy(history)
         python, numpy_ = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
-        first = searcher.ask(space, history, 4, generator(0, "a"))
+        first = searcher.ask(space, history, 4, create_generator(0, "a"))
         assert random.getstate() == python
         np.testing.assert_equal(np.random.get_state(legacy=False), numpy_)  # noqa: NPY002
         assert history == before
-        searcher.ask(space, history, 4, generator(0, "b"))
+        searcher.ask(space, history, 4, create_generator(0, "b"))
         random.random()
         np.random.random()  # noqa: NPY002
-        assert list(searcher.ask(space, history, 4, generator(0, "a"))) == list(first)
-        assert list(type(searcher)().ask(space, before, 4, generator(0, "a"))) == list(first)
+        assert list(searcher.ask(space, history, 4, create_generator(0, "a"))) == list(first)
+        assert list(type(searcher)().ask(space, before, 4, create_generator(0, "a"))) == list(
+            first
+        )
 
     @pytest.mark.parametrize("name", OPEN)
     def test_all_genes_move(self, searcher: Searcher, name: str) -> None:
         """In an open space every gene is tried away from where it was."""
         space = SPACES[name]
-        history = history_of(searcher, SeparableProblem(space), rounds=0)
-        found = np.array(searcher.ask(space, history, 48, generator(0, "a")))
+        history = build_history(searcher, SeparableProblem(space), rounds=0)
+        found = np.array(searcher.ask(space, history, 48, create_generator(0, "a")))
         assert (found != np.array(history.survivors[0])).any(axis=0).all()
 
     @pytest.mark.parametrize(("space", "size"), [(TINY, 3), (ONE_GENE, 1), (FEW, 5)])
     def test_exhausted_space(self, searcher: Searcher, space: Space, size: int) -> None:
         """A study ends when the space has nothing new left, and not before."""
-        history = history_of(searcher, SeparableProblem(space), rounds=20)
+        history = build_history(searcher, SeparableProblem(space), rounds=20)
         assert len(history.seen) == size
         assert len(history.winners) < 20
 
@@ -120,7 +122,7 @@ class SearcherContract:
         """Where no score is finite, candidates are legal and new all the same."""
         space = SPACES["equal"]
         history = toy_history(searcher, SeparableProblem(space, fails=lambda _: True))
-        candidates = searcher.ask(space, history, 8, generator(0, "a"))
+        candidates = searcher.ask(space, history, 8, create_generator(0, "a"))
         assert not set(candidates) & history.seen
         assert_legal(space, candidates)
 
@@ -128,10 +130,10 @@ class SearcherContract:
 @cache
 def noisy_history(searcher: Searcher, name: str) -> History:
     """Return two rounds of a noisy toy study; tests read it only."""
-    return history_of(searcher, SeparableProblem(SPACES[name], noise=1.0))
+    return build_history(searcher, SeparableProblem(SPACES[name], noise=1.0))
 
 
-def history_of(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
+def build_history(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
     """Return `toy_history`; skip the test if the searcher refuses a space of parameters."""
     if not problem.space.parameters:
         return toy_history(searcher, problem, rounds)
@@ -154,13 +156,13 @@ def assert_legal(space: Space, candidates: Sequence[Candidate]) -> None:
 def assert_meets(space: SearchSpace, profile: SparsityProfile) -> None:
     """Assert that a profile of a space of levels meets its budget and bounds."""
     surplus = space.saved(profile).sum() - space.budget.n_removed(space.layout)
-    assert 0 <= surplus < slack(space, space.nearest(profile))
+    assert 0 <= surplus < compute_slack(space, space.nearest(profile))
     removed = np.array(profile.removed)
     assert (space.bounds.lower <= removed).all()
     assert (removed <= space.bounds.upper).all()
 
 
-def slack(space: SearchSpace, candidate: Candidate) -> int:
+def compute_slack(space: SearchSpace, candidate: Candidate) -> int:
     """Return what the surplus must be less than: the least that one level less gives back."""
     steps = [
         (space.gene_saved(gene, level) - space.gene_saved(gene, level - 1)).sum()

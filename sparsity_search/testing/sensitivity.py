@@ -12,10 +12,10 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.sensitivity import Sensitivity
 from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.profiles.scores import Scores, build_count_tables
 from sparsity_search.registry import PRUNERS
 from sparsity_search.testing.allocator import assert_unchanged
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 
 LEVELS = (0.25, 0.5, 1.0)
@@ -42,13 +42,15 @@ class SensitivityContract:
     @pytest.fixture
     def tokens(self) -> Tensor:
         """A few short sequences."""
-        return random_tokens(3, 16)
+        return draw_random_tokens(3, 16)
 
     def measured(
         self, sensitivity: Sensitivity, subject: PrunableModel, tokens: Tensor, pruner: Pruner
     ) -> Scores:
         """Return the scores at `LEVELS`."""
-        return sensitivity.measure(subject, tokens, pruner, tables(subject.layout, LEVELS))
+        return sensitivity.measure(
+            subject, tokens, pruner, build_count_tables(subject.layout, LEVELS)
+        )
 
     def test_is_a_value(self, sensitivity: Sensitivity) -> None:
         """Equal settings are equal, hashable, and print as one line."""
@@ -61,7 +63,9 @@ class SensitivityContract:
     ) -> None:
         """A loss for each count; it never falls, and a unit removed whole loses something."""
         scores = self.measured(sensitivity, subject, tokens, pruner)
-        assert [tuple(c) for c in scores.counts] == list(tables(subject.layout, LEVELS))
+        assert [tuple(c) for c in scores.counts] == list(
+            build_count_tables(subject.layout, LEVELS)
+        )
         for losses in scores.losses:
             assert (np.diff(losses) >= 0).all()
             assert losses[-1] > 0
@@ -76,7 +80,7 @@ class SensitivityContract:
         self, sensitivity: Sensitivity, subject: PrunableModel, tokens: Tensor, pruner: Pruner
     ) -> None:
         """Weights, to the bit, hooks and gradients are as before."""
-        before = weights_of(subject.model)
+        before = copy_weights(subject.model)
         self.measured(sensitivity, subject, tokens, pruner)
         assert_unchanged(subject.model, before)
         assert all(p.grad is None for p in subject.model.parameters())

@@ -89,12 +89,12 @@ class History:
         self._index(measurement)
 
     def _index(self, measurement: Measurement) -> None:
-        self._by_key.setdefault(_key(measurement.fidelity, measurement.candidate), measurement)
+        self._by_key.setdefault(_get_key(measurement.fidelity, measurement.candidate), measurement)
         self._of.setdefault(measurement.candidate, []).append(measurement)
 
     def known(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
         """Return the measurement of ``candidate`` on exactly these tokens, if there is one."""
-        return self._by_key.get(_key(fidelity, candidate))
+        return self._by_key.get(_get_key(fidelity, candidate))
 
     def within(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
         """Return the measurement of ``candidate`` on most of these tokens, if on fewer than all.
@@ -125,5 +125,5 @@ class History:
         return self._of.keys()
 
 
-def _key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:
+def _get_key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:
     return fidelity, candidate

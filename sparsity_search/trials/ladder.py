@@ -83,11 +83,11 @@ class Ladder:
         """Return who goes on from a rung, best first; failed candidates never do."""
         alive = [m for m in rank(measured) if not m.failed]
         if self.confidence is not None:
-            alive = [m for m in alive if not _worse(m, alive[0], self.confidence)]
+            alive = [m for m in alive if not _is_worse(m, alive[0], self.confidence)]
         return [m.candidate for m in alive[: self.rungs[rung].survivors]]
 
 
-def _worse(found: Measurement, best: Measurement, confidence: float) -> bool:
+def _is_worse(found: Measurement, best: Measurement, confidence: float) -> bool:
     """Whether a candidate is worse than the best on equal sequences, by a paired t-test."""
     parts = np.array(found.score.parts) - np.array(best.score.parts)
     if len(parts) < 2 or not parts.any():

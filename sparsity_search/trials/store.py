@@ -171,7 +171,7 @@ def _to_trial(m: Measurement, space: Space | None) -> FrozenTrial:
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
         value=None if m.failed else m.score.value,
         params=space.values(m.candidate) if space else {},
-        distributions={p.name: _distribution(p) for p in parameters},
+        distributions={p.name: _build_distribution(p) for p in parameters},
         user_attrs={
             "candidate": ",".join(map(str, m.candidate)),
             "measurement": {
@@ -197,7 +197,7 @@ def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
     return {PROFILE: {"removed": list(profile.removed), "patterns": list(profile.patterns)}}
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
+def _build_distribution(parameter: Parameter) -> BaseDistribution:
     """Return Optuna's distribution of the values of a parameter."""
     if parameter.grid == "choices":
         return CategoricalDistribution(parameter.values)

@@ -17,18 +17,18 @@ from filelock import FileLock, Timeout
 from sparsity_search.errors import ConfigError, RunMismatchError
 
 
-def canonical_json(value: Any) -> str:
+def format_canonical_json(value: Any) -> str:
     """Return the one JSON text of ``value``: sorted keys, no spaces, finite numbers only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def compute_digest(value: Any) -> str:
     """Return 16 hexadecimal digits that identify a JSON-like value.
 
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    >>> compute_digest({"a": 1, "b": 2}) == compute_digest({"b": 2, "a": 1})
     True
     """
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(format_canonical_json(value).encode()).hexdigest()[:16]
 
 
 def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
@@ -37,7 +37,7 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: s
     Raises:
         RunMismatchError: It was not; the message names the keys that differ.
     """
-    now = json.loads(canonical_json(dict(now)))  # as it was stored: tuples are lists
+    now = json.loads(format_canonical_json(dict(now)))  # as it was stored: tuples are lists
     keys = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
     if keys:
         differing = ", ".join(f"{key} ({stored.get(key)} → {now.get(key)})" for key in keys)
@@ -88,7 +88,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_get_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~_get_umask())
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -136,7 +136,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

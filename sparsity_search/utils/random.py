@@ -17,6 +17,6 @@ def derive_seed(seed: int, *keys: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(seed: int, *keys: str | int) -> np.random.Generator:
+def create_generator(seed: int, *keys: str | int) -> np.random.Generator:
     """Return the numpy generator of the stream named by ``keys``."""
     return np.random.default_rng(derive_seed(seed, *keys))

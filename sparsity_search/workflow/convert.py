@@ -11,12 +11,17 @@ import numpy as np
 
 from sparsity_search.config.schema import BudgetSection, ModelSection
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.errors import ConfigError, ProfileError, nearest
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.errors import ConfigError, ProfileError, suggest_name
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.transfer import retarget, same_units, transfer, unmatched_roles
+from sparsity_search.profiles.transfer import (
+    find_unmatched_roles,
+    have_same_units,
+    retarget,
+    transfer,
+)
 from sparsity_search.registry import FORMATS
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_text
@@ -26,7 +31,7 @@ _NATIVE = "profile"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class ConversionRequest:
     """A conversion to make.
 
     Attributes:
@@ -52,7 +57,7 @@ class Conversion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
+class ConversionResult:
     """The outcome of a conversion.
 
     Attributes:
@@ -70,7 +75,7 @@ class Converted:
     unmatched: tuple[str, ...] = ()
 
 
-def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
+def convert(job: ConversionRequest, *, monitor: Monitor | None = None) -> ConversionResult:
     """Convert a profile and write it to ``job.out``.
 
     Raises:
@@ -80,7 +85,7 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
     writer_name = job.out_format or _guess_format(job.out, "--to")
     for name in job.settings:
         if name not in (reader_name, writer_name):
-            hint = nearest(name, {reader_name, writer_name})
+            hint = suggest_name(name, {reader_name, writer_name})
             raise ConfigError(f"--set {name}: no file here is of this format: {hint}")
     reader, writer = (_create(name, job.settings) for name in (reader_name, writer_name))
     text = _read_text(job.source)
@@ -95,7 +100,7 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
         layout, facts = _open_model(job.model, kind, monitor or Monitor())
     if source is None:
         read = reader.read(text, sizes.profile.layout if sizes else layout)
-        source = Document(read.profile, _keep_lasting(sizes.facts) if sizes else {})
+        source = ProfileDocument(read.profile, _keep_lasting(sizes.facts) if sizes else {})
     document, how = _move(source, layout or source.profile.layout, facts, job.budget)
     if document.profile.patterns and not writer.patterned:
         raise ProfileError(
@@ -105,32 +110,32 @@ def convert(job: Conversion, *, monitor: Monitor | None = None) -> Converted:
     wanted = document.profile
     found = writer.read(written, wanted.layout).profile  # checks the text before it is a file
     write_text(job.out, written)
-    return Converted(
+    return ConversionResult(
         profile=found,
         rounded=int((np.array(found.removed) != np.array(wanted.removed)).sum()),
         format=writer_name,
         how=how,
-        unmatched=tuple(unmatched_roles(source.profile, wanted.layout)),
+        unmatched=tuple(find_unmatched_roles(source.profile, wanted.layout)),
     )
 
 
 def _move(
-    source: Document, layout: Layout, facts: Mapping[str, Any], wanted: BudgetSection
-) -> tuple[Document, Literal["copied", "shifted", "transferred"]]:
+    source: ProfileDocument, layout: Layout, facts: Mapping[str, Any], wanted: BudgetSection
+) -> tuple[ProfileDocument, Literal["copied", "shifted", "transferred"]]:
     """Return the profile on ``layout`` at its own or another target, and how it got there."""
     profile, bounds = source.profile, bounds_of(layout, wanted.bounds)
-    same = same_units(profile.layout, layout)
+    same = have_same_units(profile.layout, layout)
     if same:
         profile = SparsityProfile(layout, profile.removed, profile.patterns)
         if wanted.sparsity is None and _lies_within(profile, bounds):
-            return Document(profile, {**source.facts, **facts}), "copied"
+            return ProfileDocument(profile, {**source.facts, **facts}), "copied"
     budget = Budget(profile.sparsity if wanted.sparsity is None else wanted.sparsity)
     origin = {"profile": profile.digest, "sparsity": profile.sparsity, "facts": source.facts}
     told = {"target": budget.target, "converted": origin, **facts}
     if same:
         shifted = retarget(profile, budget, bounds)
-        return Document(shifted, {**_keep_lasting(source.facts), **told}), "shifted"
-    return Document(transfer(profile, layout, budget, bounds), told), "transferred"
+        return ProfileDocument(shifted, {**_keep_lasting(source.facts), **told}), "shifted"
+    return ProfileDocument(transfer(profile, layout, budget, bounds), told), "transferred"
 
 
 def _lies_within(profile: SparsityProfile, bounds: Bounds) -> bool:
@@ -164,7 +169,7 @@ def _create(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Format:
     return found
 
 
-def _read_reference(path: Path) -> Document:
+def _read_reference(path: Path) -> ProfileDocument:
     native: Format = FORMATS.create(_NATIVE)
     return native.read(_read_text(path))
 
@@ -178,7 +183,7 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path} is no text in UTF-8") from error
 
 
-def _choose_kind(model: ModelSection, known: Document | None) -> str:
+def _choose_kind(model: ModelSection, known: ProfileDocument | None) -> str:
     """Return the kind of units of the other model: that of the source.
 
     Raises:

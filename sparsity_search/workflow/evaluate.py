@@ -19,7 +19,7 @@ _OF_BOTH = {"dtype", "device", "trust_remote_code", "blocks", "offload"}
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The outcome of `evaluate`.
 
     Attributes:
@@ -39,7 +39,7 @@ def evaluate(
     *,
     dense: str | None = None,
     monitor: Monitor | None = None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Score a model.
 
     Args:
@@ -69,4 +69,4 @@ def evaluate(
     with monitor.step("score"):
         proxy = evaluator.bind(reference, tokens, session.loaded.tokenizer)
         score = proxy.score(session.loaded.model, range(n_rows if own else len(tokens)))
-    return Evaluation(score, session.subject.zeros().sparsity, tokens.numel())
+    return EvaluationResult(score, session.subject.zeros().sparsity, tokens.numel())

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.estimate import Estimate, draw_tokens, estimate
+from sparsity_search.engine.estimate import SearchEstimate, draw_tokens, estimate
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.plugins import budget_of, build_pruner, choose_units
+from sparsity_search.engine.plugins import build_budget, build_pruner, choose_units
 from sparsity_search.engine.session import open_session
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.models.anatomy.remainder import LeftAlone, left_alone, shared_names
+from sparsity_search.models.anatomy.unpruned import (
+    UnprunedParameter,
+    find_shared_names,
+    list_unpruned,
+)
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.registry import EVALUATORS, Factory
@@ -21,7 +25,7 @@ DEFAULT_SPARSITY = 0.5
 
 
 @dataclass(frozen=True)
-class Inspection:
+class InspectionResult:
     """The outcome of `inspect`.
 
     Attributes:
@@ -37,13 +41,13 @@ class Inspection:
     blocks: str
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
-    left_alone: list[LeftAlone]
+    left_alone: list[UnprunedParameter]
     shared: list[tuple[str, ...]]
     loaded: str
-    estimate: Estimate
+    estimate: SearchEstimate
 
 
-def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
+def inspect(config: RunConfig, monitor: Monitor | None = None) -> InspectionResult:
     """Load a model, list its prunable units, and time small samples of a search.
 
     No text is needed: random tokens take as long as any.
@@ -64,12 +68,12 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> Inspection:
         tokens = draw_tokens(session, config.data.search_length)
         proxy = evaluator.bind(model, tokens, session.loaded.tokenizer)
         expected = estimate(session, config, pruner, proxy, space)
-    return Inspection(
+    return InspectionResult(
         blocks=subject.prefix,
         layout=subject.layout,
         shapes={name: tuple(view.read().shape) for name, view in subject.one_by_one()},
-        left_alone=left_alone(subject),
-        shared=shared_names(model),
+        left_alone=list_unpruned(subject),
+        shared=find_shared_names(model),
         loaded=f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
         estimate=expected,
     )
@@ -79,4 +83,4 @@ def _choose_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budge
     asked = config.budget
     if asked.sparsity is None and asked.saving is None and not space.options:
         return Budget(DEFAULT_SPARSITY)
-    return budget_of(config, space, pruner)
+    return build_budget(config, space, pruner)

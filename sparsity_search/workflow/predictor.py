@@ -15,24 +15,24 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, StageRecord, find_storage, load_stages
 from sparsity_search.runs.stage_spaces import build_stage_spaces
 from sparsity_search.searchers.bases.dataset import DATASET_JSON, Dataset, read_dataset
-from sparsity_search.searchers.bases.models import Boosted, ModelSettings, fit
+from sparsity_search.searchers.bases.models import BoostedModel, ModelSettings, fit
 from sparsity_search.searchers.bases.training import (
-    Figures,
+    PredictionFigures,
     RankCorrelation,
     can_fit,
     correlate_ranks,
     drop_failed,
     judge,
-    split,
+    split_pairs,
 )
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.trials.history import Measurement
 from sparsity_search.trials.store import read_profiles
 from sparsity_search.utils.files import write_json
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
-__all__ = ["Learned", "ModelSettings", "learn", "load_trees", "read_spaces"]
+__all__ = ["ModelSettings", "PredictorReport", "learn", "load_trees", "read_spaces"]
 
 #: Share of the pairs that a model is fitted to before it is judged by the others.
 TRAIN_SHARE = 0.7
@@ -41,7 +41,7 @@ _Measured = tuple[int, SparsityProfile, Measurement]
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class PredictorReport:
     """A predictor's data set, and how well it can be predicted.
 
     Attributes:
@@ -53,7 +53,7 @@ class Learned:
     """
 
     dataset: Dataset
-    figures: Figures
+    figures: PredictionFigures
     rounds: Sequence[RankCorrelation]
     importance: Mapping[str, float] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ def learn(
     *,
     storage: str | None = None,
     seed: int = 0,
-) -> Learned:
+) -> PredictorReport:
     """Judge a predictor on the measurements of a search, and write its data set.
 
     Profiles of all stages are described by the levels of the first one's space, those of an
@@ -93,13 +93,13 @@ def learn(
         measured = _match_levels(stages, spaces)
     dataset, rounds = _build_dataset(record, space, measured)
     pairs = dataset.pairs(space)
-    train, held_out = split(pairs, TRAIN_SHARE, generator(seed, "split"))
+    train, held_out = split_pairs(pairs, TRAIN_SHARE, create_generator(seed, "split"))
     if not can_fit(train) or not len(held_out):
         raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
     model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
         write_json(out, {**dataset.to_json(), **_export_model(model, settings, space)})
-    return Learned(
+    return PredictorReport(
         dataset,
         judge(fit(train, settings, seed), held_out),
         correlate_ranks(pairs, rounds, settings),
@@ -107,7 +107,7 @@ def learn(
     )
 
 
-def load_trees(path: Path) -> Boosted:
+def load_trees(path: Path) -> BoostedModel:
     """Return the trees that `learn` wrote; they predict for the space that their run began with.
 
     Raises:
@@ -117,7 +117,7 @@ def load_trees(path: Path) -> Boosted:
     value = DATASET_JSON.read(path).get("model")
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path} has no trees; write it with --model xgboost")
-    return Boosted.from_json(value["members"], rank=value["settings"]["objective"] == "rank")
+    return BoostedModel.from_json(value["members"], rank=value["settings"]["objective"] == "rank")
 
 
 def read_spaces(directory: RunDirectory) -> list[SearchSpace]:
@@ -205,7 +205,7 @@ def _describe(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
 
 
 def _measure_importance(model: Any, space: SearchSpace, n_features: int) -> dict[str, float]:
-    if not isinstance(model, Boosted):
+    if not isinstance(model, BoostedModel):
         return {}
     gains = model.importance(n_features)[: space.n_genes]  # the levels are the first features
     total = gains.sum() or 1.0

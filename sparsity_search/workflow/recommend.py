@@ -18,7 +18,7 @@ from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.plugins import build_pruner, choose_units
 from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.profiles.budget import Budget
 
 #: The costs and gains of methods: the one place where they are kept.
@@ -66,7 +66,7 @@ class Method(Section):
         near = own or self.measured
         return min(near, key=lambda gain: abs(gain.sparsity - sparsity), default=None)
 
-    def seconds(self, machine: Machine, config: RunConfig) -> float:
+    def seconds(self, machine: MachineSpeed, config: RunConfig) -> float:
         """Return the seconds that the method will take.
 
         Args:
@@ -83,7 +83,7 @@ class Method(Section):
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineSpeed:
     """How fast a model runs here: seconds for a token, and the number of prunable weights."""
 
     seconds_per_token: float
@@ -112,7 +112,7 @@ class Recommendation:
 
     methods: Sequence[TimedMethod]
     chosen: TimedMethod
-    machine: Machine
+    machine: MachineSpeed
     why: str
 
 
@@ -148,7 +148,11 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
 
 
 def choose(
-    known: Sequence[Method], machine: Machine, config: RunConfig, sparsity: float, minutes: float
+    known: Sequence[Method],
+    machine: MachineSpeed,
+    config: RunConfig,
+    sparsity: float,
+    minutes: float,
 ) -> Recommendation:
     """Return the recommendation for a machine.
 
@@ -168,22 +172,22 @@ def choose(
     if not fitting:
         raise ConfigError("no method with a measured gain fits this time")
     # gains with another pruner are not comparable: they count where there are none with this one
-    own = [entry for entry in fitting if _ratio(entry) < 1 and _pruner(entry) == name]
-    best = min(own or fitting, key=_ratio)  # of equal ones the quickest
+    own = [entry for entry in fitting if _get_ratio(entry) < 1 and _get_pruner(entry) == name]
+    best = min(own or fitting, key=_get_ratio)  # of equal ones the quickest
     return Recommendation(found, best, machine, _explain(best, found, minutes))
 
 
-def time_model(session: Session, length: int) -> Machine:
+def time_model(session: Session, length: int) -> MachineSpeed:
     """Return how fast a model runs on one sequence of random tokens."""
     model = session.loaded.model
     tokens, spent = draw_tokens(session, length), []
     with torch.inference_mode():
-        last_hidden(model, tokens)  # warms up
+        compute_last_hidden(model, tokens)  # warms up
         for _ in range(_REPEATS):
             started = time.monotonic()
-            last_hidden(model, tokens).sum().item()  # waits for the device
+            compute_last_hidden(model, tokens).sum().item()  # waits for the device
             spent.append(time.monotonic() - started)
-    return Machine(min(spent) / tokens.numel(), session.subject.layout.n_weights)
+    return MachineSpeed(min(spent) / tokens.numel(), session.subject.layout.n_weights)
 
 
 @cache
@@ -200,12 +204,12 @@ def _count_round_tokens(config: RunConfig) -> int:
     return sum(n * rung.tokens for n, rung in zip(entering, ladder.rungs, strict=False))
 
 
-def _ratio(entry: TimedMethod) -> float:
+def _get_ratio(entry: TimedMethod) -> float:
     assert entry.gain is not None
     return entry.gain.ratio
 
 
-def _pruner(entry: TimedMethod) -> str:
+def _get_pruner(entry: TimedMethod) -> str:
     assert entry.gain is not None
     return entry.gain.pruner
 
@@ -217,7 +221,7 @@ def _explain(best: TimedMethod, found: Sequence[TimedMethod], minutes: float) ->
     text = f"{best.method.name} has the best measured gain of what fits {minutes:g} min: "
     text += f"{gain.ratio:.3g} times the perplexity of uniform ({where})"
     same = [e for e in found if e.gain and e.gain.pruner == gain.pruner]
-    if better := [e for e in same if _ratio(e) < gain.ratio]:
+    if better := [e for e in same if _get_ratio(e) < gain.ratio]:
         more = min(better, key=lambda entry: entry.seconds)
         text += f"; {more.method.name} would need {max(1, round(more.seconds / 60))} min"
     return text + "."

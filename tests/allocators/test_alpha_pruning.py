@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import sparsity_search.allocators.alpha_pruning as module
 from sparsity_search.allocators.alpha_pruning import (
     AlphaPruningAllocator,
-    eigenvalues,
-    scaled,
-    tail_exponent,
+    compute_eigenvalues,
+    fit_tail_exponent,
+    scale_to_alphas,
 )
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -65,35 +65,37 @@ def reference(e: np.ndarray, tail: str, compat: bool = False) -> float:
 
 @pytest.mark.parametrize("exponent", [2.0, 3.0, 5.0])
 def test_golden_hill_of_a_pareto_sample(exponent: float) -> None:
-    found = tail_exponent(pareto(exponent, 20_000))
+    found = fit_tail_exponent(pareto(exponent, 20_000))
     assert found == pytest.approx(exponent, abs=0.05 * (exponent - 1))
 
 
 def test_scan_finds_where_a_power_law_begins() -> None:
     bulk = np.random.default_rng(1).uniform(0.2, 1.0, 250)
     spectrum = np.concatenate([bulk, pareto(3.0, 250)])
-    assert tail_exponent(spectrum, "scan") == pytest.approx(3.0, abs=0.4)
+    assert fit_tail_exponent(spectrum, "scan") == pytest.approx(3.0, abs=0.4)
 
 
 @pytest.mark.parametrize("tail", ["mid", "scan", "peak"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
 def test_exponent_is_that_of_the_formulas(tail: str, scale: float) -> None:
     for seed in range(3):
-        spectrum = eigenvalues(matrix(seed)) * scale
-        assert tail_exponent(spectrum, tail) == pytest.approx(reference(spectrum, tail), rel=1e-9)
+        spectrum = compute_eigenvalues(matrix(seed)) * scale
+        assert fit_tail_exponent(spectrum, tail) == pytest.approx(
+            reference(spectrum, tail), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_compat_keeps_the_logarithmic_window(scale: float) -> None:
     spectrum = pareto(2.5, 60, seed=3) * scale
-    found = tail_exponent(spectrum, "peak", compat=True)
+    found = fit_tail_exponent(spectrum, "peak", compat=True)
     assert found == pytest.approx(reference(spectrum, "peak", compat=True), rel=1e-9)
 
 
 def test_scale_tells_the_fixed_window_from_the_compatible_one() -> None:
     spectra = [np.random.default_rng(seed).lognormal(0, 2, 40) for seed in (7, 8)]
     for compat in (False, True):
-        found = [[tail_exponent(e * c, "peak", compat) for e in spectra] for c in (0.1, 10)]
+        found = [[fit_tail_exponent(e * c, "peak", compat) for e in spectra] for c in (0.1, 10)]
         assert np.allclose(found[0], found[1], rtol=1e-6) != compat
 
 
@@ -103,32 +105,34 @@ def test_rotation_transposition_and_scale_change_nothing(tail: str) -> None:
     rows, columns = (
         torch.linalg.qr(matrix(i, n, n, 0).double())[0] for i, n in ((1, 24), (2, 40))
     )
-    expected = tail_exponent(eigenvalues(weight), tail)
+    expected = fit_tail_exponent(compute_eigenvalues(weight), tail)
     for same in (rows @ weight @ columns, weight.T, 1e-4 * weight):
-        assert tail_exponent(eigenvalues(same), tail) == pytest.approx(expected, rel=1e-6)
+        assert fit_tail_exponent(compute_eigenvalues(same), tail) == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 def test_two_eigenvalues_have_a_closed_form() -> None:
-    assert tail_exponent(np.array([1.0, math.e])) == pytest.approx(3.0)
-    assert tail_exponent(np.array([1.0, math.e]), "scan") == pytest.approx(3.0)
-    assert math.isnan(tail_exponent(np.array([2.0])))
-    assert math.isnan(tail_exponent(np.array([])))
+    assert fit_tail_exponent(np.array([1.0, math.e])) == pytest.approx(3.0)
+    assert fit_tail_exponent(np.array([1.0, math.e]), "scan") == pytest.approx(3.0)
+    assert math.isnan(fit_tail_exponent(np.array([2.0])))
+    assert math.isnan(fit_tail_exponent(np.array([])))
 
 
 @pytest.mark.parametrize("tail", ["mid", "scan", "peak"])
 def test_a_flat_spectrum_is_finite_and_the_lightest(tail: str) -> None:
-    assert tail_exponent(np.full(9, 0.3), tail) == pytest.approx(1e6, rel=0.01)
+    assert fit_tail_exponent(np.full(9, 0.3), tail) == pytest.approx(1e6, rel=0.01)
 
 
 def test_eigenvalues_are_squares_of_singular_values_without_zeros() -> None:
     weight = matrix(4)
     singular = np.linalg.svd(weight.double().numpy(), compute_uv=False)
-    np.testing.assert_allclose(eigenvalues(weight), np.sort(singular**2), rtol=1e-9)
-    np.testing.assert_allclose(eigenvalues(weight.T), np.sort(singular**2), rtol=1e-9)
+    np.testing.assert_allclose(compute_eigenvalues(weight), np.sort(singular**2), rtol=1e-9)
+    np.testing.assert_allclose(compute_eigenvalues(weight.T), np.sort(singular**2), rtol=1e-9)
     weight[5:12] = 0
     weight[13] = weight[12]
-    assert len(eigenvalues(weight)) == 24 - 8
-    assert not len(eigenvalues(torch.zeros(3, 5)))
+    assert len(compute_eigenvalues(weight)) == 24 - 8
+    assert not len(compute_eigenvalues(torch.zeros(3, 5)))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_golden_maps(
     place = (0.7 / golden[0] - (1 - golden_spread)) / (2 * golden_spread)
     rest = (100 * place - 1) / 98  # of 100 equal blocks one lies at 0, and one at 1
     alphas = 2 + 2.2 * np.array([0.0, 1.0] + [rest] * 98)
-    found = scaled(alphas, np.full(100, 7), 0.7, spread)
+    found = scale_to_alphas(alphas, np.full(100, 7), 0.7, spread)
     assert found.min() == pytest.approx(predicted[1], abs=2e-4)
     assert found.max() == pytest.approx(predicted[2], abs=2e-4)
     assert found.min() / (1 - spread) == pytest.approx(predicted[0], abs=2e-4)
@@ -158,7 +162,9 @@ def test_sparsities_may_exceed_one_and_the_projection_clips_them() -> None:
     # LLaMA-7B at 0.8 with spread 0.3: 1.0625
     place = (0.7 / 0.7152 - 0.7) / 0.6
     alphas = np.array([0.0, 1.0] + [(100 * place - 1) / 98] * 98)
-    assert scaled(alphas, np.full(100, 7), 0.8, 0.3).max() == pytest.approx(1.0625, abs=2e-4)
+    assert scale_to_alphas(alphas, np.full(100, 7), 0.8, 0.3).max() == pytest.approx(
+        1.0625, abs=2e-4
+    )
     subject = differing()
     found = allocated(subject, 0.9, spread=0.6)
     assert found.sparsities.max() == 1.0
@@ -175,13 +181,13 @@ def test_sparsities_may_exceed_one_and_the_projection_clips_them() -> None:
 def test_map(alphas: list[float], spread: float, target: float, data: st.DataObject) -> None:
     given_ = np.round(alphas, 3)
     sizes = np.array([data.draw(st.integers(1, 999)) for _ in alphas])
-    found = scaled(given_, sizes, target, spread)
+    found = scale_to_alphas(given_, sizes, target, spread)
     assert sizes @ found == pytest.approx(target * sizes.sum())
     ratio = (1 + spread) / (1 - spread) if np.ptp(given_) else 1.0
     assert found.max() / found.min() == pytest.approx(ratio)
     order = given_.argsort(kind="stable")
     assert (np.diff(found[order]) >= -1e-12).all()  # lighter tails are sparser
-    np.testing.assert_allclose(scaled(3 * given_ + 1, sizes, target, spread), found)
+    np.testing.assert_allclose(scale_to_alphas(3 * given_ + 1, sizes, target, spread), found)
 
 
 def differing() -> PrunableModel:
@@ -254,13 +260,15 @@ def test_empty_matrices_do_not_spoil_the_others(per: str) -> None:
     found = allocated(subject, 0.6, per=per)
     assert found.removed[9] == subject.layout.counts[9]
     assert found.n_removed == Budget(0.6).n_removed(subject.layout)
-    alphas = np.array([tail_exponent(eigenvalues(v.read())) for v in subject.views.values()])
+    alphas = np.array(
+        [fit_tail_exponent(compute_eigenvalues(v.read())) for v in subject.views.values()]
+    )
     known = ~np.isnan(alphas)
     assert np.flatnonzero(~known).tolist() == [9]
     if per == "block":
         alphas = np.repeat([np.nanmean(block) for block in alphas.reshape(4, 7)], 7)
     alphas[9] = np.nanmean(alphas) if per == "linear" else alphas[8]
-    wanted = scaled(alphas, subject.layout.counts, 0.6, 0.3)
+    wanted = scale_to_alphas(alphas, subject.layout.counts, 0.6, 0.3)
     # the projection moves all others by one constant
     assert np.ptp((found.sparsities - wanted)[known]) < 2 / 512
 
@@ -271,8 +279,10 @@ def test_structures_have_the_mean_of_their_linears(
 ) -> None:
     subject = PrunableModel(differing().model, units=units)
     seen: list[tuple[int, ...]] = []
-    real = module.eigenvalues
-    monkeypatch.setattr(module, "eigenvalues", lambda w: (seen.append(tuple(w.shape)), real(w))[1])
+    real = module.compute_eigenvalues
+    monkeypatch.setattr(
+        module, "compute_eigenvalues", lambda w: (seen.append(tuple(w.shape)), real(w))[1]
+    )
     found = allocated(subject, 0.5)
     linears = 7 if units == "width" else 5  # keys and values stay where query heads go
     assert len(seen) == 4 * linears
@@ -283,7 +293,7 @@ def test_structures_have_the_mean_of_their_linears(
 
 def test_weights_must_be_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
-        eigenvalues(torch.tensor([[1.0, float("nan")]]))
+        compute_eigenvalues(torch.tensor([[1.0, float("nan")]]))
     assert not AlphaPruningAllocator.needs_text
 
 

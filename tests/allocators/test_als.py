@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import sparsity_search.allocators.als as module
 from sparsity_search.allocators.als import (
     ALSAllocator,
-    programme,
-    redundancies,
+    compute_redundancies,
+    compute_similarities,
     sampled_rows,
-    similarities,
+    solve_programme,
 )
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -93,31 +93,31 @@ def test_is_the_linear_programme(
     redundancy = np.array([r for r, _ in blocks]) / 10
     sizes = np.array([n for _, n in blocks], dtype=float)
     reach = part * min(target, 1 - target)
-    found = programme(redundancy, sizes, target, reach=reach, step=0)
+    found = solve_programme(redundancy, sizes, target, reach=reach, step=0)
     np.testing.assert_allclose(found, solved(redundancy, sizes, target, reach), atol=1e-6)
     assert found @ sizes == pytest.approx(target * sizes.sum())
 
 
 def test_equal_redundancy_shares_alike() -> None:
     # the first takes 3 of 6 weights to the upper bound, the others go down together
-    found = programme(np.array([1.0, 5, 1]), np.array([1, 3, 2]), 0.6, reach=0.2, step=0)
+    found = solve_programme(np.array([1.0, 5, 1]), np.array([1, 3, 2]), 0.6, reach=0.2, step=0)
     np.testing.assert_allclose(found, [0.4, 0.8, 0.4])
     # one of four to the upper bound; one of the two in the middle would be, too
-    found = programme(np.array([2.0, 3, 2, 1]), np.ones(4), 0.6, reach=0.2, step=0)
+    found = solve_programme(np.array([2.0, 3, 2, 1]), np.ones(4), 0.6, reach=0.2, step=0)
     np.testing.assert_allclose(found, [0.6, 0.8, 0.6, 0.4])
-    found = programme(np.full(5, 3.0), np.arange(1, 6), 0.37, reach=0.2, step=0.05)
+    found = solve_programme(np.full(5, 3.0), np.arange(1, 6), 0.37, reach=0.2, step=0.05)
     np.testing.assert_allclose(found, 0.37)
 
 
 def test_granularity() -> None:
     # a third of the middle one up: at 0.5 + 0.2 * (-1/3) it would be
     redundancy, sizes = np.array([1.0, 2.0, 3.0]), np.array([2, 3, 2.5])
-    exact = programme(redundancy, sizes, 0.5, reach=0.2, step=0)
+    exact = solve_programme(redundancy, sizes, 0.5, reach=0.2, step=0)
     assert exact.tolist() == pytest.approx([0.3, 0.5 + 0.2 * (2 * 1.25 / 3 - 1), 0.7])
-    found = programme(redundancy, sizes, 0.5, reach=0.2, step=0.05)
+    found = solve_programme(redundancy, sizes, 0.5, reach=0.2, step=0.05)
     assert found.tolist() == pytest.approx([0.3, 0.45, 0.7])
     # bounds hold where they are no multiples
-    found = programme(redundancy, sizes, 0.5, reach=0.18, step=0.05)
+    found = solve_programme(redundancy, sizes, 0.5, reach=0.18, step=0.05)
     assert found.tolist() == pytest.approx([0.32, 0.45, 0.68])
 
 
@@ -136,7 +136,7 @@ def test_redundancy_is_the_formula() -> None:
     source = np.random.default_rng(0)
     first = source.normal(size=(40, 6)) * np.logspace(-2, 2, 6) + 3
     activations = [first, first @ source.normal(size=(6, 9)), source.normal(size=(40, 3))]
-    found = redundancies([similarities([torch.tensor(x)]) for x in activations])
+    found = compute_redundancies([compute_similarities([torch.tensor(x)]) for x in activations])
     np.testing.assert_allclose(found, sums(activations), rtol=1e-5)
 
 
@@ -144,26 +144,32 @@ def test_redundancy_of_a_rotation_is_one() -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double()
     x = torch.linalg.qr(x - x.mean(0)).Q  # normalised already, and still so after a rotation
     turn = torch.linalg.qr(torch.arange(16.0).view(4, 4).double().sin()).Q
-    found = redundancies([similarities([x]), similarities([3 * x @ turn + 1])])
+    found = compute_redundancies(
+        [compute_similarities([x]), compute_similarities([3 * x @ turn + 1])]
+    )
     np.testing.assert_allclose(found, [1, 1], atol=1e-5)
 
 
 def test_orthogonal_activations_are_not_redundant() -> None:
     x = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
     y = torch.tensor([[1.0, 3.0], [1.0, 3.0], [-1.0, 1.0], [-1.0, 1.0]])
-    np.testing.assert_allclose(redundancies([similarities([x]), similarities([y])]), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        compute_redundancies([compute_similarities([x]), compute_similarities([y])]), 0, atol=1e-9
+    )
 
 
 def test_constant_features_do_not_matter() -> None:
     x = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
     more = torch.cat([x, torch.full((30, 2), 0.1)], dim=1)
-    torch.testing.assert_close(similarities([more]), similarities([x]), rtol=1e-5, atol=1e-7)
-    assert not similarities([torch.full((30, 2), 0.1)]).any()
+    torch.testing.assert_close(
+        compute_similarities([more]), compute_similarities([x]), rtol=1e-5, atol=1e-7
+    )
+    assert not compute_similarities([torch.full((30, 2), 0.1)]).any()
 
 
 def test_parts_are_one_text() -> None:
     x = torch.randn(30, 3, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(similarities([x[:7], x[7:]]), similarities([x]))
+    assert torch.equal(compute_similarities([x[:7], x[7:]]), compute_similarities([x]))
 
 
 @pytest.mark.parametrize("samples", [5, 39, 40, 1000])
@@ -185,7 +191,7 @@ def test_between_blocks(tiny_tokens: Tensor) -> None:
     model = tiny_llama(layers=5)
     subject = PrunableModel(model)
     states = outputs(model, tiny_tokens, [f"model.layers.{i}" for i in range(5)])
-    expected = programme(sums(states), np.ones(5), 0.7, reach=0.12, step=0.03)
+    expected = solve_programme(sums(states), np.ones(5), 0.7, reach=0.12, step=0.03)
     found = allocated(subject, tiny_tokens)
     assert list(found.grouped("block").values()) == pytest.approx(expected, abs=1e-3)
     assert np.ptp(expected) == pytest.approx(0.24)
@@ -201,7 +207,7 @@ def test_within_blocks(tiny_tokens: Tensor) -> None:
         made = outputs(model, tiny_tokens, [unit.name for unit in units])
         sizes = np.array([unit.size for unit in units])
         reach = 0.4 * min(ratio, 1 - ratio)
-        expected = programme(sums(made), sizes, float(ratio), reach=reach, step=0)
+        expected = solve_programme(sums(made), sizes, float(ratio), reach=reach, step=0)
         places = [subject.layout.position(unit.name) for unit in units]
         np.testing.assert_allclose(found.sparsities[places], expected, atol=2e-3)
         assert np.ptp(expected) > 0.05
@@ -234,14 +240,14 @@ def test_experts_of_a_mixture_share(tiny_tokens: Tensor) -> None:
 
 def test_samples(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     seen: list[int] = []
-    original = similarities
+    original = compute_similarities
 
     def spy(states: list[Tensor]) -> Tensor:
         seen.append(sum(len(s) for s in states))
         return original(states)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "similarities", spy)
+        patch.setattr(module, "compute_similarities", spy)
         allocated(tiny_subject, tiny_tokens, samples=20)
         allocated(tiny_subject, tiny_tokens, samples=500)
     assert seen == [20] * 3 + [160] * 3
@@ -251,7 +257,7 @@ def test_excluded_blocks_take_no_part(tiny_tokens: Tensor) -> None:
     model = tiny_llama(layers=5)
     subject = PrunableModel(model, r"layers\.[13]\.")
     states = outputs(model, tiny_tokens, [f"model.layers.{i}" for i in (0, 2, 4)])
-    expected = programme(sums(states), np.ones(3), 0.5, reach=0.2, step=0.05)
+    expected = solve_programme(sums(states), np.ones(3), 0.5, reach=0.2, step=0.05)
     found = allocated(subject, tiny_tokens, 0.5)
     assert list(found.grouped("block").values()) == pytest.approx(expected, abs=1e-3)
 

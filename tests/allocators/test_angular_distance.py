@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 import sparsity_search.allocators.angular_distance as module
-from sparsity_search.allocators.angular_distance import AngularDistanceAllocator, angular_distances
+from sparsity_search.allocators.angular_distance import (
+    AngularDistanceAllocator,
+    compute_angular_distances,
+)
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.testing.models import tiny_llama
@@ -29,7 +32,7 @@ def bounds_of(lower: list[int], upper: list[int]) -> Bounds:
 def test_distances(subject: PrunableModel, tiny_tokens: Tensor) -> None:
     names = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(6))]
     states = [x[:, -1].numpy() for x in outputs(subject.model, tiny_tokens, names)]
-    found = angular_distances(subject, tiny_tokens)
+    found = compute_angular_distances(subject, tiny_tokens)
     for a, first in enumerate(states):
         for b, second in enumerate(states):
             angles = [
@@ -41,7 +44,7 @@ def test_distances(subject: PrunableModel, tiny_tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_the_best_run_goes(subject: PrunableModel, tiny_tokens: Tensor, n: int) -> None:
-    distances = angular_distances(subject, tiny_tokens).numpy()
+    distances = compute_angular_distances(subject, tiny_tokens).numpy()
     best = min(range(7 - n), key=lambda start: distances[start, start + n])
     expected = list(range(best, best + n))
     assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, n) == expected
@@ -52,7 +55,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> None:
     """States on a line: the distance of two blocks is the way between them, 0 at block 4."""
     places = torch.tensor([0.0, 0.10, 0.15, 0.31, 0.50, 0.50, 0.60])
     found = (places[:, None] - places).abs()
-    monkeypatch.setattr(module, "angular_distances", lambda *_: found)
+    monkeypatch.setattr(module, "compute_angular_distances", lambda *_: found)
 
 
 @pytest.mark.usefixtures("line")
@@ -80,7 +83,7 @@ def test_what_is_gone_does_not_split_runs(subject: PrunableModel, tiny_tokens: T
 def test_equal_runs_go_from_the_front(
     subject: PrunableModel, tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "angular_distances", lambda *_: torch.zeros(7, 7))
+    monkeypatch.setattr(module, "compute_angular_distances", lambda *_: torch.zeros(7, 7))
     assert removed_by(AngularDistanceAllocator(), subject, tiny_tokens, 3) == [0, 1, 2]
 
 

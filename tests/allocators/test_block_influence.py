@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.block_influence import BlockInfluenceAllocator, influences
+from sparsity_search.allocators.block_influence import BlockInfluenceAllocator, compute_influences
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import removed_by, with_identity
@@ -40,7 +40,7 @@ def test_blocks(tiny_tokens: Tensor) -> None:
     names = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3))]
     states = outputs(model, tiny_tokens, names)
     expected = {names[i + 1]: influence(states[i], states[i + 1]) for i in range(3)}
-    found = influences(PrunableModel(model, units="blocks"), tiny_tokens)
+    found = compute_influences(PrunableModel(model, units="blocks"), tiny_tokens)
     assert found == pytest.approx(expected, rel=1e-4)
     assert min(found.values()) > 0.01
 
@@ -56,7 +56,7 @@ def test_blocks(tiny_tokens: Tensor) -> None:
 def test_sublayers(family: str, added: tuple[str, str], tiny_tokens: Tensor) -> None:
     model, tokens = FAMILIES[family](), tiny_tokens.clamp(min=1)  # 0 is embedded as zeros
     subject = PrunableModel(model, units="sublayers")
-    found = influences(subject, tokens)
+    found = compute_influences(subject, tokens)
     for block in range(3):
         # what is added to the residual stream, and the stream behind the block
         names = [f"model.layers.{block}.{name}" for name in added]
@@ -69,20 +69,20 @@ def test_sublayers(family: str, added: tuple[str, str], tiny_tokens: Tensor) -> 
 
 @pytest.mark.parametrize("units", ["blocks", "sublayers"])
 def test_what_does_nothing_has_no_influence(units: str, tiny_tokens: Tensor) -> None:
-    found = influences(PrunableModel(with_identity(1), units=units), tiny_tokens)
+    found = compute_influences(PrunableModel(with_identity(1), units=units), tiny_tokens)
     for name, value in found.items():
         assert (abs(value) < 1e-6) == ("layers.1" in name)
 
 
 def test_least_influence_goes_first(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=6), units="blocks")
-    order = np.argsort(list(influences(subject, tiny_tokens).values()))
+    order = np.argsort(list(compute_influences(subject, tiny_tokens).values()))
     for n in range(1, 6):
         assert removed_by(BlockInfluenceAllocator(), subject, tiny_tokens, n) == sorted(order[:n])
 
 
 def test_excluded_sublayers_take_part(tiny_tokens: Tensor) -> None:
     model = tiny_llama()
-    full = influences(PrunableModel(model, units="sublayers"), tiny_tokens)
-    some = influences(PrunableModel(model, r"mlp$", units="sublayers"), tiny_tokens)
+    full = compute_influences(PrunableModel(model, units="sublayers"), tiny_tokens)
+    some = compute_influences(PrunableModel(model, r"mlp$", units="sublayers"), tiny_tokens)
     assert some == full

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsity_search.allocators.block_perplexity import BlockPerplexityAllocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.testing.evaluator import random_tokens, text_of
+from sparsity_search.testing.evaluator import draw_random_tokens, sample_text
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import loss_of, removed_by, shorter
 
@@ -24,7 +24,7 @@ def brute_force(subject: PrunableModel, tokens: Tensor) -> list[int]:
 
 
 def test_order_is_that_of_shorter_models(subject: PrunableModel) -> None:
-    tokens = text_of(subject.model, 4, 16)
+    tokens = sample_text(subject.model, 4, 16)
     order = brute_force(subject, tokens)
     assert order != sorted(order)
     for n in range(1, 5):
@@ -33,7 +33,7 @@ def test_order_is_that_of_shorter_models(subject: PrunableModel) -> None:
 
 def test_sequences(subject: PrunableModel) -> None:
     """Only the first sequences are read."""
-    tokens, seen = random_tokens(9, 8), list[Tensor]()
+    tokens, seen = draw_random_tokens(9, 8), list[Tensor]()
     embedding = subject.model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     found = removed_by(BlockPerplexityAllocator(sequences=2), subject, tokens, 2)

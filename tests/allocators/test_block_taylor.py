@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.allocators.block_taylor import BlockTaylorAllocator, taylor_importances
+from sparsity_search.allocators.block_taylor import (
+    BlockTaylorAllocator,
+    compute_taylor_importances,
+)
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import removed_by
 
@@ -38,12 +41,12 @@ def test_importance_is_the_sum_of_products(units: str, tiny_tokens: Tensor) -> N
         for unit in subject.layout
     ]
     assert min(expected) > 0
-    assert taylor_importances(subject, tiny_tokens) == pytest.approx(expected, rel=1e-3)
+    assert compute_taylor_importances(subject, tiny_tokens) == pytest.approx(expected, rel=1e-3)
 
 
 def test_least_importance_goes_first(tiny_tokens: Tensor) -> None:
     subject, tokens = PrunableModel(tiny_llama(layers=5), units="blocks"), tiny_tokens[:3]
-    order = np.argsort(taylor_importances(subject, tokens))
+    order = np.argsort(compute_taylor_importances(subject, tokens))
     allocator = BlockTaylorAllocator(keep_first=0, keep_last=0)
     for n in range(1, 5):
         assert removed_by(allocator, subject, tokens, n) == sorted(order[:n])
@@ -51,7 +54,7 @@ def test_least_importance_goes_first(tiny_tokens: Tensor) -> None:
 
 def test_ends_are_kept(tiny_tokens: Tensor) -> None:
     subject, tokens = PrunableModel(tiny_llama(layers=8), units="blocks"), tiny_tokens[:2]
-    order = np.argsort(taylor_importances(subject, tokens)).tolist()
+    order = np.argsort(compute_taylor_importances(subject, tokens)).tolist()
     inner = [i for i in order if i in (4, 5)]
     rest = [i for i in order if i not in inner]
     assert BlockTaylorAllocator() == BlockTaylorAllocator(keep_first=4, keep_last=2)
@@ -62,7 +65,7 @@ def test_ends_are_kept(tiny_tokens: Tensor) -> None:
 
 def test_sequences() -> None:
     """Only the first sequences are read."""
-    subject, tokens = PrunableModel(tiny_llama(), units="blocks"), random_tokens(5, 8)
+    subject, tokens = PrunableModel(tiny_llama(), units="blocks"), draw_random_tokens(5, 8)
     seen: list[Tensor] = []
     embedding = subject.model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsity_search.allocators.cfsp as module
-from sparsity_search.allocators.cfsp import CFSPAllocator, block_densities, importances, mean_angle
+from sparsity_search.allocators.cfsp import (
+    CFSPAllocator,
+    compute_block_densities,
+    compute_importances,
+    mean_angle,
+)
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -52,7 +57,7 @@ def test_importance_is_the_mean_angle(tiny_tokens: Tensor) -> None:
     model = tiny_llama(layers=4)
     states = block_states(model, tiny_tokens)
     expected = [angle(states[i], states[i + 1]) for i in range(4)]
-    found = importances(PrunableModel(model), tiny_tokens)
+    found = compute_importances(PrunableModel(model), tiny_tokens)
     assert found == pytest.approx(expected, rel=1e-5)
     assert np.ptp(found) > 0.01
 
@@ -94,7 +99,7 @@ def reference(importance: np.ndarray, target: float) -> np.ndarray:
 @pytest.mark.parametrize("target", [0.1, 0.2, 0.5, 0.7])
 def test_densities_are_those_of_the_released_code(target: float) -> None:
     importance = np.array([0.42, 0.18, 0.12, 0.09, 0.11, 0.25])
-    found = block_densities(importance, np.ones(6), target)
+    found = compute_block_densities(importance, np.ones(6), target)
     np.testing.assert_allclose(found, reference(importance, target), rtol=1e-9)
     assert found.mean() == pytest.approx(1 - target)
     assert np.argsort(found).tolist() == np.argsort(importance).tolist()
@@ -103,14 +108,14 @@ def test_densities_are_those_of_the_released_code(target: float) -> None:
 def test_hand_computed() -> None:
     # sigmoids 0.25 and 0.75: their logits are -ln 3 and ln 3
     half = np.log(3) / 13.1072
-    found = block_densities(np.array([0.5 - half, 0.5 + half]), np.ones(2), 0.6)
+    found = compute_block_densities(np.array([0.5 - half, 0.5 + half]), np.ones(2), 0.6)
     np.testing.assert_allclose(found, [0.2, 0.6], atol=1e-9)
 
 
 def test_no_density_reaches_one() -> None:
     # unguarded, densities of 0.4 and 1.2
     half = np.log(3) / 13.1072
-    found = block_densities(np.array([-half, half]), np.ones(2), 0.2)
+    found = compute_block_densities(np.array([-half, half]), np.ones(2), 0.2)
     np.testing.assert_allclose(found[1], 0.8 + 0.2 / 1.05)
     np.testing.assert_allclose(found.mean(), 0.8)
 
@@ -124,7 +129,7 @@ def test_densities_are_legal(
     blocks: list[tuple[float, int]], target: float, contrast: float
 ) -> None:
     importance, sizes = (np.array(column, dtype=float) for column in zip(*blocks, strict=True))
-    found = block_densities(contrast * importance, sizes, target)
+    found = compute_block_densities(contrast * importance, sizes, target)
     assert (found >= 0).all()
     assert (found < 1).all()
     assert found @ sizes == pytest.approx((1 - target) * sizes.sum())
@@ -135,7 +140,7 @@ def test_densities_are_legal(
 def test_profile_follows_the_densities(units: str, tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=4), units=units)
     found = allocated(subject, tiny_tokens)
-    expected = 1 - reference(np.array(importances(subject, tiny_tokens)), 0.7)
+    expected = 1 - reference(np.array(compute_importances(subject, tiny_tokens)), 0.7)
     wanted = np.array([expected[unit.block] for unit in subject.layout])
     off = np.abs(found.sparsities - wanted) * subject.layout.counts
     assert off.max() < (1.01 if units == "weights" else 3)
@@ -146,10 +151,10 @@ def test_unequal_blocks(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=3), r"layers\.1\.mlp|layers\.2\.")
     found = allocated(subject, tiny_tokens, 0.37)
     first, second = found.grouped("block").values()
-    importance = importances(subject, tiny_tokens)
+    importance = compute_importances(subject, tiny_tokens)
     assert len(importance) == 3  # excluded blocks run, but take no part
     sizes = np.array([9216, 3072])
-    expected = 1 - block_densities(np.array(importance[:2]), sizes, 0.37)
+    expected = 1 - compute_block_densities(np.array(importance[:2]), sizes, 0.37)
     assert [first, second] == pytest.approx(expected, abs=1e-3)
 
 
@@ -170,7 +175,7 @@ def test_uniform(
     uniform = Budget(0.37).uniform(tiny_subject.layout)
     assert allocated(tiny_subject, tiny_tokens, 0.37, contrast=0) == uniform
     assert allocated(tiny_subject, tiny_tokens, 0.37) != uniform
-    monkeypatch.setattr(module, "importances", lambda *_: [0.3] * 3)
+    monkeypatch.setattr(module, "compute_importances", lambda *_: [0.3] * 3)
     assert allocated(tiny_subject, tiny_tokens, 0.37) == uniform
 
 

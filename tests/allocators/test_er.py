@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.bases.thresholds import kept_in_proportion
+from sparsity_search.allocators.bases.thresholds import keep_in_proportion
 from sparsity_search.allocators.er import ERAllocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -29,7 +29,7 @@ def sparsities(shapes: list[tuple[int, int]], target: float) -> np.ndarray:
     layout = layout_of(shapes)
     sides = np.array([rows + columns for rows, columns in shapes])
     total = Budget(target).n_removed(layout)
-    removed = kept_in_proportion(layout, sides, Bounds.of(layout), total)
+    removed = keep_in_proportion(layout, sides, Bounds.of(layout), total)
     assert removed.sum() == total
     return removed / layout.counts
 
@@ -95,7 +95,7 @@ def test_bounds_are_solved_for_again() -> None:
     shapes = [(40, 40), (10, 40), (40, 80)]
     layout, sides = layout_of(shapes), np.array([80, 50, 120])
     bounds = Bounds.of(layout, [0.7, 0.0, 0.0], 1.0)
-    removed = kept_in_proportion(layout, sides, bounds, 2600)
+    removed = keep_in_proportion(layout, sides, bounds, 2600)
     assert removed[0] == 1120
     kept = layout.counts - removed
     assert kept[1] / kept[2] == pytest.approx(50 / 120, abs=0.01) or kept[1] == 400

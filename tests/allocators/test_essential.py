@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.essential as module
-from sparsity_search.allocators.essential import EssentialAllocator, knee
+from sparsity_search.allocators.essential import EssentialAllocator, find_knee
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -136,8 +136,8 @@ def test_knee_by_hand() -> None:
     # 0.2 and 0.3 below the chord; the parabola through these and the end has its top at 0.558
     errors = np.array([0, 0.1, 0.3, 1])
     top = np.polyfit(sparsities[1:], (sparsities - errors)[1:], 2)
-    assert knee(sparsities, errors) == pytest.approx(-top[1] / (2 * top[0]))
-    assert 0.45 < knee(sparsities, errors) < 0.8
+    assert find_knee(sparsities, errors) == pytest.approx(-top[1] / (2 * top[0]))
+    assert 0.45 < find_knee(sparsities, errors) < 0.8
 
 
 @given(st.floats(0.05, 0.95), st.integers(3, 12))
@@ -148,7 +148,7 @@ def test_knee_of_a_parabola_is_exact(top: float, n: int) -> None:
     below = 0.4 * sparsities * (2 * top - sparsities)
     best = int(below.argmax())
     expected = top if 0 < best < n else sparsities[best]
-    assert knee(sparsities, sparsities - below) == pytest.approx(expected, abs=1e-9)
+    assert find_knee(sparsities, sparsities - below) == pytest.approx(expected, abs=1e-9)
 
 
 @given(
@@ -160,7 +160,7 @@ def test_knee_lies_beside_the_best_level(errors: list[float], gaps: list[float])
     sparsities = np.concatenate([[0], np.cumsum(gaps[:n])])
     sparsities /= sparsities[-1]
     curve = np.sort(np.array([0, *errors[: n - 1], 1]))
-    found = knee(sparsities, curve)
+    found = find_knee(sparsities, curve)
     best = int(np.round(sparsities - curve, 6).argmax())
     low, high = max(best - 1, 0), min(best + 1, n)
     assert sparsities[low] - 1e-9 <= found <= sparsities[high] + 1e-9
@@ -168,20 +168,22 @@ def test_knee_lies_beside_the_best_level(errors: list[float], gaps: list[float])
 
 def test_knee_of_straight_and_convex_down_curves() -> None:
     levels = np.linspace(0, 1, 11)
-    assert knee(levels, levels) == 0
+    assert find_knee(levels, levels) == 0
     noise = 1e-8 * np.sin(np.arange(11))
-    assert knee(levels, levels + noise) == 0  # rounding is no knee
-    assert knee(levels, np.sqrt(levels)) == 0
-    assert knee(levels, np.zeros(11)) == 1
+    assert find_knee(levels, levels + noise) == 0  # rounding is no knee
+    assert find_knee(levels, np.sqrt(levels)) == 0
+    assert find_knee(levels, np.zeros(11)) == 1
     almost = np.array([0, 0.0999996, 0.1999994, 0.6999986, 1])  # 0.2 but for rounding
-    assert knee(np.array([0, 0.3, 0.4, 0.9, 1]), almost) == 0.9  # not behind all of them
+    assert find_knee(np.array([0, 0.3, 0.4, 0.9, 1]), almost) == 0.9  # not behind all of them
     flat = np.array([0, 0, 0.1, 0.2, 0.9, 1])  # as far below at 0.4 as at 0.6: halfway
-    assert 0.3 < knee(np.linspace(0, 1, 6), flat) < 0.6
+    assert 0.3 < find_knee(np.linspace(0, 1, 6), flat) < 0.6
 
 
 def test_profile_is_that_of_the_knees(tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
-    knees = np.array([knee(*c) for c in curves(subject, tokens, EssentialAllocator()).values()])
+    knees = np.array(
+        [find_knee(*c) for c in curves(subject, tokens, EssentialAllocator()).values()]
+    )
     assert np.ptp(knees) > 0.05
     for target in (0.37, 0.7):
         found = allocated(subject, tokens, target)
@@ -248,14 +250,14 @@ def test_a_unit_of_zeros_may_go_entirely(tokens: Tensor) -> None:
     for part in ("gate_proj", "down_proj"):
         sparsities, errors = found[f"model.layers.1.mlp.{part}"]
         assert not errors.any()
-        assert knee(sparsities, errors) == 1
+        assert find_knee(sparsities, errors) == 1
 
 
 def test_equal_curves_give_the_uniform_profile(
     monkeypatch: pytest.MonkeyPatch, tokens: Tensor
 ) -> None:
     subject = PrunableModel(tiny_llama(layers=1))
-    monkeypatch.setattr(module, "knee", lambda *_: 0.61)
+    monkeypatch.setattr(module, "find_knee", lambda *_: 0.61)
     assert allocated(subject, tokens, 0.37) == Budget(0.37).uniform(subject.layout)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sparsity_search.allocators.flap as module
-from sparsity_search.allocators.flap import FLAPAllocator, cut
+from sparsity_search.allocators.flap import FLAPAllocator, count_cut_structures
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -16,13 +16,13 @@ from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(3, 8)
+    return draw_random_tokens(3, 8)
 
 
 def subject_of(units: str = "width", exclude: str | None = None) -> PrunableModel:
@@ -138,23 +138,23 @@ SCORES = [np.array([0.3, -1.0, 0.1]), np.array([-0.5, 0.2, 0.0])]
     ],
 )
 def test_cut_by_hand(costs: list[int], total: int, expected: list[int]) -> None:
-    found = cut(SCORES, np.array(costs), limits([0, 0], [3, 3]), total)
+    found = count_cut_structures(SCORES, np.array(costs), limits([0, 0], [3, 3]), total)
     assert found.tolist() == expected
 
 
 def test_cut_within_bounds() -> None:
     ones = np.array([1, 1])
-    assert cut(SCORES, ones, limits([0, 0], [1, 3]), 4).tolist() == [1, 3]
-    assert cut(SCORES, ones, limits([3, 0], [3, 3]), 4).tolist() == [3, 1]
-    assert cut(SCORES, ones, limits([2, 2], [2, 2]), 4).tolist() == [2, 2]
+    assert count_cut_structures(SCORES, ones, limits([0, 0], [1, 3]), 4).tolist() == [1, 3]
+    assert count_cut_structures(SCORES, ones, limits([3, 0], [3, 3]), 4).tolist() == [3, 1]
+    assert count_cut_structures(SCORES, ones, limits([2, 2], [2, 2]), 4).tolist() == [2, 2]
     lower = limits([1, 0], [3, 3])
-    assert cut(SCORES, ones, lower, 2).tolist() == [1, 1]
+    assert count_cut_structures(SCORES, ones, lower, 2).tolist() == [1, 1]
     assert lower.lower.tolist() == [1, 0]  # not written to
 
 
 def test_equal_scores_go_in_forward_order() -> None:
     same = [np.zeros(2)] * 3
-    found = cut(same, np.ones(3, int), limits([0] * 3, [2] * 3), 3)
+    found = count_cut_structures(same, np.ones(3, int), limits([0] * 3, [2] * 3), 3)
     assert found.tolist() == [2, 1, 0]
 
 
@@ -180,7 +180,7 @@ def test_empty_structures_go_first(metric: str, tokens: Tensor) -> None:
     view.write(weight)
     subject = PrunableModel(subject.model, units="heads")
     visit = next(walk(subject, tokens, Statistic.NORM, rewritten=False))
-    scores = module.structure_scores(subject, visit, name, metric)
+    scores = module.compute_structure_scores(subject, visit, name, metric)
     assert np.isneginf(scores).tolist() == [False, True]
     found = allocated(subject, tokens, 0.3, metric)
     assert found.removed[0] >= 1
@@ -209,10 +209,10 @@ def test_one_key_value_group(tokens: Tensor) -> None:
 
 
 def test_standardised() -> None:
-    found = module.standardised(torch.tensor([1.0, 2.0, 6.0]).double())
+    found = module.standardise_scores(torch.tensor([1.0, 2.0, 6.0]).double())
     assert float(found.mean()) == pytest.approx(0, abs=1e-12)
     assert float(found.square().mean()) == pytest.approx(1)
-    assert module.standardised(torch.full((5,), 3.0)).tolist() == [0] * 5
+    assert module.standardise_scores(torch.full((5,), 3.0)).tolist() == [0] * 5
 
 
 def test_errors(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

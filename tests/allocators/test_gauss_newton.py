@@ -19,16 +19,16 @@ from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.models.running.recording import Recordings
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.sensitivities.fisher import FisherSensitivity
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.testing.allocator import assert_meets
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
@@ -47,7 +47,7 @@ def pruned_divergence(
     """Return what the evaluator says of a profile, pruned in one walk."""
     proxy = KLDivergenceEvaluator().bind(subject.model, tokens[:rows])
     plan = SupernetPlan(pruner=pruner, tables=[(c,) for c in profile.removed], centre=profile)
-    with build(subject, tokens, plan).resident() as switch:
+    with build_supernet(subject, tokens, plan).resident() as switch:
         switch.to(profile)
         return proxy.score(subject.model, range(rows)).value
 
@@ -71,7 +71,7 @@ def halve(subject: PrunableModel) -> None:
 def test_value_is_the_evaluators(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     text = tiny_tokens[:5]  # a smaller batch at the end
     proxy = KLDivergenceEvaluator().bind(tiny_subject.model, text)
-    divergence = Divergence(tiny_subject, text, 16, 0)
+    divergence = DivergenceExpansion(tiny_subject, text, 16, 0)
     assert divergence.value() == pytest.approx(0, abs=1e-6)
     halve(tiny_subject)
     expected = proxy.score(tiny_subject.model, range(5)).value
@@ -84,7 +84,7 @@ def test_value_is_the_evaluators(tiny_subject: PrunableModel, tiny_tokens: Tenso
 @pytest.mark.parametrize("units", ["weights", "width"])
 def test_first_order_is_the_slope_about_a_pruned_profile(units: str, tiny_tokens: Tensor) -> None:
     model = tiny_llama(layers=2, dtype=torch.float64)
-    divergence = Divergence(PrunableModel(model, units=units), tiny_tokens[:3], 16, 0)
+    divergence = DivergenceExpansion(PrunableModel(model, units=units), tiny_tokens[:3], 16, 0)
     halve(PrunableModel(model))
     _, recordings = divergence.recorded()
     for name, view in divergence.subject.views.items():
@@ -107,15 +107,15 @@ def test_first_order_is_the_slope_about_a_pruned_profile(units: str, tiny_tokens
 def test_second_order_is_fisher_information(
     tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
-    counts = tables(tiny_subject.layout, (0.5,))
+    counts = build_count_tables(tiny_subject.layout, (0.5,))
     text = tiny_tokens[:5]
     fisher = FisherSensitivity(sequences=5, positions=7).measure(
         tiny_subject, text, WandaPruner(), counts, seed=4
     )
-    divergence = Divergence(tiny_subject, text, 7, 4)
+    divergence = DivergenceExpansion(tiny_subject, text, 7, 4)
     _, recordings = divergence.recorded()  # of the dense model: there is no first order
     centre = Budget(0.5).uniform(tiny_subject.layout)
-    supernet = build(tiny_subject, text, SupernetPlan(
+    supernet = build_supernet(tiny_subject, text, SupernetPlan(
         pruner=WandaPruner(), tables=counts, centre=centre, propagate="dense"
     ))  # fmt: skip
     with supernet.resident() as switch:
@@ -156,13 +156,13 @@ def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
 
 def faked(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let the divergence take these values in turn."""
-    left, recorded = iter(values), Divergence.recorded
+    left, recorded = iter(values), DivergenceExpansion.recorded
 
-    def fake(self: Divergence) -> tuple[float, Recordings]:
+    def fake(self: DivergenceExpansion) -> tuple[float, Recordings]:
         return next(left), recorded(self)[1]
 
-    monkeypatch.setattr(Divergence, "recorded", fake)
-    monkeypatch.setattr(Divergence, "value", lambda _: next(left))
+    monkeypatch.setattr(DivergenceExpansion, "recorded", fake)
+    monkeypatch.setattr(DivergenceExpansion, "value", lambda _: next(left))
 
 
 @pytest.fixture
@@ -328,7 +328,9 @@ def test_only_what_all_steps_can_reach_is_pruned(
     tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = []
-    monkeypatch.setattr(module, "build", lambda *given: plans.append(given[-1]) or build(*given))
+    monkeypatch.setattr(
+        module, "build_supernet", lambda *given: plans.append(given[-1]) or build_supernet(*given)
+    )
     tight, target = create(**{**QUICK, "reach": 0.1}), Budget(0.5)
     subject = PrunableModel(tiny_llama(layers=2))
     found = tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.bases.thresholds import softened, threshold_counts
-from sparsity_search.allocators.global_magnitude import GlobalMagnitudeAllocator, magnitudes
+from sparsity_search.allocators.bases.thresholds import count_below_threshold, soften_bounds
+from sparsity_search.allocators.global_magnitude import GlobalMagnitudeAllocator, read_magnitudes
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -33,7 +33,7 @@ def layout_of(sizes: Sequence[int], costs: Sequence[int] | None = None) -> Layou
 
 def counts_of(scores: Sequence[Sequence[float]], n_removed: int, **limits: float) -> list[float]:
     layout = layout_of([len(unit) for unit in scores])
-    found = threshold_counts(
+    found = count_below_threshold(
         layout,
         lambda name: torch.tensor(scores[int(name)], dtype=torch.float32),
         Bounds.of(layout, **limits),
@@ -65,7 +65,9 @@ def test_threshold_is_that_of_a_sort(data: st.DataObject) -> None:
     costs = [data.draw(st.integers(1, 3)) for _ in sizes]
     layout, bounds = layout_of(sizes.tolist(), costs), Bounds(lower=lower, upper=upper)
     total = data.draw(st.integers(int(lower @ layout.costs), int(upper @ layout.costs)))
-    found = threshold_counts(layout, lambda name: torch.tensor(scores[int(name)]), bounds, total)
+    found = count_below_threshold(
+        layout, lambda name: torch.tensor(scores[int(name)]), bounds, total
+    )
     assert found @ layout.costs == pytest.approx(total, abs=1e-9)
     values = sorted({np.float32(s) for unit in scores for s in unit})
     for value in values:  # the first threshold whose ties reach the total
@@ -109,9 +111,9 @@ def test_scores_must_be_finite(bad: float) -> None:
 def test_soft_limits_hold_while_they_can() -> None:
     layout = layout_of([10, 20])
     bounds = Bounds.of(layout, 0.0, np.array([1.0, 0.5]))
-    held = softened(layout, bounds, np.array([4.0, 15.9]), 14)
+    held = soften_bounds(layout, bounds, np.array([4.0, 15.9]), 14)
     assert (held.lower.tolist(), held.upper.tolist()) == ([0, 0], [4, 10])
-    given_way = softened(layout, bounds, np.array([4.0, 15.9]), 15)
+    given_way = soften_bounds(layout, bounds, np.array([4.0, 15.9]), 15)
     assert (given_way.lower.tolist(), given_way.upper.tolist()) == ([4, 10], [10, 10])
 
 
@@ -175,7 +177,7 @@ def test_structures_have_the_root_mean_square_of_their_weights(units: str) -> No
     first.write(first.read() * 0.8)
     found = allocated(subject, 0.4, floor=0.0)
     costs = subject.layout.costs
-    scores = [magnitudes(view).tolist() for view in subject.views.values()]
+    scores = [read_magnitudes(view).tolist() for view in subject.views.values()]
     view = subject.views[subject.layout[-1].name]
     shape = view.structures
     assert shape is not None

@@ -17,7 +17,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
-from sparsity_search.solvers.decisions import as_limits
+from sparsity_search.solvers.decisions import parse_limits
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.solver_problems import layout_of, random_scores, scores_of
 from tests.helpers.solver_toys import Toy
@@ -123,13 +123,13 @@ def test_tied_units_share_a_sparsity(solver: type[ScoredAllocator]) -> None:
 def test_limits(toy: KnapsackAllocator) -> None:
     layout = layout_of([400, 200, 1000, 600] * 2)
     scores = random_scores(layout, 1, convex=True)
-    limited = dataclasses.replace(toy, limits=as_limits({"q|v": [0.6, 0.65], "d": [0, 0.3]}))
+    limited = dataclasses.replace(toy, limits=parse_limits({"q|v": [0.6, 0.65], "d": [0, 0.3]}))
     found = limited.solve(scores, Budget(0.5), everywhere(layout)).profile
     assert found.n_removed == Budget(0.5).n_removed(layout)
     assert 0.6 <= np.array(found.removed)[[0, 1, 4, 5]].sum() / 1200 <= 0.65
     assert np.array(found.removed)[[3, 7]].sum() / 1200 <= 0.3
     assert hash(limited) == hash(dataclasses.replace(limited, limits=limited.limits))
-    wide = dataclasses.replace(toy, limits=as_limits({".*": [0, 1]}))
+    wide = dataclasses.replace(toy, limits=parse_limits({".*": [0, 1]}))
     free = scores.loss(toy.solve(scores, Budget(0.5), everywhere(layout)).profile)
     same = scores.loss(wide.solve(scores, Budget(0.5), everywhere(layout)).profile)
     assert free <= same * 1.0001 <= free * 1.01
@@ -145,12 +145,12 @@ def test_limits_out_of_reach_are_refused_before_any_work(
 
     bounds = everywhere(tiny_subject.layout)
     knapsack = KnapsackAllocator(
-        sensitivity=Never(), limits=as_limits({"gate|up|down": [0.0, 0.1]})
+        sensitivity=Never(), limits=parse_limits({"gate|up|down": [0.0, 0.1]})
     )
     with pytest.raises(InfeasibleBudgetError, match=r"give 0 to 0\.39"):
         knapsack.allocate(tiny_subject, tiny_tokens, Budget(0.5), bounds)
     with pytest.raises(UnknownNameError, match="no role matches 'gat'"):
-        KnapsackAllocator(sensitivity=Never(), limits=as_limits({"gat": (0.0, 0.1)})).allocate(
+        KnapsackAllocator(sensitivity=Never(), limits=parse_limits({"gat": (0.0, 0.1)})).allocate(
             tiny_subject, tiny_tokens, Budget(0.5), bounds
         )
 
@@ -238,7 +238,7 @@ def test_a_stopped_solver_is_told(toy: KnapsackAllocator, monkeypatch: pytest.Mo
         return found
 
     layout = layout_of([400, 200])
-    limited = dataclasses.replace(toy, limits=as_limits({"q": [0.0, 0.5]}))
+    limited = dataclasses.replace(toy, limits=parse_limits({"q": [0.0, 0.5]}))
     monkeypatch.setattr(integer, "milp", stopped)
     notes = limited.solve(random_scores(layout, 0), Budget(0.5), everywhere(layout)).notes
     assert notes[1] == "stopped by time_limit within 0.014 of the optimum"

@@ -10,7 +10,7 @@ from sparsity_search.allocators.knapsack import KnapsackAllocator
 from sparsity_search.allocators.lagrangian import LagrangianAllocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.solvers.lagrangian import hull
+from sparsity_search.solvers.lagrangian import find_hull
 from tests.helpers.solver_problems import layout_of, random_scores
 from tests.helpers.solver_toys import Toy
 
@@ -52,7 +52,7 @@ def test_curves_are_as_steep_everywhere(seed: int) -> None:
 def test_hull(points: list[tuple[int, float]]) -> None:
     x = np.cumsum([gap for gap, _ in points])
     y = np.array([height for _, height in points])
-    corners = hull(x, y)
+    corners = find_hull(x, y)
     assert corners[0] == 0
     assert corners[-1] == len(x) - 1
     slopes = np.diff(y[corners]) / np.diff(x[corners])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.lamp import LAMPAllocator, lamp_scores
+from sparsity_search.allocators.lamp import LAMPAllocator, compute_lamp_scores
 from sparsity_search.errors import NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -42,24 +42,24 @@ WEIGHTS = st.lists(
 @settings(max_examples=60)
 @given(weight=WEIGHTS)
 def test_scores_are_those_of_the_formula(weight: list[float]) -> None:
-    found = lamp_scores(torch.tensor([weight])).tolist()
+    found = compute_lamp_scores(torch.tensor([weight])).tolist()
     np.testing.assert_allclose(sorted(found), sorted(reference(weight)), rtol=1e-6, atol=1e-30)
 
 
 def test_hand_computed() -> None:
-    found = lamp_scores(torch.tensor([[3.0, -1.0], [0.0, 2.0]])).tolist()
+    found = compute_lamp_scores(torch.tensor([[3.0, -1.0], [0.0, 2.0]])).tolist()
     np.testing.assert_allclose(found, [1, 4 / 13, 1 / 14, 0], rtol=1e-6)
-    assert lamp_scores(torch.zeros(2, 2)).tolist() == [0.0] * 4
+    assert compute_lamp_scores(torch.zeros(2, 2)).tolist() == [0.0] * 4
 
 
 @settings(max_examples=60)
 @given(weight=WEIGHTS, factor=st.sampled_from([4.0, 1024.0]))
 def test_top_score_is_one_and_others_at_most_half(weight: list[float], factor: float) -> None:
-    scores = lamp_scores(torch.tensor([weight]))
+    scores = compute_lamp_scores(torch.tensor([weight]))
     top = scores.sort(descending=True).values
     assert top[0] == (1 if any(w**2 for w in weight) else 0)
     assert (top[1:] <= 0.5).all()
-    assert torch.equal(lamp_scores(torch.tensor([weight]) * factor), scores)
+    assert torch.equal(compute_lamp_scores(torch.tensor([weight]) * factor), scores)
 
 
 def test_profile_is_that_of_one_sort() -> None:

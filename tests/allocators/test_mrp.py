@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsity_search.allocators.mrp as module
-from sparsity_search.allocators.mrp import MRPAllocator, descend, redundancies
+from sparsity_search.allocators.mrp import MRPAllocator, compute_redundancies, descend
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -56,7 +56,7 @@ def scores_of(seed: int, sizes: tuple[int, ...] = (40, 100, 20)) -> list[np.ndar
 def test_redundancy_is_its_definition(m: float) -> None:
     units = scores_of(0)
     grid = np.array([0.0, 0.15, 0.33, 0.5, 0.8, 0.95, 1.0])
-    found = redundancies(rising(units), grid, m)
+    found = compute_redundancies(rising(units), grid, m)
     assert found.tolist() == pytest.approx([redundancy(units, s, m) for s in grid])
     assert found[0] > 0.3
     assert found[-1] == 0
@@ -65,23 +65,23 @@ def test_redundancy_is_its_definition(m: float) -> None:
 def test_hand_computed() -> None:
     first, second = torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([4.0, 4.0])
     # sums 24, 20, 17 (of 6); after half of each: kept 3, 10 and 4
-    found = redundancies([first, second], np.array([0.0, 0.5]), m=1)
+    found = compute_redundancies([first, second], np.array([0.0, 0.5]), m=1)
     # 4 is no outlier at a limit of 4; at 17 / 6 all that is kept is one
     assert found.tolist() == pytest.approx([5 / 6, 0])
-    found = redundancies([first, second], np.array([0.5]), m=1.2)
+    found = compute_redundancies([first, second], np.array([0.5]), m=1.2)
     assert found.tolist() == pytest.approx([1 / 3])  # the limit is 3.4
 
 
 def test_dense_redundancy_is_that_of_owl() -> None:
     scores = np.concatenate([np.full(90, 1.0), np.full(10, 30.0)])  # mean 3.9
-    found = redundancies(rising([scores]), np.array([0.0]), m=5)
+    found = compute_redundancies(rising([scores]), np.array([0.0]), m=5)
     assert found.tolist() == pytest.approx([0.9])
-    assert redundancies(rising([scores]), np.array([0.0]), m=8).tolist() == [1.0]
+    assert compute_redundancies(rising([scores]), np.array([0.0]), m=8).tolist() == [1.0]
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 8))
 def test_never_rises(seed: int, m: float) -> None:
-    found = redundancies(rising(scores_of(seed)), np.linspace(0, 1, 21), m)
+    found = compute_redundancies(rising(scores_of(seed)), np.linspace(0, 1, 21), m)
     assert (np.diff(found) <= 1e-12).all()
 
 
@@ -90,7 +90,7 @@ def test_scale_does_not_matter(seed: int, power: int) -> None:
     units, grid = scores_of(seed), np.linspace(0.1, 0.9, 9)
     scaled = [u * np.float32(2.0**power) for u in units]
     assert np.array_equal(
-        redundancies(rising(units), grid, 3), redundancies(rising(scaled), grid, 3)
+        compute_redundancies(rising(units), grid, 3), compute_redundancies(rising(scaled), grid, 3)
     )
 
 
@@ -206,7 +206,9 @@ def test_uniform(
 ) -> None:
     uniform = Budget(target).uniform(tiny_subject.layout)
     assert allocated(tiny_subject, tiny_tokens, target, start=1) == uniform
-    monkeypatch.setattr(module, "redundancies", lambda _, grid, m: np.linspace(1, 0, len(grid)))
+    monkeypatch.setattr(
+        module, "compute_redundancies", lambda _, grid, m: np.linspace(1, 0, len(grid))
+    )
     assert allocated(tiny_subject, tiny_tokens, target) == uniform
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 import sparsity_search.allocators.owl as module
-from sparsity_search.allocators.owl import OWLAllocator, outlier_ratio
+from sparsity_search.allocators.owl import OWLAllocator, compute_outlier_ratio
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -27,7 +27,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tiny_tokens: Tensor) -> Given:
 
     def allocate(ratios: ArrayLike, target: float = 0.7, **settings: float) -> np.ndarray:
         left = iter(np.asarray(ratios))
-        monkeypatch.setattr(module, "outlier_ratio", lambda *_: next(left))
+        monkeypatch.setattr(module, "compute_outlier_ratio", lambda *_: next(left))
         subject = PrunableModel(tiny_llama(layers=np.size(ratios)))
         found = OWLAllocator(**settings).allocate(
             subject, tiny_tokens, Budget(target), Bounds.of(subject.layout)
@@ -72,7 +72,7 @@ def test_spread_is_twice_the_setting(given: Given, spread: float) -> None:
 def test_equal_ratios_give_the_uniform_profile(
     monkeypatch: pytest.MonkeyPatch, tiny_subject: PrunableModel, tiny_tokens: Tensor, ratio: float
 ) -> None:
-    monkeypatch.setattr(module, "outlier_ratio", lambda *_: ratio)
+    monkeypatch.setattr(module, "compute_outlier_ratio", lambda *_: ratio)
     bounds = Bounds.of(tiny_subject.layout)
     found = OWLAllocator().allocate(tiny_subject, tiny_tokens, Budget(0.37), bounds)
     assert found == Budget(0.37).uniform(tiny_subject.layout)
@@ -98,9 +98,9 @@ def test_more_outliers_keep_more(given: Given) -> None:
 
 def test_outlier_ratio() -> None:
     scores = [torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.0, 6.0])]  # common mean 2
-    assert outlier_ratio(scores, m=1) == 0.2  # strictly above: 2 is not
-    assert outlier_ratio(scores, m=0.5) == 0.4
-    assert outlier_ratio(scores, m=3) == 0.0
+    assert compute_outlier_ratio(scores, m=1) == 0.2  # strictly above: 2 is not
+    assert compute_outlier_ratio(scores, m=0.5) == 0.4
+    assert compute_outlier_ratio(scores, m=3) == 0.0
 
 
 def wanda_scores(subject: PrunableModel, tokens: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.pq_index import PQIndexAllocator, kept_fraction, pq_index
+from sparsity_search.allocators.pq_index import (
+    PQIndexAllocator,
+    compute_kept_fraction,
+    compute_pq_index,
+)
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -31,9 +35,9 @@ def test_one_hot_limit() -> None:
     # a one-hot vector of 16 entries, the others very small: they are zeros to the norms
     weight = torch.full((16,), 1e-30, dtype=torch.float64)
     weight[5] = 7.0
-    index = pq_index(weight, 0.5, 1.0)
+    index = compute_pq_index(weight, 0.5, 1.0)
     assert index == pytest.approx(0.9375, abs=1e-9)
-    assert 16 * kept_fraction(np.array([index]), 0.5, 1.0, 0.0)[0] == pytest.approx(1.0)
+    assert 16 * compute_kept_fraction(np.array([index]), 0.5, 1.0, 0.0)[0] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("p", "q"), EXPONENTS)
@@ -41,16 +45,16 @@ def test_one_hot_limit() -> None:
 def test_equal_weights_among_very_small_ones(p: float, q: float, k: int) -> None:
     weight = torch.full((30,), 1e-30, dtype=torch.float64)
     weight[:k] = -2.5
-    index = pq_index(weight, p, q)
+    index = compute_pq_index(weight, p, q)
     assert index == pytest.approx(1 - 30 ** (1 / q - 1 / p) * k ** (1 / p - 1 / q), abs=1e-9)
-    assert 30 * kept_fraction(np.array([index]), p, q, 0.0)[0] == pytest.approx(k)
+    assert 30 * compute_kept_fraction(np.array([index]), p, q, 0.0)[0] == pytest.approx(k)
 
 
 @pytest.mark.parametrize(("p", "q"), EXPONENTS)
 def test_constant_vector(p: float, q: float) -> None:
-    assert pq_index(torch.full((9, 7), 0.3), p, q) == pytest.approx(0, abs=1e-12)
-    assert pq_index(torch.zeros(3, 3), p, q) == 0
-    assert kept_fraction(np.array([0.0]), p, q, 0.0)[0] == 1
+    assert compute_pq_index(torch.full((9, 7), 0.3), p, q) == pytest.approx(0, abs=1e-12)
+    assert compute_pq_index(torch.zeros(3, 3), p, q) == 0
+    assert compute_kept_fraction(np.array([0.0]), p, q, 0.0)[0] == 1
 
 
 @given(
@@ -63,23 +67,23 @@ def test_index_is_that_of_the_norms(weight: list[float], exponents: tuple[float,
         return
     norms = [(w**e).sum() ** (1 / e) for e in (p, q)]
     expected = 1 - len(w) ** (1 / q - 1 / p) * norms[0] / norms[1]
-    found = pq_index(torch.tensor(w), p, q)
+    found = compute_pq_index(torch.tensor(w), p, q)
     assert found == pytest.approx(expected, abs=1e-9)
     weight_ = torch.tensor(w)
     zeros = torch.zeros(5, dtype=weight_.dtype)
     for same in (weight_ * -1e-3, weight_.repeat(3), torch.cat([weight_, zeros])):
-        assert pq_index(same, p, q) == pytest.approx(found, abs=1e-9)
+        assert compute_pq_index(same, p, q) == pytest.approx(found, abs=1e-9)
 
 
 @pytest.mark.parametrize(
     ("p", "q", "expected"), [(0.5, 1.0, 0.1 / 9), (1.0, 3.0, 0.1**1.5 / 27**0.5)]
 )
 def test_kept_fraction_with_eta(p: float, q: float, expected: float) -> None:
-    assert kept_fraction(np.array([0.9]), p, q, 2.0)[0] == pytest.approx(expected)
+    assert compute_kept_fraction(np.array([0.9]), p, q, 2.0)[0] == pytest.approx(expected)
 
 
 def indices(subject: PrunableModel) -> np.ndarray:
-    return np.array([pq_index(v.read(), 0.5, 1.0) for v in subject.views.values()])
+    return np.array([compute_pq_index(v.read(), 0.5, 1.0) for v in subject.views.values()])
 
 
 def uneven() -> PrunableModel:
@@ -160,7 +164,7 @@ def test_only_weights_that_are_not_zero_count() -> None:
 
 def test_weights_must_be_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
-        pq_index(torch.tensor([1.0, float("inf")]), 0.5, 1.0)
+        compute_pq_index(torch.tensor([1.0, float("inf")]), 0.5, 1.0)
     assert not PQIndexAllocator.needs_text
 
 

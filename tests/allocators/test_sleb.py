@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from sparsity_search.allocators.bases.depth import emptied
+from sparsity_search.allocators.bases.depth import empty_units
 from sparsity_search.allocators.block_perplexity import BlockPerplexityAllocator
 from sparsity_search.allocators.sleb import SLEBAllocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
-from sparsity_search.testing.evaluator import text_of
+from sparsity_search.testing.evaluator import sample_text
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import loss_of, removed_by, shorter
 
@@ -35,7 +35,7 @@ def subject() -> PrunableModel:
 
 @pytest.fixture
 def text(subject: PrunableModel) -> Tensor:
-    return text_of(subject.model, 4, 16)
+    return sample_text(subject.model, 4, 16)
 
 
 def test_is_exhaustive_greedy_search(subject: PrunableModel, text: Tensor) -> None:
@@ -47,7 +47,7 @@ def test_is_exhaustive_greedy_search(subject: PrunableModel, text: Tensor) -> No
 def test_sees_what_went_before() -> None:
     """In this model the losses of the dense model alone lead elsewhere."""
     subject = PrunableModel(tiny_llama(layers=5, seed=7), units="blocks")
-    text = text_of(subject.model, 4, 12)
+    text = sample_text(subject.model, 4, 12)
     found = removed_by(SLEBAllocator(barrier=0), subject, text, 2)
     assert found == sorted(greedy(subject, text, range(5), 2))
     assert found != removed_by(BlockPerplexityAllocator(), subject, text, 2)
@@ -61,7 +61,7 @@ def test_sublayers(tiny_tokens: Tensor) -> None:
         for i in rest:
             with ExitStack() as stack:
                 for name in [layout[j].name for j in [*gone, i]]:
-                    stack.enter_context(emptied(subject, name))
+                    stack.enter_context(empty_units(subject, name))
                 losses[i] = loss_of(subject.model, tiny_tokens)
         gone.append(min(rest, key=lambda i: losses[i]))
         left -= int(layout.costs[gone[-1]])
@@ -87,7 +87,7 @@ def test_barrier(subject: PrunableModel, text: Tensor, barrier: int) -> None:
 def test_what_must_go_is_gone_from_the_first_step() -> None:
     """In this model the next one to go would be another if it were still there."""
     subject = PrunableModel(tiny_llama(layers=5, seed=3), units="blocks")
-    text = text_of(subject.model, 4, 12)
+    text = sample_text(subject.model, 4, 12)
     dense = greedy(subject, text, range(5), 1)
     for forced in (0, 2):
         lower = np.zeros(5, dtype=np.int64)

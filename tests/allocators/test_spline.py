@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.allocators.spline import SplineAllocator, over_depth
+from sparsity_search.allocators.spline import SplineAllocator, evaluate_curve
 from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -61,13 +61,13 @@ def test_is_the_monotone_cubic(knots: list[int], n_blocks: int) -> None:
     values = tuple(knot / 20 for knot in knots)
     depths = [b * (len(knots) - 1) / (n_blocks - 1) for b in range(n_blocks)]
     expected = [pchip(values, depth) for depth in depths]
-    np.testing.assert_allclose(over_depth(values, n_blocks), expected, atol=1e-12)
+    np.testing.assert_allclose(evaluate_curve(values, n_blocks), expected, atol=1e-12)
 
 
 @settings(max_examples=60)
 @given(knots=KNOTS, n_blocks=st.integers(1, 40))
 def test_stays_between_knots(knots: tuple[float, ...], n_blocks: int) -> None:
-    curve = over_depth(knots, n_blocks)
+    curve = evaluate_curve(knots, n_blocks)
     assert len(curve) == n_blocks
     places = np.linspace(0, len(knots) - 1, n_blocks)
     low, high = np.floor(places).astype(int), np.ceil(places).astype(int)

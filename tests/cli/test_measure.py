@@ -75,7 +75,7 @@ def test_time_is_measured_once(
         calls.append(tokens.numel())
         return float(model.num_parameters() + 7 * (len(calls) % 5))
 
-    monkeypatch.setattr(latency, "_seconds", seconds)
+    monkeypatch.setattr(latency, "_measure_seconds", seconds)
     out, options = tmp_path / "run", ("--measure", "latency", "--set", "measure.points=2")
     assert search(cli, model, out, *options).code == 0
     times, prices = len(calls), read_json(out / "prices.json")

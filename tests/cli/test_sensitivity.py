@@ -13,7 +13,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.runs.scores import load_scores
 from sparsity_search.sensitivities.fisher import FisherSensitivity
@@ -36,7 +36,7 @@ def test_measured_once_solved_for_two_budgets(
     assert "losses of 18 units at 36 levels" in outcome.out.replace("\n", " ")
     found = load_scores(scores)
     assert found.pairs is not None
-    assert [tuple(c) for c in found.counts] == list(tables(found.layout, (0.3, 0.9)))
+    assert [tuple(c) for c in found.counts] == list(build_count_tables(found.layout, (0.3, 0.9)))
     assert found.facts["sensitivity"] == {"name": "fisher", "pairs": True, "positions": 8}
     assert found.facts["pruner"]["name"] == "magnitude"
     assert (found.facts["seed"], found.facts["removes"]) == (3, "weights")

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from sparsity_search.data import self_text
-from sparsity_search.data.self_text import cached_sample, sample_text
+from sparsity_search.data.self_text import sample_cached_text, sample_text
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
@@ -148,17 +148,17 @@ def test_a_model_without_bos_starts_from_its_end_token() -> None:
 def test_a_sample_is_made_once(
     loaded: LoadedModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = cached_sample(loaded, n_sequences=2, length=8, seed=0)
+    first = sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(self_text, "sample_text", None)  # calling it again would raise
-    assert torch.equal(cached_sample(loaded, n_sequences=2, length=8, seed=0), first)
+    assert torch.equal(sample_cached_text(loaded, n_sequences=2, length=8, seed=0), first)
 
 
 def test_every_fact_that_changes_the_text_is_in_the_key(loaded: LoadedModel, cache: Path) -> None:
     cases = [(loaded, 2, 8, 0), (loaded, 3, 8, 0), (loaded, 2, 9, 0), (loaded, 2, 8, 1)]
     cases += [(tiny_loaded(seed=1), 2, 8, 0), (tiny_loaded(dtype=torch.bfloat16), 2, 8, 0)]
     for model, n, length, seed in cases:
-        cached_sample(model, n_sequences=n, length=length, seed=seed)
+        sample_cached_text(model, n_sequences=n, length=length, seed=seed)
     assert len(list(cache.iterdir())) == len(cases)
 
 
@@ -166,11 +166,11 @@ def test_every_fact_that_changes_the_text_is_in_the_key(loaded: LoadedModel, cac
 def test_a_damaged_cache_file_is_sampled_anew(
     loaded: LoadedModel, cache: Path, damage: bytes | None
 ) -> None:
-    first = cached_sample(loaded, n_sequences=2, length=8, seed=0)
+    first = sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5] if damage is None else damage)
-    assert torch.equal(cached_sample(loaded, n_sequences=2, length=8, seed=0), first)
+    assert torch.equal(sample_cached_text(loaded, n_sequences=2, length=8, seed=0), first)
     assert path.read_bytes() == whole
 
 
@@ -179,7 +179,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(tmp_path / "file"))
-    assert cached_sample(loaded, n_sequences=1, length=4, seed=0).shape == (1, 4)
+    assert sample_cached_text(loaded, n_sequences=1, length=4, seed=0).shape == (1, 4)
 
 
 @pytest.mark.real_model

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsity_search.data import sequences
-from sparsity_search.data.sequences import Request, digest, draw
+from sparsity_search.data.sequences import Request, compute_digest, draw
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_loaded, tiny_text
@@ -81,7 +81,7 @@ def test_no_more_documents_are_read_than_needed(
             assert number < 4
             yield "abcdefgh"
 
-    monkeypatch.setattr(sequences, "documents", endless)
+    monkeypatch.setattr(sequences, "read_documents", endless)
     drawn = draw([Request("a", "hub:x", 2, 10), Request("b", "hub:x::train", 1, 18)], loaded, 0)
     assert drawn["b"].shape == (1, 18)
 
@@ -129,7 +129,7 @@ def test_no_number_means_all_that_is_left(loaded: LoadedModel, text: Path) -> No
 def test_pieces_never_overlap(shapes: list[tuple[int, int]], available: int) -> None:
     loaded = _numbers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "documents", lambda source: iter(["x" * available]))
+        patch.setattr(sequences, "read_documents", lambda source: iter(["x" * available]))
         requests = [Request(str(i), "hub:x", n, size) for i, (n, size) in enumerate(shapes)]
         needed = sum(request.n_tokens for request in requests)
         if available < needed:
@@ -206,6 +206,19 @@ def test_own_text_differs_by_purpose_and_seed(
 
 def test_the_digest_sees_values_and_shape() -> None:
     tokens = torch.arange(12).reshape(3, 4)
-    assert digest(tokens) == digest(tokens.int()) == digest(tokens.T.contiguous().T)
-    assert len({digest(tokens), digest(tokens + 1), digest(tokens.reshape(4, 3))}) == 3
-    assert len(digest(tokens)) == 16
+    assert (
+        compute_digest(tokens)
+        == compute_digest(tokens.int())
+        == compute_digest(tokens.T.contiguous().T)
+    )
+    assert (
+        len(
+            {
+                compute_digest(tokens),
+                compute_digest(tokens + 1),
+                compute_digest(tokens.reshape(4, 3)),
+            }
+        )
+        == 3
+    )
+    assert len(compute_digest(tokens)) == 16

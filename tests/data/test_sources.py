@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from sparsity_search.data import sources
-from sparsity_search.data.sources import documents, identity, parse
+from sparsity_search.data.sources import describe_source, parse_source, read_documents
 from sparsity_search.errors import DataError
 
 TEXTS = ["one fish", "two fish", "red fish\nblue fish"]
@@ -32,7 +32,7 @@ def write(folder: Path, suffix: str, texts: list[Any]) -> Path:
 
 def refusal(source: object) -> str:
     with pytest.raises(DataError) as caught:
-        list(documents(str(source)))
+        list(read_documents(str(source)))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -41,19 +41,19 @@ def refusal(source: object) -> str:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_a_file_of_documents_gives_them_in_order(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path, suffix, [*TEXTS[:1], "", " \n", *TEXTS[1:]])
-    assert list(documents(f"file:{path}")) == TEXTS
-    assert list(documents(str(path))) == TEXTS
+    assert list(read_documents(f"file:{path}")) == TEXTS
+    assert list(read_documents(str(path))) == TEXTS
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     path = write(tmp_path, ".txt", ["first\n\n", "second é\n"])
-    assert list(documents(f"file:{path}")) == ["first\n\nsecond é\n"]
+    assert list(read_documents(f"file:{path}")) == ["first\n\nsecond é\n"]
 
 
 def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
     path = write(tmp_path, ".jsonl", TEXTS)
     path.write_text(path.read_text() + "not json\n")
-    stream = documents(str(path))
+    stream = read_documents(str(path))
     assert [next(stream) for _ in TEXTS] == TEXTS
     with pytest.raises(DataError, match="line 4 is not JSON"):
         next(stream)
@@ -104,18 +104,20 @@ def test_equal_files_parse_to_equal_sources(
     link.symlink_to(path)
     monkeypatch.chdir(tmp_path)
     names = [f"file:{path}", str(path), "file:data.txt", f"{tmp_path}/./data.txt", str(link)]
-    assert len({parse(name) for name in names}) == 1
-    assert parse("hub:a/b") == parse("hub:a/b::train") != parse("hub:a/b::test")
+    assert len({parse_source(name) for name in names}) == 1
+    assert (
+        parse_source("hub:a/b") == parse_source("hub:a/b::train") != parse_source("hub:a/b::test")
+    )
 
 
 def test_identity_holds_facts_and_no_folder(tmp_path: Path) -> None:
     path = write(tmp_path, ".txt", TEXTS)
-    facts = identity(f"file:{path}")
+    facts = describe_source(f"file:{path}")
     expected = hashlib.sha256("".join(TEXTS).encode()).hexdigest()[:16]
     assert facts == {"source": "file:data.txt", "sha256": expected}
     assert str(tmp_path) not in json.dumps(facts)
-    assert identity("hub:wikitext:raw") == {"source": "hub:wikitext:raw:train"}
-    assert identity("self") == {"source": "self"}
+    assert describe_source("hub:wikitext:raw") == {"source": "hub:wikitext:raw:train"}
+    assert describe_source("self") == {"source": "self"}
 
 
 def test_the_hub_without_a_network_fails_at_once() -> None:
@@ -134,9 +136,9 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(sources, "_check_reachable", lambda name: None)
-    stream = documents("hub:org/name:config:test")
+    stream = read_documents("hub:org/name:config:test")
     assert next(stream) == "first"
     with pytest.raises(DataError, match="the connection broke"):
         next(stream)
-    assert next(documents("hub:org/name")) == "first"
+    assert next(read_documents("hub:org/name")) == "first"
     assert asked == [("org/name", "config", "test", True), ("org/name", None, "train", True)]

@@ -12,11 +12,11 @@ from sparsity_search.evaluators.hidden_state import HiddenStateEvaluator
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.testing.evaluator import random_tokens, scaled
+from sparsity_search.testing.evaluator import draw_random_tokens, scale_model
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import FAMILIES
 
-TOKENS = random_tokens(6, 24)
+TOKENS = draw_random_tokens(6, 24)
 
 
 def states(model: nn.Module, block: int) -> Tensor:
@@ -148,7 +148,7 @@ def test_a_block_that_is_not_there(block: int) -> None:
 
 
 def test_relative_error_does_not_depend_on_scale() -> None:
-    dense, model = tiny_llama(), scaled(0.8)
+    dense, model = tiny_llama(), scale_model(0.8)
     scores = []
     for factor in (1.0, 100.0):
         for m in (dense, model):  # what blocks write and read, times a factor

@@ -9,11 +9,11 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.models.running import head
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.testing.evaluator import random_tokens, scaled
+from sparsity_search.testing.evaluator import draw_random_tokens, scale_model
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
 from tests.helpers.families import FAMILIES
 
-TOKENS = random_tokens(6, 24)
+TOKENS = draw_random_tokens(6, 24)
 
 
 def directly(dense: nn.Module, model: nn.Module, tokens: Tensor) -> list[float]:
@@ -29,7 +29,7 @@ def test_is_the_divergence_of_full_softmaxes(
     factor: float, chunk: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
-    dense, model = tiny_llama(), scaled(factor)
+    dense, model = tiny_llama(), scale_model(factor)
     expected = directly(dense, model, TOKENS)
     score = KLDivergenceEvaluator(chunk=chunk).bind(dense, TOKENS).score(model, range(6))
     assert score.parts == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -38,8 +38,8 @@ def test_is_the_divergence_of_full_softmaxes(
 
 @pytest.mark.parametrize("positions", [1, 7, 99])
 def test_positions_are_a_fair_sample(positions: int) -> None:
-    dense, model = tiny_llama(), scaled(0.0)
-    tokens = random_tokens(80, 24)
+    dense, model = tiny_llama(), scale_model(0.0)
+    tokens = draw_random_tokens(80, 24)
     expected = torch.tensor(directly(dense, model, tokens))
     proxy = KLDivergenceEvaluator(positions=positions, chunk=5).bind(dense, tokens)
     found = torch.tensor(proxy.score(model, range(80)).parts)
@@ -76,7 +76,7 @@ def test_of_the_dense_model_is_zero() -> None:
 
 
 def test_teacher_and_student_are_not_swapped() -> None:
-    dense, model = tiny_llama(), scaled(0.0)
+    dense, model = tiny_llama(), scale_model(0.0)
     forward, backward = directly(dense, model, TOKENS), directly(model, dense, TOKENS)
     assert abs(forward[0] - backward[0]) > 0.02
     found = KLDivergenceEvaluator().bind(dense, TOKENS).score(model, range(6))
@@ -93,7 +93,7 @@ def test_the_cache_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, n_cached: int, tile: int
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
-    dense, model = tiny_llama(), scaled(0.5)
+    dense, model = tiny_llama(), scale_model(0.5)
     expected = KLDivergenceEvaluator(chunk=8).bind(dense, TOKENS).score(model, range(6))
     proxy = KLDivergenceEvaluator(chunk=8, cache_mib=0).bind(dense, TOKENS)
     monkeypatch.setattr(proxy._divergence, "_free", n_cached * CHUNK_BYTES)

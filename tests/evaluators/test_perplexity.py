@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.perplexity import PerplexityEvaluator
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.testing.evaluator import random_tokens, scaled
+from sparsity_search.testing.evaluator import draw_random_tokens, scale_model
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import FAMILIES
 
-TOKENS = random_tokens(6, 24)
+TOKENS = draw_random_tokens(6, 24)
 
 
 def naively(model: nn.Module, tokens: Tensor) -> list[float]:
@@ -35,7 +35,7 @@ def test_is_the_naive_one(family: str, chunk: int) -> None:
 
 
 def test_is_of_the_model_scored_not_of_the_bound_one() -> None:
-    model = scaled(0.5)
+    model = scale_model(0.5)
     score = PerplexityEvaluator().bind(tiny_llama(), TOKENS).score(model, [3])
     assert score.parts == pytest.approx(naively(model, TOKENS)[3:4], rel=1e-5)
 

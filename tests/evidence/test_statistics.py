@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import sparsity_search.evidence.statistics as module
 from sparsity_search.errors import ConfigError, DataError, NumericalError
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.testing.pruner import correlated_inputs, gathered
+from sparsity_search.testing.pruner import draw_correlated_inputs, gather_statistics
 
 D = 12
 
@@ -24,7 +24,7 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
 @given(cuts=st.lists(st.integers(0, 50), max_size=6))
 @pytest.mark.parametrize("statistic", [Statistic.NORM, Statistic.HESSIAN])
 def test_chunks_do_not_matter(statistic: Statistic, cuts: list[int]) -> None:
-    inputs = correlated_inputs(50, D)
+    inputs = draw_correlated_inputs(50, D)
     chunked = InputStatistics(D, statistic)
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 50], strict=True):
         chunked.add(inputs[start:stop])
@@ -35,35 +35,35 @@ def test_chunks_do_not_matter(statistic: Statistic, cuts: list[int]) -> None:
 
 
 def test_three_dimensions_are_tokens() -> None:
-    inputs = correlated_inputs(60, D)
-    batched = gathered(inputs.view(3, 20, D), Statistic.HESSIAN)
+    inputs = draw_correlated_inputs(60, D)
+    batched = gather_statistics(inputs.view(3, 20, D), Statistic.HESSIAN)
     assert batched.n_tokens == 60
-    assert torch.equal(batched.hessian(), gathered(inputs, Statistic.HESSIAN).hessian())
+    assert torch.equal(batched.hessian(), gather_statistics(inputs, Statistic.HESSIAN).hessian())
 
 
 def test_hessian_is_symmetric_and_holds_the_norms() -> None:
-    inputs = correlated_inputs(100, D)
-    statistics = gathered(inputs, Statistic.HESSIAN)
+    inputs = draw_correlated_inputs(100, D)
+    statistics = gather_statistics(inputs, Statistic.HESSIAN)
     hessian = statistics.hessian()
     assert hessian.dtype == statistics.norms().dtype == torch.float32
     assert torch.equal(hessian, hessian.T)
     assert torch.linalg.eigvalsh(hessian).min() > -1e-6
     assert_close(hessian.diagonal().sqrt(), statistics.norms())
-    assert_close(gathered(inputs, Statistic.NORM).norms(), statistics.norms())
+    assert_close(gather_statistics(inputs, Statistic.NORM).norms(), statistics.norms())
 
 
 @pytest.mark.parametrize("statistic", [Statistic.NORM, Statistic.HESSIAN])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_are_taken_in_float32(statistic: Statistic, dtype: torch.dtype) -> None:
     # 1000² overflows float16, and bfloat16 cannot count 3000 equal summands.
-    statistics = gathered(torch.full((3000, D), 1000.0, dtype=dtype), statistic)
+    statistics = gather_statistics(torch.full((3000, D), 1000.0, dtype=dtype), statistic)
     assert_close(statistics.norms(), torch.full((D,), 1000.0))
 
 
 @pytest.mark.parametrize("width", [255, 256, 259])  # whole, in equal parts, in unequal ones
 def test_wide_products(width: int) -> None:
     inputs = torch.randn(300, width, generator=torch.Generator().manual_seed(0))
-    statistics = gathered(inputs[:100], Statistic.HESSIAN)
+    statistics = gather_statistics(inputs[:100], Statistic.HESSIAN)
     statistics.add(inputs[100:])
     expected = inputs.double().T @ inputs.double() / 300
     assert_close(statistics.hessian(), expected.float(), rtol=1e-5, atol=1e-6)
@@ -73,18 +73,18 @@ def test_wide_products(width: int) -> None:
 @pytest.mark.parametrize("n_tokens", [1, 127, 128, 300])
 def test_sums_of_any_number_of_tokens(n_tokens: int) -> None:
     inputs = torch.randn(n_tokens, 5, generator=torch.Generator().manual_seed(0)) + 2
-    statistics = gathered(inputs, Statistic.NORM)
+    statistics = gather_statistics(inputs, Statistic.NORM)
     assert_close(statistics.mean(), inputs.double().mean(0).float())
     assert_close(statistics.norms(), inputs.double().square().mean(0).sqrt().float())
 
 
 def test_inputs_are_detached() -> None:
-    statistics = gathered(torch.ones(3, D, requires_grad=True), Statistic.HESSIAN)
+    statistics = gather_statistics(torch.ones(3, D, requires_grad=True), Statistic.HESSIAN)
     assert not statistics.norms().requires_grad
 
 
 def test_factor_is_that_of_the_inverse() -> None:
-    statistics = gathered(correlated_inputs(100, D), Statistic.HESSIAN)
+    statistics = gather_statistics(draw_correlated_inputs(100, D), Statistic.HESSIAN)
     factor = statistics.inverse_factor(0.01)
     upper = factor.upper.double()
     assert_close(upper.T @ upper @ damped(statistics.hessian(), 0.01), torch.eye(D).double(),
@@ -95,35 +95,37 @@ def test_factor_is_that_of_the_inverse() -> None:
 
 
 def test_factor_is_computed_once_for_each_damping() -> None:
-    statistics = gathered(correlated_inputs(100, D), Statistic.HESSIAN)
+    statistics = gather_statistics(draw_correlated_inputs(100, D), Statistic.HESSIAN)
     first = statistics.inverse_factor(0.01)
     assert statistics.inverse_factor(0.01) is first
     assert statistics.inverse_factor(0.1) is not first
-    statistics.add(correlated_inputs(100, D, seed=9))
+    statistics.add(draw_correlated_inputs(100, D, seed=9))
     assert statistics.inverse_factor(0.01) is not first
 
 
 def test_dead_inputs_stand_alone() -> None:
-    inputs = correlated_inputs(100, D)
+    inputs = draw_correlated_inputs(100, D)
     inputs[:, [2, 7]] = 0
-    factor = gathered(inputs, Statistic.HESSIAN).inverse_factor(0.01)
+    factor = gather_statistics(inputs, Statistic.HESSIAN).inverse_factor(0.01)
     alive = torch.tensor([j for j in range(D) if j not in (2, 7)])
     assert factor.dead.nonzero().flatten().tolist() == [2, 7]
-    without = gathered(inputs[:, alive], Statistic.HESSIAN).inverse_factor(0.01)
+    without = gather_statistics(inputs[:, alive], Statistic.HESSIAN).inverse_factor(0.01)
     assert_close(factor.upper[alive][:, alive], without.upper)
     assert (factor.upper[2, 3:] == 0).all()
     assert (factor.upper[:2, 2] == 0).all()
 
 
 def test_all_inputs_dead() -> None:
-    factor = gathered(torch.zeros(5, D), Statistic.HESSIAN).inverse_factor(0.01)
+    factor = gather_statistics(torch.zeros(5, D), Statistic.HESSIAN).inverse_factor(0.01)
     assert factor.dead.all()
     assert factor.upper.isfinite().all()
     assert not factor.fallback
 
 
 def test_damping_is_raised_for_singular_statistics() -> None:
-    factor = gathered(correlated_inputs(4, 40), Statistic.HESSIAN).inverse_factor(0.0)
+    factor = gather_statistics(draw_correlated_inputs(4, 40), Statistic.HESSIAN).inverse_factor(
+        0.0
+    )
     assert 0 < factor.damping <= 1
     assert not factor.fallback
     assert factor.upper.isfinite().all()
@@ -132,7 +134,7 @@ def test_damping_is_raised_for_singular_statistics() -> None:
 def test_falls_back_to_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     monkeypatch.setattr(module, "_inverse_cholesky", lambda _, ridge: tried.append(ridge))
-    statistics = gathered(correlated_inputs(100, D), Statistic.HESSIAN)
+    statistics = gather_statistics(draw_correlated_inputs(100, D), Statistic.HESSIAN)
     factor = statistics.inverse_factor(0.01)
     assert_close([r / tried[0] for r in tried], [1.0, 10.0, 100.0])
     assert factor.fallback
@@ -142,9 +144,9 @@ def test_falls_back_to_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("statistic", [Statistic.NORM, Statistic.HESSIAN])
 def test_not_finite_is_an_error(statistic: Statistic, bad: float) -> None:
-    inputs = correlated_inputs(20, D)
+    inputs = draw_correlated_inputs(20, D)
     inputs[3, 4] = bad
-    statistics = gathered(inputs, statistic)
+    statistics = gather_statistics(inputs, statistic)
     with pytest.raises(NumericalError, match="not finite"):
         statistics.norms()
     if statistic is Statistic.HESSIAN:
@@ -153,7 +155,7 @@ def test_not_finite_is_an_error(statistic: Statistic, bad: float) -> None:
 
 
 def test_no_tokens_is_an_error() -> None:
-    statistics = gathered(torch.zeros(0, D), Statistic.HESSIAN)
+    statistics = gather_statistics(torch.zeros(0, D), Statistic.HESSIAN)
     for ask in (statistics.norms, statistics.hessian, lambda: statistics.inverse_factor(0.01)):
         with pytest.raises(NumericalError, match="no tokens"):
             ask()
@@ -161,44 +163,44 @@ def test_no_tokens_is_an_error() -> None:
 
 def test_asking_for_more_than_was_gathered_is_an_error() -> None:
     with pytest.raises(ConfigError, match="HESSIAN was asked of statistics gathered with NORM"):
-        gathered(torch.ones(3, D), Statistic.NORM).hessian()
+        gather_statistics(torch.ones(3, D), Statistic.NORM).hessian()
     with pytest.raises(ConfigError, match="NORM was asked"):
-        gathered(torch.ones(3, D), Statistic.NONE).norms()
+        gather_statistics(torch.ones(3, D), Statistic.NONE).norms()
 
 
 def test_wrong_width_is_an_error() -> None:
     with pytest.raises(DataError, match="width 5"):
-        gathered(torch.ones(3, D), Statistic.NORM).add(torch.ones(3, 5))
+        gather_statistics(torch.ones(3, D), Statistic.NORM).add(torch.ones(3, 5))
 
 
 @pytest.mark.parametrize("statistic", [Statistic.NORM, Statistic.HESSIAN])
 def test_mean_and_variance(statistic: Statistic) -> None:
-    inputs = correlated_inputs(90, D) + 3
-    statistics = gathered(inputs, statistic)
+    inputs = draw_correlated_inputs(90, D) + 3
+    statistics = gather_statistics(inputs, statistic)
     assert_close(statistics.mean(), inputs.mean(0))
     assert_close(statistics.variance(), inputs.var(0, correction=0), rtol=1e-4, atol=1e-5)
-    constant = gathered(torch.full((50, D), 1000.1), statistic)
+    constant = gather_statistics(torch.full((50, D), 1000.1), statistic)
     assert (constant.variance() >= 0).all()
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 0.5])
 def test_damped_hessian_is_what_was_factorised(damping: float) -> None:
-    inputs = correlated_inputs(300, D)
+    inputs = draw_correlated_inputs(300, D)
     inputs[:, 2] = 0
-    statistics = gathered(inputs, Statistic.HESSIAN)
+    statistics = gather_statistics(inputs, Statistic.HESSIAN)
     upper = statistics.inverse_factor(damping).upper.double()
     product = statistics.damped_hessian(damping) @ upper.T @ upper
     assert_close(product, torch.eye(D, dtype=torch.float64), rtol=0, atol=2e-3)
 
 
 def test_damped_hessian_of_a_singular_one() -> None:
-    statistics = gathered(correlated_inputs(4, 40), Statistic.HESSIAN)
+    statistics = gather_statistics(draw_correlated_inputs(4, 40), Statistic.HESSIAN)
     assert statistics.inverse_factor(0.0).damping > 0
     torch.linalg.cholesky(statistics.damped_hessian(0.0))  # raises if it is not definite
 
 
 def test_derived_is_made_once_until_tokens_are_added() -> None:
-    statistics = gathered(correlated_inputs(20, D), Statistic.HESSIAN)
+    statistics = gather_statistics(draw_correlated_inputs(20, D), Statistic.HESSIAN)
     made: list[int] = []
     for _ in range(3):
         assert statistics.derived("rank", lambda: made.append(1) or len(made)) == 1
@@ -209,9 +211,9 @@ def test_derived_is_made_once_until_tokens_are_added() -> None:
 @pytest.mark.parametrize("statistic", list(Statistic))
 @pytest.mark.parametrize("width", [1, D, 259])
 def test_what_is_stored_tells_the_same_to_the_bit(statistic: Statistic, width: int) -> None:
-    inputs = correlated_inputs(600, width)
+    inputs = draw_correlated_inputs(600, width)
     with torch.inference_mode():  # as blocks run
-        made = gathered(inputs[:300], statistic)
+        made = gather_statistics(inputs[:300], statistic)
     stored = {name: tensor.clone() for name, tensor in made.tensors().items()}
     again = InputStatistics.from_tensors(stored, statistic, made.n_tokens, "cpu")
     for _ in range(2):
@@ -220,7 +222,8 @@ def test_what_is_stored_tells_the_same_to_the_bit(statistic: Statistic, width: i
             made.add(inputs[300:])
         again.add(inputs[300:])
     assert all(
-        torch.equal(stored[k], v) for k, v in gathered(inputs[:300], statistic).tensors().items()
+        torch.equal(stored[k], v)
+        for k, v in gather_statistics(inputs[:300], statistic).tensors().items()
     )
 
 
@@ -234,13 +237,15 @@ def told(statistics: InputStatistics) -> list[object]:
 
 
 def test_half_of_the_products_is_stored() -> None:
-    made = gathered(correlated_inputs(50, 300), Statistic.HESSIAN)
+    made = gather_statistics(draw_correlated_inputs(50, 300), Statistic.HESSIAN)
     assert made.tensors()["products"].shape == (300 * 301 // 2,)
 
 
 def test_a_richer_statistic_is_not_a_poorer_one_to_the_bit() -> None:
     """So that each kind is stored for itself."""
-    inputs = correlated_inputs(500, 64)
-    both = [gathered(inputs, statistic) for statistic in (Statistic.NORM, Statistic.HESSIAN)]
+    inputs = draw_correlated_inputs(500, 64)
+    both = [
+        gather_statistics(inputs, statistic) for statistic in (Statistic.NORM, Statistic.HESSIAN)
+    ]
     assert_close(both[0].norms(), both[1].norms())
     assert not torch.equal(both[0].norms(), both[1].norms())

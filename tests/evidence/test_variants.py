@@ -9,14 +9,14 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, UnknownNameError
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import (
     GroupedVariants,
     RankedVariants,
     StoredVariants,
     StructuredVariants,
     Variants,
-    codes_of,
+    encode_order,
     variants_from_tensors,
 )
 
@@ -80,7 +80,7 @@ def test_unreadable_tensors(kind: str, tensors: dict[str, Tensor]) -> None:
 )
 def test_codes_hold_any_number_of_counts(n_counts: int, dtype: torch.dtype) -> None:
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    codes = codes_of(order, range(n_counts))
+    codes = encode_order(order, range(n_counts))
     assert codes.dtype == dtype
     variants = RankedVariants(counts=tuple(range(n_counts)), codes=codes)
     for count in range(n_counts):
@@ -136,7 +136,7 @@ def test_groups_have_exactly_their_zeros() -> None:
 
 @pytest.mark.parametrize("changed", [(), ("consumers",), ("biases",), ("consumers", "biases")])
 def test_structures(changed: tuple[str, ...]) -> None:
-    shape = Structures(count=3, inner=2, width=5)
+    shape = StructureLayout(count=3, inner=2, width=5)
     dense = torch.arange(1.0, 65.0).view(4, 16)
     removed = torch.tensor([[False, True, False], [True, True, False]])
     made = {"consumers": -torch.ones(2, 4, 6), "biases": torch.full((2, 4, 1), 9.0)}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, ProfileError, SparsitySearchError
-from sparsity_search.interfaces.format import Document, Format
+from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import FORMATS
@@ -42,7 +42,7 @@ def test_round_trip(name: str, profile: SparsityProfile) -> None:
     if name == "evopress" and profile.layout[0].count % 2:
         return
     format_ = exact(name)
-    text = format_.write(Document(profile))
+    text = format_.write(ProfileDocument(profile))
     assert text.endswith("\n")
     assert format_.read(text, None if format_.sized else profile.layout).profile == profile
 
@@ -52,7 +52,7 @@ def test_round_trip(name: str, profile: SparsityProfile) -> None:
 @given(profile=profiles(cost=7))
 def test_structures_round_trip(name: str, profile: SparsityProfile) -> None:
     format_ = exact(name)
-    text = format_.write(Document(profile))
+    text = format_.write(ProfileDocument(profile))
     assert format_.read(text, None if format_.sized else profile.layout).profile == profile
 
 
@@ -60,15 +60,15 @@ def test_structures_round_trip(name: str, profile: SparsityProfile) -> None:
 def test_a_format_without_sizes_asks_for_them(name: str) -> None:
     format_ = exact(name)
     with pytest.raises(ConfigError) as refusal:
-        format_.read(format_.write(Document(PROFILE)))
+        format_.read(format_.write(ProfileDocument(PROFILE)))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
 def test_files_of_other_models_are_refused(name: str) -> None:
     format_ = exact(name)
-    text = format_.write(Document(PROFILE))
-    few = format_.write(Document(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
+    text = format_.write(ProfileDocument(PROFILE))
+    few = format_.write(ProfileDocument(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
     for file, layout in ((text, Layout(LAYOUT[:3])), (few, LAYOUT)):
         with pytest.raises(ProfileError) as refusal:
             format_.read(file, layout)

@@ -7,7 +7,7 @@ import pytest
 
 from sparsity_search.errors import ProfileError
 from sparsity_search.formats.csv import CsvFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
 from tests.helpers.documents import PROFILE
@@ -28,7 +28,7 @@ def test_columns_in_any_order_from_a_spreadsheet() -> None:
 
 
 def test_written() -> None:
-    lines = CsvFormat().write(Document(PROFILE)).splitlines()
+    lines = CsvFormat().write(ProfileDocument(PROFILE)).splitlines()
     assert lines[0] == "name,block,role,removed,of,weights_each,sparsity"
     assert lines[1] == "model.layers.0.self_attn.q_proj,0,q,5,10,1,0.5"
     assert lines[6] == "model.layers.1.mlp.up_proj,1,up,6,30,1,0.2"
@@ -36,7 +36,7 @@ def test_written() -> None:
 
 def test_names_may_need_quotes() -> None:
     profile = from_counts(Layout([Unit(name='a,"b"\nc', block=0, role="q", count=2)]), [1])
-    text = CsvFormat().write(Document(profile))
+    text = CsvFormat().write(ProfileDocument(profile))
     assert next(iter(csv.DictReader(io.StringIO(text))))["name"] == 'a,"b"\nc'
     assert CsvFormat().read(text).profile == profile
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ProfileError
 from sparsity_search.formats.evopress import EvopressFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from tests.helpers.documents import LAYOUT, PROFILE, family, profiles
@@ -41,7 +41,7 @@ def test_the_sizes_of_a_llama_block() -> None:
 
 def test_written() -> None:
     # 43 of 88 is 0.488636; wanted 0.11, -0.95, 6.34, 3.11, 0.05, -8.66 weights; steps of 3
-    lines = EvopressFormat(step=3, sparsity=43 / 88).write(Document(PROFILE)).splitlines()
+    lines = EvopressFormat(step=3, sparsity=43 / 88).write(ProfileDocument(PROFILE)).splitlines()
     assert lines[0] == "model.layers.0.self_attn.q_proj: 0"
     assert [int(line.split(": ")[1]) for line in lines] == [0, 0, 2, 1, 0, -3]
 
@@ -57,7 +57,7 @@ def test_written_levels_are_legal(profile: SparsityProfile, step: int, most: int
         return
     levels = levels_of(
         EvopressFormat(step=step, sparsity=profile.sparsity, max_level=most).write(
-            Document(profile)
+            ProfileDocument(profile)
         )
     )
     assert levels.sum() == 0
@@ -72,7 +72,9 @@ def test_written_levels_are_the_nearest() -> None:
         profile = from_counts(LAYOUT, removed)
         wanted = (np.array(removed) - profile.sparsity * LAYOUT.counts) / 4
         found = levels_of(
-            EvopressFormat(step=4, sparsity=profile.sparsity, max_level=3).write(Document(profile))
+            EvopressFormat(step=4, sparsity=profile.sparsity, max_level=3).write(
+                ProfileDocument(profile)
+            )
         )
         lows = -np.minimum(profile.sparsity * LAYOUT.counts // 4, 3).astype(int)
         highs = np.minimum((1 - profile.sparsity) * LAYOUT.counts // 4, 3).astype(int)
@@ -92,7 +94,9 @@ def test_levels_come_back(levels: list[int]) -> None:
 
 def test_a_uniform_profile_is_all_zeros() -> None:
     profile = Budget(0.7).uniform(LAYOUT)
-    assert not levels_of(EvopressFormat(step=3, sparsity=0.7).write(Document(profile))).any()
+    assert not levels_of(
+        EvopressFormat(step=3, sparsity=0.7).write(ProfileDocument(profile))
+    ).any()
 
 
 @pytest.mark.parametrize(
@@ -119,14 +123,14 @@ def test_levels_alone_say_nothing(known: str, missing: str) -> None:
     with pytest.raises(ConfigError, match=rf"--set evopress\.{missing}="):
         EvopressFormat(**given_).read(BY_HAND, LAYOUT)
     with pytest.raises(ConfigError, match=rf"--set evopress\.{missing}="):
-        EvopressFormat(**given_).write(Document(PROFILE))
+        EvopressFormat(**given_).write(ProfileDocument(PROFILE))
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.9 + 1e-13])  # (1 - 0.9) * 1000 is below 100
 def test_levels_that_end_at_zero_and_one(sparsity: float) -> None:
     profile = from_counts(family({"q": 1000}, 10), [1000] * 9 + [0])
     format_ = EvopressFormat(sparsity=sparsity, step=100, max_level=9)
-    text = format_.write(Document(profile))
+    text = format_.write(ProfileDocument(profile))
     assert levels_of(text).tolist() == [1] * 9 + [-9]
     assert format_.read(text, profile.layout).profile == profile
 
@@ -134,12 +138,12 @@ def test_levels_that_end_at_zero_and_one(sparsity: float) -> None:
 def test_structures_are_refused() -> None:
     profile = Budget(0.5).uniform(family({"q": 10}, 2, cost=4))
     with pytest.raises(ProfileError, match="removes structures"):
-        EvopressFormat(step=1, sparsity=0.5).write(Document(profile))
+        EvopressFormat(step=1, sparsity=0.5).write(ProfileDocument(profile))
 
 
 def test_a_base_that_is_too_far_is_refused() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"evopress\.sparsity"):
-        EvopressFormat(step=1, sparsity=0.05, max_level=1).write(Document(PROFILE))
+        EvopressFormat(step=1, sparsity=0.05, max_level=1).write(ProfileDocument(PROFILE))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import yaml
 
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.formats.llm_compressor import LlmCompressorFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
@@ -40,13 +40,13 @@ prune:
 
 
 def test_written() -> None:
-    assert LlmCompressorFormat().write(Document(from_counts(SMALL, [1, 3, 1]))) == WRITTEN
+    assert LlmCompressorFormat().write(ProfileDocument(from_counts(SMALL, [1, 3, 1]))) == WRITTEN
     assert LlmCompressorFormat().read(WRITTEN, SMALL).profile.removed == (1, 3, 1)
 
 
 def test_written_values_stay_texts() -> None:
     text = LlmCompressorFormat(modifier="WandaPruningModifier", mask_structure="2:4").write(
-        Document(Budget(0.5).uniform(LAYOUT))
+        ProfileDocument(Budget(0.5).uniform(LAYOUT))
     )
     (group,) = yaml.safe_load(text)["pruning_stage"].values()
     assert group["WandaPruningModifier"]["mask_structure"] == "2:4"  # not a number of base 60
@@ -81,7 +81,7 @@ def test_refused(text: str, message: str) -> None:
 def test_structures_are_refused() -> None:
     profile = Budget(0.5).uniform(family({"q": 10}, 2, cost=4))
     with pytest.raises(ProfileError, match="removes structures"):
-        LlmCompressorFormat().write(Document(profile))
+        LlmCompressorFormat().write(ProfileDocument(profile))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.formats.owl import OwlFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
 from tests.helpers.documents import LAYOUT, PROFILE
 
@@ -54,8 +54,11 @@ def test_tiny_ratios_in_json() -> None:
 
 
 def test_written() -> None:
-    assert json.loads(OwlFormat().write(Document(PROFILE)))["model.layers.1.mlp.up_proj"] == 0.2
-    ratios = json.loads(OwlFormat(by="block").write(Document(PROFILE)))
+    assert (
+        json.loads(OwlFormat().write(ProfileDocument(PROFILE)))["model.layers.1.mlp.up_proj"]
+        == 0.2
+    )
+    ratios = json.loads(OwlFormat(by="block").write(ProfileDocument(PROFILE)))
     assert ratios == {"0": 27 / 44, "1": 16 / 44}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sparsity_search.errors import ProfileError
 from sparsity_search.formats.profile import ProfileFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.layout import Unit
 from tests.helpers.documents import PROFILE
 
@@ -28,7 +28,7 @@ def test_by_hand() -> None:
 
 def test_facts_go_along() -> None:
     facts = {"removes": "weights", "model": {"name": "m", "revision": None}}
-    text = ProfileFormat().write(Document(PROFILE, facts))
+    text = ProfileFormat().write(ProfileDocument(PROFILE, facts))
     assert ProfileFormat().read(text).facts == facts
     assert json.loads(text)["removed"] == 43
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.pruners.group_obs import GroupOBSPruner, eliminate
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 
 ROWS, COLUMNS = 12, 24
 DAMPING = 0.01
@@ -19,8 +19,8 @@ DAMPING = 0.01
 def problem(
     seed: int = 0, rows: int = ROWS, columns: int = COLUMNS, n_tokens: int = 400
 ) -> tuple[Tensor, Tensor]:
-    inputs = correlated_inputs(n_tokens, columns, seed=seed + 50)
-    return gaussian(rows, columns, seed=seed), inputs
+    inputs = draw_correlated_inputs(n_tokens, columns, seed=seed + 50)
+    return draw_gaussian(rows, columns, seed=seed), inputs
 
 
 def hessian_of(inputs: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def naive_groups(
 def prune(
     weight: Tensor, inputs: Tensor, count: int, pruner: Pruner | None = None, seed: int = 0
 ) -> Tensor:
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     return (pruner or GroupOBSPruner()).prune(weight, known, [count], seed=seed).at(weight, count)
 
 

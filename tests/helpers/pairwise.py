@@ -7,7 +7,7 @@ import numpy as np
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.trials.history import Fidelity, Score
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 
 class PairwiseProblem:
@@ -17,7 +17,7 @@ class PairwiseProblem:
     """
 
     def __init__(self, space: SearchSpace, seed: int, noise: float = 0.002) -> None:
-        rng = generator(seed, "pairwise")
+        rng = create_generator(seed, "pairwise")
         units = list(space.layout)
         self.space, self.noise = space, noise
         self.best = float("inf")  # of what was measured, without noise
@@ -43,7 +43,7 @@ class PairwiseProblem:
     ) -> Score:
         exact = self._of(profile)
         self.best = min(self.best, exact)
-        rng = generator(fidelity.subset, str(fidelity.tokens), profile.digest)
+        rng = create_generator(fidelity.subset, str(fidelity.tokens), profile.digest)
         value = float(exact + self.noise * rng.normal() / np.sqrt(fidelity.tokens / 64))
         return Score(value, (value,))
 
@@ -51,7 +51,7 @@ class PairwiseProblem:
         """Return the least score that descent over single switches finds from three starts."""
         found = []
         for seed in range(3):
-            levels = np.array(self.space.sample(generator(seed, "start"), 2.0))
+            levels = np.array(self.space.sample(create_generator(seed, "start"), 2.0))
             found.append(self._descend(levels))
         return min(found)
 
@@ -80,5 +80,5 @@ class PairwiseProblem:
 
 def noise_only(profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None) -> Score:
     """Return a score that has nothing to do with the profile."""
-    value = 1.0 + generator(fidelity.tokens, profile.digest).random()
+    value = 1.0 + create_generator(fidelity.tokens, profile.digest).random()
     return Score(value, (value,))

@@ -15,7 +15,7 @@ from sparsity_search.searchers.random import RandomSearcher
 from sparsity_search.spaces.files import SpaceFile, load_space
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.study.study import Limits, Study
-from sparsity_search.testing.runs import TARGET, make_run, run_layout
+from sparsity_search.testing.runs import TARGET, build_run_layout, make_run
 from sparsity_search.trials.history import Fidelity, Score
 from sparsity_search.trials.ladder import Ladder, Rung
 from sparsity_search.trials.store import Store, open_journal
@@ -31,7 +31,7 @@ def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:
     shutil.copy(made / "run.json", folder / "run.json")
     file = load_space("per_linear")
     assert isinstance(file, SpaceFile)
-    space = file.build(run_layout(), Budget(TARGET), {})
+    space = file.build(build_run_layout(), Budget(TARGET), {})
     weights = np.exp(np.random.default_rng(0).normal(0, 1.5, len(space.layout)))
     calls, names = iter(range(10**6)), ["search"]
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.interfaces.evaluator import Evaluator, Proxy, batches
-from sparsity_search.models.running.head import last_hidden, logits
+from sparsity_search.interfaces.evaluator import Evaluator, Proxy, split_batches
+from sparsity_search.models.running.head import compute_last_hidden, compute_logits
 from sparsity_search.testing.evaluator import (
     LENGTH,
     N_ROWS,
     EvaluatorContract,
     TextContract,
-    scaled,
-    text_of,
+    sample_text,
+    scale_model,
 )
 from sparsity_search.trials.history import Score
 
@@ -46,8 +46,8 @@ class DisagreementProxy(Proxy):
 def predict(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the likeliest next tokens, ``(rows, length)`` float32; NaN of broken logits."""
     predicted = []
-    for batch in batches(model, range(len(tokens)), tokens.shape[1]):
-        scores = logits(model, last_hidden(model, tokens[list(batch)])).float()
+    for batch in split_batches(model, range(len(tokens)), tokens.shape[1]):
+        scores = compute_logits(model, compute_last_hidden(model, tokens[list(batch)])).float()
         predicted.append(scores.argmax(-1) + 0 * scores.sum(-1))
     return torch.cat(predicted)
 
@@ -92,13 +92,13 @@ class FaultyEvaluator(Evaluator):
     ],
 )
 def test_ignoring_rows_breaks_the_contract(change: Callable[[Sequence[int]], list[int]]) -> None:
-    dense = scaled(1.0)
-    tokens = text_of(dense, N_ROWS, LENGTH)
+    dense = scale_model(1.0)
+    tokens = sample_text(dense, N_ROWS, LENGTH)
     with pytest.raises(AssertionError):
         EvaluatorContract().test_one_part_for_each_row(FaultyEvaluator(change), dense, tokens)
 
 
 def test_parts_are_combined_by_their_mean() -> None:
-    proxy = Faulty(DisagreementEvaluator().bind(scaled(1.0), torch.zeros(1, 4).long()), list)
+    proxy = Faulty(DisagreementEvaluator().bind(scale_model(1.0), torch.zeros(1, 4).long()), list)
     assert proxy.combine([1.0, 2.0]) == Score(1.5, (1.0, 2.0))
     assert proxy.read_back([torch.tensor(1.0), torch.tensor(2.0)]) == Score(1.5, (1.0, 2.0))

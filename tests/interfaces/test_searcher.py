@@ -14,7 +14,7 @@ from sparsity_search.spaces.levels import Candidate
 from sparsity_search.testing.problems import SeparableProblem, toy_history, toy_space
 from sparsity_search.testing.searcher import SearcherContract
 from sparsity_search.trials.history import History
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SPACE = toy_space()
 TINY = toy_space(100, 100, reach=1)  # three candidates
@@ -69,7 +69,7 @@ class Alone(Fixed):
 
 
 def drawn(seed: int, n: int) -> tuple[Candidate, ...]:
-    rng = generator(seed, "drawn")
+    rng = create_generator(seed, "drawn")
     return tuple(take_new((SPACE.sample(rng, 2.0) for _ in range(10 * n)), n, {SPACE.uniform}))
 
 
@@ -82,32 +82,32 @@ def test_proposals_come_first_in_their_order(history: History) -> None:
     new = [candidate for candidate in drawn(0, 12) if candidate not in history.seen]
     assert len(new) > 4
     repeats = (new[0], SPACE.uniform, *new[:3], new[1], *new[3:])
-    assert Fixed(repeats).ask(SPACE, history, 4, generator(0)) == new[:4]
+    assert Fixed(repeats).ask(SPACE, history, 4, create_generator(0)) == new[:4]
 
 
 @pytest.mark.parametrize("endless", [False, True])
 def test_a_short_round_is_filled_at_random(history: History, endless: bool) -> None:
     first = next(candidate for candidate in drawn(0, 12) if candidate not in history.seen)
     searcher = Fixed((SPACE.uniform, first), endless)
-    asked = searcher.ask(SPACE, history, 6, generator(0))
+    asked = searcher.ask(SPACE, history, 6, create_generator(0))
     assert asked[0] == first
     assert len(set(asked)) == 6
     assert not set(asked) & history.seen
-    rng = generator(0)
+    rng = create_generator(0)
     random = take_new(iter(lambda: SPACE.sample(rng), None), 5, {*history.seen, first})
     assert asked[1:] == random
 
 
 def test_no_fallback_ends_the_study(history: History) -> None:
     first = next(candidate for candidate in drawn(0, 12) if candidate not in history.seen)
-    assert Alone((first,)).ask(SPACE, history, 6, generator(0)) == [first]
-    assert Alone(()).ask(SPACE, history, 6, generator(0)) == []
+    assert Alone((first,)).ask(SPACE, history, 6, create_generator(0)) == [first]
+    assert Alone(()).ask(SPACE, history, 6, create_generator(0)) == []
 
 
 def test_the_fallback_finds_the_last_candidates() -> None:
     history = toy_history(Fixed((TINY.uniform,), endless=True), SeparableProblem(TINY), rounds=9)
     assert len(history.seen) == 3
-    assert Fixed(()).ask(TINY, history, 2, generator(0)) == []
+    assert Fixed(()).ask(TINY, history, 2, create_generator(0)) == []
 
 
 def test_no_more_is_drawn_than_taken() -> None:

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import Shape, materialise
+from sparsity_search.models.surgery.materialise import MaterialisedShape, materialise
 from sparsity_search.registry import MEASURES
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES
@@ -29,7 +29,9 @@ def test_equals_what_torch_counts(kind: str, role: str) -> None:
     # every token meets all 16 of them, as if it were the last of a mean context of 16
     curves = MEASURES.create("flops", length=2 * TOKENS - 1).curves(subject)
     kept = {unit.name: torch.arange(unit.count - (unit.role == role)) for unit in subject.layout}
-    smaller = materialise(subject, Shape(blocks=(0, 1, 2), kept=kept, padding=0, per_block=False))
+    smaller = materialise(
+        subject, MaterialisedShape(blocks=(0, 1, 2), kept=kept, padding=0, per_block=False)
+    )
     saved = sum(
         curve.saved[-1] / unit.count
         for unit, curve in zip(subject.layout, curves, strict=True)

@@ -21,7 +21,7 @@ def parameters_as_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         runs.append(tokens.numel())
         return model.num_parameters() + 0.01 * len(runs)
 
-    monkeypatch.setattr(latency, "_seconds", seconds)
+    monkeypatch.setattr(latency, "_measure_seconds", seconds)
     return runs
 
 

@@ -26,18 +26,18 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.interfaces.evaluator import Evaluator, Proxy
 from sparsity_search.models.anatomy.experts import ExpertMatrix
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.io.loading import compute_weights_digest
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.models.running import runner as runner_module
-from sparsity_search.models.running.head import last_hidden
-from sparsity_search.models.running.runner import BlockRunner, at_once
+from sparsity_search.models.running.head import compute_last_hidden
+from sparsity_search.models.running.runner import BlockRunner, compute_batch_size
 from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_text, tiny_tokenizer
 from sparsity_search.trials.history import Measurement, Score
 from sparsity_search.workflow import search as workflow
@@ -66,7 +66,7 @@ every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     monkeypatch.setattr(runner_module, "_CPU_TOKENS", 8 * 12)
-    return random_tokens(9, 12)
+    return draw_random_tokens(9, 12)
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def test_blocks_one_by_one_are_the_models_own(family: str, tokens: Tensor) -> No
         assert not torch.equal(hidden[0], before[0])
     with torch.inference_mode():
         for states, batch in zip(runner.finish(hidden), runner.batches, strict=True):
-            assert torch.equal(states, last_hidden(subject.model, batch))
+            assert torch.equal(states, compute_last_hidden(subject.model, batch))
 
 
 def inside(experts: Any, expert: int, inputs: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def by_plain_hooks(subject: PrunableModel, tokens: Tensor) -> dict[str, InputSta
             handles.append(source.register_forward_hook(made(name)))
         else:
             handles.append(view.module.register_forward_pre_hook(reading(name)))
-    for batch in tokens.split(at_once(tokens.device, tokens.shape[1])):
+    for batch in tokens.split(compute_batch_size(tokens.device, tokens.shape[1])):
         logits(subject.model, batch)
     for handle in handles:
         handle.remove()
@@ -317,7 +317,7 @@ def assert_dense(sessions: list[Session], family: str) -> None:
     state = session.loaded.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
-    assert weights_digest(session.loaded.model) == session.loaded.digest
+    assert compute_weights_digest(session.loaded.model) == session.loaded.digest
     modules = session.loaded.model.modules()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 

@@ -13,17 +13,17 @@ from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError, ModelError
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.models.anatomy.banks import bank_of
-from sparsity_search.models.anatomy.experts import ExpertMatrix, mixtures
+from sparsity_search.models.anatomy.banks import find_bank
+from sparsity_search.models.anatomy.experts import ExpertMatrix, find_mixtures
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.gradients import weight_gradients
-from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.models.running.gradients import compute_weight_gradients
+from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_mixtral
 from tests.helpers.expert_formulas import EXPERTS, HIDDEN, INNER, TOP_K
 from tests.helpers.layouts import LAYOUTS, Family, layout
@@ -44,7 +44,7 @@ def stored(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(9, 8)  # one full batch of the block runner, and a smaller one
+    return draw_random_tokens(9, 8)  # one full batch of the block runner, and a smaller one
 
 
 def units(family: Family, module: Any) -> dict[str, tuple[int, str, Tensor]]:
@@ -60,7 +60,7 @@ def test_views_read_and_write(family: Family, tokens: Tensor) -> None:
     model = family.make()
     module = family.module(model)
     subject = PrunableModel(model)
-    before = weights_of(model)
+    before = copy_weights(model)
     generator = torch.Generator().manual_seed(1)
     for unit, (expert, name, weight) in units(family, module).items():
         view = subject.views[unit]
@@ -74,12 +74,12 @@ def test_views_read_and_write(family: Family, tokens: Tensor) -> None:
             found = family.matrices(module, number)
             assert torch.equal(found[name], other.double()) == (number == expert)
         view.write(dense)
-    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+    assert all(torch.equal(value, before[name]) for name, value in copy_weights(model).items())
 
 
 def test_routers_are_no_units(family: Family) -> None:
     model = family.make()
-    found = next(m for m in mixtures(model) if m.module is family.module(model))
+    found = next(m for m in find_mixtures(model) if m.module is family.module(model))
     owner = family.rows.rpartition(".")[0]
     assert found.module.get_submodule(owner) in found.gates()
     assert found.count == EXPERTS
@@ -141,7 +141,7 @@ def test_experts_without_tokens_see_what_others_get(family: Family, tokens: Tens
 
 def test_experts_with_few_tokens_are_told(family: Family) -> None:
     model = family.make()
-    got = family.direct(model, few := random_tokens(2, 8))
+    got = family.direct(model, few := draw_random_tokens(2, 8))
     notes = visit_of(PrunableModel(model), few, Statistic.NORM).notes
     names = ", ".join(str(e) for e in range(EXPERTS) if 0 < len(got[e]) < HIDDEN)
     where = f"{family.mixture}.{family.experts}"
@@ -158,14 +158,14 @@ def test_pruned_saved_and_loaded(
 ) -> None:
     model = family.make()
     module = family.module(model)
-    before, said = weights_of(model), logits(model, tokens)
+    before, said = copy_weights(model), logits(model, tokens)
     subject = PrunableModel(model)
     profile = Budget(0.5).uniform(subject.layout)
     prune_sequentially(subject, profile, pruner, tokens)
     subject.verify(profile)
     for weight in (weight for _, _, weight in units(family, module).values()):
         assert int((weight == 0).sum()) == weight.numel() // 2
-    after = weights_of(model)
+    after = copy_weights(model)
     assert before.keys() == after.keys()
     pruned = {id(parameter) for parameter in subject.parameters()}
     changed = {name for name, p in model.named_parameters() if id(p) in pruned}
@@ -173,7 +173,7 @@ def test_pruned_saved_and_loaded(
     assert not torch.allclose(logits(model, tokens), said, atol=1e-2)
     if isinstance(model, type(tiny_mixtral())):
         return  # its list of experts is no model of transformers
-    saveable(subject).save_pretrained(tmp_path / "m")
+    prepare_for_saving(subject).save_pretrained(tmp_path / "m")
     loaded = type(model).from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
@@ -182,7 +182,7 @@ def test_gradients_are_those_of_the_matrices(family: Family, tokens: Tensor) -> 
     model = family.make()
     module = family.module(model)
     row = tokens[:1]
-    found = weight_gradients(PrunableModel(model), row)
+    found = compute_weight_gradients(PrunableModel(model), row)
     parameters = [p for n, p in model.named_parameters() if n.startswith(f"{family.mixture}.")]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -198,7 +198,7 @@ def test_gradients_are_those_of_the_matrices(family: Family, tokens: Tensor) -> 
 def test_the_consumers_activations_make_the_output(stored: Family) -> None:
     model = stored.make()
     module = stored.module(model)
-    bank = bank_of(module.get_submodule(stored.experts))
+    bank = find_bank(module.get_submodule(stored.experts))
     assert bank is not None
     tokens = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0))
     last = list(stored.matrices(module, 2))[-1]
@@ -280,7 +280,7 @@ class Strange(nn.Module):
 def test_unknown_layouts_are_told() -> None:
     model = tiny_mixtral()
     model.model.layers[1].mlp.shared_experts = Strange()
-    assert bank_of(Strange()) is None
+    assert find_bank(Strange()) is None
     with pytest.raises(ModelError) as caught:
         PrunableModel(model)
     assert str(caught.value) == (
@@ -309,7 +309,7 @@ def test_experts_that_do_nothing() -> None:
     experts = module.LongcatFlashExperts(config).requires_grad_(False)
     for parameter in experts.parameters():
         nn.init.normal_(parameter.data, std=0.2)
-    bank = bank_of(experts)
+    bank = find_bank(experts)
     assert bank is not None
     assert bank.count == EXPERTS
     tokens = torch.randn(6, HIDDEN, generator=torch.Generator().manual_seed(0))
@@ -329,7 +329,7 @@ def test_experts_that_do_nothing() -> None:
 
 def test_an_expert_with_gate_weight_zero_is_not_chosen() -> None:
     """ZAYA: a token that skips the experts is said to go to the first one, with weight zero."""
-    bank = bank_of(tiny_mixtral().model.layers[0].mlp.experts)
+    bank = find_bank(tiny_mixtral().model.layers[0].mlp.experts)
     assert bank is not None
     tokens = torch.randn(3, HIDDEN)
     gates = torch.tensor([[0.0], [0.7], [0.5]])

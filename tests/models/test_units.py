@@ -9,7 +9,7 @@ from sparsity_search.errors import ModelError, UnknownNameError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.registry import UNITS
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES, FAMILIES
 
@@ -51,7 +51,7 @@ def test_names_and_roles() -> None:
 @pytest.mark.parametrize("kind", STRUCTURED)
 def test_read_and_write(kind: str) -> None:
     subject = PrunableModel(tiny_llama(), units=kind)
-    before = weights_of(subject.model)
+    before = copy_weights(subject.model)
     for unit in subject.layout:
         view = subject.views[unit.name]
         weight = view.read()
@@ -59,7 +59,7 @@ def test_read_and_write(kind: str) -> None:
         view.write(weight * 2)
         assert_close(view.read(), weight * 2)
         view.write(weight)
-    for name, weight in weights_of(subject.model).items():
+    for name, weight in copy_weights(subject.model).items():
         assert torch.equal(weight, before[name])
 
 
@@ -144,7 +144,7 @@ def test_an_empty_unit_is_the_identity(kind: str, tiny_tokens: Tensor) -> None:
 @pytest.mark.parametrize("dense_bias", [False, True])
 def test_biases_come_and_go(dense_bias: bool, tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(attention_bias=dense_bias), units="width")
-    view, before = view_of(subject, "attention"), weights_of(subject.model)
+    view, before = view_of(subject, "attention"), copy_weights(subject.model)
     consumer = view.module
     with subject.preserved():
         weight = view.read()
@@ -154,7 +154,7 @@ def test_biases_come_and_go(dense_bias: bool, tiny_tokens: Tensor) -> None:
         assert torch.equal(consumer.bias, torch.arange(32.0))
         assert torch.equal(view.read(), weight)
     assert (consumer.bias is not None) == dense_bias
-    after = weights_of(subject.model)
+    after = copy_weights(subject.model)
     assert after.keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in after.items())
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.profiles.scores import LossCurve, Scores, tables
+from sparsity_search.profiles.scores import LossCurve, Scores, build_count_tables
 
 
 def layout_of(*counts: int, zeros: int = 0) -> Layout:
@@ -140,5 +140,5 @@ def test_other_formats_are_refused() -> None:
 
 def test_tables_round_and_lie_beyond_the_zeros() -> None:
     layout = layout_of(10, 3, 1, zeros=1)
-    assert tables(layout, [0.06, 0.14, 0.5, 0.5, 1.0]) == ((5, 10), (2, 3), (1,))
-    assert tables(layout_of(7), [1.0, 0.5]) == ((4, 7),)
+    assert build_count_tables(layout, [0.06, 0.14, 0.5, 0.5, 1.0]) == ((5, 10), (2, 3), (1,))
+    assert build_count_tables(layout_of(7), [1.0, 0.5]) == ((4, 7),)

@@ -10,11 +10,11 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.profiles.transfer import (
-    carried,
+    find_unmatched_roles,
+    have_same_units,
+    interpolate_sparsities,
     retarget,
-    same_units,
     transfer,
-    unmatched_roles,
 )
 from sparsity_search.spaces.files import bounds_of
 
@@ -90,7 +90,7 @@ def test_zeros_that_are_there_go_first() -> None:
     profile = from_counts(layout, [1, 1, 5, 7])
     model = Layout([Unit(name=u.name, block=u.block, role=u.role, count=10, zeros=3)
                     for u in layout])  # fmt: skip
-    assert same_units(layout, model)
+    assert have_same_units(layout, model)
     assert transfer(profile, model, Budget(profile.sparsity)).removed == (3, 3, 3, 5)
 
 
@@ -98,7 +98,9 @@ def test_zeros_that_are_there_go_first() -> None:
 def test_a_line_over_depth_stays_that_line(blocks: int) -> None:
     source = family({"q": 1000, "up": 2000}, 9)
     removed = [n for b in range(9) for n in (200 + 50 * b, 1800 - 100 * b)]
-    found = carried(from_counts(source, removed), family({"up": 77, "q": 31}, blocks))
+    found = interpolate_sparsities(
+        from_counts(source, removed), family({"up": 77, "q": 31}, blocks)
+    )
     depth = np.linspace(0, 1, blocks) if blocks > 1 else np.array([0.5])
     np.testing.assert_allclose(found[::2], 0.9 - 0.4 * depth)
     np.testing.assert_allclose(found[1::2], 0.2 + 0.4 * depth)
@@ -116,19 +118,21 @@ def test_monotone_stays_monotone(removed: list[int], blocks: int, target: float)
 
 def test_the_ends_and_what_lies_between_by_hand() -> None:
     profile = from_counts(family({"q": 10}, 3), [1, 5, 9])
-    found = carried(profile, family({"q": 10}, 5))
+    found = interpolate_sparsities(profile, family({"q": 10}, 5))
     np.testing.assert_allclose(found, [0.1, 0.3, 0.5, 0.7, 0.9])
-    np.testing.assert_allclose(carried(profile, family({"q": 10}, 2)), [0.1, 0.9])
+    np.testing.assert_allclose(interpolate_sparsities(profile, family({"q": 10}, 2)), [0.1, 0.9])
     one = from_counts(family({"q": 10}, 1), [3])
-    np.testing.assert_allclose(carried(one, family({"q": 10}, 4)), 0.3)
+    np.testing.assert_allclose(interpolate_sparsities(one, family({"q": 10}, 4)), 0.3)
 
 
 def test_a_role_that_is_new_follows_the_blocks() -> None:
     # blocks: (2 + 24) / 40 = 0.65 and (6 + 6) / 40 = 0.3
     profile = from_counts(family({"q": 10, "up": 30}, 2), [2, 24, 6, 6])
     layout = family({"q": 10, "dense": 50}, 3)
-    assert unmatched_roles(profile, layout) == ["dense"]
-    np.testing.assert_allclose(carried(profile, layout), [0.2, 0.65, 0.4, 0.475, 0.6, 0.3])
+    assert find_unmatched_roles(profile, layout) == ["dense"]
+    np.testing.assert_allclose(
+        interpolate_sparsities(profile, layout), [0.2, 0.65, 0.4, 0.475, 0.6, 0.3]
+    )
 
 
 def test_units_of_one_role_in_a_block_count_as_one() -> None:
@@ -138,9 +142,11 @@ def test_units_of_one_role_in_a_block_count_as_one() -> None:
         for i, n in enumerate(sizes)
     ]
     profile = from_counts(Layout(units), [10, 10, 0, 10])
-    found = carried(profile, family({"w1": 7}, 3))
+    found = interpolate_sparsities(profile, family({"w1": 7}, 3))
     np.testing.assert_allclose(found, [20 / 40, 3 / 8, 10 / 40])
-    np.testing.assert_array_equal(carried(profile, Layout(units)), profile.sparsities)
+    np.testing.assert_array_equal(
+        interpolate_sparsities(profile, Layout(units)), profile.sparsities
+    )
 
 
 def test_structures_are_weighted_by_what_they_hold() -> None:
@@ -149,7 +155,7 @@ def test_structures_are_weighted_by_what_they_hold() -> None:
         Unit(name="m.0.b", block=0, role="x", count=10, cost=4),
     ]
     profile = from_counts(Layout(units), [2, 0])
-    np.testing.assert_allclose(carried(profile, family({"x": 3}, 2)), 0.6)
+    np.testing.assert_allclose(interpolate_sparsities(profile, family({"x": 3}, 2)), 0.6)
 
 
 def test_a_role_of_some_blocks_only() -> None:
@@ -157,7 +163,7 @@ def test_a_role_of_some_blocks_only() -> None:
     attention = [Unit(name=f"m.{b}.q", block=b, role="q", count=10) for b in (1, 3)]
     layout = Layout([*blocks, *attention])
     profile = from_counts(layout, [5] * 5 + [2, 8])
-    found = carried(profile, family({"q": 10}, 9))
+    found = interpolate_sparsities(profile, family({"q": 10}, 9))
     # its depths are 1/4 and 3/4, and its curve is level outside of them
     np.testing.assert_allclose(found, [0.2, 0.2, 0.2, 0.35, 0.5, 0.65, 0.8, 0.8, 0.8])
 
@@ -166,8 +172,8 @@ def test_a_role_of_some_blocks_only() -> None:
 def test_other_units_are_not_the_same(change: dict[str, object]) -> None:
     facts: dict[str, object] = {"name": "m.0.q", "block": 0, "role": "q", "count": 10}
     one, other = (Layout([Unit(**f)]) for f in (facts, {**facts, **change}))  # type: ignore[arg-type]
-    assert not same_units(one, other)
-    assert same_units(one, Layout([Unit(**facts, zeros=3)]))  # type: ignore[arg-type]
+    assert not have_same_units(one, other)
+    assert have_same_units(one, Layout([Unit(**facts, zeros=3)]))  # type: ignore[arg-type]
 
 
 def test_default_bounds_are_what_is_there() -> None:

@@ -13,12 +13,20 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.admm import AdmmPruner, _smallest_of_rows, scheduled
-from sparsity_search.pruners.bases.order import removal_order, sort_keys, tie_breaks
+from sparsity_search.pruners.admm import (
+    AdmmPruner,
+    _choose_smallest_of_rows,
+    compute_scheduled_count,
+)
+from sparsity_search.pruners.bases.order import (
+    build_sort_keys,
+    compute_removal_order,
+    draw_tie_breaks,
+)
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 
 ROWS, COLUMNS = 24, 48
 SIZE = ROWS * COLUMNS
@@ -26,12 +34,14 @@ DAMPING = 0.1
 
 
 def prune(weight: Tensor, inputs: Tensor, count: int, pruner: Pruner, seed: int = 0) -> Tensor:
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     return pruner.prune(weight, known, [count], seed=seed).at(weight, count)
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
-    return gaussian(ROWS, COLUMNS, seed=seed), correlated_inputs(400, COLUMNS, seed=seed + 50)
+    return draw_gaussian(ROWS, COLUMNS, seed=seed), draw_correlated_inputs(
+        400, COLUMNS, seed=seed + 50
+    )
 
 
 def hessian_of(inputs: Tensor, damping: float = DAMPING) -> Tensor:
@@ -114,7 +124,7 @@ def test_equals_the_naive_method(settings: AdmmPruner, share: float) -> None:
 @pytest.mark.parametrize("pattern", ["layer", "row"])
 def test_zeros_are_removed_from_the_first_step_on(pattern: str) -> None:
     weight, inputs = problem()
-    weight[gaussian(ROWS, COLUMNS, seed=5) > 0.5] = 0
+    weight[draw_gaussian(ROWS, COLUMNS, seed=5) > 0.5] = 0
     weight[3, :40] = 0
     settings, existing = AdmmPruner(pattern=pattern), int((weight == 0).sum())
     for count in (existing + 1, 800):
@@ -135,15 +145,15 @@ def test_groups_keep_as_many_as_the_pattern_says(pattern: str) -> None:
 
 
 def test_the_paper_s_schedule() -> None:
-    steps = [scheduled(3375, step, 15) for step in range(15)]
+    steps = [compute_scheduled_count(3375, step, 15) for step in range(15)]
     assert steps[:3] == [631, 1178, 1647]  # of 15³: 15³ - 14³, 15³ - 13³, 15³ - 12³
     assert steps[-3:] == [3367, 3374, 3375]
-    assert scheduled(1000, 0, 1) == 1000
+    assert compute_scheduled_count(1000, 0, 1) == 1000
 
 
 @given(st.integers(1, 10**9), st.integers(1, 50))
 def test_schedules_rise_to_the_count(count: int, steps: int) -> None:
-    numbers = [scheduled(count, step, steps) for step in range(steps)]
+    numbers = [compute_scheduled_count(count, step, steps) for step in range(steps)]
     assert numbers == sorted(numbers)
     assert 0 <= numbers[0] <= numbers[-1] == count
 
@@ -175,7 +185,7 @@ def test_a_schedule_of_one_step_takes_wanda_s_mask(pattern: str, dtype: torch.dt
     weight[5] = 1
     inputs[:, [3, 11]] = 0
     inputs[:, 13] = inputs[:, 12]
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     step = SIZE // 4
     counts = [0, 2 * step] if pattern == "2:4" else range(0, SIZE, step)
     settings = AdmmPruner(pattern=pattern, schedule=1)
@@ -193,14 +203,14 @@ def test_a_schedule_of_one_step_takes_wanda_s_mask(pattern: str, dtype: torch.dt
 def test_rows_lose_what_the_removal_order_says(
     rows: int, columns: int, share: float, seed: int
 ) -> None:
-    score = gaussian(rows, columns, seed=seed).abs().round(decimals=1)
-    zero = gaussian(rows, columns, seed=seed + 1) > 0.7
+    score = draw_gaussian(rows, columns, seed=seed).abs().round(decimals=1)
+    zero = draw_gaussian(rows, columns, seed=seed + 1) > 0.7
     number = max(int(zero.sum()), int(share * (zero.numel() - 1)))
     if number == zero.numel():
         return
-    keys = sort_keys(score, zero, tie_breaks(score.shape, seed, score.device))
-    removed = _smallest_of_rows(keys, zero.sum(dim=1), number)
-    order = removal_order(score, zero, Pattern.parse("row"), seed)
+    keys = build_sort_keys(score, zero, draw_tie_breaks(score.shape, seed, score.device))
+    removed = _choose_smallest_of_rows(keys, zero.sum(dim=1), number)
+    order = compute_removal_order(score, zero, Pattern.parse("row"), seed)
     expected = torch.zeros(zero.numel(), dtype=torch.bool)
     expected[order[:number]] = True
     assert torch.equal(removed.flatten(), expected)
@@ -209,7 +219,10 @@ def test_rows_lose_what_the_removal_order_says(
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_order_of_methods(seed: int, share: float) -> None:
-    weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
+    weight, inputs = (
+        draw_gaussian(48, 48, seed=seed),
+        draw_correlated_inputs(400, 48, seed=seed + 50),
+    )
     hessian, count = hessian_of(inputs), int(share * weight.numel())
     ladder = [
         AdmmPruner(),
@@ -230,8 +243,8 @@ def test_units_of_the_inputs_do_not_matter() -> None:
 
 
 def test_diagonal_hessian_changes_nothing() -> None:
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = torch.diag((0.7 * draw_gaussian(COLUMNS, seed=4)).exp())
     for pruner in (AdmmPruner(schedule=1), AdmmPruner(mask=MagnitudePruner())):
         pruned = prune(weight, inputs, 500, pruner)
         kept = pruned != 0
@@ -254,21 +267,21 @@ def test_dead_inputs_go_first_and_pay_for_nothing() -> None:
 
 
 def test_one_inverse_serves_all_siblings_and_counts() -> None:
-    known = evidence(problem()[1], Statistic.HESSIAN)
+    known = build_evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
         AdmmPruner(mask=WandaPruner() if seed else None).prune(
-            gaussian(8, COLUMNS, seed=seed), known, [10, 50], seed=0
+            draw_gaussian(8, COLUMNS, seed=seed), known, [10, 50], seed=0
         )
     assert len(known.inputs._derived) == 2  # and the factor
     for other in (AdmmPruner(rho=2.0), AdmmPruner(damping=0.2)):
-        variants = other.prune(gaussian(8, COLUMNS), known, [100], seed=0)
-        alone = prune(gaussian(8, COLUMNS), problem()[1], 100, other)
-        assert torch.equal(variants.at(gaussian(8, COLUMNS), 100), alone)
+        variants = other.prune(draw_gaussian(8, COLUMNS), known, [100], seed=0)
+        alone = prune(draw_gaussian(8, COLUMNS), problem()[1], 100, other)
+        assert torch.equal(variants.at(draw_gaussian(8, COLUMNS), 100), alone)
 
 
 def test_counts_together_are_counts_alone() -> None:
     weight, inputs = problem()
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     together = AdmmPruner().prune(weight, known, [100, 600, 1100], seed=0)
     for count in together.counts:
         alone = AdmmPruner().prune(weight, known, [count], seed=0)
@@ -278,7 +291,7 @@ def test_counts_together_are_counts_alone() -> None:
 def test_raised_damping_is_used_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
     monkeypatch.setattr("sparsity_search.evidence.statistics._SMALLEST_RAISE", 0.5)
-    known = evidence(inputs[:5], Statistic.HESSIAN)
+    known = build_evidence(inputs[:5], Statistic.HESSIAN)
     variants = AdmmPruner(damping=0.0).prune(weight, known, [500], seed=0)
     assert variants.notes == ("damping raised from 0 to 0.5",)
     expected = prune(weight, inputs[:5], 500, AdmmPruner(damping=0.5))
@@ -289,7 +302,7 @@ def test_without_a_factor_the_diagonal_is_used(monkeypatch: pytest.MonkeyPatch) 
     weight, inputs = problem()
     monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
     variants = AdmmPruner(schedule=1).prune(
-        weight, evidence(inputs, Statistic.HESSIAN), [500], seed=0
+        weight, build_evidence(inputs, Statistic.HESSIAN), [500], seed=0
     )
     assert variants.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     expected = prune(weight, inputs, 500, WandaPruner(pattern="layer"))

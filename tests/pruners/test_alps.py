@@ -15,14 +15,14 @@ from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.alps import (
     ALPSPruner,
     Spectrum,
-    next_rho,
+    build_smallest_choice,
+    compute_next_rho,
+    compute_spectrum,
     refit,
-    smallest,
-    spectrum_of,
 )
-from sparsity_search.pruners.bases.order import tie_breaks
+from sparsity_search.pruners.bases.order import draw_tie_breaks
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
 ROWS, COLUMNS = 24, 48
@@ -79,20 +79,22 @@ def naive(
 
 
 def prune(weight: Tensor, inputs: Tensor, count: int, pruner: ALPSPruner = PRUNER) -> Tensor:
-    variants = pruner.prune(weight, evidence(inputs, Statistic.HESSIAN), [count], seed=0)
+    variants = pruner.prune(weight, build_evidence(inputs, Statistic.HESSIAN), [count], seed=0)
     return variants.at(weight, count)
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
-    return gaussian(ROWS, COLUMNS, seed=seed), correlated_inputs(400, COLUMNS, seed=seed + 50)
+    return draw_gaussian(ROWS, COLUMNS, seed=seed), draw_correlated_inputs(
+        400, COLUMNS, seed=seed + 50
+    )
 
 
 def admm(
     weight: Tensor, inputs: Tensor, count: int, pruner: ALPSPruner = PRUNER
 ) -> tuple[module.Support, Spectrum]:
-    spectrum = spectrum_of(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
-    ties = tie_breaks(weight.shape, 0, weight.device)
-    choose = smallest(Pattern.parse(pruner.pattern), count, weight == 0, ties)
+    spectrum = compute_spectrum(build_evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
+    ties = draw_tie_breaks(weight.shape, 0, weight.device)
+    choose = build_smallest_choice(Pattern.parse(pruner.pattern), count, weight == 0, ties)
     return pruner.support(weight * spectrum.scale, spectrum, choose), spectrum
 
 
@@ -132,8 +134,11 @@ def test_admm_gives_the_projection_of_its_last_weights() -> None:
     ("pattern", "share"), [("layer", 0.5), ("layer", 0.6), ("layer", 0.7), ("2:4", 0.5)]
 )
 def test_better_than_sparsegpt(pattern: str, share: float, seed: int) -> None:
-    weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
-    statistics, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
+    weight, inputs = (
+        draw_gaussian(48, 48, seed=seed),
+        draw_correlated_inputs(400, 48, seed=seed + 50),
+    )
+    statistics, hessian = build_evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     count = round(share * weight.numel())
     other = SparseGPTPruner(block_size=16, pattern=pattern.replace("layer", "block"))
     pruned = [
@@ -154,9 +159,11 @@ def test_better_than_sparsegpt(pattern: str, share: float, seed: int) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_refit_is_the_best_of_a_krylov_space(steps: int) -> None:
     weight, inputs = problem()
-    hessian = spectrum_of(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING).hessian.double()
-    removed = gaussian(ROWS, COLUMNS, seed=3) > 0
-    start = torch.where(removed, -weight, 0.1 * gaussian(ROWS, COLUMNS, seed=4)).double()
+    hessian = compute_spectrum(
+        build_evidence(inputs, Statistic.HESSIAN).inputs, DAMPING
+    ).hessian.double()
+    removed = draw_gaussian(ROWS, COLUMNS, seed=3) > 0
+    start = torch.where(removed, -weight, 0.1 * draw_gaussian(ROWS, COLUMNS, seed=4)).double()
     found = refit(start, hessian, removed, steps)
     assert torch.equal(found[removed], start[removed])
     for row, gone, ours in zip(start, removed, found, strict=True):
@@ -176,8 +183,8 @@ def test_refit_is_the_best_of_a_krylov_space(steps: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_refit_ends_at_least_squares(dtype: torch.dtype) -> None:
     weight, inputs = problem()
-    hessian = spectrum_of(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING).hessian
-    removed = gaussian(ROWS, COLUMNS, seed=3) > 0
+    hessian = compute_spectrum(build_evidence(inputs, Statistic.HESSIAN).inputs, DAMPING).hessian
+    removed = draw_gaussian(ROWS, COLUMNS, seed=3) > 0
     removed[0], removed[1] = True, False  # nothing to solve, and solved by the dense weights
     start = torch.where(removed, -weight, torch.zeros(())).to(dtype)
     found = refit(start, hessian.to(dtype), removed, 300)
@@ -193,11 +200,18 @@ def test_smallest_is_the_head_of_a_sort(data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([0, 2, 4, 5]))
     rows, columns = data.draw(st.integers(1, 5)), (group or 3) * data.draw(st.integers(1, 3))
     size, seed = rows * columns, data.draw(st.integers(0, 99))
-    weight = (gaussian(rows, columns, seed=seed) * data.draw(st.sampled_from([1, 1e6]))).round()
-    zero, ties = gaussian(rows, columns, seed=seed + 1) > 1, tie_breaks(weight.shape, seed, "cpu")
+    weight = (
+        draw_gaussian(rows, columns, seed=seed) * data.draw(st.sampled_from([1, 1e6]))
+    ).round()
+    zero, ties = (
+        draw_gaussian(rows, columns, seed=seed + 1) > 1,
+        draw_tie_breaks(weight.shape, seed, "cpu"),
+    )
     number = data.draw(st.integers(1, group or size))
     pattern = Pattern.parse(f"*:{group}" if group else "layer")
-    removed = smallest(pattern, number * (size // group if group else 1), zero, ties)(weight)
+    removed = build_smallest_choice(pattern, number * (size // group if group else 1), zero, ties)(
+        weight
+    )
     keys = list(
         zip(
             (~zero).flatten().tolist(),
@@ -226,14 +240,14 @@ def test_smallest_is_the_head_of_a_sort(data: st.DataObject) -> None:
     ],
 )
 def test_schedule(share: float, moving: bool, wanted: float) -> None:
-    assert next_rho(2.0, share, moving) == pytest.approx(2 * wanted)
-    assert next_rho(1e6, 1.0, moving=True) == 1e6
-    assert next_rho(1e-6, 0.0, moving=False) == 1e-6
+    assert compute_next_rho(2.0, share, moving) == pytest.approx(2 * wanted)
+    assert compute_next_rho(1e6, 1.0, moving=True) == 1e6
+    assert compute_next_rho(1e-6, 0.0, moving=False) == 1e-6
 
 
 def test_spectrum() -> None:
     inputs = problem()[1]
-    spectrum = spectrum_of(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
+    spectrum = compute_spectrum(build_evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
     hessian = hessian_of(inputs)
     assert all(t.dtype == torch.float32 for t in spectrum[:4])
     assert_close(spectrum.hessian.diagonal(), torch.ones(COLUMNS))
@@ -249,11 +263,11 @@ def test_spectrum() -> None:
 def test_one_decomposition_serves_siblings_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda h: calls.append(h.dtype) or eigh(h))
-    statistics = evidence(problem()[1], Statistic.HESSIAN)
+    statistics = build_evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
-        PRUNER.prune(gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
+        PRUNER.prune(draw_gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
     assert calls == [torch.float64]
-    ALPSPruner(damping=0.1).prune(gaussian(8, COLUMNS), statistics, [10], seed=0)
+    ALPSPruner(damping=0.1).prune(draw_gaussian(8, COLUMNS), statistics, [10], seed=0)
     assert len(calls) == 2
 
 
@@ -264,8 +278,8 @@ def test_diagonal_hessian(pattern: str, count: int, spread: float) -> None:
 
     ADMM comes close to that mask, but need not find it: a small penalty lets some weights swap.
     """
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = torch.diag((spread * gaussian(COLUMNS, seed=4)).exp())
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = torch.diag((spread * draw_gaussian(COLUMNS, seed=4)).exp())
     hessian = hessian_of(inputs)
     pruned = prune(weight, inputs, count, ALPSPruner(pattern=pattern))
     kept = pruned != 0
@@ -329,7 +343,7 @@ def test_zeros_go_first_in_their_group() -> None:
 
 def test_counts_do_not_see_each_other() -> None:
     weight, inputs = problem()
-    statistics = evidence(inputs, Statistic.HESSIAN)
+    statistics = build_evidence(inputs, Statistic.HESSIAN)
     table = [100, 400, 401, 900]
     together = PRUNER.prune(weight, statistics, table, seed=0)
     for count in reversed(table):
@@ -338,8 +352,8 @@ def test_counts_do_not_see_each_other() -> None:
 
 
 def test_ties_alone_see_the_seed() -> None:
-    weight = gaussian(ROWS, COLUMNS).sign()
-    statistics = evidence(torch.eye(COLUMNS), Statistic.HESSIAN)
+    weight = draw_gaussian(ROWS, COLUMNS).sign()
+    statistics = build_evidence(torch.eye(COLUMNS), Statistic.HESSIAN)
     first, again, other = (
         PRUNER.prune(weight, statistics, [500], seed=seed).at(weight, 500) for seed in (1, 1, 2)
     )
@@ -348,12 +362,15 @@ def test_ties_alone_see_the_seed() -> None:
 
 
 def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, statistics = gaussian(ROWS, COLUMNS), evidence(problem()[1][:5], Statistic.HESSIAN)
+    weight, statistics = (
+        draw_gaussian(ROWS, COLUMNS),
+        build_evidence(problem()[1][:5], Statistic.HESSIAN),
+    )
     assert PRUNER.prune(weight, statistics, [9], seed=0).notes == ()
     (note,) = ALPSPruner(damping=0.0).prune(weight, statistics, [9], seed=0).notes
     assert note.startswith("damping raised from 0 to ")
     monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
-    statistics = evidence(problem()[1], Statistic.HESSIAN)
+    statistics = build_evidence(problem()[1], Statistic.HESSIAN)
     fallback = PRUNER.prune(weight, statistics, [500], seed=0)
     assert fallback.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     kept = fallback.at(weight, 500) != 0
@@ -363,7 +380,7 @@ def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_without_tokens() -> None:
     nothing = Evidence(inputs=InputStatistics(8, Statistic.HESSIAN))
     with pytest.raises(NumericalError, match="no tokens"):
-        PRUNER.prune(gaussian(4, 8), nothing, [3], seed=0)
+        PRUNER.prune(draw_gaussian(4, 8), nothing, [3], seed=0)
 
 
 @pytest.mark.parametrize(

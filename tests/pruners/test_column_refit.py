@@ -12,18 +12,18 @@ from torch.testing import assert_close
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import RankedVariants, StructuredVariants, Variants
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.pruners.bases.columns import ColumnFit
-from sparsity_search.pruners.bases.structured import StructuredPruner, shape_of
+from sparsity_search.pruners.bases.structured import StructuredPruner, get_structure_layout
 from sparsity_search.pruners.column_refit import ColumnRefitPruner
 from sparsity_search.pruners.structured_obs import StructuredOBSPruner
 from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
+from sparsity_search.testing.pruner import draw_correlated_inputs, draw_gaussian, gather_statistics
 
-SHAPE = Structures(count=8, inner=3, width=7)
+SHAPE = StructureLayout(count=8, inner=3, width=7)
 DAMPING = 0.02
 
 
@@ -41,7 +41,7 @@ class Hopping(Pruner):
     def prune(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> Variants:
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         places = torch.arange(shape.count)
         sets = [(places - count * self.step) % shape.count < count for count in counts]
         return StructuredVariants(
@@ -54,7 +54,7 @@ class Backwards(StructuredPruner):
     """Removes the last structure first, and does not care whether it is empty."""
 
     def order(self, weight: Tensor, evidence: Evidence, seed: int) -> Tensor:
-        return torch.arange(shape_of(evidence).count).flip(0)
+        return torch.arange(get_structure_layout(evidence).count).flip(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +69,15 @@ class Liar(Hopping):
 
 def problem(seed: int = 0) -> tuple[Tensor, Evidence, Tensor]:
     """A unit, what is known of it, and the damped Hessian in float64."""
-    inputs = correlated_inputs(200, SHAPE.count * SHAPE.inner, seed=seed + 50)
+    inputs = draw_correlated_inputs(200, SHAPE.count * SHAPE.inner, seed=seed + 50)
     hessian = inputs.double().T @ inputs.double() / len(inputs)
     hessian += DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian))
-    weight = gaussian(10, SHAPE.count * SHAPE.width + 1, seed=seed)
-    return weight, Evidence(inputs=gathered(inputs, Statistic.HESSIAN), structures=SHAPE), hessian
+    weight = draw_gaussian(10, SHAPE.count * SHAPE.width + 1, seed=seed)
+    return (
+        weight,
+        Evidence(inputs=gather_statistics(inputs, Statistic.HESSIAN), structures=SHAPE),
+        hessian,
+    )
 
 
 def best(weight: Tensor, hessian: Tensor, removed: Tensor) -> Tensor:
@@ -197,10 +201,10 @@ def test_notes_and_needs_are_those_of_both() -> None:
 
 
 def test_updated_weights_must_fit_the_storage() -> None:
-    inputs = gaussian(60, 1).expand(60, SHAPE.count * SHAPE.inner) + 0.01 * gaussian(
+    inputs = draw_gaussian(60, 1).expand(60, SHAPE.count * SHAPE.inner) + 0.01 * draw_gaussian(
         60, SHAPE.count * SHAPE.inner, seed=1
     )
-    evidence = Evidence(inputs=gathered(inputs, Statistic.HESSIAN), structures=SHAPE)
+    evidence = Evidence(inputs=gather_statistics(inputs, Statistic.HESSIAN), structures=SHAPE)
     weight = torch.full((4, SHAPE.count * SHAPE.width + 1), 6e4, dtype=torch.float16)
     with pytest.raises(NumericalError, match="range of"):
         ColumnRefitPruner().prune(weight, evidence, [6], seed=0)

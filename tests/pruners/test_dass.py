@@ -15,22 +15,28 @@ from sparsity_search.pruners.dass import DassPruner
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.testing import pruner as contract
-from sparsity_search.testing.pruner import assert_exact, correlated_inputs, gathered, gaussian
+from sparsity_search.testing.pruner import (
+    assert_exact,
+    draw_correlated_inputs,
+    draw_gaussian,
+    gather_statistics,
+)
 
 ROWS, COLUMNS = 12, 16
 SIZE = ROWS * COLUMNS
-WEIGHT = gaussian(ROWS, COLUMNS)
-INPUTS, NEXT = correlated_inputs(50, COLUMNS), correlated_inputs(50, ROWS, seed=8)
+WEIGHT = draw_gaussian(ROWS, COLUMNS)
+INPUTS, NEXT = draw_correlated_inputs(50, COLUMNS), draw_correlated_inputs(50, ROWS, seed=8)
 COUNTS = range(0, SIZE + 1, 7)
 
 
 def gate(inputs: Tensor = INPUTS, following: Tensor = NEXT) -> Evidence:
     return Evidence(
-        inputs=gathered(inputs, Statistic.NORM), following=gathered(following, Statistic.NORM)
+        inputs=gather_statistics(inputs, Statistic.NORM),
+        following=gather_statistics(following, Statistic.NORM),
     )
 
 
-DOWN = Evidence(inputs=gathered(INPUTS, Statistic.NORM))
+DOWN = Evidence(inputs=gather_statistics(INPUTS, Statistic.NORM))
 
 
 def removed(pruner: Pruner, count: int, known: Evidence) -> Tensor:
@@ -139,18 +145,20 @@ class TestGate(contract.PrunerContract):
         counts: Sequence[int] = contract.COUNTS,
         seed: int = 0,
     ) -> Variants:
-        weight = gaussian(contract.ROWS, contract.COLUMNS) if weight is None else weight
-        inputs = correlated_inputs(300, contract.COLUMNS) if inputs is None else inputs
+        weight = draw_gaussian(contract.ROWS, contract.COLUMNS) if weight is None else weight
+        inputs = draw_correlated_inputs(300, contract.COLUMNS) if inputs is None else inputs
         known = gate(inputs, inputs[:, : len(weight)])
         return pruner.prune(weight, known, counts, seed=seed)
 
     @pytest.mark.parametrize("group", [4, 8])
     def test_groups(self, pruner: Pruner, group: int) -> None:
-        weight = (gaussian(contract.ROWS, contract.COLUMNS) * 3).trunc()
+        weight = (draw_gaussian(contract.ROWS, contract.COLUMNS) * 3).trunc()
         weight[:, 2] = 0
         existing, n_groups = int((weight == 0).sum()), contract.SIZE // group
         counts = sorted({0, existing, *range(n_groups, contract.SIZE + 1, n_groups)})
-        variants = self.run(contract.grouped(pruner, f"*:{group}"), weight, counts=counts)
+        variants = self.run(
+            contract.set_group_pattern(pruner, f"*:{group}"), weight, counts=counts
+        )
         assert_exact(variants, weight, counts)
         for count in counts:
             if count > existing:

@@ -9,7 +9,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruners.drop import DropPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import shorter
 
@@ -32,9 +32,9 @@ def drop(model: torch.nn.Module, tokens: Tensor, removed: list[int], units: str)
 @pytest.mark.parametrize("units", ["blocks", "sublayers"])
 def test_nothing_removed_is_the_dense_model(units: str, tiny_tokens: Tensor) -> None:
     model = biased()
-    before = weights_of(model)
+    before = copy_weights(model)
     drop(model, tiny_tokens, [0] * (4 if units == "blocks" else 8), units)
-    after = weights_of(model)
+    after = copy_weights(model)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 

@@ -8,25 +8,25 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.evidence.fluctuation import input_scores
+from sparsity_search.evidence.fluctuation import compute_input_scores
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruners.flap import FLAPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
+from sparsity_search.testing.pruner import draw_correlated_inputs, draw_gaussian, gather_statistics
 
-SHAPE = Structures(count=6, inner=3, width=7)
-WEIGHT = gaussian(5, 6 * 7 + 1)  # the last column is a bias
-INPUTS = correlated_inputs(60, 18) + 2 * gaussian(18, seed=7)
+SHAPE = StructureLayout(count=6, inner=3, width=7)
+WEIGHT = draw_gaussian(5, 6 * 7 + 1)  # the last column is a bias
+INPUTS = draw_correlated_inputs(60, 18) + 2 * draw_gaussian(18, seed=7)
 
 
-def known(inputs: Tensor = INPUTS, shape: Structures = SHAPE) -> Evidence:
-    return Evidence(inputs=gathered(inputs, Statistic.NORM), structures=shape)
+def known(inputs: Tensor = INPUTS, shape: StructureLayout = SHAPE) -> Evidence:
+    return Evidence(inputs=gather_statistics(inputs, Statistic.NORM), structures=shape)
 
 
 def order(weight: Tensor, evidence: Evidence, **settings: Any) -> list[int]:
@@ -50,14 +50,14 @@ def error(count: int, **settings: Any) -> Tensor:
 def test_by_hand(metric: str, expected: list[int]) -> None:
     weight = torch.tensor([[5.0, 9.0, -1.0, 9.0, 2.0, 9.0, 0.0]])  # consumer 5, -1, 2
     inputs = torch.tensor([[1.0, 0.0, 10.0], [3.0, 8.0, 10.0]])  # variances 1, 16, 0
-    found = order(weight, known(inputs, Structures(count=3, inner=1, width=2)), metric=metric)
+    found = order(weight, known(inputs, StructureLayout(count=3, inner=1, width=2)), metric=metric)
     assert found == expected
 
 
 def test_bias_by_hand() -> None:
     weight = torch.tensor([[5.0, 9.0, -1.0, 9.0, 2.0, 9.0, 0.5]])
     inputs = torch.tensor([[1.0, 0.0, 10.0], [3.0, 8.0, 10.0]])
-    evidence = known(inputs, Structures(count=3, inner=1, width=2))
+    evidence = known(inputs, StructureLayout(count=3, inner=1, width=2))
     variants = FLAPPruner().prune(weight, evidence, [1, 2, 3], seed=0)
     assert variants.at(weight, 1).tolist() == [[5, 9, -1, 9, 0, 0, 20.5]]
     assert variants.at(weight, 2).tolist() == [[5, 9, 0, 0, 0, 0, 16.5]]
@@ -78,8 +78,10 @@ def test_structures_have_the_mean_of_their_inputs(metric: str) -> None:
 
 
 def test_wifv_is_the_error_that_is_left() -> None:
-    weight, inputs = gaussian(5, 8).double(), INPUTS[:, :8].double()
-    scores = input_scores(weight.float(), gathered(inputs.float(), Statistic.NORM), "WIFV")
+    weight, inputs = draw_gaussian(5, 8).double(), INPUTS[:, :8].double()
+    scores = compute_input_scores(
+        weight.float(), gather_statistics(inputs.float(), Statistic.NORM), "WIFV"
+    )
     for j in range(8):
         lost = inputs[:, j : j + 1] * weight[:, j]
         left = (lost - lost.mean(0)).square().sum(1).mean()
@@ -121,7 +123,7 @@ def test_constant_inputs_cost_nothing() -> None:
 
 @pytest.mark.parametrize("metric", ["WIFV", "IFV"])
 def test_means_do_not_change_the_order(metric: str) -> None:
-    shift = 3 * gaussian(18, seed=11)
+    shift = 3 * draw_gaussian(18, seed=11)
     assert order(WEIGHT, known(), metric=metric) == order(
         WEIGHT, known(INPUTS + shift), metric=metric
     )
@@ -132,7 +134,7 @@ def test_means_do_not_change_the_order(metric: str) -> None:
 
 def test_makers_and_bias_do_not_change_the_order() -> None:
     other = WEIGHT.clone()
-    SHAPE.bodies(other)[:, :, 3:] = gaussian(5, 6, 4, seed=5) * 10
+    SHAPE.bodies(other)[:, :, 3:] = draw_gaussian(5, 6, 4, seed=5) * 10
     SHAPE.bias(other)[:] = 100
     assert order(other, known()) == order(WEIGHT, known())
 
@@ -140,7 +142,7 @@ def test_makers_and_bias_do_not_change_the_order() -> None:
 @pytest.mark.parametrize("kind", ["width", "heads"])
 @pytest.mark.parametrize("part", ["mlp", "self_attn"])
 def test_mean_output_of_a_model(kind: str, part: str) -> None:
-    tokens = random_tokens(3, 8)
+    tokens = draw_random_tokens(3, 8)
     name, seen = f"model.layers.1.{part}", []
     subject = PrunableModel(tiny_llama(layers=2), units=kind)
     consumer = subject.views[name].module

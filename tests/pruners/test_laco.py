@@ -12,7 +12,7 @@ from sparsity_search.pruners.drop import DropPruner
 from sparsity_search.pruners.laco import LaCoPruner
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.supernet.build import SupernetPlan
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 
 
@@ -26,8 +26,8 @@ def test_merges_then_drops(units: str, tiny_tokens: Tensor) -> None:
     other = PrunableModel(expected, units=units)
     merge_removed(other, profile)
     prune_sequentially(other, profile, DropPruner(), tiny_tokens)
-    wanted, dense = weights_of(expected), weights_of(tiny_llama(layers=5))
-    assert all(torch.equal(w, wanted[name]) for name, w in weights_of(found).items())
+    wanted, dense = copy_weights(expected), copy_weights(tiny_llama(layers=5))
+    assert all(torch.equal(w, wanted[name]) for name, w in copy_weights(found).items())
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(wanted[name], dense[name])
 

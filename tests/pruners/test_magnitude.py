@@ -10,13 +10,13 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import removal_order, sort_keys
+from sparsity_search.pruners.bases.order import build_sort_keys, compute_removal_order
 from sparsity_search.pruners.magnitude import MagnitudePruner
-from sparsity_search.testing.pruner import evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_gaussian
 
 
 def prune(weight: Tensor, count: int, seed: int = 0, scope: str = "layer") -> Tensor:
-    inputs = evidence(weight, Statistic.NONE)
+    inputs = build_evidence(weight, Statistic.NONE)
     variants = MagnitudePruner(pattern=scope).prune(weight, inputs, [count], seed=seed)
     return variants.at(weight, count)
 
@@ -36,9 +36,9 @@ def removed_one_by_one(weight: Tensor, scope: str) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("scope", ["layer", "row"])
 @pytest.mark.parametrize("zeros", [0, 1, 4])
 def test_order(scope: str, zeros: int) -> None:
-    weight = gaussian(5, 8)
+    weight = draw_gaussian(5, 8)
     weight[1, :zeros] = 0
-    order = removal_order(weight.abs(), weight == 0, Pattern(scope), seed=0)
+    order = compute_removal_order(weight.abs(), weight == 0, Pattern(scope), seed=0)
     expected = removed_one_by_one(weight, scope)
     assert [divmod(int(k), 8) for k in order[zeros:]] == expected[zeros:]
     assert sorted(int(k) for k in order[:zeros]) == [8 + j for j in range(zeros)]
@@ -47,7 +47,7 @@ def test_order(scope: str, zeros: int) -> None:
 def test_sort_keys() -> None:
     score = torch.tensor([0.0, -0.0, 1e-45, 3.0, 2.0, 2.0])
     first = torch.tensor([False, False, False, True, False, False])
-    keys = sort_keys(score, first, torch.tensor([5, 4, 3, 2, 1, 0]))
+    keys = build_sort_keys(score, first, torch.tensor([5, 4, 3, 2, 1, 0]))
     assert keys.argsort().tolist() == [3, 1, 0, 2, 5, 4]
 
 
@@ -70,15 +70,15 @@ def test_smallest_go_and_counts_are_exact(array: object, share: float, scope: st
 
 @given(st.integers(0, 5 * 7))
 def test_row_scope_is_fair(count: int) -> None:
-    zeros = (prune(gaussian(5, 7), count, scope="row") == 0).sum(1)
+    zeros = (prune(draw_gaussian(5, 7), count, scope="row") == 0).sum(1)
     assert zeros.sum() == count
     assert zeros.max() - zeros.min() <= 1
 
 
 @pytest.mark.parametrize("scope", ["layer", "row", "block"])
 def test_masks_are_nested(scope: str) -> None:
-    weight = gaussian(6, 10).round()
-    inputs = evidence(weight, Statistic.NONE)
+    weight = draw_gaussian(6, 10).round()
+    inputs = build_evidence(weight, Statistic.NONE)
     variants = MagnitudePruner(pattern=scope).prune(weight, inputs, range(61), seed=0)
     for count in range(60):
         less, more = variants.at(weight, count), variants.at(weight, count + 1)
@@ -104,14 +104,14 @@ def test_unknown_pattern(pattern: str) -> None:
 def test_groups_keep_their_largest() -> None:
     weight = torch.tensor([[1.0, -9, 3, 2, 0.75, 0.5, -0.25, 7]])
     variants = MagnitudePruner(pattern="*:4").prune(
-        weight, evidence(weight, Statistic.NONE), [2, 4], seed=0
+        weight, build_evidence(weight, Statistic.NONE), [2, 4], seed=0
     )
     assert variants.at(weight, 2).tolist() == [[0, -9, 3, 2, 0.75, 0.5, 0, 7]]
     assert variants.at(weight, 4).tolist() == [[0, -9, 3, 0, 0.75, 0, 0, 7]]
 
 
 def test_blocks_lose_their_shares() -> None:
-    weight = gaussian(4, 300)
+    weight = draw_gaussian(4, 300)
     weight[:, :128] *= 100  # a whole layer would spare this block
     pruned = prune(weight, 600, scope="block")
     assert [int((part == 0).sum()) for part in pruned.split(128, dim=1)] == [256, 256, 88]

@@ -10,27 +10,27 @@ from transformers import AutoModelForCausalLM
 from sparsity_search.errors import ConfigError, ModelError, NumericalError
 from sparsity_search.evidence.evidence import Evidence, Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.walk import walk
-from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.reap import REAPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_mixtral
-from sparsity_search.testing.pruner import gaussian
+from sparsity_search.testing.pruner import draw_gaussian
 
-SHAPE = Structures(count=6, inner=2, width=7, biases=0)
-WEIGHT = gaussian(4, SHAPE.count * SHAPE.width)
+SHAPE = StructureLayout(count=6, inner=2, width=7, biases=0)
+WEIGHT = draw_gaussian(4, SHAPE.count * SHAPE.width)
 
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(9, 12)
+    return draw_random_tokens(9, 12)
 
 
 def known(saliency: list[float]) -> Evidence:
@@ -103,9 +103,9 @@ def test_each_block_sees_the_pruned_one(tokens: Tensor, target: float, tmp_path:
         assert view.structures is not None
         view.structures.bodies(weight)[:, lowest] = 0
         view.write(weight)
-    expected = weights_of(other.model)
-    assert all(torch.equal(w, expected[name]) for name, w in weights_of(subject.model).items())
-    saveable(subject).save_pretrained(tmp_path / "m")
+    expected = copy_weights(other.model)
+    assert all(torch.equal(w, expected[name]) for name, w in copy_weights(subject.model).items())
+    prepare_for_saving(subject).save_pretrained(tmp_path / "m")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
     assert loaded.config.num_local_experts == 8 - count
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def test_the_rest_can_be_pruned_inside(tokens: Tensor) -> None:
     """Dropping, then single weights of the experts that are left, as STUN does it."""
     subject = PrunableModel(tiny_mixtral(), units="experts")
     prune_sequentially(subject, Budget(0.5).uniform(subject.layout), REAPPruner(), tokens)
-    inside = PrunableModel(saveable(subject))
+    inside = PrunableModel(prepare_for_saving(subject))
     assert len(inside.layout) == 2 * (4 + 2 * 4)
     profile = Budget(0.5).uniform(inside.layout)
     prune_sequentially(inside, profile, MagnitudePruner(), tokens)
@@ -133,9 +133,9 @@ def test_too_few_experts_left(tokens: Tensor) -> None:
 def test_supernet(tokens: Tensor) -> None:
     """Switching among counts gives the models that pruning gives, and the dense one back."""
     subject = PrunableModel(tiny_mixtral(), units="experts")
-    before = weights_of(subject.model)
+    before = copy_weights(subject.model)
     centre = from_counts(subject.layout, [2, 2])
-    net = build(
+    net = build_supernet(
         subject, tokens, SupernetPlan(pruner=REAPPruner(), tables=[(0, 2, 4)] * 2, centre=centre)
     )
     pruned = PrunableModel(tiny_mixtral(), units="experts")
@@ -144,9 +144,9 @@ def test_supernet(tokens: Tensor) -> None:
         for counts in ([4, 0], [0, 4], [2, 2]):
             switch.to(from_counts(subject.layout, counts))
             assert [8 - len(block.mlp.gate.weight) for block in subject.blocks] == counts
-        expected = weights_of(pruned.model)
-        assert all(torch.equal(w, expected[n]) for n, w in weights_of(subject.model).items())
-    assert all(torch.equal(w, before[name]) for name, w in weights_of(subject.model).items())
+        expected = copy_weights(pruned.model)
+        assert all(torch.equal(w, expected[n]) for n, w in copy_weights(subject.model).items())
+    assert all(torch.equal(w, before[name]) for name, w in copy_weights(subject.model).items())
 
 
 def test_routing_is_gathered_for_experts_alone(tokens: Tensor) -> None:

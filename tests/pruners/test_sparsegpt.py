@@ -11,12 +11,12 @@ import sparsity_search.pruners.sparsegpt as module
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.pruners.bases.quotas import block_quotas
+from sparsity_search.pruners.bases.quotas import compute_block_quotas
 from sparsity_search.pruners.magnitude import MagnitudePruner
-from sparsity_search.pruners.sparsegpt import SparseGPTPruner, Swept, sweep
+from sparsity_search.pruners.sparsegpt import SparseGPTPruner, SweepResult, sweep
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 from tests.helpers.pruner_oracles import DAMPING, hessian_of, layer_error, ls_oracle
 
 ROWS, COLUMNS = 24, 48
@@ -44,17 +44,19 @@ def naive(weight: Tensor, hessian: Tensor, count: int, block: int) -> Tensor:
 
 
 def prune(weight: Tensor, inputs: Tensor, count: int, pruner: SparseGPTPruner = PRUNER) -> Tensor:
-    variants = pruner.prune(weight, evidence(inputs, Statistic.HESSIAN), [count], seed=0)
+    variants = pruner.prune(weight, build_evidence(inputs, Statistic.HESSIAN), [count], seed=0)
     return variants.at(weight, count)
 
 
-def swept(weight: Tensor, inputs: Tensor, removed: Tensor, block_size: int = 16) -> Swept:
-    factor = evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
+def swept(weight: Tensor, inputs: Tensor, removed: Tensor, block_size: int = 16) -> SweepResult:
+    factor = build_evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
     return sweep(weight, factor.upper.to(weight.dtype), lambda _, b: removed[:, b], block_size)
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
-    return gaussian(ROWS, COLUMNS, seed=seed), correlated_inputs(400, COLUMNS, seed=seed + 50)
+    return draw_gaussian(ROWS, COLUMNS, seed=seed), draw_correlated_inputs(
+        400, COLUMNS, seed=seed + 50
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.77])
@@ -70,8 +72,8 @@ def test_equals_the_naive_method(share: float, block: int) -> None:
 
 def test_sweep_identities() -> None:
     weight, inputs = problem()
-    removed = gaussian(ROWS, COLUMNS, seed=3) > 0
-    factor = evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
+    removed = draw_gaussian(ROWS, COLUMNS, seed=3) > 0
+    factor = build_evidence(inputs, Statistic.HESSIAN).inputs.inverse_factor(DAMPING)
     result = swept(weight.double(), inputs, removed)
     assert_close(result.weights, weight - result.errors @ factor.upper.double())
     assert (result.weights[removed] == 0).all()
@@ -83,7 +85,7 @@ def test_sweep_identities() -> None:
 @pytest.mark.parametrize("block_size", [1, 5, 48, 128])
 def test_blocks_only_matter_for_the_choice(block_size: int) -> None:
     weight, inputs = problem()
-    removed = gaussian(ROWS, COLUMNS, seed=3) > 0
+    removed = draw_gaussian(ROWS, COLUMNS, seed=3) > 0
     lazy = swept(weight.double(), inputs, removed, block_size)
     assert_close(lazy.weights, swept(weight.double(), inputs, removed, 16).weights)
 
@@ -91,8 +93,11 @@ def test_blocks_only_matter_for_the_choice(block_size: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_order_of_methods(seed: int, share: float) -> None:
-    weight, inputs = gaussian(48, 48, seed=seed), correlated_inputs(400, 48, seed=seed + 50)
-    statistics, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
+    weight, inputs = (
+        draw_gaussian(48, 48, seed=seed),
+        draw_correlated_inputs(400, 48, seed=seed + 50),
+    )
+    statistics, hessian = build_evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     count = int(share * weight.numel())
 
     def pruned(pruner: SparseGPTPruner | WandaPruner | MagnitudePruner) -> Tensor:
@@ -114,7 +119,7 @@ def test_order_of_methods(seed: int, share: float) -> None:
 
 
 def test_isotropic_inputs_give_magnitude_by_blocks() -> None:
-    weight = gaussian(ROWS, COLUMNS)
+    weight = draw_gaussian(ROWS, COLUMNS)
     inputs = 3 * torch.eye(COLUMNS).repeat(2, 1)
     pruned = prune(weight, inputs, 600)
     kept = pruned != 0
@@ -125,10 +130,10 @@ def test_isotropic_inputs_give_magnitude_by_blocks() -> None:
 
 
 def test_diagonal_hessian_gives_wanda_over_the_layer() -> None:
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = torch.diag((0.7 * draw_gaussian(COLUMNS, seed=4)).exp())
     pruned = prune(weight, inputs, 500, SparseGPTPruner(block_size=COLUMNS, damping=0.0))
-    statistics = evidence(inputs, Statistic.NORM)
+    statistics = build_evidence(inputs, Statistic.NORM)
     wanda = WandaPruner(pattern="layer").prune(weight, statistics, [500], seed=0).at(weight, 500)
     assert torch.equal(pruned, wanda)
 
@@ -143,7 +148,7 @@ def test_rows_commute() -> None:
 def test_stacking_only_saves_time(stack_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
     counts = range(0, weight.numel() + 1, 96)
-    statistics = evidence(inputs, Statistic.HESSIAN)
+    statistics = build_evidence(inputs, Statistic.HESSIAN)
     stacked = PRUNER.prune(weight, statistics, counts, seed=0)
     monkeypatch.setattr(module, "_STACK_BYTES", stack_bytes)
     apart = PRUNER.prune(weight, statistics, counts, seed=0)
@@ -173,36 +178,39 @@ def test_zeros_stay_zero_whatever_the_updates() -> None:
 
 
 def test_one_factor_serves_all_siblings() -> None:
-    statistics = evidence(problem()[1], Statistic.HESSIAN)
+    statistics = build_evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
-        PRUNER.prune(gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
+        PRUNER.prune(draw_gaussian(8, COLUMNS, seed=seed), statistics, [10, 50], seed=0)
     assert len(statistics.inputs._derived) == 1
 
 
 def test_kept_weights_do_not_round_to_zero() -> None:
     # float16 has nothing between 0 and 6e-8: updates of such weights would round to zero.
-    weight = (gaussian(ROWS, COLUMNS).sign() * 6e-8).half()
-    variants = PRUNER.prune(weight, evidence(problem()[1], Statistic.HESSIAN), [500], seed=0)
+    weight = (draw_gaussian(ROWS, COLUMNS).sign() * 6e-8).half()
+    variants = PRUNER.prune(weight, build_evidence(problem()[1], Statistic.HESSIAN), [500], seed=0)
     pruned = variants.at(weight, 500)
     assert int((pruned == 0).sum()) == 500
     assert (pruned.abs() == torch.finfo(torch.float16).tiny).any()
 
 
 def test_overflow_is_an_error() -> None:
-    inputs = gaussian(60, 1).expand(60, COLUMNS) + 0.01 * gaussian(60, COLUMNS, seed=1)
+    inputs = draw_gaussian(60, 1).expand(60, COLUMNS) + 0.01 * draw_gaussian(60, COLUMNS, seed=1)
     weight = torch.full((ROWS, COLUMNS), 6e4, dtype=torch.float16)
-    statistics = evidence(inputs, Statistic.HESSIAN)
+    statistics = build_evidence(inputs, Statistic.HESSIAN)
     with pytest.raises(NumericalError, match="range of"):
         PRUNER.prune(weight, statistics, [800], seed=0)
 
 
 def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, statistics = gaussian(ROWS, COLUMNS), evidence(problem()[1][:5], Statistic.HESSIAN)
+    weight, statistics = (
+        draw_gaussian(ROWS, COLUMNS),
+        build_evidence(problem()[1][:5], Statistic.HESSIAN),
+    )
     assert PRUNER.prune(weight, statistics, [9], seed=0).notes == ()
     (note,) = SparseGPTPruner(damping=0.0).prune(weight, statistics, [9], seed=0).notes
     assert note.startswith("damping raised from 0 to ")
     monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
-    statistics = evidence(problem()[1], Statistic.HESSIAN)
+    statistics = build_evidence(problem()[1], Statistic.HESSIAN)
     fallback = PRUNER.prune(weight, statistics, [500], seed=0)
     assert fallback.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     kept = fallback.at(weight, 500) != 0
@@ -212,7 +220,10 @@ def test_notes_tell_of_raised_damping(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_without_tokens() -> None:
     with pytest.raises(NumericalError, match="no tokens"):
         PRUNER.prune(
-            gaussian(4, 8), Evidence(inputs=InputStatistics(8, Statistic.HESSIAN)), [3], seed=0
+            draw_gaussian(4, 8),
+            Evidence(inputs=InputStatistics(8, Statistic.HESSIAN)),
+            [3],
+            seed=0,
         )
 
 
@@ -226,11 +237,11 @@ def test_illegal_settings(settings: dict[str, float]) -> None:
     st.integers(1, 5), st.integers(1, 12), st.integers(1, 14), st.floats(0, 1), st.integers(0, 99)
 )
 def test_quotas(rows: int, columns: int, block: int, share: float, seed: int) -> None:
-    zero = gaussian(rows, columns, seed=seed) > 0.8
-    dead = gaussian(columns, seed=seed + 1) > 0.8
+    zero = draw_gaussian(rows, columns, seed=seed) > 0.8
+    dead = draw_gaussian(columns, seed=seed + 1) > 0.8
     zeros, free = int(zero.sum()), int((zero | dead).sum())
     count = max(zeros, int(share * zero.numel()))
-    quotas = block_quotas(count, zero, dead, block)
+    quotas = compute_block_quotas(count, zero, dead, block)
     sizes = [part.numel() for part in zero.split(block, dim=1)]
     of_zeros = [int(part.sum()) for part in zero.split(block, dim=1)]
     of_free = [int(part.sum()) for part in (zero | dead).split(block, dim=1)]
@@ -270,7 +281,7 @@ def test_the_sweep_of_a_given_mask(mask: WandaPruner | str | dict[str, str]) -> 
     weight, inputs = problem()
     pruner = PRUNERS.create("sparsegpt", mask=mask)
     assert isinstance(pruner.mask, (WandaPruner, MagnitudePruner))
-    statistics = evidence(inputs, Statistic.HESSIAN)
+    statistics = build_evidence(inputs, Statistic.HESSIAN)
     table = [100, 600, 900]
     variants = pruner.prune(weight, statistics, table, seed=0)
     source = pruner.mask.prune(weight, statistics, table, seed=0)

@@ -8,30 +8,30 @@ from torch.testing import assert_close
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import StructuredVariants
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.pruners.bases.columns import Greedy, eliminate
+from sparsity_search.pruners.bases.columns import EliminationSettings, eliminate
 from sparsity_search.pruners.structured_obs import StructuredOBSPruner
 from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.testing.pruner import correlated_inputs, gathered, gaussian
+from sparsity_search.testing.pruner import draw_correlated_inputs, draw_gaussian, gather_statistics
 
 HIDDEN, DAMPING = 8, 0.01
-SHAPES = [Structures(count=12, inner=1, width=3), Structures(count=6, inner=4, width=10)]
+SHAPES = [StructureLayout(count=12, inner=1, width=3), StructureLayout(count=6, inner=4, width=10)]
 PRUNER = StructuredOBSPruner(damping=DAMPING)
 
 
-def unit(shape: Structures, seed: int = 0) -> tuple[Tensor, Tensor]:
+def unit(shape: StructureLayout, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A unit's matrix and the inputs of its consumer."""
-    weight = gaussian(HIDDEN, shape.count * shape.width + shape.biases, seed=seed)
-    return weight, correlated_inputs(300, shape.count * shape.inner, seed=seed + 50)
+    weight = draw_gaussian(HIDDEN, shape.count * shape.width + shape.biases, seed=seed)
+    return weight, draw_correlated_inputs(300, shape.count * shape.inner, seed=seed + 50)
 
 
-def known(shape: Structures, inputs: Tensor) -> Evidence:
-    return Evidence(inputs=gathered(inputs, Statistic.HESSIAN), structures=shape)
+def known(shape: StructureLayout, inputs: Tensor) -> Evidence:
+    return Evidence(inputs=gather_statistics(inputs, Statistic.HESSIAN), structures=shape)
 
 
 def damped(inputs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def damped(inputs: Tensor) -> Tensor:
 
 
 def pruned(
-    shape: Structures, weight: Tensor, inputs: Tensor, pruner: StructuredOBSPruner = PRUNER
+    shape: StructureLayout, weight: Tensor, inputs: Tensor, pruner: StructuredOBSPruner = PRUNER
 ) -> StructuredVariants:
     counts = range(shape.count + 1)
     return pruner.prune(weight, known(shape, inputs), counts, seed=0)
@@ -60,7 +60,7 @@ def error(change: Tensor, hessian: Tensor) -> float:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("settings", [{}, {"per_step": 3}, {"linear_term": True}])
-def test_consumers_are_least_squares(shape: Structures, settings: dict[str, int]) -> None:
+def test_consumers_are_least_squares(shape: StructureLayout, settings: dict[str, int]) -> None:
     weight, inputs = unit(shape)
     pruner = StructuredOBSPruner(**settings)  # type: ignore[arg-type]
     variants, hessian = pruned(shape, weight, inputs, pruner), damped(inputs)
@@ -78,7 +78,7 @@ def test_consumers_are_least_squares(shape: Structures, settings: dict[str, int]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_first_removal_is_the_cheapest_of_all(shape: Structures, seed: int) -> None:
+def test_the_first_removal_is_the_cheapest_of_all(shape: StructureLayout, seed: int) -> None:
     weight, inputs = unit(shape, seed)
     hessian, consumer = damped(inputs), shape.consumer(weight)
     singles = torch.eye(shape.count, dtype=torch.bool).repeat_interleave(shape.inner, 1)
@@ -92,7 +92,7 @@ def test_the_first_removal_is_the_cheapest_of_all(shape: Structures, seed: int) 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_beats_scores_that_see_no_correlation(seed: int) -> None:
-    shape = Structures(count=48, inner=1, width=3)
+    shape = StructureLayout(count=48, inner=1, width=3)
     weight, inputs = unit(shape, seed)
     hessian, counts = damped(inputs), [12, 24, 36]
     ours = PRUNER.prune(weight, known(shape, inputs), counts, seed=0)
@@ -158,7 +158,7 @@ def test_bias_and_makers_stay() -> None:
 
 
 def test_fewer_per_step_is_better() -> None:
-    shape = Structures(count=48, inner=1, width=3)
+    shape = StructureLayout(count=48, inner=1, width=3)
     weight, inputs = unit(shape)
     evidence = known(shape, inputs)
     orders = [
@@ -175,7 +175,7 @@ def test_the_linear_term_is_that_of_the_greedy_order() -> None:
     evidence, hessian = known(shape, inputs), damped(inputs)
     for on in (False, True):
         order = StructuredOBSPruner(linear_term=on).order(weight, evidence, 0)
-        how = Greedy(linear_term=on)
+        how = EliminationSettings(linear_term=on)
         expected = eliminate(shape.consumer(weight), hessian, shape.count, how).order
         assert torch.equal(order, expected)
         # the first step in full: half the quadratic cost, and the product with H w
@@ -200,7 +200,7 @@ def test_damping_is_told() -> None:
 
 
 def test_the_least_damping_copes_with_singular_inputs() -> None:
-    shape = Structures(count=80, inner=1, width=2)
+    shape = StructureLayout(count=80, inner=1, width=2)
     weight, inputs = unit(shape)
     inputs = inputs[:10].repeat(4, 1)
     inputs[:, 1::2] = inputs[:, ::2]
@@ -225,7 +225,7 @@ def test_errors_of_the_curve() -> None:
     with pytest.raises(NumericalError, match="NaN"):
         PRUNER.error_curve(weight, known(shape, inputs))
     with pytest.raises(ConfigError, match="structures"):
-        PRUNER.error_curve(weight, Evidence(inputs=gathered(inputs, Statistic.HESSIAN)))
+        PRUNER.error_curve(weight, Evidence(inputs=gather_statistics(inputs, Statistic.HESSIAN)))
 
 
 @pytest.mark.parametrize("units", ["width", "heads"])

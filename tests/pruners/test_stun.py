@@ -12,28 +12,28 @@ from transformers import AutoModelForCausalLM
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence, Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruners.stun import STUNPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_mixtral
-from sparsity_search.testing.pruner import gaussian
+from sparsity_search.testing.pruner import draw_gaussian
 
 N, HIDDEN = 7, 4
-SHAPE = Structures(count=N, inner=2, width=7, biases=0)
+SHAPE = StructureLayout(count=N, inner=2, width=7, biases=0)
 Clusters = list[list[int]]
 
 
 def unit(seed: int = 0) -> Tensor:
-    return gaussian(HIDDEN, N * SHAPE.width, seed=seed)
+    return draw_gaussian(HIDDEN, N * SHAPE.width, seed=seed)
 
 
 def together(seed: int = 0) -> Tensor:
     """Random symmetric counts, zero on the diagonal."""
-    found = (40 * gaussian(N, N, seed=seed + 90).abs()).long().triu(1)
+    found = (40 * draw_gaussian(N, N, seed=seed + 90).abs()).long().triu(1)
     return found + found.T
 
 
@@ -164,7 +164,7 @@ def test_averages_only_where_few_clusters_are_left() -> None:
 def test_experts_that_cancel_are_not_averaged() -> None:
     weight = torch.zeros(HIDDEN, N * SHAPE.width)
     bodies = SHAPE.bodies(weight)
-    bodies[:, 0] = gaussian(HIDDEN, SHAPE.width)
+    bodies[:, 0] = draw_gaussian(HIDDEN, SHAPE.width)
     bodies[:, 1] = -bodies[:, 0]
     made = pruned(weight, together() * 0, STUNPruner())
     assert int((~SHAPE.empty(made[N - 1])).sum()) == 1
@@ -176,7 +176,7 @@ def test_copies_become_one() -> None:
     for layer in model.model.layers:
         for parameter in (*layer.mlp.experts.parameters(), layer.mlp.gate.weight):
             parameter[4:] = parameter[:4]
-    tokens = random_tokens(4, 12)
+    tokens = draw_random_tokens(4, 12)
     before = model(input_ids=tokens).logits
     subject = PrunableModel(model, units="experts")
     prune_sequentially(subject, Budget(0.5).uniform(subject.layout), STUNPruner(), tokens)
@@ -211,12 +211,12 @@ def test_bad_settings(settings: dict[str, float], name: str) -> None:
 
 @pytest.mark.parametrize("target", [0.25, 0.5, 0.75])
 def test_models(target: float, tmp_path: Path) -> None:
-    tokens = random_tokens(9, 12)
+    tokens = draw_random_tokens(9, 12)
     subject = PrunableModel(tiny_mixtral(), units="experts")
     profile = Budget(target).uniform(subject.layout)
     prune_sequentially(subject, profile, STUNPruner(), tokens)
     subject.verify(profile)
-    saveable(subject).save_pretrained(tmp_path / "m")
+    prepare_for_saving(subject).save_pretrained(tmp_path / "m")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
     assert loaded.config.num_local_experts == round(8 * (1 - target))
     with torch.inference_mode():

@@ -7,22 +7,22 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence, WeightGradient
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.walk import walk
 from sparsity_search.pruners.taylor import TaylorPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.testing.pruner import gaussian
+from sparsity_search.testing.pruner import draw_gaussian
 
-SHAPE = Structures(count=7, inner=2, width=5)
-WEIGHT = gaussian(6, 36)
-GRADIENTS = gaussian(4, 6, 36, seed=1) * gaussian(36, seed=2).exp()  # one a sequence
+SHAPE = StructureLayout(count=7, inner=2, width=5)
+WEIGHT = draw_gaussian(6, 36)
+GRADIENTS = draw_gaussian(4, 6, 36, seed=1) * draw_gaussian(36, seed=2).exp()  # one a sequence
 
 
-def known(gradients: Tensor, shape: Structures = SHAPE) -> Evidence:
+def known(gradients: Tensor, shape: StructureLayout = SHAPE) -> Evidence:
     gradient = WeightGradient(mean=gradients.mean(0), rms=gradients.square().mean(0).sqrt())
     inputs = InputStatistics(0, Statistic.NONE)
     return Evidence(inputs=inputs, gradient=gradient, structures=shape)
@@ -50,7 +50,7 @@ def test_by_hand(form: str, expected: list[int]) -> None:
     # columns are vectors; each structure is one, and a bias stands behind them
     weight = torch.tensor([[1.0, -1.0, 3.0, 5.0], [-2.0, 2.0, 0.5, 5.0]])
     gradient = torch.tensor([[[2.0, 3.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]]])
-    assert order(weight, known(gradient, Structures(3, 1, 1)), form) == expected
+    assert order(weight, known(gradient, StructureLayout(3, 1, 1)), form) == expected
 
 
 def reference(form: str, weight: Tensor, gradients: Tensor) -> list[float]:
@@ -74,7 +74,7 @@ def reference(form: str, weight: Tensor, gradients: Tensor) -> list[float]:
 @pytest.mark.parametrize("form", ["first", "vector", "second", "mixed"])
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_over_all_weights(form: str, seed: int) -> None:
-    weight = gaussian(6, 36, seed=10 + seed)
+    weight = draw_gaussian(6, 36, seed=10 + seed)
     expected = reference(form, weight, GRADIENTS)
     found = order(weight, known(GRADIENTS), form)
     assert found == sorted(range(SHAPE.count), key=lambda s: expected[s])
@@ -121,7 +121,7 @@ def factors(subject: PrunableModel, name: str, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["width", "heads"])
 @pytest.mark.parametrize("part", ["mlp", "self_attn"])
 def test_vectors_are_derivatives_of_their_factors(kind: str, part: str) -> None:
-    tokens = random_tokens(3, 8)
+    tokens = draw_random_tokens(3, 8)
     name = f"model.layers.1.{part}"
     subject = PrunableModel(
         tiny_llama(layers=2, num_attention_heads=8, num_key_value_heads=4), units=kind

@@ -8,16 +8,16 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruners.wanda_cumulative import WandaCumulativePruner
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 
 ROWS, COLUMNS = 16, 40
 SIZE = ROWS * COLUMNS
-WEIGHT, INPUTS = gaussian(ROWS, COLUMNS), correlated_inputs(50, COLUMNS)
+WEIGHT, INPUTS = draw_gaussian(ROWS, COLUMNS), draw_correlated_inputs(50, COLUMNS)
 COUNTS = range(0, SIZE + 1, 7)
 
 
 def removed(weight: Tensor, count: int, inputs: Tensor = INPUTS, seed: int = 0) -> Tensor:
-    known = evidence(inputs, Statistic.NORM)
+    known = build_evidence(inputs, Statistic.NORM)
     return WandaCumulativePruner().prune(weight, known, [count], seed=seed).at(weight, count) == 0
 
 
@@ -38,13 +38,13 @@ def by_alpha(weight: Tensor, inputs: Tensor, alpha: float) -> Tensor:
 @pytest.mark.parametrize("alpha", [0.001, 0.02, 0.1, 0.2, 0.4, 0.7, 0.9, 0.97])
 @pytest.mark.parametrize("seed", range(3))
 def test_is_the_mask_of_some_alpha(alpha: float, seed: int) -> None:
-    weight = gaussian(ROWS, COLUMNS, seed=seed) * gaussian(ROWS, 1, seed=seed + 9).exp()
+    weight = draw_gaussian(ROWS, COLUMNS, seed=seed) * draw_gaussian(ROWS, 1, seed=seed + 9).exp()
     expected = by_alpha(weight, INPUTS, alpha)
     assert torch.equal(removed(weight, int(expected.sum())), expected)
 
 
 def test_large_rows() -> None:
-    weight, inputs = gaussian(6, 1500), torch.ones(1, 1500)
+    weight, inputs = draw_gaussian(6, 1500), torch.ones(1, 1500)
     for alpha in (0.05, 0.5):
         expected = by_alpha(weight, inputs, alpha)
         assert torch.equal(removed(weight, int(expected.sum()), inputs), expected)
@@ -55,7 +55,7 @@ def test_by_hand() -> None:
     inputs = torch.tensor([[1.0, 1.0, 2.0, 1.0]])  # scores 1 2 2 4 and 10 3 4 5
     # Shares 1/9, 3/9 and 5/9 (the seed decides which), 1; and 1, 3/22, 7/22, 12/22.
     variants = WandaCumulativePruner().prune(
-        weight, evidence(inputs, Statistic.NORM), range(1, 8), seed=0
+        weight, build_evidence(inputs, Statistic.NORM), range(1, 8), seed=0
     )
     order = [
         (variants.at(weight, n - 1) != variants.at(weight, n)).nonzero().tolist()[0]
@@ -79,7 +79,7 @@ def test_equal_scores_of_a_row_go_by_seed() -> None:
 
 def test_size_of_rows_does_not_matter() -> None:
     scales = torch.tensor([2.0**k for k in range(-8, 8)])[:, None]
-    known = evidence(INPUTS, Statistic.NORM)
+    known = build_evidence(INPUTS, Statistic.NORM)
     counts = range(0, SIZE - ROWS + 1, 7)  # after that the rows' largest are left
     codes = WandaCumulativePruner().prune(WEIGHT, known, counts, seed=0).codes
     assert torch.equal(
@@ -130,7 +130,7 @@ def test_zeros_go_first_then_dead_inputs() -> None:
 
 
 def test_groups_are_wandas() -> None:
-    known, counts = evidence(INPUTS, Statistic.NORM), range(0, SIZE + 1, SIZE // 4)
+    known, counts = build_evidence(INPUTS, Statistic.NORM), range(0, SIZE + 1, SIZE // 4)
     found = WandaCumulativePruner(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
     wanda = WandaPruner(pattern="*:4").prune(WEIGHT, known, counts, seed=2)
     assert found.kind == "grouped"

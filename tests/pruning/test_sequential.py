@@ -11,13 +11,13 @@ from sparsity_search.errors import ProfileError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.gradients import weight_gradients
-from sparsity_search.models.running.runner import at_once
+from sparsity_search.models.running.gradients import compute_weight_gradients
+from sparsity_search.models.running.runner import compute_batch_size
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.utils.random import derive_seed
 from tests.helpers.names import OF_EXPERTS, OF_STRUCTURES, OF_WEIGHTS
@@ -37,7 +37,7 @@ def test_zeros_are_exact(
     prune_sequentially(tiny_subject, profile, PRUNERS.create(name), tiny_tokens)
     zeros = {
         name: int((weight == 0).sum())
-        for name, weight in weights_of(tiny_subject.model).items()
+        for name, weight in copy_weights(tiny_subject.model).items()
         if name.removesuffix(".weight") in tiny_subject.views
     }
     assert list(zeros.values()) == list(profile.removed)
@@ -55,7 +55,7 @@ def test_structures_are_exact(tiny_tokens: Tensor, name: str, target: float) -> 
         prune_sequentially(subject, profile, pruner, tiny_tokens)
         zeros = sum(
             int((weight == 0).sum())
-            for key, weight in weights_of(subject.model).items()
+            for key, weight in copy_weights(subject.model).items()
             if key.endswith("proj.weight")
         )
         assert zeros == profile.n_removed
@@ -74,7 +74,7 @@ def plain_evidence(
             lambda _, args, unit=unit, view=view: found[unit.role].add(view.inputs(args[0]))
         )
         with torch.inference_mode():
-            for batch in tokens.split(at_once(tokens.device, tokens.shape[1])):
+            for batch in tokens.split(compute_batch_size(tokens.device, tokens.shape[1])):
                 subject.model(input_ids=batch, use_cache=False)
         handle.remove()
     return {
@@ -94,7 +94,7 @@ def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: st
     subject = PrunableModel(tiny_llama(), units=units)
     other = PrunableModel(tiny_llama(), units=units)
     profile = Budget(0.6).uniform(subject.layout)
-    gradients = weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
+    gradients = compute_weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
     pruner.merge(other, profile)
     prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
     for block in range(3):
@@ -109,16 +109,16 @@ def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: st
             new[unit.name] = variants.at(view.read(), count)
         for unit_name, weight in new.items():
             other.views[unit_name].write(weight)
-    expected = weights_of(other.model)
-    assert all(torch.equal(w, expected[key]) for key, w in weights_of(subject.model).items())
+    expected = copy_weights(other.model)
+    assert all(torch.equal(w, expected[key]) for key, w in copy_weights(subject.model).items())
 
 
 def test_only_units_are_pruned(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(), r"down_proj|layers\.1\.")
-    before = weights_of(subject.model)
+    before = copy_weights(subject.model)
     profile = Budget(0.5).uniform(subject.layout)
     prune_sequentially(subject, profile, WandaPruner(), tiny_tokens)
-    for name, weight in weights_of(subject.model).items():
+    for name, weight in copy_weights(subject.model).items():
         assert torch.equal(weight, before[name]) != (name.removesuffix(".weight") in subject.views)
 
 
@@ -133,11 +133,11 @@ def test_existing_zeros_count(tiny_tokens: Tensor) -> None:
 
 
 def test_can_be_undone(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
-    before = weights_of(tiny_subject.model)
+    before = copy_weights(tiny_subject.model)
     profile = Budget(0.5).uniform(tiny_subject.layout)
     with tiny_subject.preserved():
         prune_sequentially(tiny_subject, profile, WandaPruner(), tiny_tokens)
-    assert all(torch.equal(w, before[n]) for n, w in weights_of(tiny_subject.model).items())
+    assert all(torch.equal(w, before[n]) for n, w in copy_weights(tiny_subject.model).items())
 
 
 def test_blocks_are_told(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:

@@ -9,7 +9,7 @@ from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.pruning.walk import pruned_units, visit_units, walk_for
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.utils.random import derive_seed
 from tests.helpers.sensitivity_oracles import pruned_weights
 
@@ -18,7 +18,7 @@ from tests.helpers.sensitivity_oracles import pruned_weights
 def test_units_are_pruned_alone(
     name: str, tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
-    pruner, before = PRUNERS.create(name), weights_of(tiny_subject.model)
+    pruner, before = PRUNERS.create(name), copy_weights(tiny_subject.model)
     tables = [(unit.count // 4, unit.count // 2) for unit in tiny_subject.layout]
     expected = pruned_weights(tiny_subject, tiny_tokens, pruner, tables, seed=3)
     found = pruned_units(tiny_subject, tiny_tokens, pruner, tables, seed=3)

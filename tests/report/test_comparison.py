@@ -22,11 +22,11 @@ from sparsity_search.report.comparison import (
     summarise,
     write_tables,
 )
-from sparsity_search.report.comparison_page import draw, render, write_comparison
-from sparsity_search.report.plots import LINES, Point, _choose_style, draw_perplexity
+from sparsity_search.report.comparison_page import draw_figures, render, write_comparison
+from sparsity_search.report.plots import LINES, SeedRange, _choose_style, draw_perplexity
 from sparsity_search.report.table import NONE
 from sparsity_search.runs.comparison import ComparisonRecord
-from sparsity_search.testing.runs import run_layout, run_profiles
+from sparsity_search.testing.runs import build_run_layout, build_run_profiles
 from sparsity_search.utils.files import write_json
 from tests.report.test_html import Page
 
@@ -64,7 +64,7 @@ def row(pruner: str, target: float, name: str, seed: int, value: float | None) -
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    layout = run_layout()
+    layout = build_run_layout()
     rows = [
         row(pruner, target, name, seed, values[seed])
         for pruner in ("wanda", "sparsegpt")
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
     rows.append(row("wanda", 0.6, "sleb", 0, None))
     for found in rows:
         write_json(tmp_path / "rows" / f"{found['key']}.json", found)
-    profiles = run_profiles(layout)
+    profiles = build_run_profiles(layout)
     for name, profile in zip(("uniform", "owl", "bad|[x=1]"), profiles.values(), strict=True):
         write_json(tmp_path / "profiles" / f"60-{name}-seed0.json", profile.to_json())
     facts = {
@@ -191,27 +191,27 @@ def test_a_comparison_that_has_just_begun(folder: Path) -> None:
     for file in (folder / "rows").iterdir():
         file.unlink()
     record = ComparisonRecord.read(folder)
-    assert draw(record) == {}
+    assert draw_figures(record) == {}
     assert "0 of 22 rows" in Page(render(record, {})).text
     write_tables(folder)
     assert len((folder / "table.csv").read_text().splitlines()) == 1
 
 
 def test_profiles_are_those_of_the_condition(record: ComparisonRecord) -> None:
-    layout = run_layout()
+    layout = build_run_layout()
     assert record.profiles("wanda", 0.7).keys() == {"uniform", "owl"}
     found = record.profiles("wanda", 0.6)
     assert found.keys() == {"uniform", "owl", "bad|[x=1]"}
-    assert found["owl"] == run_profiles(layout)["owl"]
+    assert found["owl"] == build_run_profiles(layout)["owl"]
 
 
 def test_the_plot_has_a_panel_a_pruner_and_a_line_an_allocator() -> None:
     curves = {
         "wanda": {
-            "uniform": [Point(0.5, 40, 30, 55), Point(0.7, 400, 350, 500)],
-            "owl": [Point(0.7, 300, 280, 320)],
+            "uniform": [SeedRange(0.5, 40, 30, 55), SeedRange(0.7, 400, 350, 500)],
+            "owl": [SeedRange(0.7, 300, 280, 320)],
         },
-        "sparsegpt": {"uniform": [Point(0.5, 30, 29, 31)]},
+        "sparsegpt": {"uniform": [SeedRange(0.5, 30, 29, 31)]},
     }
     left, right = draw_perplexity(curves).axes
     assert (left.get_title(), right.get_title()) == ("wanda", "sparsegpt")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.profiles.profile import from_counts, zeros_of
+from sparsity_search.profiles.profile import count_pattern_zeros, from_counts
 from sparsity_search.report import table, write_report
 from sparsity_search.report.html import render
 from sparsity_search.runs.record import RunRecord
@@ -65,7 +65,9 @@ def test_rows_hold_exact_counts_scores_and_ratios(record: RunRecord) -> None:
 def test_what_is_saved_has_a_column(record: RunRecord) -> None:
     units = record.layout
     patterns = ["2:4", "4:8", "", "4:8"] * (len(units) // 4)
-    removed = [zeros_of(u, p) if p else u.zeros for u, p in zip(units, patterns, strict=True)]
+    removed = [
+        count_pattern_zeros(u, p) if p else u.zeros for u, p in zip(units, patterns, strict=True)
+    ]
     rows = [{**row, "saving": 0.25 + i / 100} for i, row in enumerate(record.results["rows"])]
     run = {**record.run, "config": {**record.config, "budget": {"sparsity": None, "saving": 0.2}}}
     chosen = replace(

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsity_search.report.hypervolume import (
-    Point,
+    FrontPoint,
     compute_hypervolume,
     select_front,
     trace_hypervolume,
 )
 
 POINTS = st.lists(
-    st.builds(Point, st.integers(1, 9).map(lambda i: i / 10), st.integers(0, 12).map(float)),
+    st.builds(FrontPoint, st.integers(1, 9).map(lambda i: i / 10), st.integers(0, 12).map(float)),
     max_size=8,
 )
 
 
 @given(POINTS)
-def test_the_front_is_what_nothing_beats(points: list[Point]) -> None:
-    def beaten(point: Point) -> bool:
+def test_the_front_is_what_nothing_beats(points: list[FrontPoint]) -> None:
+    def beaten(point: FrontPoint) -> bool:
         return any(
             other.sparsity >= point.sparsity
             and other.score <= point.score
@@ -36,7 +36,9 @@ def test_the_front_is_what_nothing_beats(points: list[Point]) -> None:
 
 
 @given(POINTS, st.integers(1, 12))
-def test_the_hypervolume_is_the_area_counted_cell_by_cell(points: list[Point], worst: int) -> None:
+def test_the_hypervolume_is_the_area_counted_cell_by_cell(
+    points: list[FrontPoint], worst: int
+) -> None:
     cells = itertools.product(np.arange(0.05, 1, 0.1), np.arange(0.5, worst, 1))
     dominated = sum(any(p.sparsity > x and p.score < y for p in points) for x, y in cells)
     assert compute_hypervolume(points, float(worst)) == pytest.approx(0.1 * dominated)

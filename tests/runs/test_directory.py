@@ -13,7 +13,7 @@ from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.testing.problems import toy_space
-from sparsity_search.testing.runs import make_run, run_layout, run_profiles
+from sparsity_search.testing.runs import build_run_layout, build_run_profiles, make_run
 from sparsity_search.utils.files import read_json
 
 CONFIG = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.5})
@@ -85,8 +85,8 @@ def test_finished_runs(tmp_path: Path) -> None:
 
 
 def test_stages(directory: RunDirectory) -> None:
-    layout = run_layout()
-    profiles = run_profiles(layout)
+    layout = build_run_layout()
+    profiles = build_run_profiles(layout)
     begin(directory, study="search-0")
     assert (directory.read_starts(layout), directory.read_studies()) == ([], ["search-0"])
     starts = [{"owl": profiles["owl"]}, {"searched": profiles["searched"]}]

@@ -11,7 +11,12 @@ import pytest
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.runs.record import RunRecord, load_measurements, trace_scores
 from sparsity_search.runs.redact import redact, redact_url
-from sparsity_search.testing.runs import TARGET, make_run, run_measurements, run_profiles
+from sparsity_search.testing.runs import (
+    TARGET,
+    build_run_profiles,
+    make_run,
+    simulate_measurements,
+)
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -27,9 +32,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_reads_what_was_written(run_dir: Path) -> None:
     before = contents(run_dir)
     record = RunRecord.read(run_dir)
-    assert list(record.measurements) == list(run_measurements(3))
+    assert list(record.measurements) == list(simulate_measurements(3))
     assert list(record.profiles) == ["uniform", "owl", "searched"]
-    assert dict(record.profiles) == run_profiles(record.layout)
+    assert dict(record.profiles) == build_run_profiles(record.layout)
     assert record.shipped == record.profiles["searched"]
     assert (record.target, record.top_rung, record.fresh) == (TARGET, 1, False)
     assert contents(run_dir) == before
@@ -39,7 +44,7 @@ def test_shipped_profile_is_the_one_named_in_the_results(run_dir: Path) -> None:
     edit(run_dir / "results.json", lambda r: r.update(shipped="owl"))
     (run_dir / "profile.json").write_bytes((run_dir / "profiles/owl.json").read_bytes())
     record = RunRecord.read(run_dir)
-    assert record.shipped == run_profiles(record.layout)["owl"]
+    assert record.shipped == build_run_profiles(record.layout)["owl"]
     assert list(record.profiles) == ["uniform", "searched", "owl"]
 
 
@@ -61,7 +66,7 @@ def test_a_journal_is_read_while_it_is_written(run_dir: Path) -> None:
     journal = run_dir / "journal.log"
     torn = journal.read_bytes()[:-20]
     journal.write_bytes(torn)
-    assert load_measurements(run_dir) == list(run_measurements(3))[:-1]
+    assert load_measurements(run_dir) == list(simulate_measurements(3))[:-1]
     assert journal.read_bytes() == torn
 
 
@@ -69,7 +74,7 @@ def test_reads_another_storage_and_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/search.db"
     run_dir = make_run(tmp_path / "run", rounds=1, storage=url)
     assert not (run_dir / "journal.log").exists()
-    assert load_measurements(run_dir) == list(run_measurements(1))
+    assert load_measurements(run_dir) == list(simulate_measurements(1))
     edit(run_dir / "run.json", lambda run: run.update(study="another"))
     assert load_measurements(run_dir) == []
 
@@ -117,7 +122,7 @@ def test_a_profile_of_another_model_is_refused(run_dir: Path) -> None:
 
 
 def test_curve_is_the_best_top_rung_score_so_far() -> None:
-    measured = list(run_measurements(4))
+    measured = list(simulate_measurements(4))
     found = trace_scores(measured, 1)
     top = [(i, m) for i, m in enumerate(measured, start=1) if m.rung == 1]
     assert found.evaluations == tuple(i for i, _ in top)
@@ -128,7 +133,7 @@ def test_curve_is_the_best_top_rung_score_so_far() -> None:
 
 
 def test_curve_ignores_failures_and_repeated_records() -> None:
-    first, *_, last = [m for m in run_measurements(1) if m.rung == 1]
+    first, *_, last = [m for m in simulate_measurements(1) if m.rung == 1]
     failed = replace(last, score=replace(last.score, value=float("inf")))
     repeated = replace(first, score=replace(first.score, value=0.0))
     assert trace_scores([failed], 1).scores == ()
@@ -136,7 +141,7 @@ def test_curve_ignores_failures_and_repeated_records() -> None:
 
 
 def test_curve_with_fresh_tokens_shows_the_winner_of_each_round() -> None:
-    measured = list(run_measurements(3, fresh=True))
+    measured = list(simulate_measurements(3, fresh=True))
     found = trace_scores(measured, 1, fresh=True)
     assert found.scores == tuple(
         min(m.score.value for m in measured if m.rung == 1 and m.round == round_)

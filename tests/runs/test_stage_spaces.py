@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparsity_search.config.load import load_config
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import run_stages
@@ -50,7 +50,7 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "start.json"
 
 
-def searched(tmp_path: Path, start: Path, propagate: str) -> tuple[Job, float]:
+def searched(tmp_path: Path, start: Path, propagate: str) -> tuple[SearchJob, float]:
     """Return a search of no rounds, and what it scored its start."""
     folder = save_tiny_model(tmp_path / "tiny")
     (tmp_path / "text.txt").write_text(tiny_text())

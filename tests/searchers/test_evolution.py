@@ -11,10 +11,10 @@ from sparsity_search.testing.problems import (
     TOY_LADDER,
     MemoryStore,
     SeparableProblem,
-    uneven_spaces,
+    build_uneven_spaces,
 )
 
-SPACES = uneven_spaces()
+SPACES = build_uneven_spaces()
 
 
 def found(searcher: Searcher, problem: SeparableProblem, seed: int) -> float:

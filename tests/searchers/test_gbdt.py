@@ -11,7 +11,7 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import MemoryStore, SeparableProblem, toy_space
 from sparsity_search.trials.history import History
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SPACE = toy_space(*(100,) * 16, reach=4)
 SMALL = GbdtSearcher(pairs=40, tied=2, finalists=10, samples=300, trees=20, spread=2.0)
@@ -42,7 +42,7 @@ def test_phases(history: History) -> None:
     """Five rounds of pairs, two of finalists, and the study is over."""
     assert [len(new(history, r)) for r in range(1, 10)] == [8, 8, 8, 8, 8, 8, 2, 0, 0]
     assert len(history.winners) == 8
-    assert len(SMALL.ask(SPACE, history, 8, generator(0))) == 0
+    assert len(SMALL.ask(SPACE, history, 8, create_generator(0))) == 0
 
 
 def test_only_so_many_pairs() -> None:
@@ -77,7 +77,7 @@ def test_the_predicted_best_are_better_than_the_predicted_worst(history: History
 def test_two_rounds_of_finalists_are_one_ranking(history: History) -> None:
     measured = len([m for m in history.measurements if m.round <= 5])
     before = History(history.measurements[:measured], history.winners[:6])
-    at_once = SMALL.ask(SPACE, before, 10, generator(5))
+    at_once = SMALL.ask(SPACE, before, 10, create_generator(5))
     assert sorted(at_once[:8]) == sorted(new(history, 6))
     assert sorted(at_once[8:]) == sorted(new(history, 7))
 

@@ -23,7 +23,7 @@ from sparsity_search.testing.problems import (
     toy_space,
 )
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SPACE = toy_parametric(stepped("tilt", -1.0, 1.0, 0.0625), stepped("knots.0", -1.0, 1.0, 0.0625))
 
@@ -45,18 +45,18 @@ def measured(
 
 def bowl(space: ParametricSpace, best: Candidate, n: int = 24) -> dict[Candidate, float]:
     """Return the squared distance from ``best`` of random candidates."""
-    rng = generator(0, "bowl")
+    rng = create_generator(0, "bowl")
     found = {space.sample(rng) for _ in range(n)}
     return {c: float(np.square(np.subtract(c, best)).sum()) for c in sorted(found)}
 
 
 def asked(sampler: str, history: History, n: int = 6, seed: int = 0) -> Sequence[Candidate]:
-    return OptunaSearcher(sampler=sampler).ask(SPACE, history, n, generator(seed, "ask"))
+    return OptunaSearcher(sampler=sampler).ask(SPACE, history, n, create_generator(seed, "ask"))
 
 
 def nearer(found: Sequence[Candidate], best: Candidate) -> float:
     """Return how far candidates are from ``best``, relative to random ones."""
-    rng = generator(0, "random")
+    rng = create_generator(0, "random")
     random = [SPACE.sample(rng) for _ in range(200)]
     own, other = (np.abs(np.subtract(c, best)).sum(axis=1).mean() for c in (found, random))
     return float(own / other)
@@ -99,10 +99,12 @@ def test_quasi_random_fills_evenly() -> None:
 def test_random_until_startup() -> None:
     values = bowl(SPACE, (24, 8), 12)
     few, many = History(measured(dict(list(values.items())[:9]))), History(measured(values))
-    rng = generator(0, "ask")
+    rng = create_generator(0, "ask")
     rng.integers(2**31)
     assert asked("tpe", few) == [SPACE.sample(rng) for _ in range(6)]
-    assert OptunaSearcher(startup=9).ask(SPACE, few, 6, generator(0, "ask")) != asked("tpe", few)
+    assert OptunaSearcher(startup=9).ask(SPACE, few, 6, create_generator(0, "ask")) != asked(
+        "tpe", few
+    )
     assert asked("tpe", many) != asked("tpe", few)
 
 
@@ -142,12 +144,12 @@ def test_which_fidelity() -> None:
 
 def test_more_than_genes_are_enough() -> None:
     space = toy_space(*(100,) * 16)
-    rng = generator(0, "x")
+    rng = create_generator(0, "x")
     low = {space.sample(rng): float(i) for i in range(30)}
     high = measured({c: -v for c, v in list(low.items())[:16]}, tokens=4096)
-    searcher, rng = OptunaSearcher(), generator(0, "ask")
+    searcher, rng = OptunaSearcher(), create_generator(0, "ask")
     found = searcher.ask(space, History(measured(low) + high), 3, rng)
-    assert found == searcher.ask(space, History(measured(low)), 3, generator(0, "ask"))
+    assert found == searcher.ask(space, History(measured(low)), 3, create_generator(0, "ask"))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsgaii"])
@@ -163,7 +165,7 @@ def test_unordered_values_are_categories() -> None:
         Parameter("shape", tuple("abcdefghi")), Parameter("knots.0", tuple(range(9)))
     )
     history = History(measured({c: float(c[0] not in (0, 8)) for c in bowl(space, (0, 0), 60)}))
-    found = np.array(OptunaSearcher().ask(space, history, 6, generator(0, "ask")))
+    found = np.array(OptunaSearcher().ask(space, history, 6, create_generator(0, "ask")))
     # a category can be good at both ends; the numbers between are not
     assert np.isin(found[:, 0], (0, 8)).mean() > 0.5
 

@@ -16,7 +16,7 @@ from sparsity_search.searchers.predictor import PredictorSearcher
 from sparsity_search.study.study import Limits, Objective, Study
 from sparsity_search.testing.problems import TOY_LADDER, MemoryStore, toy_space
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 from tests.helpers.pairwise import PairwiseProblem, noise_only
 
 SPACE = toy_space(*(100,) * 12, step=5, reach=4)
@@ -44,14 +44,14 @@ def test_plain_until_startup(history: History) -> None:
     n = len(history.measurements)
     for startup, equal in ((n + 1, True), (n, False)):
         asked = PredictorSearcher(startup=startup, threshold=-1).ask(
-            SPACE, history, 8, generator(0)
+            SPACE, history, 8, create_generator(0)
         )
-        assert (asked == PLAIN.ask(SPACE, history, 8, generator(0))) is equal
+        assert (asked == PLAIN.ask(SPACE, history, 8, create_generator(0))) is equal
 
 
 def test_plain_rounds_are_those_of_evolution(history: History) -> None:
-    asked = PLAIN.ask(SPACE, history, 8, generator(0))
-    assert asked == EvolutionSearcher().ask(SPACE, history, 8, generator(0))
+    asked = PLAIN.ask(SPACE, history, 8, create_generator(0))
+    assert asked == EvolutionSearcher().ask(SPACE, history, 8, create_generator(0))
 
 
 def test_falls_back_when_scores_are_noise() -> None:
@@ -59,26 +59,26 @@ def test_falls_back_when_scores_are_noise() -> None:
     report = SMALL.report(SPACE, history)
     assert abs(np.mean([entry.tau for entry in report])) < 0.2
     strict = replace(SMALL, threshold=0.5)
-    asked = strict.ask(SPACE, history, 8, generator(0))
-    assert asked == PLAIN.ask(SPACE, history, 8, generator(0))
-    trusting = replace(SMALL, threshold=-1.0).ask(SPACE, history, 8, generator(0))
+    asked = strict.ask(SPACE, history, 8, create_generator(0))
+    assert asked == PLAIN.ask(SPACE, history, 8, create_generator(0))
+    trusting = replace(SMALL, threshold=-1.0).ask(SPACE, history, 8, create_generator(0))
     assert asked != trusting
 
 
 def test_trusts_what_ranks(history: History) -> None:
     report = SMALL.report(SPACE, history)
     assert np.mean([entry.tau for entry in report[-4:]]) > SMALL.threshold
-    asked = SMALL.ask(SPACE, history, 8, generator(0))
-    assert asked != PLAIN.ask(SPACE, history, 8, generator(0))
+    asked = SMALL.ask(SPACE, history, 8, create_generator(0))
+    assert asked != PLAIN.ask(SPACE, history, 8, create_generator(0))
 
 
 def test_the_window_decides(history: History) -> None:
     """The threshold is compared with the mean over the last rounds only."""
     last = [entry.tau for entry in SMALL.report(SPACE, history)][-2:]
-    plain = PLAIN.ask(SPACE, history, 8, generator(0))
+    plain = PLAIN.ask(SPACE, history, 8, create_generator(0))
     for shift, equal in ((-1e-9, False), (1e-9, True)):
         searcher = replace(SMALL, window=2, threshold=float(np.mean(last)) + shift)
-        assert (searcher.ask(SPACE, history, 8, generator(0)) == plain) is equal
+        assert (searcher.ask(SPACE, history, 8, create_generator(0)) == plain) is equal
 
 
 def test_report_is_prequential(history: History) -> None:
@@ -102,7 +102,7 @@ def test_picks_are_better_than_offspring(history: History) -> None:
     picked = replace(SMALL, random_share=0.0, explore=0.0, threshold=-1.0)
 
     def mean(searcher: PredictorSearcher) -> float:
-        asked = searcher.ask(SPACE, history, 12, generator(1))
+        asked = searcher.ask(SPACE, history, 12, create_generator(1))
         return float(np.mean([problem.exact(c) for c in asked]))
 
     assert mean(picked) < mean(PLAIN)
@@ -112,8 +112,8 @@ def test_a_share_of_the_round_is_plain(history: History) -> None:
     """What is picked by the model is as many fewer, and the same."""
     all_picked = replace(SMALL, random_share=0.0, threshold=-1.0)
     some = replace(all_picked, random_share=0.25)
-    first = all_picked.ask(SPACE, history, 8, generator(0))
-    second = some.ask(SPACE, history, 8, generator(0))
+    first = all_picked.ask(SPACE, history, 8, create_generator(0))
+    second = some.ask(SPACE, history, 8, create_generator(0))
     assert len(second) == len(set(second)) == 8
     assert first[:6] == second[:6]
     assert first != second
@@ -126,7 +126,7 @@ def test_explore_prefers_the_unknown(history: History) -> None:
     seen = np.array(list(history.seen))
 
     def distance(searcher: PredictorSearcher) -> float:
-        asked = np.array(searcher.ask(SPACE, history, 8, generator(0)))
+        asked = np.array(searcher.ask(SPACE, history, 8, create_generator(0)))
         return float(np.mean([np.abs(seen - c).sum(axis=1).min() for c in asked]))
 
     assert distance(curious) > distance(greedy)
@@ -149,9 +149,9 @@ def test_elite_is_of_the_highest_fidelity_measured_last() -> None:
 @pytest.mark.parametrize("model", ["xgboost", "sklearn"])
 def test_trees_pick_too(model: str, history: History) -> None:
     searcher = PredictorSearcher(model=model, members=2, trees=5, pool=4, threshold=-1.0, window=1)
-    asked = searcher.ask(SPACE, history, 4, generator(0))
+    asked = searcher.ask(SPACE, history, 4, create_generator(0))
     assert len(set(asked)) == 4
-    assert asked == searcher.ask(SPACE, history, 4, generator(0))
+    assert asked == searcher.ask(SPACE, history, 4, create_generator(0))
 
 
 def test_a_resumed_study_equals_an_uninterrupted_one() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.registry import PRUNERS, SENSITIVITIES
 from sparsity_search.sensitivities.block_error import BlockErrorSensitivity
 from sparsity_search.testing.models import tiny_llama
@@ -28,7 +28,7 @@ def test_is_the_error_of_the_block(
     units: str, name: str, exclude: str | None, tiny_tokens: Tensor
 ) -> None:
     subject, pruner = PrunableModel(tiny_llama(), exclude, units), PRUNERS.create(name)
-    counts = tables(subject.layout, (0.3, 0.7))
+    counts = build_count_tables(subject.layout, (0.3, 0.7))
     method = BlockErrorSensitivity(sequences=9, length=11)
     found = method.measure(subject, tiny_tokens, pruner, counts, seed=2)
     text = tiny_tokens[:9, :11]

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.recording import drawn_labels, record, runs, slopes
-from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.models.running.recording import (
+    choose_positions,
+    compute_slopes,
+    draw_labels,
+    record,
+)
+from sparsity_search.profiles.scores import Scores, build_count_tables
 from sparsity_search.registry import PRUNERS, SENSITIVITIES
-from sparsity_search.sensitivities.fisher import FisherSensitivity, together
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.sensitivities.fisher import FisherSensitivity, compute_pair_losses
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.sensitivity_oracles import (
     log_probabilities,
@@ -46,12 +51,12 @@ def small() -> PrunableModel:
 
 
 def measured(subject: PrunableModel, tokens: Tensor, name: str = "wanda", **more: Any) -> Scores:
-    counts = tables(subject.layout, (0.3, 0.6))
+    counts = build_count_tables(subject.layout, (0.3, 0.6))
     return FisherSensitivity(**more).measure(subject, tokens, PRUNERS.create(name), counts)
 
 
 def test_many_draws_give_the_gauss_newton_form(small: PrunableModel) -> None:
-    tokens, counts = random_tokens(4, 6), tables(small.layout, (0.3, 0.6))
+    tokens, counts = draw_random_tokens(4, 6), build_count_tables(small.layout, (0.3, 0.6))
     found = measured(small, tokens, span=0, draws=60)
     ratios = []
     for (unit, levels), losses in zip(
@@ -66,7 +71,7 @@ def test_many_draws_give_the_gauss_newton_form(small: PrunableModel) -> None:
 
 
 def test_the_form_is_the_divergence_of_a_small_change(small: PrunableModel) -> None:
-    tokens, name, step = random_tokens(4, 6), "model.layers.0.mlp.up_proj", 1e-2
+    tokens, name, step = draw_random_tokens(4, 6), "model.layers.0.mlp.up_proj", 1e-2
     dense = small.views[name].read().clone()
     change = torch.randn(dense.shape, generator=torch.Generator().manual_seed(0)).to(dense)
     before, moved = log_probabilities(small.model, tokens), []
@@ -82,7 +87,7 @@ def test_the_form_is_the_divergence_of_a_small_change(small: PrunableModel) -> N
 def test_is_half_the_mean_square_of_sums(
     units: str, span: int, positions: int, number: int
 ) -> None:
-    subject, tokens = PrunableModel(tiny_llama(layers=2), units=units), random_tokens(5, 14)
+    subject, tokens = PrunableModel(tiny_llama(layers=2), units=units), draw_random_tokens(5, 14)
     name = "wanda" if units == "weights" else "flap"
     found = measured(
         subject, tokens, name, sequences=3, length=12, span=span, positions=positions, draws=2,
@@ -91,15 +96,15 @@ def test_is_half_the_mean_square_of_sums(
     assert found.pairs is not None
     text, length = tokens[:3, :12], span or 12
     kept = record(
-        subject, text, runs(12, positions, length),
-        lambda logits, rows: drawn_labels(logits, 2, 0, rows.start),
+        subject, text, choose_positions(12, positions, length),
+        lambda logits, rows: draw_labels(logits, 2, 0, rows.start),
     )  # fmt: skip
-    counts, entries, owners = tables(subject.layout, (0.3, 0.6)), [], []
+    counts, entries, owners = build_count_tables(subject.layout, (0.3, 0.6)), [], []
     weights = pruned_weights(subject, tokens, PRUNERS.create(name), counts)
     for u, ((unit, levels), losses) in enumerate(zip(weights, found.losses, strict=True)):
         view, expected = subject.views[unit.name], []
         for level in levels:
-            at = slopes(view, level - view.read(), kept).double().numpy()
+            at = compute_slopes(view, level - view.read(), kept).double().numpy()
             assert len(at) == 3 * 2 * number
             sums = [at[i : i + length].sum() for i in range(0, len(at), length)]
             expected.append(np.square(sums).mean() / 2 / length)
@@ -117,7 +122,7 @@ def test_together() -> None:
     rng = np.random.default_rng(0)
     samples = [rng.normal(size=(n, 8)) for n in (2, 1, 3)]
     rows, owners = np.concatenate(samples), [0, 0, 1, 2, 2, 2]
-    found = together(samples, 4)
+    found = compute_pair_losses(samples, 4)
     assert found.dtype == np.float32
     for i in range(6):
         for j in range(6):
@@ -127,7 +132,7 @@ def test_together() -> None:
 
 
 def test_order_of_the_table_does_not_mix_units(small: PrunableModel) -> None:
-    tokens, pruner = random_tokens(3, 8), PRUNERS.create("wanda")
+    tokens, pruner = draw_random_tokens(3, 8), PRUNERS.create("wanda")
     sizes = [(unit.count // (i + 2), unit.count) for i, unit in enumerate(small.layout)]
     found = FisherSensitivity().measure(small, tokens, pruner, sizes)
     assert [tuple(c) for c in found.counts] == sizes
@@ -138,8 +143,8 @@ def test_order_of_the_table_does_not_mix_units(small: PrunableModel) -> None:
 
 
 def test_seeds_draw_other_labels(small: PrunableModel) -> None:
-    tokens, pruner = random_tokens(3, 8), PRUNERS.create("magnitude")
-    counts = tables(small.layout, (0.5,))
+    tokens, pruner = draw_random_tokens(3, 8), PRUNERS.create("magnitude")
+    counts = build_count_tables(small.layout, (0.5,))
     one, same, other = (
         np.concatenate(
             FisherSensitivity().measure(small, tokens, pruner, counts, seed=seed).losses
@@ -151,7 +156,7 @@ def test_seeds_draw_other_labels(small: PrunableModel) -> None:
 
 
 def test_without_pairs(small: PrunableModel) -> None:
-    assert measured(small, random_tokens(2, 8)).pairs is None
+    assert measured(small, draw_random_tokens(2, 8)).pairs is None
 
 
 @pytest.mark.parametrize("name", ["sequences", "length", "positions", "draws"])

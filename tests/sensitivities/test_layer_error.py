@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.registry import PRUNERS
 from sparsity_search.sensitivities.layer_error import LayerErrorSensitivity
 from sparsity_search.testing.models import tiny_llama
@@ -34,7 +34,7 @@ def test_is_the_error_of_the_outputs(
 ) -> None:
     model = tiny_llama(layers=2, attention_bias=bias, mlp_bias=bias)
     subject, pruner = PrunableModel(model, units=units), PRUNERS.create(name)
-    counts = tables(subject.layout, LEVELS)
+    counts = build_count_tables(subject.layout, LEVELS)
     found = LayerErrorSensitivity(relative=relative).measure(
         subject, tiny_tokens, pruner, counts, seed=3
     )
@@ -69,7 +69,7 @@ def test_an_empty_unit_loses_nothing(tiny_subject: PrunableModel, tiny_tokens: T
     name = "model.layers.2.mlp.up_proj"
     tiny_subject.views[name].module.weight.zero_()
     subject = PrunableModel(tiny_subject.model)
-    counts = tables(subject.layout, LEVELS)
+    counts = build_count_tables(subject.layout, LEVELS)
     found = LayerErrorSensitivity().measure(subject, tiny_tokens, PRUNERS.create("wanda"), counts)
     assert found.losses[subject.layout.position(name)].tolist() == [0.0]
 
@@ -82,7 +82,7 @@ def test_blocks_are_refused(tiny_tokens: Tensor) -> None:
 
 def test_not_finite(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     tiny_subject.views["model.layers.1.self_attn.q_proj"].module.weight[0, 0] = torch.inf
-    counts = tables(tiny_subject.layout, LEVELS)
+    counts = build_count_tables(tiny_subject.layout, LEVELS)
     with pytest.raises(NumericalError):
         LayerErrorSensitivity().measure(
             tiny_subject, tiny_tokens, PRUNERS.create("magnitude"), counts

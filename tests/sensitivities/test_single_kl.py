@@ -7,7 +7,7 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.profiles.scores import tables
+from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.registry import PRUNERS
 from sparsity_search.sensitivities.single_kl import SingleKLSensitivity
 from sparsity_search.testing.models import tiny_llama
@@ -33,7 +33,7 @@ def test_is_the_divergence_of_the_whole_model(
     family: str, units: str, name: str, exclude: str | None, tiny_tokens: Tensor
 ) -> None:
     subject, pruner = PrunableModel(FAMILIES[family](), exclude, units), PRUNERS.create(name)
-    counts = tables(subject.layout, (0.4, 0.8))
+    counts = build_count_tables(subject.layout, (0.4, 0.8))
     found = SingleKLSensitivity(sequences=9, length=13).measure(
         subject, tiny_tokens, pruner, counts, seed=1
     )

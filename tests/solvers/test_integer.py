@@ -8,17 +8,17 @@ import pytest
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.solvers import integer as module
-from sparsity_search.solvers.decisions import Limits, Rules, pose_counts
-from sparsity_search.solvers.greedy import greedy, trimmed
-from sparsity_search.solvers.integer import Programme
+from sparsity_search.solvers.decisions import Limits, SolverRules, pose_counts
+from sparsity_search.solvers.greedy import solve_greedy, trim_steps
+from sparsity_search.solvers.integer import IntegerProgramme
 from tests.helpers.solver_problems import brute_force, layout_of, random_scores, scores_of, total
 
 
-def programme(target: float, limits: Limits = (), **rules: object) -> tuple[Programme, int]:
+def programme(target: float, limits: Limits = (), **rules: object) -> tuple[IntegerProgramme, int]:
     layout = layout_of([400, 200, 1000, 600] * 2)
     bounds, budget = Bounds.of(layout), Budget(target)
-    knapsack = pose_counts(layout, budget, bounds, Rules(limits=limits, **rules))  # type: ignore[arg-type]
-    return Programme(knapsack, bounds, limits), budget.n_removed(layout)
+    knapsack = pose_counts(layout, budget, bounds, SolverRules(limits=limits, **rules))  # type: ignore[arg-type]
+    return IntegerProgramme(knapsack, bounds, limits), budget.n_removed(layout)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -26,9 +26,9 @@ def programme(target: float, limits: Limits = (), **rules: object) -> tuple[Prog
 def test_structures_are_the_best_of_all_choices(seed: int, target: float) -> None:
     layout = layout_of([4, 3, 4, 2], costs=[10, 25, 7, 60])
     scores = random_scores(layout, seed)
-    knapsack = pose_counts(layout, Budget(target), Bounds.of(layout), Rules())
+    knapsack = pose_counts(layout, Budget(target), Bounds.of(layout), SolverRules())
     losses = knapsack.losses(scores)
-    found = Programme(knapsack, Bounds.of(layout)).solve(losses, 10.0)
+    found = IntegerProgramme(knapsack, Bounds.of(layout)).solve(losses, 10.0)
     assert found.gap == 0
     assert knapsack.least <= found.counts @ layout.costs <= knapsack.greatest
     assert found.counts.tolist() == knapsack.table.at(found.levels).tolist()
@@ -41,14 +41,16 @@ def test_patterns_are_the_best_of_all_choices(seed: int, pattern: str) -> None:
     layout = layout_of([16, 64, 32, 64])
     scores = random_scores(layout, seed)
     for target in (0.2, 0.45):
-        knapsack = pose_counts(layout, Budget(target), Bounds.of(layout), Rules(pattern=pattern))
+        knapsack = pose_counts(
+            layout, Budget(target), Bounds.of(layout), SolverRules(pattern=pattern)
+        )
         losses = knapsack.losses(scores)
-        found = Programme(knapsack, Bounds.of(layout)).solve(losses, 10.0)
+        found = IntegerProgramme(knapsack, Bounds.of(layout)).solve(losses, 10.0)
         best = brute_force(knapsack, losses)
         assert total(losses, found.levels) == pytest.approx(best, rel=1e-6)
         assert found.counts.sum() >= Budget(target).n_removed(layout)
-        for levels in (found.levels, greedy(knapsack, losses)):
-            kept = trimmed(knapsack, losses, levels)
+        for levels in (found.levels, solve_greedy(knapsack, losses)):
+            kept = trim_steps(knapsack, losses, levels)
             assert total(losses, kept) <= total(losses, levels)
             removed = total(knapsack.table.saved, kept)
             back = [w[k] - w[k - 1] for w, k in zip(knapsack.table.saved, kept, strict=True) if k]
@@ -59,9 +61,9 @@ def test_patterns_are_the_best_of_all_choices(seed: int, pattern: str) -> None:
 def test_the_scale_of_losses_does_not_matter(scale: float) -> None:
     layout = layout_of([4, 3, 4, 2], costs=[10, 25, 7, 60])
     scores = random_scores(layout, 4)
-    knapsack = pose_counts(layout, Budget(0.5), Bounds.of(layout), Rules())
+    knapsack = pose_counts(layout, Budget(0.5), Bounds.of(layout), SolverRules())
     losses = knapsack.losses(scores)
-    found = Programme(knapsack, Bounds.of(layout)).solve([scale * v for v in losses], 10.0)
+    found = IntegerProgramme(knapsack, Bounds.of(layout)).solve([scale * v for v in losses], 10.0)
     assert total(losses, found.levels) == pytest.approx(brute_force(knapsack, losses), rel=1e-6)
 
 
@@ -89,8 +91,8 @@ def test_limits_cost_little_beyond_the_best_choice_within_them() -> None:
     limits: Limits = (("q", (0.5, 0.6)),)
     scores = random_scores(layout, 2, convex=True)
     bounds, budget = Bounds.of(layout), Budget(0.4)
-    knapsack = pose_counts(layout, budget, bounds, Rules(limits=limits))
-    found = Programme(knapsack, bounds, limits).solve(knapsack.losses(scores), 10.0).counts
+    knapsack = pose_counts(layout, budget, bounds, SolverRules(limits=limits))
+    found = IntegerProgramme(knapsack, bounds, limits).solve(knapsack.losses(scores), 10.0).counts
     curves = [curve(np.arange(51)) for curve in scores.curves]
     best = min(
         curves[0][a] + curves[1][b] + curves[2][60 - a - b]
@@ -108,8 +110,8 @@ def test_what_closes_a_cell_is_not_free() -> None:
     scores = scores_of(layout, lambda i, s: (1e3, 1e7)[i] * s**2)
     limits: Limits = (("q", (0.0, 1.0)),)
     bounds, budget = Bounds.of(layout), Budget(500 / 11000)
-    knapsack = pose_counts(layout, budget, bounds, Rules(limits=limits))
-    found = Programme(knapsack, bounds, limits).solve(knapsack.losses(scores), 10.0).counts
+    knapsack = pose_counts(layout, budget, bounds, SolverRules(limits=limits))
+    found = IntegerProgramme(knapsack, bounds, limits).solve(knapsack.losses(scores), 10.0).counts
     assert found.sum() == 500
     assert found[1] <= 40
 
@@ -117,7 +119,7 @@ def test_what_closes_a_cell_is_not_free() -> None:
 def test_exact_limits_of_one_unit() -> None:
     # what the grid lacks is closed within each cell
     problem, n_removed = programme(0.5, (("d", (0.5, 0.5)), ("q", (0.333, 0.333))))
-    problem = Programme(problem.knapsack, problem.bounds, (("d", (0.5, 0.5)),))
+    problem = IntegerProgramme(problem.knapsack, problem.bounds, (("d", (0.5, 0.5)),))
     scores = random_scores(problem.table.layout, 1)
     found = problem.solve(problem.knapsack.losses(scores), 10.0)
     assert found.counts[[3, 7]].sum() == 600
@@ -147,11 +149,11 @@ def test_infeasible_limits() -> None:
         problem.check(2000)
     layout = problem.table.layout
     bounds = Bounds.of(layout, 0.0, 0.5)
-    knapsack = pose_counts(layout, Budget(0.4), bounds, Rules())
+    knapsack = pose_counts(layout, Budget(0.4), bounds, SolverRules())
     with pytest.raises(InfeasibleBudgetError, match=r"limits of 'u' ask for 1200 to 2000"):
-        Programme(knapsack, bounds, (("u", (0.6, 1.0)),)).check(1000)
+        IntegerProgramme(knapsack, bounds, (("u", (0.6, 1.0)),)).check(1000)
     with pytest.raises(InfeasibleBudgetError, match="no allowed counts"):
-        Programme(knapsack, bounds, (("u", (0.6, 1.0)),)).solve(
+        IntegerProgramme(knapsack, bounds, (("u", (0.6, 1.0)),)).solve(
             [np.zeros(len(w)) for w in knapsack.table.saved], 10.0
         )
 
@@ -160,10 +162,10 @@ def test_a_window_that_no_choice_meets_is_widened() -> None:
     # units of 100 and one of 3 that is bound to go: 203 - 2 … 203 is met by no choice
     layout = layout_of([3, 1], costs=[100, 3])
     bounds = Bounds(lower=np.array([0, 0]), upper=np.array([3, 1]))
-    knapsack = pose_counts(layout, Budget(250 / 303), bounds, Rules())
+    knapsack = pose_counts(layout, Budget(250 / 303), bounds, SolverRules())
     assert (knapsack.least, knapsack.greatest) == (248, 250)
     losses = [np.arange(4.0), np.array([0.0, 1.0])]
-    found = Programme(knapsack, bounds).solve(losses, 10.0)
+    found = IntegerProgramme(knapsack, bounds).solve(losses, 10.0)
     assert found.counts.tolist() == [2, 0]
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.scores import Scores
-from sparsity_search.solvers.decisions import Knapsack, Rules, pose_steps
-from sparsity_search.solvers.dynamic import dynamic
-from sparsity_search.solvers.pairs import mixture, moved, pair_loss
+from sparsity_search.solvers.decisions import Knapsack, SolverRules, pose_steps
+from sparsity_search.solvers.dynamic import solve_dynamic
+from sparsity_search.solvers.pairs import compute_pair_loss, mix_entries, move_coordinates
 from tests.helpers.solver_problems import layout_of, random_scores, scores_of, total
 
 
@@ -32,14 +32,14 @@ def solved(scores: Scores, target: float = 0.55, **rules: object) -> tuple[Knaps
         scores.layout,
         Budget(target),
         Bounds.of(scores.layout),
-        Rules(**rules),  # type: ignore[arg-type]
+        SolverRules(**rules),  # type: ignore[arg-type]
     )
-    return knapsack, dynamic(knapsack, knapsack.losses(scores))
+    return knapsack, solve_dynamic(knapsack, knapsack.losses(scores))
 
 
 def loss_of(scores: Scores, knapsack: Knapsack, levels: np.ndarray, shrink: float = 1.0) -> float:
     counts = knapsack.table.at(levels)
-    return total(knapsack.losses(scores), levels) + shrink * pair_loss(scores, counts)
+    return total(knapsack.losses(scores), levels) + shrink * compute_pair_loss(scores, counts)
 
 
 def test_at_the_levels_the_pairs_are_those_measured() -> None:
@@ -48,8 +48,8 @@ def test_at_the_levels_the_pairs_are_those_measured() -> None:
     counts = np.array([20, 5, 80])  # levels 2, 1 and 4 of the units
     a, b, c = 1, 4, 11
     expected = scores.pairs[a, b] + scores.pairs[a, c] + scores.pairs[b, c]
-    assert pair_loss(scores, counts) == pytest.approx(float(expected), rel=1e-6)
-    assert pair_loss(scores, np.zeros(3)) == 0
+    assert compute_pair_loss(scores, counts) == pytest.approx(float(expected), rel=1e-6)
+    assert compute_pair_loss(scores, np.zeros(3)) == 0
 
 
 @pytest.mark.parametrize("counts", [(3, 4), (13, 4), (10, 11), (39, 20), (40, 1)])
@@ -62,22 +62,22 @@ def test_between_levels_they_go_with_the_product_of_roots(counts: tuple[int, int
     scores = replace(scores, pairs=pairs.astype(np.float32))
     losses = [scores.curves[i](np.array([c]))[0] for i, c in enumerate(counts)]
     expected = 2 * 0.3 * np.sqrt(losses[0] * losses[1])
-    assert pair_loss(scores, np.array(counts)) == pytest.approx(expected, rel=1e-5)
+    assert compute_pair_loss(scores, np.array(counts)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixtures_by_hand() -> None:
     layout = layout_of([40], zeros=[6])
     scores = Scores(layout, (np.array([10, 20, 30]),), (np.array([1.0, 4.0, 4.0]),))
-    assert mixture(scores, 0, 6).tolist() == [0, 0, 0]
-    assert mixture(scores, 0, 10).tolist() == [1, 0, 0]
-    assert mixture(scores, 0, 20).tolist() == [0, 1, 0]
-    assert mixture(scores, 0, 25).tolist() == [0, 0.5, 0.5]  # equal roots: by the counts
-    assert mixture(scores, 0, 40).tolist() == [0, 0, 1]  # the curve goes on level
+    assert mix_entries(scores, 0, 6).tolist() == [0, 0, 0]
+    assert mix_entries(scores, 0, 10).tolist() == [1, 0, 0]
+    assert mix_entries(scores, 0, 20).tolist() == [0, 1, 0]
+    assert mix_entries(scores, 0, 25).tolist() == [0, 0.5, 0.5]  # equal roots: by the counts
+    assert mix_entries(scores, 0, 40).tolist() == [0, 0, 1]  # the curve goes on level
     root = np.sqrt(scores.curves[0](np.array([8]))[0])
-    assert mixture(scores, 0, 8).tolist() == [root, 0, 0]
+    assert mix_entries(scores, 0, 8).tolist() == [root, 0, 0]
     free = Scores(layout, (np.array([10]),), (np.array([0.0]),))
-    assert mixture(free, 0, 5).tolist() == [0]
-    assert np.isfinite(mixture(free, 0, 8)).all()
+    assert mix_entries(free, 0, 5).tolist() == [0]
+    assert np.isfinite(mix_entries(free, 0, 8)).all()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -85,7 +85,7 @@ def test_moves_help_and_none_is_left(seed: int) -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40, 80]), seed, convex=True), seed)
     knapsack, start = solved(scores)
     losses = knapsack.losses(scores)
-    found = moved(knapsack, losses, scores, start)
+    found = move_coordinates(knapsack, losses, scores, start)
     assert total(knapsack.table.saved, found) == knapsack.least
     before, after = (loss_of(scores, knapsack, levels) for levels in (start, found))
     assert after < before
@@ -102,7 +102,7 @@ def test_moves_help_and_none_is_left(seed: int) -> None:
 def test_finds_the_best_of_all_choices_where_pairs_are_weak(seed: int) -> None:
     scores = with_pairs(random_scores(layout_of([8, 12, 10]), seed, convex=True), seed, 0.3)
     knapsack, start = solved(scores)
-    found = moved(knapsack, knapsack.losses(scores), scores, start)
+    found = move_coordinates(knapsack, knapsack.losses(scores), scores, start)
     steps = int(start.sum())
     best = min(
         loss_of(scores, knapsack, np.array([a, b, steps - a - b]))
@@ -116,19 +116,19 @@ def test_shrink_and_no_pairs() -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40]), 1, convex=True), 1)
     knapsack, start = solved(scores)
     losses = knapsack.losses(scores)
-    assert moved(knapsack, losses, scores, start, shrink=0.0).tolist() == start.tolist()
+    assert move_coordinates(knapsack, losses, scores, start, shrink=0.0).tolist() == start.tolist()
     half = replace(scores, pairs=scores.pairs / 2)
     assert (
-        moved(knapsack, losses, scores, start, shrink=0.5).tolist()
-        == moved(knapsack, losses, half, start).tolist()
-        != moved(knapsack, losses, scores, start).tolist()
+        move_coordinates(knapsack, losses, scores, start, shrink=0.5).tolist()
+        == move_coordinates(knapsack, losses, half, start).tolist()
+        != move_coordinates(knapsack, losses, scores, start).tolist()
     )
 
 
 def test_pairs_within_a_group_of_tied_units_count() -> None:
     scores = with_pairs(random_scores(layout_of([40, 20, 60, 40] * 2), 2, convex=True), 2)
     knapsack, start = solved(scores, tied=("block",), step=0.04)
-    found = moved(knapsack, knapsack.losses(scores), scores, start)
+    found = move_coordinates(knapsack, knapsack.losses(scores), scores, start)
     best = min(
         loss_of(scores, knapsack, np.array([k, int(start.sum()) - k]))
         for k in range(len(knapsack.table.saved[0]))
@@ -147,6 +147,6 @@ def test_two_redundant_units_are_not_both_cut() -> None:
     pairs = np.where(redundant, 2 * roots[:, None] * roots, 0)
     scores = replace(scores, pairs=pairs.astype(np.float32))
     knapsack, start = solved(scores, target=0.5)
-    found = moved(knapsack, knapsack.losses(scores), scores, start)
+    found = move_coordinates(knapsack, knapsack.losses(scores), scores, start)
     assert start[:2].sum() > start[2:].sum()
     assert found[:2].sum() < found[2:].sum()

@@ -6,7 +6,7 @@ import pytest
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.spaces.choices import n_of_m, step_counts, tie_counts
+from sparsity_search.spaces.choices import list_pattern_counts, step_counts, tie_counts
 from sparsity_search.spaces.step_levels import share_equally
 from sparsity_search.testing.problems import toy_layout
 
@@ -30,34 +30,40 @@ WIDTH = toy_layout(*(3, 1536) * 30, cost=(294_912, 1_728) * 30)
     ],
 )
 def test_counts_of_patterns(pattern: str, zeros: int, counts: tuple[int, ...]) -> None:
-    assert n_of_m(toy_layout(24, zeros=zeros), pattern) == (counts,)
+    assert list_pattern_counts(toy_layout(24, zeros=zeros), pattern) == (counts,)
 
 
 @pytest.mark.parametrize("pattern", ["4:4", "5:4", "*:0", "0:0", "layer", "2:", "2:4 ", "-1:4"])
 def test_not_a_pattern(pattern: str) -> None:
     with pytest.raises(ConfigError, match="N:M with N < M"):
-        n_of_m(toy_layout(24), pattern)
+        list_pattern_counts(toy_layout(24), pattern)
 
 
 @pytest.mark.parametrize("layout", [toy_layout(8, 10), toy_layout(8, 8, cost=(1, 2))])
 def test_no_whole_groups(layout: Layout) -> None:
     with pytest.raises(ConfigError, match=r"layers\.0\.k has .* no whole number of groups of 4"):
-        n_of_m(layout, "2:4")
+        list_pattern_counts(layout, "2:4")
 
 
 def test_tied_units_share_a_sparsity() -> None:
     layout = toy_layout(8, 24, 16, zeros=1)
-    rows = tie_counts(layout, Bounds.of(layout), [(0, 1), (2,)], n_of_m(layout, "*:4"))
+    rows = tie_counts(
+        layout, Bounds.of(layout), [(0, 1), (2,)], list_pattern_counts(layout, "*:4")
+    )
     assert rows[0].tolist() == [[1, 1], [1, 1], [2, 6], [4, 12], [6, 18], [8, 24]]
     assert rows[1].tolist() == [[1], [4], [8], [12], [16]]
 
 
 def test_bounds_leave_some_choices_out() -> None:
     layout = toy_layout(8, 8)
-    rows = tie_counts(layout, Bounds.of(layout, 0.2, 0.8), [(0,), (1,)], n_of_m(layout, "*:4"))
+    rows = tie_counts(
+        layout, Bounds.of(layout, 0.2, 0.8), [(0,), (1,)], list_pattern_counts(layout, "*:4")
+    )
     assert [row.ravel().tolist() for row in rows] == [[2, 4, 6]] * 2
     with pytest.raises(InfeasibleBudgetError, match=r"layers\.0\.q: none of its choices \[0, 4\]"):
-        tie_counts(layout, Bounds.of(layout, 0.2, 0.4), [(0,), (1,)], n_of_m(layout, "2:4"))
+        tie_counts(
+            layout, Bounds.of(layout, 0.2, 0.4), [(0,), (1,)], list_pattern_counts(layout, "2:4")
+        )
 
 
 @pytest.mark.parametrize("choices", [((0, 4),), ((0, 4), ()), ((0, 4), (4, 0)), ((0, 4), (0, 0))])

@@ -17,11 +17,11 @@ from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.spaces.step_levels import ShareLevels
 from sparsity_search.testing.problems import (
     SeparableProblem,
+    build_uneven_spaces,
     toy_layout,
     toy_space,
-    uneven_spaces,
 )
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 TIES = ((0, 5), (1,), (2, 3, 4))
 SPACES = {
@@ -64,7 +64,7 @@ def assert_legal(space: SearchSpace, candidate: Candidate) -> None:
 
 
 def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
-    rng = generator(0, "walk")
+    rng = create_generator(0, "walk")
     candidate, seen = space.origin, set()
     for i in range(10_000):
         moved = space.switch(candidate, rng, 1 + i % 3, range(space.n_genes))
@@ -83,7 +83,7 @@ def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
 
 def test_switch_reaches_everything() -> None:
     space = toy_space(100, 100, 100, reach=2)
-    rng, candidate, seen = generator(0, "walk"), space.origin, set()
+    rng, candidate, seen = create_generator(0, "walk"), space.origin, set()
     for _ in range(2000):
         candidate = space.switch(candidate, rng, 1, range(3)) or candidate
         seen.add(candidate)
@@ -91,7 +91,7 @@ def test_switch_reaches_everything() -> None:
 
 
 def test_switch_stays_among_the_genes_named(space: SearchSpace) -> None:
-    rng = generator(0, "walk")
+    rng = create_generator(0, "walk")
     for _ in range(50):
         moved = space.switch(space.origin, rng, 1, [0, 2])
         assert moved is not None
@@ -101,10 +101,10 @@ def test_switch_stays_among_the_genes_named(space: SearchSpace) -> None:
 @pytest.mark.parametrize("genes", [[], [1], [0, 1]])
 def test_switch_where_nothing_can_move(genes: list[int]) -> None:
     space = toy_space(100, 100, 100, lower=np.array([0.5, 0.5, 0]), upper=1.0)
-    moves = {space.switch(space.origin, generator(i, "x"), 1, genes) for i in range(20)}
+    moves = {space.switch(space.origin, create_generator(i, "x"), 1, genes) for i in range(20)}
     assert moves == {None}
     # gene 1 can only rise and gene 2 do both: one pair is left, with 2 going down
-    assert space.switch(space.origin, generator(0, "x"), 1, [1, 2]) == (0, 1, -1)
+    assert space.switch(space.origin, create_generator(0, "x"), 1, [1, 2]) == (0, 1, -1)
 
 
 def test_levels_stop_at_bounds_and_reach() -> None:
@@ -165,7 +165,7 @@ def test_balance_is_the_nearest_of_all(levels: list[float]) -> None:
 
 
 def test_nearest_inverts_profile(space: SearchSpace) -> None:
-    rng = generator(0, "some")
+    rng = create_generator(0, "some")
     for _ in range(50):
         candidate = space.sample(rng, 3.0)
         assert space.nearest(space.profile(candidate)) == candidate
@@ -183,11 +183,11 @@ def test_nearest_is_the_nearest_of_all() -> None:
 
 
 def test_sample_spreads(space: SearchSpace) -> None:
-    few = [space.sample(generator(i, "s"), 0.5) for i in range(200)]
-    many = [space.sample(generator(i, "s"), 2.0) for i in range(200)]
+    few = [space.sample(create_generator(i, "s"), 0.5) for i in range(200)]
+    many = [space.sample(create_generator(i, "s"), 2.0) for i in range(200)]
     assert all(candidate in space for candidate in few + many)
     assert np.std(many) > np.std(few) > 0
-    assert [space.sample(generator(i, "s"), 0.5) for i in range(200)] == few
+    assert [space.sample(create_generator(i, "s"), 0.5) for i in range(200)] == few
 
 
 def test_roles_of_genes() -> None:
@@ -239,7 +239,7 @@ def test_structures() -> None:
 
 def test_digests_and_draws_stay() -> None:
     """Journals and run folders of earlier versions hold these."""
-    space, rng = SPACES["tied"], generator(0, "pinned")
+    space, rng = SPACES["tied"], create_generator(0, "pinned")
     assert space.digest == "a376e16f5d7c6723"
     assert [space.sample(rng, 3.0) for _ in range(3)] == [(-2, 0, 2), (2, -3, 1), (0, -1, 1)]
     candidate, path = space.origin, []
@@ -283,11 +283,16 @@ def test_a_share_moves_each_gene_by_its_own_size() -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [toy_space(40, 1000, 55, 90), SHARES, uneven_spaces()["width"], uneven_spaces()["blocks"]],
+    [
+        toy_space(40, 1000, 55, 90),
+        SHARES,
+        build_uneven_spaces()["width"],
+        build_uneven_spaces()["blocks"],
+    ],
     ids=["even", "share", "width", "blocks"],
 )
 def test_the_space_around_a_result_has_half_the_step(space: SearchSpace) -> None:
-    found = space.profile(space.sample(generator(0, "found")))
+    found = space.profile(space.sample(create_generator(0, "found")))
     finer = space.refined(found)
     if isinstance(space, EvenLevels):
         assert finer.base == found
@@ -308,13 +313,13 @@ def test_the_space_around_a_result_has_half_the_step(space: SearchSpace) -> None
         if finer.limits.lower[gene] < 0 and space.limits.lower[gene] < 0:
             assert step(finer, gene) <= step(space, gene) / 2 + granule
     for seed in range(20):
-        candidate = finer.sample(generator(seed, "finer"))
+        candidate = finer.sample(create_generator(seed, "finer"))
         assert candidate in finer
         assert finer.profile(candidate).n_removed >= space.budget.n_removed(space.layout)
 
 
 @pytest.mark.parametrize("name", ["2:4", "*:8", "options"])
 def test_patterns_have_no_finer_step(name: str) -> None:
-    space = uneven_spaces()[name]
+    space = build_uneven_spaces()[name]
     with pytest.raises(ConfigError, match="no step"):
         space.refined(space.base)

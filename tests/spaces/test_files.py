@@ -20,7 +20,7 @@ from sparsity_search.spaces.files import (
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout
 from sparsity_search.testing.searcher import assert_legal
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 from tests.helpers.families import ALL_FAMILIES
 
 LAYOUT = PrunableModel(tiny_llama(layers=2)).layout
@@ -79,7 +79,7 @@ def test_names_are_the_files() -> None:
 def test_every_space_builds(name: str, target: float) -> None:
     space = space_of_levels(name).build(LAYOUT, Budget(target), {})
     assert space.n_genes == N_GENES.get(name, space.n_genes)
-    rng = generator(0, name)
+    rng = create_generator(0, name)
     for _ in range(20):
         profile = space.profile(space.sample(rng))
         assert profile.n_removed == Budget(target).n_removed(LAYOUT)
@@ -102,7 +102,7 @@ def test_spaces_of_patterns(name: str, target: float) -> None:
     for unit, table in zip(LAYOUT, space.tables(), strict=True):
         assert {count * size / unit.count for count in table} <= groups
         assert len(table) > 1
-    assert_legal(space, [space.sample(generator(i, name)) for i in range(20)])
+    assert_legal(space, [space.sample(create_generator(i, name)) for i in range(20)])
 
 
 @pytest.mark.parametrize("target", [0.25, 0.5])
@@ -110,7 +110,9 @@ def test_spaces_of_patterns(name: str, target: float) -> None:
 @pytest.mark.parametrize("name", STEPPED)
 def test_every_space_of_structures(name: str, layout: Layout, target: float) -> None:
     space = space_of_levels(name).build(layout, Budget(target), {})
-    assert_legal(space, [space.origin, *(space.sample(generator(i, name)) for i in range(10))])
+    assert_legal(
+        space, [space.origin, *(space.sample(create_generator(i, name)) for i in range(10))]
+    )
     assert space.base.n_removed - Budget(target).n_removed(layout) < min(layout.costs)
     assert (space.limits.upper - space.limits.lower > 0).all()
 

@@ -18,7 +18,7 @@ from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.testing.problems import SeparableProblem, toy_layout, toy_space
 from sparsity_search.testing.searcher import assert_legal
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 SHARE = {"": 0.0, "4:8": 0.25, "2:4": 0.5}
 SAVINGS = {"2:4": 0.5, "4:8": 0.25}
@@ -104,9 +104,9 @@ def test_uniform_is_legal(sizes: list[int], target: float) -> None:
 @settings(max_examples=40)
 def test_wanted_savings_become_near_options(sizes: list[int], target: float, seed: int) -> None:
     space = toy_space(*sizes, options=SAVINGS, target=target, reach=2)
-    wanted = generator(seed, "wanted").uniform(0, 1, len(sizes))
+    wanted = create_generator(seed, "wanted").uniform(0, 1, len(sizes))
     assert_legal(space, [space.nearest(Budget(target).project(space.layout, wanted))])
-    assert_legal(space, [space.sample(generator(seed, "s"), 2.0)])
+    assert_legal(space, [space.sample(create_generator(seed, "s"), 2.0)])
 
 
 def test_an_allocation_is_read_as_savings() -> None:
@@ -222,7 +222,7 @@ def test_the_packaged_space(target: float) -> None:
     layout = toy_layout(*(144, 48, 144, 384) * 4)
     space = load_space("dense_or_sparse").build(layout, Budget(target), {})
     assert space.patterns() == [("4:8", "2:4")] * 16
-    some = [space.sample(generator(i, "s"), 2.0) for i in range(20)]
+    some = [space.sample(create_generator(i, "s"), 2.0) for i in range(20)]
     assert_legal(space, some)
     used = {p for candidate in some for p in patterns_of(space.profile(candidate))}
     assert used == {"", "4:8", "2:4"}

@@ -18,10 +18,10 @@ from sparsity_search.spaces.parametric import (
     ParametricSpace,
     RefusedSettingError,
     compose,
-    value_at,
+    get_value,
 )
-from sparsity_search.testing.problems import parametric_spaces, toy_parametric, toy_space
-from sparsity_search.utils.random import generator
+from sparsity_search.testing.problems import build_parametric_spaces, toy_parametric, toy_space
+from sparsity_search.utils.random import create_generator
 
 SPACE = toy_parametric()
 
@@ -154,11 +154,11 @@ def test_value_at() -> None:
         knots: tuple[float, ...] = (0.0, 0.5)
         offsets: tuple[tuple[str, float], ...] = (("q", 0.1),)
 
-    found = [value_at(Plugin(), name) for name in ("m", "knots.1", "offsets.q")]
+    found = [get_value(Plugin(), name) for name in ("m", "knots.1", "offsets.q")]
     assert found == [5.0, 0.5, 0.1]
     for name in ("n", "knots.2", "knots.x", "offsets.k", "m.x"):
-        assert value_at(Plugin(), name) is None
-    assert value_at(None, "m") is None
+        assert get_value(Plugin(), name) is None
+    assert get_value(None, "m") is None
 
 
 def test_starts_at_the_defaults() -> None:
@@ -183,11 +183,11 @@ def test_shape() -> None:
 
 
 def test_profiles_are_of_the_space_of_levels() -> None:
-    for name, space in parametric_spaces().items():
+    for name, space in build_parametric_spaces().items():
         profile = space.profile(space.origin)
         for i in range(10):
             with contextlib.suppress(RefusedSettingError):
-                profile = space.profile(space.sample(generator(i, name)))
+                profile = space.profile(space.sample(create_generator(i, name)))
             assert space.of_levels.profile(space.of_levels.nearest(profile)) == profile
             assert profile.n_removed == space.of_levels.base.n_removed
 
@@ -236,7 +236,7 @@ def test_outsiders(outsider: Any) -> None:
 
 
 def test_samples_cover_all_evenly() -> None:
-    rng = generator(0, "sample")
+    rng = create_generator(0, "sample")
     found = [small().sample(rng, spread) for spread in (0.1, 1, 5) for _ in range(1000)]
     counts = [found.count(c) for c in itertools.product(range(3), range(4))]
     assert sum(counts) == 3000
@@ -245,7 +245,7 @@ def test_samples_cover_all_evenly() -> None:
 
 
 def test_switch_moves_one_parameter() -> None:
-    space, rng = small(), generator(0, "switch")
+    space, rng = small(), create_generator(0, "switch")
     found = {space.switch((1, 1), rng, 1, [0, 1]) for _ in range(200)}
     assert found == {(0, 1), (2, 1), (1, 0), (1, 2)}
     assert {space.switch((1, 1), rng, 2, [0, 1]) for _ in range(200)} == {(0, 1), (2, 1), (1, 3)}
@@ -256,7 +256,7 @@ def test_switch_moves_one_parameter() -> None:
 
 
 def test_switches_reach_everything() -> None:
-    space, rng = small(), generator(0, "walk")
+    space, rng = small(), create_generator(0, "walk")
     at, seen = space.origin, set()
     for _ in range(600):
         at = space.switch(at, rng, 1, range(space.n_genes)) or at

@@ -15,18 +15,23 @@ from sparsity_search.errors import InfeasibleBudgetError
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.spaces.choices import n_of_m, tie_counts
+from sparsity_search.spaces.choices import list_pattern_counts, tie_counts
 from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.level_budget import LevelBudget
 from sparsity_search.spaces.levels import Candidate, SearchSpace
 from sparsity_search.spaces.pattern_levels import CountLevels
 from sparsity_search.spaces.step_levels import StepLevels
 from sparsity_search.spaces.tables import build_table
-from sparsity_search.testing.problems import SeparableProblem, toy_layout, toy_space, uneven_spaces
+from sparsity_search.testing.problems import (
+    SeparableProblem,
+    build_uneven_spaces,
+    toy_layout,
+    toy_space,
+)
 from sparsity_search.testing.searcher import assert_legal
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
-SPACES = uneven_spaces()
+SPACES = build_uneven_spaces()
 
 
 @pytest.fixture(params=SPACES)
@@ -159,7 +164,7 @@ def test_equal_steps_are_a_special_case(n: int, step: int, seed: int) -> None:
 
 
 def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
-    rng, candidate, seen = generator(0, "walk"), space.origin, set()
+    rng, candidate, seen = create_generator(0, "walk"), space.origin, set()
     for i in range(400):
         moved = space.switch(candidate, rng, 1 + i % 2, range(space.n_genes))
         if moved is not None:
@@ -174,7 +179,7 @@ def test_random_switches_keep_the_budget(space: SearchSpace) -> None:
 
 
 def test_switches_change_few_genes(space: SearchSpace) -> None:
-    rng = generator(0, "few")
+    rng = create_generator(0, "few")
     moves = [space.switch(space.origin, rng, 1, range(space.n_genes)) for _ in range(100)]
     changed = [np.count_nonzero(move) for move in moves if move is not None]
     assert len(changed) > 90
@@ -187,7 +192,7 @@ def test_switches_within_a_role(name: str) -> None:
     space = SPACES[name]
     for role in set(space.roles):
         pool = [gene for gene, other in enumerate(space.roles) if other == role]
-        moves = [space.switch(space.origin, generator(i, role), 1, pool) for i in range(30)]
+        moves = [space.switch(space.origin, create_generator(i, role), 1, pool) for i in range(30)]
         found = np.array([move for move in moves if move is not None])
         if (space.limits.upper[pool] > 0).any() and (space.limits.lower[pool] < 0).any():
             assert len(found) > 10
@@ -196,7 +201,7 @@ def test_switches_within_a_role(name: str) -> None:
 
 def test_switches_stay_among_genes_of_unequal_steps() -> None:
     space, pool = SPACES["*:8"], [0, 1, 3]
-    moves = [space.switch(space.origin, generator(i, "pool"), 1, pool) for i in range(60)]
+    moves = [space.switch(space.origin, create_generator(i, "pool"), 1, pool) for i in range(60)]
     found = np.array([move for move in moves if move is not None])
     assert len(found) > 10
     assert set(np.flatnonzero(found.any(axis=0))) == set(pool)
@@ -205,7 +210,7 @@ def test_switches_stay_among_genes_of_unequal_steps() -> None:
 def test_strides() -> None:
     space = SPACES["*:8"]
     for stride in (2, 3):
-        rngs = [generator(i, "s") for i in range(40)]
+        rngs = [create_generator(i, "s") for i in range(40)]
         moves = [space.switch(space.origin, rng, stride, range(16)) for rng in rngs]
         found = np.array([move for move in moves if move is not None])
         assert len(found) > 20
@@ -214,21 +219,23 @@ def test_strides() -> None:
 
 @pytest.mark.parametrize("genes", [[], [0], [3]])
 def test_switch_where_nothing_can_move(space: SearchSpace, genes: list[int]) -> None:
-    assert {space.switch(space.origin, generator(i, "x"), 1, genes) for i in range(5)} == {None}
+    assert {space.switch(space.origin, create_generator(i, "x"), 1, genes) for i in range(5)} == {
+        None
+    }
 
 
 def test_samples_are_legal_and_spread(space: SearchSpace) -> None:
-    some = [space.sample(generator(i, "s")) for i in range(60)]
+    some = [space.sample(create_generator(i, "s")) for i in range(60)]
     assert_legal(space, some)
     assert len(set(some)) > 50
     assert (np.std(some, axis=0) > 0).all()
-    assert np.std([space.sample(generator(i, "s"), 0.3) for i in range(60)]) < np.std(some)
-    assert [space.sample(generator(i, "s")) for i in range(60)] == some
+    assert np.std([space.sample(create_generator(i, "s"), 0.3) for i in range(60)]) < np.std(some)
+    assert [space.sample(create_generator(i, "s")) for i in range(60)] == some
 
 
 def test_tables_hold_what_profiles_use(space: SearchSpace) -> None:
     for i in range(30):
-        profile = space.profile(space.sample(generator(i, "s"), 2.0))
+        profile = space.profile(space.sample(create_generator(i, "s"), 2.0))
         for table, count in zip(space.tables(), profile.removed, strict=True):
             assert list(table) == sorted(set(table))
             assert count in table
@@ -259,7 +266,7 @@ def test_base_is_spread_over_depth_and_roles(zeros: int) -> None:
     genes = tuple((i,) for i in range(len(layout)))
     space = CountLevels(
         layout=layout, budget=Budget(0.25), bounds=Bounds.of(layout), genes=genes, reach=1,
-        choices=n_of_m(layout, "2:4"),
+        choices=list_pattern_counts(layout, "2:4"),
     )  # fmt: skip
     assert max(abs(x - 0.25) for x in space.base.grouped("role").values()) < 0.08
     eights = np.array(list(space.base.grouped("block").values())).reshape(4, 8).mean(axis=1)
@@ -289,25 +296,35 @@ def test_base_leaves_genes_at_their_bounds() -> None:
 def test_repair() -> None:
     layout = toy_layout(20, 10, 5)
     units = [(0,), (1,), (2,)]
-    rows = tie_counts(layout, Bounds.of(layout), units, n_of_m(layout, "*:5"))
+    rows = tie_counts(layout, Bounds.of(layout), units, list_pattern_counts(layout, "*:5"))
     tables = LevelBudget.of(build_table(layout, units, rows), Budget(0.3))
     assert [saved.tolist() for saved in tables.table.saved] == [
         [0, 4, 8, 12, 16, 20], [0, 2, 4, 6, 8, 10], [0, 1, 2, 3, 4, 5]]  # fmt: skip
     two, among = np.array([0, 1]), np.arange(3)  # 10 weights to remove
     # only the gene that rose can give back what is left over
-    assert tables.repair(np.array([3, 0, 0]), generator(0, "r"), two, 0, 1).tolist() == [3, 0, 0]
-    assert tables.repair(np.array([4, 0, 0]), generator(0, "r"), two, 0, 1).tolist() == [3, 0, 0]
+    assert tables.repair(np.array([3, 0, 0]), create_generator(0, "r"), two, 0, 1).tolist() == [
+        3,
+        0,
+        0,
+    ]
+    assert tables.repair(np.array([4, 0, 0]), create_generator(0, "r"), two, 0, 1).tolist() == [
+        3,
+        0,
+        0,
+    ]
     for i in range(40):
         # others first
-        full = tables.repair(np.array([2, 3, 2]), generator(i, "r"), among, 0, 1)
+        full = tables.repair(np.array([2, 3, 2]), create_generator(i, "r"), among, 0, 1)
         assert full[0] == 2
         assert tables.legal(full)
         # the gene that fell stays low
-        short = tables.repair(np.array([1, 1, 0]), generator(i, "r"), among, 0, 1)
+        short = tables.repair(np.array([1, 1, 0]), create_generator(i, "r"), among, 0, 1)
         assert short[1] <= 1
         assert tables.legal(short)
     # nothing to move: as it was
-    assert tables.repair(np.array([0, 2, 0]), generator(0, "r"), two[1:], 0, 1).tolist() == [
+    assert tables.repair(
+        np.array([0, 2, 0]), create_generator(0, "r"), two[1:], 0, 1
+    ).tolist() == [
         0,
         2,
         0,
@@ -328,11 +345,11 @@ def test_bounds_and_zeros_hold() -> None:
     genes = tuple((i,) for i in range(6))
     space = CountLevels(
         layout=layout, budget=Budget(0.4), bounds=bounds, genes=genes, reach=8,
-        choices=n_of_m(layout, "*:8"),
+        choices=list_pattern_counts(layout, "*:8"),
     )  # fmt: skip
     assert [table[0] for table in space.tables()] == [7] * 6
     assert [table[-1] for table in space.tables()] == [48, 48, 96, 96, 96, 96]
-    assert_legal(space, [space.sample(generator(i, "z"), 4.0) for i in range(50)])
+    assert_legal(space, [space.sample(create_generator(i, "z"), 4.0) for i in range(50)])
 
 
 @pytest.mark.parametrize(("target", "allowed"), [(0.6, "0 to 48"), (0.51, "0 to 48")])

@@ -14,7 +14,7 @@ from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import SupernetPlan
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,5 @@ def plan_of(space: SearchSpace) -> Callable[..., SupernetPlan]:
 @pytest.fixture
 def profiles(space: SearchSpace) -> list[Any]:
     """Some profiles of the space, far apart; the first is the centre."""
-    rng = generator(0, "profiles")
+    rng = create_generator(0, "profiles")
     return [space.base, *(space.profile(space.sample(rng, 2.0)) for _ in range(3))]

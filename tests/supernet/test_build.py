@@ -14,10 +14,10 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.allocator import assert_unchanged
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.utils.random import derive_seed
 from tests.helpers.names import OF_WEIGHTS
@@ -34,13 +34,13 @@ def test_the_centre_is_sequential_pruning(
     name: str,
 ) -> None:
     pruner = PRUNERS.create(name)
-    supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, seed=3))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(pruner, seed=3))
     with supernet.resident() as switch:
         switch.to(space.base)
-        found = weights_of(tiny_subject.model)
+        found = copy_weights(tiny_subject.model)
     other = PrunableModel(tiny_llama())
     prune_sequentially(other, space.base, pruner, tiny_tokens, seed=3)
-    expected = weights_of(other.model)
+    expected = copy_weights(other.model)
     assert all(torch.equal(weight, expected[key]) for key, weight in found.items())
 
 
@@ -52,10 +52,10 @@ def test_propagation_matters(
 ) -> None:
     found = []
     for propagate in ("centre", "dense"):
-        supernet = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate))
+        supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(propagate=propagate))
         with supernet.resident() as switch:
             switch.to(profiles[0])
-            found.append(weights_of(tiny_subject.model))
+            found.append(copy_weights(tiny_subject.model))
     differ = {name for name, weight in found[0].items() if not torch.equal(weight, found[1][name])}
     assert differ
     # the first linears of block 0 read the embeddings in both
@@ -69,7 +69,7 @@ def test_later_blocks_see_the_mean_of_all_outputs(
 ) -> None:
     """The last block's masks are those made on inputs mixed by hand, in float64."""
     plan = plan_of(propagate=propagate)
-    variants = build(tiny_subject, tiny_tokens, plan).variants
+    variants = build_supernet(tiny_subject, tiny_tokens, plan).variants
     layout = tiny_subject.layout
     with tiny_subject.preserved() as dense:
         for unit, table in zip(layout, plan.tables, strict=True):
@@ -102,7 +102,7 @@ def test_expectation_prefers_what_keeps_more(
     """The first block's statistics are the same, later ones lie between mean and dense."""
     found = {}
     for propagate in ("dense", "expectation", "mean"):
-        variants = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate)).variants
+        variants = build_supernet(tiny_subject, tiny_tokens, plan_of(propagate=propagate)).variants
         found[propagate] = {name: v.tensors()["codes"].int() for name, v in variants.items()}
 
     def apart(first: str, second: str, block: int) -> int:
@@ -120,8 +120,8 @@ def test_expectation_prefers_what_keeps_more(
 def test_the_model_is_unchanged(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
 ) -> None:
-    before, blocks = weights_of(tiny_subject.model), []
-    build(tiny_subject, tiny_tokens, plan_of(propagate=propagate), on_block=blocks.append)
+    before, blocks = copy_weights(tiny_subject.model), []
+    build_supernet(tiny_subject, tiny_tokens, plan_of(propagate=propagate), on_block=blocks.append)
     assert blocks == [0, 1, 2]
     assert_unchanged(tiny_subject.model, before)
 
@@ -129,21 +129,21 @@ def test_the_model_is_unchanged(
 def test_the_model_is_unchanged_after_an_error(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf
 ) -> None:
-    before = weights_of(tiny_subject.model)
+    before = copy_weights(tiny_subject.model)
 
     def interrupt(block: int) -> None:
         if block == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tiny_subject, tiny_tokens, plan_of(), on_block=interrupt)
+        build_supernet(tiny_subject, tiny_tokens, plan_of(), on_block=interrupt)
     assert_unchanged(tiny_subject.model, before)
 
 
 def test_every_count_of_the_tables_has_a_variant(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of())
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of())
     assert list(supernet.variants) == [unit.name for unit in tiny_subject.layout]
     for unit, table in zip(tiny_subject.layout, space.tables(), strict=True):
         variants = supernet.variants[unit.name]
@@ -161,7 +161,7 @@ def test_seed_breaks_ties(tiny_tokens: Tensor, plan_of: PlanOf) -> None:
     magnitude = PRUNERS.create("magnitude")
     found = []
     for seed in (0, 0, 1):
-        supernet = build(subject, tiny_tokens, plan_of(magnitude, seed=seed))
+        supernet = build_supernet(subject, tiny_tokens, plan_of(magnitude, seed=seed))
         codes = [variants.tensors()["codes"] for variants in supernet.variants.values()]
         found.append(torch.cat([part.flatten() for part in codes]))
     assert torch.equal(found[0], found[1])
@@ -174,9 +174,9 @@ def test_seed_breaks_ties(tiny_tokens: Tensor, plan_of: PlanOf) -> None:
 def test_a_complete_folder_needs_no_text(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, tmp_path: Path
 ) -> None:
-    build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
+    build_supernet(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
     tiny_subject.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    build(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
+    build_supernet(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
 
 
 @pytest.mark.parametrize("propagate", ["centre", "expectation"])
@@ -185,10 +185,12 @@ def test_by_sublayers_only_what_follows_the_attention_differs(
 ) -> None:
     found = []
     for refresh in ("block", "sublayer"):
-        supernet = build(tiny_subject, tiny_tokens, plan_of(propagate=propagate, refresh=refresh))
+        supernet = build_supernet(
+            tiny_subject, tiny_tokens, plan_of(propagate=propagate, refresh=refresh)
+        )
         with supernet.resident() as switch:
             switch.to(plan_of().centre)
-            found.append(weights_of(tiny_subject.model))
+            found.append(copy_weights(tiny_subject.model))
     differ = {name for name, weight in found[0].items() if not torch.equal(weight, found[1][name])}
     assert not any(name.startswith("model.layers.0.self_attn") for name in differ)
     assert any(name.startswith("model.layers.0.mlp") for name in differ)
@@ -209,13 +211,13 @@ def test_by_sublayers_a_stopped_build_goes_on(
 
     folder = SupernetFolder(tmp_path / "supernet", {})
     with pytest.raises(KeyboardInterrupt):
-        build(tiny_subject, tiny_tokens, plan, folder, stop)
+        build_supernet(tiny_subject, tiny_tokens, plan, folder, stop)
     found = []
     for where in (SupernetFolder(tmp_path / "supernet", {}), None):
         blocks: list[int] = []
-        supernet = build(tiny_subject, tiny_tokens, plan, where, blocks.append)
+        supernet = build_supernet(tiny_subject, tiny_tokens, plan, where, blocks.append)
         assert blocks == [0, 1, 2]
         with supernet.resident() as switch:
             switch.to(profiles[1])
-            found.append(weights_of(tiny_subject.model))
+            found.append(copy_weights(tiny_subject.model))
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())

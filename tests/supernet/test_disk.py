@@ -12,10 +12,10 @@ from sparsity_search.errors import RunMismatchError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.switch import Supernet
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from tests.helpers.names import OF_WEIGHTS
 
 from .conftest import Counting
@@ -35,7 +35,7 @@ def assert_same(one: Supernet, other: Supernet, profiles: list[SparsityProfile])
         for supernet in (one, other):
             with supernet.resident() as switch:
                 switch.to(profile)
-                found.append(weights_of(supernet.subject.model))
+                found.append(copy_weights(supernet.subject.model))
         assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
     assert one.notes == other.notes
 
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 def built(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, path: Path
 ) -> Supernet:
-    return build(tiny_subject, tiny_tokens, plan_of(), folder_at(path))
+    return build_supernet(tiny_subject, tiny_tokens, plan_of(), folder_at(path))
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)
@@ -62,9 +62,9 @@ def test_disk_is_memory(
     name: str,
 ) -> None:
     plan = plan_of(PRUNERS.create(name))
-    in_memory = build(tiny_subject, tiny_tokens, plan)
-    made = build(tiny_subject, tiny_tokens, plan, folder_at(path))
-    read = build(tiny_subject, tiny_tokens, plan, folder_at(path))
+    in_memory = build_supernet(tiny_subject, tiny_tokens, plan)
+    made = build_supernet(tiny_subject, tiny_tokens, plan, folder_at(path))
+    read = build_supernet(tiny_subject, tiny_tokens, plan, folder_at(path))
     assert_same(in_memory, made, profiles)
     assert_same(in_memory, read, profiles)
 
@@ -87,13 +87,13 @@ def test_resumes_by_block(
     pruner, told = Counting(), []
     plan = plan_of(pruner, propagate=propagate)
     with pytest.raises(KeyboardInterrupt):
-        build(tiny_subject, tiny_tokens, plan, folder_at(path), interrupt)
+        build_supernet(tiny_subject, tiny_tokens, plan, folder_at(path), interrupt)
     assert len(pruner.calls) == N_UNITS * (stop + 1)
     assert [folder_at(path).has(block) for block in range(3)] == [b <= stop for b in range(3)]
-    resumed = build(tiny_subject, tiny_tokens, plan, folder_at(path), told.append)
+    resumed = build_supernet(tiny_subject, tiny_tokens, plan, folder_at(path), told.append)
     assert len(pruner.calls) == N_UNITS * 3
     assert folder_at(path).complete(3)
-    assert_same(build(tiny_subject, tiny_tokens, plan), resumed, profiles)
+    assert_same(build_supernet(tiny_subject, tiny_tokens, plan), resumed, profiles)
 
 
 def _truncate(file: Path) -> None:
@@ -122,13 +122,13 @@ def test_a_damaged_block_is_rebuilt(
     block: int,
     damage: Callable[[Path], None],
 ) -> None:
-    expected = build(tiny_subject, tiny_tokens, plan_of())
+    expected = build_supernet(tiny_subject, tiny_tokens, plan_of())
     files = sorted(path.glob("block-*"))
     before = [file.read_bytes() for file in files]
     damage(files[block])
     pruner = Counting()
     assert not folder_at(path).has(block)
-    rebuilt = build(tiny_subject, tiny_tokens, plan_of(pruner), folder_at(path))
+    rebuilt = build_supernet(tiny_subject, tiny_tokens, plan_of(pruner), folder_at(path))
     assert len(pruner.calls) == N_UNITS
     assert [file.read_bytes() for file in files] == before
     assert_same(expected, rebuilt, profiles)
@@ -147,7 +147,7 @@ def test_without_a_legible_manifest_all_is_rebuilt(
     if content is not None:
         (path / "manifest.json").write_text(content)
     pruner = Counting()
-    build(tiny_subject, tiny_tokens, plan_of(pruner), folder_at(path))
+    build_supernet(tiny_subject, tiny_tokens, plan_of(pruner), folder_at(path))
     assert len(pruner.calls) == 3 * N_UNITS
 
 
@@ -174,6 +174,6 @@ def test_notes_are_kept(tiny_subject: PrunableModel, plan_of: PlanOf, path: Path
     # one short sequence: fewer tokens than inputs, so SparseGPT without damping has to raise it
     plan = plan_of(PRUNERS.create("sparsegpt", damping=0.0))
     tokens = torch.arange(8).view(1, 8)
-    notes = build(tiny_subject, tokens, plan, folder_at(path)).notes
+    notes = build_supernet(tiny_subject, tokens, plan, folder_at(path)).notes
     assert notes
-    assert build(tiny_subject, tokens, plan, folder_at(path)).notes == notes
+    assert build_supernet(tiny_subject, tokens, plan, folder_at(path)).notes == notes

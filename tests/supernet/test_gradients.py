@@ -11,14 +11,14 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.supernet.gradients import gradient_hint
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.gradients import compute_gradient_hint
 from sparsity_search.supernet.switch import Switch
 
 
@@ -67,8 +67,8 @@ def known(
     plan_of: Callable[..., SupernetPlan],
 ) -> tuple[Hint, list[np.ndarray], Candidate]:
     dense = log_probabilities(tiny_subject, tiny_tokens)
-    divergence = Divergence(tiny_subject, tiny_tokens, tiny_tokens.shape[1], 0)
-    supernet = build(tiny_subject, tiny_tokens, plan_of())
+    divergence = DivergenceExpansion(tiny_subject, tiny_tokens, tiny_tokens.shape[1], 0)
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of())
 
     def true_divergence() -> float:
         found = log_probabilities(tiny_subject, tiny_tokens)
@@ -76,7 +76,7 @@ def known(
 
     candidate = space.nearest(from_counts(space.layout, space.base.removed))
     with supernet.resident() as switch:
-        hint = gradient_hint(space, candidate, switch, divergence)
+        hint = compute_gradient_hint(space, candidate, switch, divergence)
         for unit, state in zip(space.layout, space.profile(candidate).states, strict=True):
             assert not switch.change(unit.name, *state).any(), "the model stays there"
         changes = measured(space, candidate, switch, true_divergence)

@@ -13,13 +13,13 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evaluators.perplexity import PerplexityEvaluator
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.prefixes import Prefixes
+from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.trials.history import Fidelity, Score
@@ -46,7 +46,7 @@ class Spy(Proxy):
 
 def objective(spy: Any = None, seed: int = 0) -> SupernetObjective:
     spy = spy or Spy()
-    return SupernetObjective(Prefixes(SUBJECT, 0), spy, spy, (N_ROWS, LENGTH), seed)
+    return SupernetObjective(PrefixCache(SUBJECT, 0), spy, spy, (N_ROWS, LENGTH), seed)
 
 
 SUBJECT = PrunableModel(tiny_llama())
@@ -104,10 +104,10 @@ def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
     profiles = PROFILES
     tables = [tuple(sorted(counts)) for counts in zip(*(p.removed for p in profiles), strict=True)]
     plan = SupernetPlan(pruner=MagnitudePruner(), tables=tables, centre=profiles[0])
-    supernet = build(subject, tiny_tokens, plan)
+    supernet = build_supernet(subject, tiny_tokens, plan)
     proxy = PerplexityEvaluator().bind(subject.model, tiny_tokens)
     with supernet.resident() as switch:
-        prefixes = Prefixes(subject, 2**20)
+        prefixes = PrefixCache(subject, 2**20)
         objective = SupernetObjective(prefixes, switch, proxy, (N_ROWS, LENGTH), 0)
         rows = objective.rows(Fidelity(80))
         found = [objective(profile, Fidelity(80)) for profile in profiles]
@@ -147,11 +147,11 @@ def test_structures_are_scored_without_what_is_removed(tiny_tokens: Tensor, memo
     profiles = [from_counts(subject.layout, each) for each in counts]
     tables = [tuple(sorted({*table})) for table in zip(*counts, strict=True)]
     plan = SupernetPlan(pruner=WandaSPPruner(), tables=tables, centre=profiles[0])
-    supernet = build(subject, tiny_tokens, plan)
+    supernet = build_supernet(subject, tiny_tokens, plan)
     watched = Watched(PerplexityEvaluator().bind(subject.model, tiny_tokens))
     full = sum(parameter.numel() for parameter in subject.model.parameters())
     with supernet.resident() as switch:
-        prefixes = Prefixes(subject, memory)
+        prefixes = PrefixCache(subject, memory)
         objective = SupernetObjective(prefixes, switch, watched, (N_ROWS, LENGTH), 0)
         rows = objective.rows(Fidelity(80))
         for profile in [profiles[0], profiles[2], profiles[1], profiles[0]]:

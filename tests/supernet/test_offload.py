@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.io.loading import compute_weights_digest
 from sparsity_search.models.io.offload import Offload
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 
 
@@ -36,19 +36,19 @@ def test_an_offloaded_supernet_is_the_same(
 ) -> None:
     monkeypatch.setattr(Offload, "_send", lambda _, tensor: tensor.clone())
     model = tiny_llama()
-    digest = weights_digest(model)
+    digest = compute_weights_digest(model)
     Offload(model, torch.device("cpu"))
     subject, found = PrunableModel(model), []
     plan = plan_of(PRUNERS.create(pruner), propagate=propagate)
     folder = SupernetFolder(tmp_path / "s", {}) if on_disk else None
     for supernet in (
-        build(tiny_subject, tiny_tokens, plan),
-        build(subject, tiny_tokens, plan, folder),
+        build_supernet(tiny_subject, tiny_tokens, plan),
+        build_supernet(subject, tiny_tokens, plan, folder),
     ):
         with supernet.resident() as switch:
             for profile in profiles:
                 switch.to(profile)
-                found.append(weights_of(supernet.subject.model))
+                found.append(copy_weights(supernet.subject.model))
     for one, other in zip(found[: len(profiles)], found[len(profiles) :], strict=True):
         assert all(torch.equal(weight, other[name]) for name, weight in one.items())
-    assert weights_digest(model) == digest
+    assert compute_weights_digest(model) == digest

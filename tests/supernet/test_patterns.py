@@ -13,7 +13,7 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Budget
-from sparsity_search.profiles.profile import SparsityProfile, from_counts, zeros_of
+from sparsity_search.profiles.profile import SparsityProfile, count_pattern_zeros, from_counts
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
@@ -21,12 +21,12 @@ from sparsity_search.pruning.patterns import with_pattern
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
-from sparsity_search.supernet.switch import Supernet, variants_name
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.supernet.switch import Supernet, get_variants_name
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.utils.random import derive_seed, generator
+from sparsity_search.utils.random import create_generator, derive_seed
 
 PRUNERS = [WandaPruner(), SparseGPTPruner(mask=MagnitudePruner())]
 SAVINGS = {"2:4": 0.5, "4:8": 0.25}
@@ -40,7 +40,7 @@ def space(tiny_subject: PrunableModel) -> SearchSpace:
 
 @pytest.fixture
 def mixed(space: SearchSpace) -> list[SparsityProfile]:
-    found = [space.profile(space.sample(generator(i, "mixed"), 2.0)) for i in range(3)]
+    found = [space.profile(space.sample(create_generator(i, "mixed"), 2.0)) for i in range(3)]
     assert all(set(profile.patterns) == {"", "2:4", "4:8"} for profile in found)
     return [space.base, *found]
 
@@ -73,7 +73,7 @@ def test_switching_is_direct_pruning(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, mixed: list[SparsityProfile],
     space: SearchSpace, pruner: Pruner,
 ) -> None:  # fmt: skip
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, pruner, "dense"))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(space, pruner, "dense"))
     visits = list(walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False))
     known = {name: found for visit in visits for name, found in visit.evidence.items()}
     dense = {name: view.read().clone() for name, view in tiny_subject.views.items()}
@@ -95,13 +95,13 @@ def test_switching_is_direct_pruning(
 def test_a_unit_whose_pattern_alone_changes_is_written(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     layout, name = space.layout, space.layout[3].name
     profiles = []
     for pattern in ("2:4", "4:8", "2:4"):
         patterns = ["4:8"] * len(layout)
         patterns[3] = pattern
-        removed = [zeros_of(unit, p) for unit, p in zip(layout, patterns, strict=True)]
+        removed = [count_pattern_zeros(unit, p) for unit, p in zip(layout, patterns, strict=True)]
         profiles.append(from_counts(layout, removed, patterns))
     found = []
     with supernet.resident() as switch:
@@ -118,12 +118,12 @@ def test_a_unit_whose_pattern_alone_changes_is_written(
 def test_the_centre_is_sequential_pruning(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     with supernet.resident() as switch:
         switch.to(space.base)
-        expected = weights_of(tiny_subject.model)
+        expected = copy_weights(tiny_subject.model)
     prune_sequentially(tiny_subject, space.base, WandaPruner(), tiny_tokens, seed=5)
-    found = weights_of(tiny_subject.model)
+    found = copy_weights(tiny_subject.model)
     assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
 
 
@@ -139,12 +139,14 @@ def test_disk_is_memory(
         with supernet.resident() as switch:
             for profile in mixed:
                 switch.to(profile)
-                found.append(weights_of(tiny_subject.model))
+                found.append(copy_weights(tiny_subject.model))
         return found
 
-    memory = states(build(tiny_subject, tiny_tokens, plan))
+    memory = states(build_supernet(tiny_subject, tiny_tokens, plan))
     for _ in range(2):  # made, and read
-        disk = states(build(tiny_subject, tiny_tokens, plan, SupernetFolder(tmp_path, {})))
+        disk = states(
+            build_supernet(tiny_subject, tiny_tokens, plan, SupernetFolder(tmp_path, {}))
+        )
         for one, other in zip(memory, disk, strict=True):
             assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
@@ -154,7 +156,7 @@ def test_a_block_without_choice_is_kept_on_disk(tiny_tokens: Tensor, tmp_path: P
     file = SpaceFile(version=1, description="x", gene=["name"], options=SAVINGS, reach=2)
     space = file.build(subject.layout, Budget(0.25), {"q": (0, 0)})
     for _ in range(2):
-        supernet = build(
+        supernet = build_supernet(
             subject, tiny_tokens, plan_of(space, SparseGPTPruner()), SupernetFolder(tmp_path, {})
         )
     with supernet.resident() as switch:
@@ -166,11 +168,11 @@ def test_a_block_without_choice_is_kept_on_disk(tiny_tokens: Tensor, tmp_path: P
 def test_a_dense_unit_takes_no_space(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, SparseGPTPruner()))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(space, SparseGPTPruner()))
     for unit in space.layout:
         assert supernet.variants[unit.name].tensors() == {}
         for pattern in SAVINGS:
-            made = supernet.variants[variants_name(unit.name, pattern)].tensors()
+            made = supernet.variants[get_variants_name(unit.name, pattern)].tensors()
             assert made["values"].numel() == unit.count // 2
     assert len(supernet.variants) == 3 * len(space.layout)
 
@@ -178,7 +180,7 @@ def test_a_dense_unit_takes_no_space(
 def test_profiles_that_it_does_not_hold(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(space, WandaPruner()))
     half = [unit.count // 2 for unit in space.layout]
     with supernet.resident() as switch:
         with pytest.raises(
@@ -222,10 +224,10 @@ def test_zeros_of_the_dense_model(tiny_tokens: Tensor) -> None:
     file = SpaceFile(version=1, description="x", gene=["name"], options=SAVINGS, reach=2)
     space = file.build(subject.layout, Budget(0.3), {})
     position = space.layout.position("model.layers.0.mlp.up_proj")
-    profiles = [space.profile(space.sample(generator(i, "z"), 2.0)) for i in range(24)]
+    profiles = [space.profile(space.sample(create_generator(i, "z"), 2.0)) for i in range(24)]
     found = {profile.states[position] for profile in profiles}
     assert {pattern for _, pattern in found} == {"", "2:4", "4:8"}
-    supernet = build(subject, tiny_tokens, plan_of(space, WandaPruner()))
+    supernet = build_supernet(subject, tiny_tokens, plan_of(space, WandaPruner()))
     with supernet.resident() as switch:
         for profile in profiles:
             switch.to(profile)
@@ -236,7 +238,7 @@ def test_a_pruner_without_patterns(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, space: SearchSpace
 ) -> None:
     with pytest.raises(ConfigError, match="Plain has no patterns"):
-        build(tiny_subject, tiny_tokens, plan_of(space, Plain()))
+        build_supernet(tiny_subject, tiny_tokens, plan_of(space, Plain()))
 
 
 class Plain(Pruner):

@@ -16,11 +16,11 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.files import SpaceFile
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.switch import Supernet
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
-from sparsity_search.utils.random import derive_seed, generator
+from sparsity_search.utils.random import create_generator, derive_seed
 from tests.helpers.names import OF_WEIGHTS
 
 PlanOf = Callable[..., SupernetPlan]
@@ -28,7 +28,7 @@ PlanOf = Callable[..., SupernetPlan]
 
 @pytest.fixture
 def supernet(tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf) -> Supernet:
-    return build(tiny_subject, tiny_tokens, plan_of())
+    return build_supernet(tiny_subject, tiny_tokens, plan_of())
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_switching_is_direct_pruning(
     name: str,
 ) -> None:
     pruner = PRUNERS.create(name)
-    supernet = build(tiny_subject, tiny_tokens, plan_of(pruner, propagate="dense", seed=5))
+    supernet = build_supernet(
+        tiny_subject, tiny_tokens, plan_of(pruner, propagate="dense", seed=5)
+    )
     gradient = pruner.needs_gradient
     visits = list(
         walk(tiny_subject, tiny_tokens, pruner.requires, rewritten=False, gradient=gradient)
@@ -80,13 +82,13 @@ def test_dense_weights_return(
     supernet: Supernet, profiles: list[SparsityProfile], error: type[BaseException] | None
 ) -> None:
     model = supernet.subject.model
-    before = weights_of(model)
+    before = copy_weights(model)
 
     def search() -> None:
         with supernet.resident() as switch:
             for profile in profiles:
                 switch.to(profile)
-            assert not all(torch.equal(w, before[n]) for n, w in weights_of(model).items())
+            assert not all(torch.equal(w, before[n]) for n, w in copy_weights(model).items())
             if error:
                 raise error
 
@@ -95,7 +97,7 @@ def test_dense_weights_return(
             search()
     else:
         search()
-    assert all(torch.equal(weight, before[n]) for n, weight in weights_of(model).items())
+    assert all(torch.equal(weight, before[n]) for n, weight in copy_weights(model).items())
 
 
 def test_only_changed_units_are_written(
@@ -124,7 +126,7 @@ def test_order_of_profiles_does_not_matter(
         with supernet.resident() as switch:
             for profile in order:
                 switch.to(profile)
-                found[profile.digest] = weights_of(supernet.subject.model)
+                found[profile.digest] = copy_weights(supernet.subject.model)
         return found
 
     there, back = visit(profiles), visit(profiles[::-1])
@@ -161,7 +163,7 @@ def test_change_is_what_switching_adds(
     profiles: list[SparsityProfile],
     name: str,
 ) -> None:
-    supernet = build(tiny_subject, tiny_tokens, plan_of(PRUNERS.create(name)))
+    supernet = build_supernet(tiny_subject, tiny_tokens, plan_of(PRUNERS.create(name)))
     with supernet.resident() as switch:
         switch.to(profiles[1])
         before = {name: view.read().clone() for name, view in tiny_subject.views.items()}
@@ -191,10 +193,10 @@ def structured(
     space = file.build(subject.layout, Budget(0.4), {})
     tables = [(0, *(count for count in table if count)) for table in space.tables()]
     plan = SupernetPlan(pruner=PRUNERS.create(request.param), tables=tables, centre=space.base)
-    rng = generator(0, "profiles")
+    rng = create_generator(0, "profiles")
     profiles = [space.base, *(space.profile(space.sample(rng, 2.0)) for _ in range(3))]
     dense = from_counts(subject.layout, [0] * len(subject.layout))
-    return build(subject, tiny_tokens, plan), [*profiles, dense, profiles[1]]
+    return build_supernet(subject, tiny_tokens, plan), [*profiles, dense, profiles[1]]
 
 
 def test_narrow_runs_smaller_matrices(
@@ -208,7 +210,7 @@ def test_narrow_runs_smaller_matrices(
         found: Tensor = model(input_ids=tiny_tokens).logits
         return found
 
-    before = weights_of(model)
+    before = copy_weights(model)
     full = sum(weight.numel() for weight in before.values())
     with supernet.resident() as switch:
         for profile in profiles:
@@ -226,8 +228,8 @@ def test_narrow_runs_smaller_matrices(
             assert torch.equal(switch.change(unit, count), change)
         switch.dense()
         with switch.narrow():
-            assert all(torch.equal(w, before[n]) for n, w in weights_of(model).items())
-    assert all(torch.equal(weight, before[n]) for n, weight in weights_of(model).items())
+            assert all(torch.equal(w, before[n]) for n, w in copy_weights(model).items())
+    assert all(torch.equal(weight, before[n]) for n, weight in copy_weights(model).items())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -235,7 +237,7 @@ def test_dense_weights_return_from_narrow_ones(
     structured: tuple[Supernet, list[SparsityProfile]], error: type[BaseException]
 ) -> None:
     supernet, profiles = structured
-    before = weights_of(supernet.subject.model)
+    before = copy_weights(supernet.subject.model)
 
     def search() -> None:
         with supernet.resident() as switch:
@@ -245,6 +247,6 @@ def test_dense_weights_return_from_narrow_ones(
 
     with pytest.raises(error):
         search()
-    after = weights_of(supernet.subject.model)
+    after = copy_weights(supernet.subject.model)
     assert after.keys() == before.keys()
     assert all(torch.equal(weight, before[n]) for n, weight in after.items())

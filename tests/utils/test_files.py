@@ -14,9 +14,9 @@ from sparsity_search.errors import RunMismatchError
 from sparsity_search.utils.files import (
     atomic_file,
     atomic_folder,
-    canonical_json,
     check_fingerprint,
-    digest,
+    compute_digest,
+    format_canonical_json,
     write_json,
     write_text,
 )
@@ -99,15 +99,15 @@ def test_write_json(tmp_path: Path) -> None:
 
 
 def test_canonical_json() -> None:
-    assert canonical_json({"b": (1, 2), "a": "x"}) == '{"a":"x","b":[1,2]}'
+    assert format_canonical_json({"b": (1, 2), "a": "x"}) == '{"a":"x","b":[1,2]}'
     with pytest.raises(ValueError, match="JSON"):
-        canonical_json([math.inf])
+        format_canonical_json([math.inf])
 
 
 def test_digest() -> None:
-    assert digest([1, 2]) == digest((1, 2)) != digest([2, 1])
-    assert len(digest({})) == 16
-    assert len({digest(x) for x in (1, "1", [1], {"1": 1}, None)}) == 5
+    assert compute_digest([1, 2]) == compute_digest((1, 2)) != compute_digest([2, 1])
+    assert len(compute_digest({})) == 16
+    assert len({compute_digest(x) for x in (1, "1", [1], {"1": 1}, None)}) == 5
 
 
 def test_fingerprint() -> None:

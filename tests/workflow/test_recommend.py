@@ -14,7 +14,7 @@ from sparsity_search.trials.ladder import Ladder
 from sparsity_search.workflow.recommend import (
     BACKWARD,
     SEARCH_PASSES,
-    Machine,
+    MachineSpeed,
     MeasuredGain,
     Method,
     choose,
@@ -36,7 +36,7 @@ def config(*overrides: str, pruner: str = "wanda") -> RunConfig:
 
 
 #: 16,384 tokens of calibration text take a minute.
-MACHINE = Machine(60 / 16384, 2_000_000)
+MACHINE = MachineSpeed(60 / 16384, 2_000_000)
 KNOWN = [
     method("uniform", 0, gain("wanda", 0.7, 1.0)),
     method("weak", 1, gain("wanda", 0.7, 0.9), gain("sparsegpt", 0.7, 1.1)),

@@ -12,7 +12,7 @@ import torch
 
 from sparsity_search.config.load import load_config
 from sparsity_search.engine.fingerprint import identify_study
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.plugins import Plugins
 from sparsity_search.profiles.scores import Scores
@@ -30,7 +30,7 @@ def fingerprint(*overrides: str) -> dict[str, Any]:
     config = load_config(None, {"model.name": "tiny", "initial": []}, overrides)
     model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
     session = SimpleNamespace(loaded=SimpleNamespace(digest="0", model=model), text_facts={})
-    job = Job(
+    job = SearchJob(
         config, Plugins.of(config), cast(Any, session), SPACE, RunDirectory(Path()), Monitor()
     )
     return dict(identify_study(job).fingerprint)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import check_head, loss
+from sparsity_search.models.running.head import check_head, compute_loss
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.profile import from_counts
 
@@ -21,7 +21,7 @@ from sparsity_search.profiles.profile import from_counts
 DEPTH = ("blocks", "sublayers")
 
 
-class Removal:
+class RemovalState:
     """The units removed so far, one after another, within bounds and a budget.
 
     It starts from what the bounds demand; units that are empty in the dense model are among it.
@@ -61,7 +61,7 @@ class Removal:
     def by_score(self, scores: Mapping[int, float]) -> Allocation:
         """Remove units by rising score, those of equal score in forward order."""
         while candidates := self.candidates():
-            self.remove(least(scores, candidates))
+            self.remove(find_least(scores, candidates))
         return self.allocation()
 
     def allocation(self) -> Allocation:
@@ -69,7 +69,7 @@ class Removal:
         return Allocation(from_counts(self._layout, self._counts))
 
 
-def least(scores: Mapping[int, float], candidates: Iterable[int]) -> int:
+def find_least(scores: Mapping[int, float], candidates: Iterable[int]) -> int:
     """Return the candidate of the least score, the first of equal ones.
 
     Raises:
@@ -86,7 +86,7 @@ def _rank(score: float) -> float:
 
 
 @contextmanager
-def emptied(subject: PrunableModel, *names: str) -> Iterator[None]:
+def empty_units(subject: PrunableModel, *names: str) -> Iterator[None]:
     """Within, the units called ``names`` are removed: nothing is left, not even an output bias."""
     with ExitStack() as stack:
         for view in [subject.views[name] for name in names]:
@@ -134,7 +134,7 @@ class RemovalLosses:
             for before in range(block, unit.block):
                 hidden = self._runner.run(before, hidden)
             block = unit.block
-            with emptied(self._subject, unit.name):
+            with empty_units(self._subject, unit.name):
                 found[position] = self._loss(block, hidden)
         return found
 
@@ -146,7 +146,7 @@ class RemovalLosses:
             hidden = self._runner.run(following, hidden)
         for tokens, final in zip(batches, self._runner.finish(hidden), strict=True):
             total += sum(
-                float(loss(self._subject.model, part, wanted.to(part.device)))
+                float(compute_loss(self._subject.model, part, wanted.to(part.device)))
                 for part, wanted in zip(final[:, :-1], tokens[:, 1:], strict=True)
             )
         return total / self._n_targets

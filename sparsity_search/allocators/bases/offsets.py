@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sparsity_search.errors import ConfigError, UnknownNameError, nearest
+from sparsity_search.errors import ConfigError, UnknownNameError, suggest_name
 from sparsity_search.profiles.layout import Layout
 
 #: Offsets by role: pairs sorted by role.
 Offsets = tuple[tuple[str, float], ...]
 
 
-def as_offsets(offsets: Mapping[str, float] | Iterable[tuple[str, float]]) -> Offsets:
+def parse_offsets(offsets: Mapping[str, float] | Iterable[tuple[str, float]]) -> Offsets:
     """Return offsets as pairs sorted by role, which are hashable and compare by value.
 
     Raises:
@@ -40,7 +40,7 @@ def check_offsets(setting: str, values: Sequence[float]) -> None:
         raise ConfigError(f"{setting} must lie in [-1, 1], not {list(values)}")
 
 
-def role_offsets(layout: Layout, offsets: Offsets) -> np.ndarray:
+def get_unit_offsets(layout: Layout, offsets: Offsets) -> np.ndarray:
     """Return the offset of each unit, ``(n_units,)`` float64; 0 for roles that are not named.
 
     Raises:
@@ -50,6 +50,6 @@ def role_offsets(layout: Layout, offsets: Offsets) -> np.ndarray:
     for role in found:
         if role not in roles:
             raise UnknownNameError(
-                f"offsets: no unit has the role {role!r}: {nearest(role, roles)}"
+                f"offsets: no unit has the role {role!r}: {suggest_name(role, roles)}"
             )
     return np.array([found.get(unit.role, 0.0) for unit in layout], dtype=np.float64)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sparsity_search.errors import ConfigError, NumericalError
 
 
-def rescaled(values: ArrayLike, spread: float) -> np.ndarray:
+def rescale_values(values: ArrayLike, spread: float) -> np.ndarray:
     """Return ``values`` mapped linearly to a range of width ``2 · spread``, from 0 on.
 
     What OWL (arXiv 2310.05175), DLP, DSA and NeuroAL do before they centre the result on the
@@ -25,7 +25,7 @@ def rescaled(values: ArrayLike, spread: float) -> np.ndarray:
     Raises:
         NumericalError: A value is not finite.
 
-    >>> rescaled([3, 1, 2], spread=0.1).tolist()
+    >>> rescale_values([3, 1, 2], spread=0.1).tolist()
     [0.2, 0.0, 0.1]
     """
     found = np.asarray(values, dtype=np.float64)

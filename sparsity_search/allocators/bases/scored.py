@@ -19,16 +19,16 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.profiles.scores import Scores, tables
+from sparsity_search.profiles.scores import Scores, build_count_tables
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import PRUNERS, SENSITIVITIES, converted_field, plugin_field
-from sparsity_search.solvers.decisions import Knapsack, Rules, pose_counts, pose_steps
-from sparsity_search.solvers.greedy import trimmed
-from sparsity_search.solvers.pairs import moved, pair_loss
-from sparsity_search.spaces.choices import n_of_m
+from sparsity_search.solvers.decisions import Knapsack, SolverRules, pose_counts, pose_steps
+from sparsity_search.solvers.greedy import trim_steps
+from sparsity_search.solvers.pairs import compute_pair_loss, move_coordinates
+from sparsity_search.spaces.choices import list_pattern_counts
 
 
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+def _parse_names(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -69,7 +69,7 @@ class ScoredAllocator(Allocator):
     sensitivity: Sensitivity = plugin_field(SENSITIVITIES, "fisher")
     pruner: Pruner = plugin_field(PRUNERS, "wanda")
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-    tied: tuple[str, ...] = converted_field(_names, ("name",))
+    tied: tuple[str, ...] = converted_field(_parse_names, ("name",))
     step: float = 0.01
     use_pairs: bool = False
     shrink: float = 1.0
@@ -83,9 +83,9 @@ class ScoredAllocator(Allocator):
         self.rules  # noqa: B018  refuses settings that are not legal
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> SolverRules:
         """Which profiles the settings allow."""
-        return Rules(tied=self.tied, step=self.step, pattern=self._pattern)
+        return SolverRules(tied=self.tied, step=self.step, pattern=self._pattern)
 
     @abstractmethod
     def choose(self, knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
@@ -115,8 +115,8 @@ class ScoredAllocator(Allocator):
     def tables(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
         """Return the counts of each unit that are measured, increasing."""
         if self._pattern is None:
-            return tables(layout, self.levels)
-        legal = zip(layout, n_of_m(layout, self._pattern), strict=True)
+            return build_count_tables(layout, self.levels)
+        legal = zip(layout, list_pattern_counts(layout, self._pattern), strict=True)
         # a unit with more zeros than the pattern has nothing to choose
         return tuple(tuple(c for c in counts if c > u.zeros) or (u.zeros,) for u, counts in legal)
 
@@ -161,9 +161,9 @@ class ScoredAllocator(Allocator):
         losses = knapsack.losses(scores)
         levels = self.choose(knapsack, losses)
         if self._paired(scores):
-            levels = moved(knapsack, losses, scores, levels, self.shrink)
+            levels = move_coordinates(knapsack, losses, scores, levels, self.shrink)
         if rules.pattern is not None:
-            levels = trimmed(knapsack, losses, levels)
+            levels = trim_steps(knapsack, losses, levels)
         notes = ("no pairs were measured",) if self.use_pairs and scores.pairs is None else ()
         return Solution(knapsack.table.at(levels), final=rules.pattern is not None, notes=notes)
 
@@ -171,7 +171,7 @@ class ScoredAllocator(Allocator):
         """Return the predicted loss of a profile, with pairs where they are used."""
         loss = scores.loss(profile)
         if self._paired(scores):
-            loss += self.shrink * pair_loss(scores, np.array(profile.removed))
+            loss += self.shrink * compute_pair_loss(scores, np.array(profile.removed))
         return loss
 
     def _paired(self, scores: Scores) -> bool:

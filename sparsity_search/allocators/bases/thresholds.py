@@ -19,7 +19,7 @@ _BINS = 1 << 11
 _LEAST_SHARE = 1e-12
 
 
-def threshold_counts(
+def count_below_threshold(
     layout: Layout, scores: Callable[[str], Tensor], bounds: Bounds, n_removed: int
 ) -> np.ndarray:
     """Return how many items of each unit lie below one threshold, ``(n_units,)`` float64.
@@ -44,7 +44,7 @@ def threshold_counts(
     lower, upper = bounds.lower[:, None], bounds.upper[:, None]
     base, below = 0, np.zeros(len(layout), dtype=np.int64)
     for shift in _SHIFTS:
-        found = np.stack([_histogram(scores(unit.name), base, shift) for unit in layout])
+        found = np.stack([_compute_histogram(scores(unit.name), base, shift) for unit in layout])
         up_to = below[:, None] + found.cumsum(axis=1)
         costs = layout.costs @ np.clip(up_to, lower, upper)
         first = int(np.searchsorted(costs, n_removed))
@@ -57,7 +57,7 @@ def threshold_counts(
     return np.asarray(low + share * (high - low))
 
 
-def _histogram(scores: Tensor, base: int, shift: int) -> np.ndarray:
+def _compute_histogram(scores: Tensor, base: int, shift: int) -> np.ndarray:
     """Return how many scores have each value of the bits above ``shift``, from ``base`` on."""
     if not bool(scores.isfinite().all()):
         raise NumericalError("scores are not finite: a weight is NaN, Inf or huge")
@@ -66,7 +66,7 @@ def _histogram(scores: Tensor, base: int, shift: int) -> np.ndarray:
     return torch.bincount(bins, minlength=_BINS).cpu().numpy()
 
 
-def removed_in_proportion(
+def remove_in_proportion(
     layout: Layout, shares: np.ndarray, bounds: Bounds, n_removed: int
 ) -> np.ndarray:
     """Return how many weights each unit loses, in proportion to its share, within the bounds.
@@ -87,7 +87,7 @@ def removed_in_proportion(
     return water_fill(layout.zeros.astype(float), slopes, bounds, layout.costs, n_removed)
 
 
-def kept_in_proportion(
+def keep_in_proportion(
     layout: Layout, shares: np.ndarray, bounds: Bounds, n_removed: int
 ) -> np.ndarray:
     """Return how many weights each unit loses if it keeps some in proportion to its share.
@@ -108,7 +108,7 @@ def kept_in_proportion(
     return np.asarray(layout.counts - kept)
 
 
-def softened(layout: Layout, bounds: Bounds, most: np.ndarray, n_removed: int) -> Bounds:
+def soften_bounds(layout: Layout, bounds: Bounds, most: np.ndarray, n_removed: int) -> Bounds:
     """Return bounds that stop at ``most`` items of each unit, if they still meet the budget.
 
     If they do not, all units go up to ``most`` at least, and the given bounds hold beyond.

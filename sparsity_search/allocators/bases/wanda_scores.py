@@ -17,7 +17,7 @@ from sparsity_search.models.running.walk import Visit, walk
 KINDS = ("weights", "width", "heads")
 
 
-def measured(
+def measure_scores(
     problem: AllocationProblem,
     measure: Callable[[list[Tensor]], float],
     *,
@@ -27,7 +27,7 @@ def measured(
 
     Args:
         problem: The dense model and the text.
-        measure: Takes the scores of each unit, see `unit_scores`.
+        measure: Takes the scores of each unit, see `compute_unit_scores`.
         per: ``block`` for one number for all units of a block, ``linear`` for one each.
 
     Returns:
@@ -41,12 +41,12 @@ def measured(
         names = [unit.name for unit in visit.units]
         groups = [names] if per == "block" else [[name] for name in names]
         for group in filter(None, groups):
-            value = measure([unit_scores(subject, visit, name) for name in group])
+            value = measure([compute_unit_scores(subject, visit, name) for name in group])
             found.update(dict.fromkeys(group, value))
     return np.array([found[unit.name] for unit in subject.layout])
 
 
-def unit_scores(subject: PrunableModel, visit: Visit, name: str) -> Tensor:
+def compute_unit_scores(subject: PrunableModel, visit: Visit, name: str) -> Tensor:
     """Return ``|W_ij| · rms(x_j)`` of a unit, flat, in float32.
 
     Where structures are removed, ``W`` is their consumer: only its inputs are known.

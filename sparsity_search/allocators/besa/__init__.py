@@ -11,15 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_search.allocators.besa.block_training import MaskedBlock, observe, relative_error
+from sparsity_search.allocators.besa.block_training import (
+    MaskedBlock,
+    compute_relative_error,
+    observe,
+)
 from sparsity_search.allocators.besa.differentiable import (
     LearnedMask,
-    candidate_rates,
-    initial_logits,
-    kept,
-    ranks,
+    build_candidate_rates,
+    build_keep_mask,
+    compute_initial_logits,
+    compute_ranks,
 )
-from sparsity_search.allocators.besa.tradeoffs import balanced, shifted
+from sparsity_search.allocators.besa.tradeoffs import balance_sparsities, shift_sparsities
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -32,7 +36,7 @@ _CHOICES = {"per": ("row", "layer"), "scope": ("block", "model")}
 _LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 
 
-class _Trained(NamedTuple):
+class _TrainedBlock(NamedTuple):
     """The rates learned in one block.
 
     Attributes:
@@ -121,9 +125,9 @@ class BESAAllocator(Allocator):
         layout, target = problem.layout, problem.target
         text = problem.tokens[: self.sequences]
         learned = list(self._train(problem.subject, text, target, problem.bounds))
-        profile = problem.project(_wanted(layout, learned, target, problem.bounds))
+        profile = problem.project(_compute_sparsities(layout, learned, target, problem.bounds))
         arrays = {
-            layout[unit].name: _scaled(rates, profile.sparsities[unit])
+            layout[unit].name: _scale_rates(rates, profile.sparsities[unit])
             for trained in learned
             for unit, rates in zip(trained.units, trained.rates, strict=True)
         }
@@ -133,7 +137,7 @@ class BESAAllocator(Allocator):
 
     def _train(
         self, subject: PrunableModel, tokens: Tensor, target: float, bounds: Bounds
-    ) -> Iterator[_Trained]:
+    ) -> Iterator[_TrainedBlock]:
         """Yield what is learned of each block that has units."""
         hidden = [
             h for batch in BlockRunner(subject, tokens).embed() for h in torch.split(batch, 1)
@@ -150,7 +154,7 @@ class BESAAllocator(Allocator):
             size = layout.counts[units].sum()
             limits = bounds.lower[units].sum() / size, bounds.upper[units].sum() / size
             reach = self.spread * _LEVELS if self.scope == "model" else np.zeros(1)
-            trained = _Trained(
+            trained = _TrainedBlock(
                 units=units,
                 rates=[mask.row_rates().numpy() for mask in masks.values()],
                 columns=[mask.ranks.shape[1] for mask in masks.values()],
@@ -159,12 +163,12 @@ class BESAAllocator(Allocator):
             )
             if len(trained.levels) > 1:
                 errors = [
-                    _error(block, hidden, outputs, _hard(masks, trained, s))
+                    _compute_error(block, hidden, outputs, _harden_masks(masks, trained, s))
                     for s in trained.levels
                 ]
                 trained = trained._replace(errors=np.array(errors))
-            hard = _hard(masks, trained, float(np.clip(target, *limits)))
-            hidden = [_run(block, states, hard) for states in hidden]
+            hard = _harden_masks(masks, trained, float(np.clip(target, *limits)))
+            hidden = [_run_block(block, states, hard) for states in hidden]
             yield trained
 
     @torch.enable_grad()
@@ -183,7 +187,7 @@ class BESAAllocator(Allocator):
         for _ in range(self.epochs):
             for states, output in zip(hidden, wanted, strict=True):
                 soft = {name: mask.mask() for name, mask in masks.items()}
-                error = relative_error(block(states.clone(), soft), output.clone())
+                error = compute_relative_error(block(states.clone(), soft), output.clone())
                 means = torch.stack([mask.sparsity().mean() for mask in masks.values()])
                 sparsity = means @ means.new_tensor(sizes) / sum(sizes)
                 loss = error + self.penalty * ((sparsity - target) / target).square()
@@ -201,41 +205,43 @@ class BESAAllocator(Allocator):
         scores = weight.float().abs() * block.statistics[name].norms().to(weight.device)
         if not scores.isfinite().all():
             raise NumericalError(f"{name}: scores are not finite")
-        rates = candidate_rates(self.step)
-        first = initial_logits(rates, target, self.width)
+        rates = build_candidate_rates(self.step)
+        first = compute_initial_logits(rates, target, self.width)
         groups = len(weight) if self.per == "row" else 1
         logits = first.to(weight.device).repeat(groups, 1).requires_grad_()
-        return LearnedMask(ranks(scores, weight == 0), logits, rates)
+        return LearnedMask(compute_ranks(scores, weight == 0), logits, rates)
 
 
-def _hard(masks: Mapping[str, LearnedMask], trained: _Trained, level: float) -> dict[str, Tensor]:
+def _harden_masks(
+    masks: Mapping[str, LearnedMask], trained: _TrainedBlock, level: float
+) -> dict[str, Tensor]:
     """Return the masks of a block's units with all rates shifted to one sparsity of the block."""
-    rates = _at(trained, level)
+    rates = _shift_rates(trained, level)
     return {
-        name: kept(mask.ranks, torch.from_numpy(rows))
+        name: build_keep_mask(mask.ranks, torch.from_numpy(rows))
         for (name, mask), rows in zip(masks.items(), rates, strict=True)
     }
 
 
-def _at(trained: _Trained, level: float) -> list[np.ndarray]:
+def _shift_rates(trained: _TrainedBlock, level: float) -> list[np.ndarray]:
     """Return the rates of a block's rows, shifted to one sparsity of the block."""
     lengths = [len(rates) for rates in trained.rates]
     sizes = np.repeat(np.array(trained.columns, dtype=np.float64), lengths)
-    rates = shifted(np.concatenate(trained.rates), sizes, level)
+    rates = shift_sparsities(np.concatenate(trained.rates), sizes, level)
     return np.split(rates, np.cumsum(lengths)[:-1])
 
 
-def _scaled(rates: np.ndarray, sparsity: float) -> np.ndarray:
+def _scale_rates(rates: np.ndarray, sparsity: float) -> np.ndarray:
     """Return the rates of a unit's rows, shifted to the unit's sparsity, float32."""
-    return shifted(rates, np.ones(len(rates)), sparsity).astype(np.float32)
+    return shift_sparsities(rates, np.ones(len(rates)), sparsity).astype(np.float32)
 
 
 @torch.no_grad()
-def _run(block: MaskedBlock, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+def _run_block(block: MaskedBlock, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     return block(states, masks)
 
 
-def _error(
+def _compute_error(
     block: MaskedBlock,
     hidden: Sequence[Tensor],
     wanted: Sequence[Tensor],
@@ -243,22 +249,22 @@ def _error(
 ) -> float:
     """Return the mean relative error of a masked block's outputs."""
     errors = [
-        float(relative_error(_run(block, states, masks), output))
+        float(compute_relative_error(_run_block(block, states, masks), output))
         for states, output in zip(hidden, wanted, strict=True)
     ]
     return sum(errors) / len(errors)
 
 
-def _wanted(
-    layout: Layout, found: Sequence[_Trained], target: float, bounds: Bounds
+def _compute_sparsities(
+    layout: Layout, found: Sequence[_TrainedBlock], target: float, bounds: Bounds
 ) -> np.ndarray:
     """Return the sparsity of each unit: those of a block shifted to the block's target."""
     sizes = np.array([layout.counts[trained.units].sum() for trained in found])
     curves = [trained.levels for trained in found], [trained.errors for trained in found]
     sparsities = np.zeros(len(layout))
-    for trained, level in zip(found, balanced(*curves, sizes, target), strict=True):
+    for trained, level in zip(found, balance_sparsities(*curves, sizes, target), strict=True):
         counts = layout.counts[trained.units]
-        means = np.array([rates.mean() for rates in _at(trained, level)])
+        means = np.array([rates.mean() for rates in _shift_rates(trained, level)])
         low, high = (limit[trained.units] / counts for limit in (bounds.lower, bounds.upper))
-        sparsities[trained.units] = shifted(means, counts, level, low, high)
+        sparsities[trained.units] = shift_sparsities(means, counts, level, low, high)
     return sparsities

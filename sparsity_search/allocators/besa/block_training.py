@@ -13,9 +13,9 @@ from torch.func import functional_call
 
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.experts import ExpertMatrix
-from sparsity_search.models.anatomy.linears import as_matrix, matrix
+from sparsity_search.models.anatomy.linears import as_matrix, read_matrix
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.views import RowsView, View
+from sparsity_search.models.anatomy.views import RowsView, WeightView
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
 
@@ -36,7 +36,7 @@ class MaskedBlock:
 
     module: nn.Module
     kwargs: Mapping[str, Any]
-    views: Mapping[str, View]
+    views: Mapping[str, WeightView]
     statistics: Mapping[str, InputStatistics]
 
     def __call__(self, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
@@ -64,7 +64,7 @@ class MaskedBlock:
             if isinstance(view, ExpertMatrix):
                 experts.setdefault(name, (view, {}))[1][view.index] = masked
             elif isinstance(view, RowsView):
-                whole = fused.get(name, (view, matrix(view.linear)))[1]
+                whole = fused.get(name, (view, read_matrix(view.linear)))[1]
                 fused[name] = (view, view.within(whole, masked))
             else:
                 yield name, as_matrix(view.module, masked)
@@ -94,16 +94,16 @@ def observe(
 
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with _gathered(views, runner, block, hidden) as statistics:
+        with _gather_statistics(views, runner, block, hidden) as statistics:
             outputs = runner.run(block, hidden)
     finally:
         handle.remove()
-    return MaskedBlock(module, usable(kwargs), views, statistics), outputs
+    return MaskedBlock(module, copy_for_autograd(kwargs), views, statistics), outputs
 
 
 @contextmanager
-def _gathered(
-    views: Mapping[str, View], runner: BlockRunner, block: int, hidden: Sequence[Tensor]
+def _gather_statistics(
+    views: Mapping[str, WeightView], runner: BlockRunner, block: int, hidden: Sequence[Tensor]
 ) -> Iterator[dict[str, InputStatistics]]:
     """Within, gather the statistics of the units' inputs."""
     experts = RoutedGatherer(views, Statistic.NORM)
@@ -129,18 +129,18 @@ def _gathered(
             runner.run(block, hidden)
 
 
-def usable(value: Any) -> Any:
+def copy_for_autograd(value: Any) -> Any:
     """Return arguments with copies of their tensors, which autograd may save."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: usable(part) for key, part in value.items()}
+        return {key: copy_for_autograd(part) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(usable(part) for part in value)
+        return type(value)(copy_for_autograd(part) for part in value)
     return value
 
 
-def relative_error(output: Tensor, wanted: Tensor) -> Tensor:
+def compute_relative_error(output: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean over channels of the squared error relative to the wanted channel's size.
 
     ``1/H · Σ_c ‖y_c - ŷ_c‖² / ‖y_c‖²``, norms over all tokens, in float32. Channels that are

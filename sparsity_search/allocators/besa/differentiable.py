@@ -15,12 +15,12 @@ _ROUNDING = 1e-3
 _STEEPEST = 1e6
 
 
-def candidate_rates(step: float) -> Tensor:
+def build_candidate_rates(step: float) -> Tensor:
     """Return the candidate rates, ``(n,)`` float64, rising from 0 to 1.
 
     They go down from 1 in steps; the last one is 0, whatever is left of its step.
 
-    >>> candidate_rates(0.25).tolist()
+    >>> build_candidate_rates(0.25).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     n = math.ceil(1 / step - 1e-9)
@@ -29,7 +29,7 @@ def candidate_rates(step: float) -> Tensor:
     return rates
 
 
-def initial_logits(rates: Tensor, target: float, width: float = math.inf) -> Tensor:
+def compute_initial_logits(rates: Tensor, target: float, width: float = math.inf) -> Tensor:
     """Return logits whose softmax has the mean ``target``, ``(n,)`` float32.
 
     They are ``-(p - target)² / (2 width²) + tilt · p``, where the tilt makes the mean exact. With
@@ -52,12 +52,12 @@ def initial_logits(rates: Tensor, target: float, width: float = math.inf) -> Ten
     return (logits - logits.max()).float()
 
 
-def thresholds(rates: Tensor, columns: int) -> list[int]:
+def compute_thresholds(rates: Tensor, columns: int) -> list[int]:
     """Return how many of ``columns`` weights each candidate removes, rounded down."""
     return [math.floor(columns * rate + 1e-9) for rate in rates.tolist()]
 
 
-def keep_probability(weights: Tensor, limits: Sequence[int]) -> Tensor:
+def compute_keep_probability(weights: Tensor, limits: Sequence[int]) -> Tensor:
     """Return the probability that a weight is kept, by rank, ``(groups, columns)``.
 
     Rank ``r`` is kept by the candidates that remove at most ``r`` weights: the probability is the
@@ -73,7 +73,7 @@ def keep_probability(weights: Tensor, limits: Sequence[int]) -> Tensor:
     return weights @ by_rank.to(weights)
 
 
-def ranks(scores: Tensor, first: Tensor) -> Tensor:
+def compute_ranks(scores: Tensor, first: Tensor) -> Tensor:
     """Return the place of each weight in its row, the least score first; int64 of that shape.
 
     Args:
@@ -85,7 +85,7 @@ def ranks(scores: Tensor, first: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def kept(ranks: Tensor, rates: Tensor) -> Tensor:
+def build_keep_mask(ranks: Tensor, rates: Tensor) -> Tensor:
     """Return the mask that keeps all but the first ranks of each row, bool; counts are rounded."""
     counts = (rates * ranks.shape[1]).round().long().to(ranks.device)
     return ranks >= counts[:, None]
@@ -124,6 +124,6 @@ class LearnedMask:
         rate = (weights @ self.rates.to(weights)).detach()
         counts = (rate * columns + _ROUNDING).floor()
         hard = (self.ranks >= counts[:, None]).to(weights)
-        soft = keep_probability(weights, thresholds(self.rates, columns))
+        soft = compute_keep_probability(weights, compute_thresholds(self.rates, columns))
         soft = soft.expand(len(self.ranks), -1).gather(1, self.ranks)
         return hard + (soft - soft.detach())

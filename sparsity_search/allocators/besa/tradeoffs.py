@@ -12,7 +12,7 @@ from sparsity_search.utils.bisect import bisect
 _TIE = 1e-6
 
 
-def shifted(
+def shift_sparsities(
     values: np.ndarray,
     sizes: np.ndarray,
     target: float,
@@ -30,7 +30,7 @@ def shifted(
         lower: Least of each.
         upper: Most of each.
 
-    >>> shifted(np.array([0.1, 0.2, 0.9]), np.ones(3), 0.6).round(9).tolist()
+    >>> shift_sparsities(np.array([0.1, 0.2, 0.9]), np.ones(3), 0.6).round(9).tolist()
     [0.35, 0.45, 1.0]
     """
 
@@ -42,7 +42,7 @@ def shifted(
     return at(bisect(lambda shift: float(at(shift) @ sizes) / sizes.sum(), target, low, high))
 
 
-def balanced(
+def balance_sparsities(
     levels: Sequence[np.ndarray], errors: Sequence[np.ndarray], sizes: np.ndarray, target: float
 ) -> np.ndarray:
     """Return the block sparsities of least summed error whose weighted mean is ``target``.

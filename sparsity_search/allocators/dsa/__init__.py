@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sparsity_search.allocators.bases.rescale import check_spread, rescaled
-from sparsity_search.allocators.bases.wanda_scores import KINDS, measured
+from sparsity_search.allocators.bases.rescale import check_spread, rescale_values
+from sparsity_search.allocators.bases.wanda_scores import KINDS, measure_scores
 from sparsity_search.allocators.dsa.expressions import Expression
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 
@@ -56,5 +56,5 @@ class DSAAllocator(Allocator):
             NumericalError: A score is not finite.
         """
         program = Expression.parse(self.expression)
-        values = measured(problem, lambda scores: program(torch.cat(scores)))
-        return problem.target + rescaled(values, self.spread)
+        values = measure_scores(problem, lambda scores: program(torch.cat(scores)))
+        return problem.target + rescale_values(values, self.spread)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ConfigError, nearest
+from sparsity_search.errors import ConfigError, suggest_name
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -114,7 +114,9 @@ class Expression:
         names = outer[::-1]
         for name in names:
             if name not in (known := {**SCORES, **REDUCTIONS, **VALUES}):
-                raise ConfigError(f"{text!r}: unknown operation {name!r}: {nearest(name, known)}")
+                raise ConfigError(
+                    f"{text!r}: unknown operation {name!r}: {suggest_name(name, known)}"
+                )
         found = [i for i, name in enumerate(names) if name in REDUCTIONS]
         if len(found) != 1:
             raise ConfigError(f"{text!r}: exactly one has to be of {', '.join(REDUCTIONS)}")
@@ -141,4 +143,4 @@ class Expression:
 def _check_place(names: Sequence[str], known: dict[str, Operation], place: str) -> None:
     for name in names:
         if name not in known:
-            raise ConfigError(f"{name} cannot stand {place}: {nearest(name, known)}")
+            raise ConfigError(f"{name} cannot stand {place}: {suggest_name(name, known)}")

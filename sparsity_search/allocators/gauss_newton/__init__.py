@@ -15,12 +15,12 @@ from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, 
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
-from sparsity_search.supernet.build import SupernetPlan, build
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
 
 #: Sparsity between levels: they cost a byte a weight in all where masks nest, else a copy each.
 _FINE, _COARSE = 0.01, 0.05
@@ -108,14 +108,14 @@ class GaussNewtonAllocator(Allocator):
         reach = grid.reach(self.reach)
         grid = grid.within(self.steps * reach)
         text = tokens[: self.sequences, : self.length]
-        divergence = Divergence(subject, text, self.positions, self.seed)
+        divergence = DivergenceExpansion(subject, text, self.positions, self.seed)
         plan = SupernetPlan(
             pruner=self.pruner,
             tables=grid.counts,
             centre=grid.profile(grid.start),
             seed=self.seed,
         )
-        supernet = build(subject, tokens, plan)
+        supernet = build_supernet(subject, tokens, plan)
         descent = Descent(supernet, divergence, grid, budget.n_removed(start.layout))
         levels, values = descent.run(self.steps, reach)
         profile = grid.profile(levels)

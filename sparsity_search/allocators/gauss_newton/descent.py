@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.allocators.gauss_newton.grid import Grid
-from sparsity_search.models.running.divergence import Divergence
+from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.solvers.decisions import Knapsack
-from sparsity_search.solvers.greedy import trimmed
-from sparsity_search.solvers.lagrangian import lagrangian
+from sparsity_search.solvers.greedy import trim_steps
+from sparsity_search.solvers.lagrangian import solve_lagrangian
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.supernet.gradients import predict_changes
 from sparsity_search.supernet.switch import Supernet, Switch
@@ -31,7 +31,7 @@ class Descent:
     """
 
     supernet: Supernet
-    divergence: Divergence
+    divergence: DivergenceExpansion
     grid: Grid
     n_removed: int
 
@@ -84,7 +84,7 @@ class Descent:
         ]
         _, most = table.range
         knapsack = Knapsack(table, least=self.n_removed, greatest=max(self.n_removed, most))
-        found = lagrangian(knapsack, losses).levels
+        found = solve_lagrangian(knapsack, losses).levels
         if self.grid.final:
-            found = trimmed(knapsack, losses, found)
+            found = trim_steps(knapsack, losses, found)
         return np.asarray(first + found)

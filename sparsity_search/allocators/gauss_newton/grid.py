@@ -9,7 +9,7 @@ import numpy as np
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
-from sparsity_search.spaces.choices import n_of_m, tie_counts
+from sparsity_search.spaces.choices import list_pattern_counts, tie_counts
 from sparsity_search.spaces.level_budget import LevelBudget
 from sparsity_search.spaces.tables import DecisionTable, build_table
 
@@ -78,7 +78,7 @@ def pattern_grid(start: SparsityProfile, bounds: Bounds, budget: Budget, pattern
         InfeasibleBudgetError: No profile of such counts within the bounds meets the budget.
     """
     layout = start.layout
-    rows = tie_counts(layout, bounds, _alone(layout), n_of_m(layout, pattern))
+    rows = tie_counts(layout, bounds, _alone(layout), list_pattern_counts(layout, pattern))
     legal = LevelBudget.of(build_table(layout, _alone(layout), rows), budget)
     nearest = legal.dither(np.array(start.removed) * layout.costs)
     return Grid(legal.table, nearest, final=True)

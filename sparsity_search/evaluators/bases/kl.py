@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.running.head import POSITIONS, Parts, normalised, tiles
+from sparsity_search.models.running.head import (
+    POSITIONS,
+    DivergenceParts,
+    compute_logit_tiles,
+    normalise_logits,
+)
 
 
 def check_kl_settings(cache_mib: int, chunk: int | None) -> None:
-    """Check the settings of `Divergence`.
+    """Check the settings of `PoolDivergence`.
 
     Raises:
         ValueError: One is out of range.
@@ -38,13 +43,13 @@ class _Teacher:
     logsumexp: Tensor
 
 
-class Divergence:
+class PoolDivergence:
     """``KL(dense ‖ pruned)`` of rows of a pool, over the full vocabulary.
 
     For teacher probabilities ``p`` and student logits ``z`` at one position,
     ``KL = Σ p log p − Σ p z + logsumexp z``. It is computed in float32 within parts of the
-    vocabulary, which `Parts` joins. The probabilities of the first rows in use are kept, up to a
-    memory bound.
+    vocabulary, which `DivergenceParts` joins. The probabilities of the first rows in use are kept, up
+    to a memory bound.
 
     Args:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
@@ -77,9 +82,9 @@ class Divergence:
             hidden = hidden[self._positions[row]]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), self._chunk):
-            parts, states = Parts(), hidden[start : start + self._chunk]
+            parts, states = DivergenceParts(), hidden[start : start + self._chunk]
             for teacher, student in zip(
-                self._teach(model, row, start), tiles(model, states), strict=True
+                self._teach(model, row, start), compute_logit_tiles(model, states), strict=True
             ):
                 sums = student.logsumexp(-1)
                 expected = torch.linalg.vecdot(teacher.probabilities, student)
@@ -94,7 +99,7 @@ class Divergence:
         if key in self._cache:
             return self._cache[key]
         states = self._hidden[row, start : start + self._chunk]
-        teachers = map(_read_logits, tiles(model, states))
+        teachers = map(_read_logits, compute_logit_tiles(model, states))
         vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
         size = 4 * len(states) * vocabulary
         if size > self._free:
@@ -106,7 +111,7 @@ class Divergence:
 
 def _read_logits(scores: Tensor) -> _Teacher:
     """Return the predictions of logits, ``(positions, part)``."""
-    log_probabilities, sums = normalised(scores)
+    log_probabilities, sums = normalise_logits(scores)
     probabilities = log_probabilities.exp()
     negative_entropy = torch.linalg.vecdot(probabilities, log_probabilities)
     return _Teacher(probabilities, negative_entropy, probabilities.sum(-1), sums)

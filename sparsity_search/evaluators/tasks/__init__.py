@@ -12,9 +12,18 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, DataError
-from sparsity_search.evaluators.tasks.choices import Encoded, encode, log_likelihoods
-from sparsity_search.evaluators.tasks.lm_eval import Scorer, load_tasks
-from sparsity_search.evaluators.tasks.questions import Question, digest, read_questions, take_turns
+from sparsity_search.evaluators.tasks.continuations import (
+    EncodedContinuation,
+    compute_log_likelihoods,
+    encode,
+)
+from sparsity_search.evaluators.tasks.lm_eval import LmEvalScorer, load_tasks
+from sparsity_search.evaluators.tasks.questions import (
+    Question,
+    compute_digest,
+    read_questions,
+    take_turns,
+)
 from sparsity_search.interfaces.evaluator import Evaluator, OwnData, Proxy
 from sparsity_search.models.running.head import check_head
 from sparsity_search.trials.history import Score
@@ -86,7 +95,7 @@ class TasksEvaluator(Evaluator):
             DataError: A file cannot be read.
             ConfigError: Nothing is given to ask, lm-eval is missing, or cannot load a task.
         """
-        return OwnData(len(self._questions) // self.examples, digest(self._questions))
+        return OwnData(len(self._questions) // self.examples, compute_digest(self._questions))
 
     def bind(self, dense: nn.Module, tokens: Tensor, tokenizer: Any = None) -> Proxy:  # noqa: ARG002
         """Return a proxy that asks the questions; nothing of the dense model is kept.
@@ -107,12 +116,12 @@ class TasksEvaluator(Evaluator):
 
         def ask(model: nn.Module, indices: Sequence[int]) -> list[float]:
             sequences = [one for index in indices for one in encoder.encode(index)]
-            return log_likelihoods(model, sequences, self.batch_size)
+            return compute_log_likelihoods(model, sequences, self.batch_size)
 
         return _TasksProxy(self, self._questions, ask)
 
     def _make_lm_eval_asker(self, tokenizer: Any) -> _Asker:
-        scorer = Scorer(tokenizer, self.batch_size)
+        scorer = LmEvalScorer(tokenizer, self.batch_size)
 
         def ask(model: nn.Module, indices: Sequence[int]) -> list[float]:
             return scorer.log_likelihoods(model, [self._questions[index] for index in indices])
@@ -139,9 +148,9 @@ class _Encoder:
         self._questions = questions
         self._tokenizer = tokenizer
         self._longest = longest
-        self._known: dict[int, list[Encoded]] = {}
+        self._known: dict[int, list[EncodedContinuation]] = {}
 
-    def encode(self, index: int) -> list[Encoded]:
+    def encode(self, index: int) -> list[EncodedContinuation]:
         """Return the choices of a question."""
         if index not in self._known:
             prompts = self._questions[index].prompts

@@ -36,9 +36,9 @@ def load_tasks(
         ConfigError: lm-eval cannot load a task, or a task is not one of questions with one right
             choice.
     """
-    tasks = _imported("lm_eval.tasks")
+    tasks = _import_module("lm_eval.tasks")
     try:
-        loaded = _loaded(tasks, list(names), include)
+        loaded = _load_objects(tasks, list(names), include)
         for task in loaded:
             if num_fewshot is not None:
                 task.set_config(key="num_fewshot", value=num_fewshot)
@@ -46,12 +46,12 @@ def load_tasks(
             task.build_all_requests()
     except Exception as error:  # its kinds are many: names, files, downloads, templates
         raise ConfigError(
-            f"lm-eval cannot load the tasks {', '.join(names)}: {_line(error)}"
+            f"lm-eval cannot load the tasks {', '.join(names)}: {_first_line(error)}"
         ) from error
-    return [_questions(task) for task in loaded]
+    return [_build_questions(task) for task in loaded]
 
 
-class Scorer:
+class LmEvalScorer:
     """lm-eval's own scoring of models in memory.
 
     Args:
@@ -70,7 +70,7 @@ class Scorer:
         Raises:
             MissingExtraError: lm-eval is not installed.
         """
-        instance = _imported("lm_eval.api.instance").Instance
+        instance = _import_module("lm_eval.api.instance").Instance
         requests = [
             instance(request_type="loglikelihood", doc={}, arguments=prompt, idx=index)
             for question in questions
@@ -83,7 +83,7 @@ class Scorer:
     def _wrapper(self, model: nn.Module) -> Any:
         """Return the model as lm-eval has it; made once, since each time logs two warnings."""
         if self._wrapped is None or self._wrapped[0] is not model:
-            wrapper = _imported("lm_eval.models.huggingface").HFLM(
+            wrapper = _import_module("lm_eval.models.huggingface").HFLM(
                 pretrained=model,
                 tokenizer=self._tokenizer,
                 batch_size=self._batch_size,
@@ -93,7 +93,7 @@ class Scorer:
         return self._wrapped[1]
 
 
-def _imported(module: str) -> Any:
+def _import_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -102,34 +102,34 @@ def _imported(module: str) -> Any:
         ) from error
 
 
-def _loaded(tasks: Any, names: list[str], include: str | None) -> list[Any]:
+def _load_objects(tasks: Any, names: list[str], include: str | None) -> list[Any]:
     """Return task objects; older releases of lm-eval give a tree of groups."""
     manager = tasks.TaskManager(include_path=include)
     if hasattr(manager, "load"):
         return list(manager.load(names)["tasks"].values())
-    return list(_flat(tasks.get_task_dict(names, manager)))
+    return list(_flatten(tasks.get_task_dict(names, manager)))
 
 
-def _flat(tree: dict[Any, Any]) -> Iterator[Any]:
+def _flatten(tree: dict[Any, Any]) -> Iterator[Any]:
     """Yield the tasks of a tree of groups."""
     for node in tree.values():
         if isinstance(node, dict):
-            yield from _flat(node)
+            yield from _flatten(node)
         else:
             yield node
 
 
-def _questions(task: Any) -> list[Question]:
+def _build_questions(task: Any) -> list[Question]:
     name = task.config.task
     if task.config.output_type != "multiple_choice":
         raise ConfigError(
             f"the task {name} is of the type {task.config.output_type}: give multiple_choice ones"
         )
     by_document = groupby(task.instances, key=lambda instance: instance.doc_id)
-    return [_question(task, name, list(instances)) for _, instances in by_document]
+    return [_build_question(task, name, list(instances)) for _, instances in by_document]
 
 
-def _question(task: Any, name: str, instances: Sequence[Any]) -> Question:
+def _build_question(task: Any, name: str, instances: Sequence[Any]) -> Question:
     document = instances[0].doc
     choices = task.doc_to_choice(document)
     # of tasks whose choices are in the context, lm-eval takes the answer from `doc_to_text`
@@ -142,5 +142,5 @@ def _question(task: Any, name: str, instances: Sequence[Any]) -> Question:
     return Question(tuple(prompts), tuple(len(choice) for choice in choices), answer)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

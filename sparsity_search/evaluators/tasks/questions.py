@@ -67,7 +67,7 @@ def take_turns(sources: Iterable[Sequence[Question]]) -> tuple[Question, ...]:
     return tuple(question for turn in turns for question in turn if question is not None)
 
 
-def digest(questions: Sequence[Question]) -> str:
+def compute_digest(questions: Sequence[Question]) -> str:
     """Return 16 hexadecimal digits that identify questions and their order."""
     total = hashlib.sha256()
     for question in questions:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_search.errors import ConfigError, ProfileError, nearest
-from sparsity_search.profiles.budget import Bounds, fill
+from sparsity_search.errors import ConfigError, ProfileError, suggest_name
+from sparsity_search.profiles.budget import Bounds, round_to_budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 
@@ -80,7 +80,7 @@ def round_to_counts(layout: Layout, sparsities: np.ndarray) -> SparsityProfile:
     """
     bounds = Bounds.of(layout)
     total = round(float(sparsities @ (layout.counts * layout.costs)))
-    return from_counts(layout, fill(layout, sparsities, bounds, total))
+    return from_counts(layout, round_to_budget(layout, sparsities, bounds, total))
 
 
 def match_values(layout: Layout, values: Mapping[Any, Any]) -> np.ndarray:
@@ -159,5 +159,5 @@ def _layer_of(name: str) -> str:
 
 def _suggest(key: str, layout: Layout) -> str:
     """Return a hint for a key that names no unit."""
-    close = nearest(key, [unit.name for unit in layout]).partition(" Known:")[0]
+    close = suggest_name(key, [unit.name for unit in layout]).partition(" Known:")[0]
     return close if close.startswith("did") else f"the first unit is {layout[0].name}"

@@ -205,7 +205,7 @@ class LinearBank(Bank):
         return own
 
 
-def bank_of(module: nn.Module) -> Bank | None:
+def find_bank(module: nn.Module) -> Bank | None:
     """Return the bank of a module, or None if its storage is not recognised."""
     return _find_fused_bank(module) or _find_split_bank(module) or _find_linear_bank(module)
 

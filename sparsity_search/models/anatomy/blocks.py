@@ -49,7 +49,7 @@ def find_blocks(model: nn.Module, pattern: str | None = None) -> tuple[str, nn.M
 
 
 @contextmanager
-def replaced(
+def replace_forwards(
     blocks: Iterable[nn.Module], forwards: Iterable[Callable[..., Any]]
 ) -> Iterator[None]:
     """Replace the forward functions of blocks inside; their hooks stay."""

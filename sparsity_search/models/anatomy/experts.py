@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
-from sparsity_search.evidence.structures import Structures
-from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, bank_of
-from sparsity_search.models.anatomy.views import Effect, LinearView, View
+from sparsity_search.evidence.structures import StructureLayout
+from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, find_bank
+from sparsity_search.models.anatomy.views import LinearEffect, LinearView, WeightView
 
 #: Names of the number of experts in configurations.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -26,7 +26,7 @@ _EXPERTS = re.compile("expert|moe", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class ExpertMixture:
     """A mixture of experts.
 
     Attributes:
@@ -86,16 +86,18 @@ class Mixture:
         raise ModelError(f"the router of {self.name} is not supported: choose --units weights")
 
 
-def mixtures(module: nn.Module) -> Iterator[Mixture]:
+def find_mixtures(module: nn.Module) -> Iterator[ExpertMixture]:
     """Yield the mixtures of experts within ``module``, in forward order."""
     for name, parent in module.named_modules():
         for child_name, child in parent.named_children():
-            bank = bank_of(child)
+            bank = find_bank(child)
             if bank or (_EXPERTS.search(child_name) and _is_expert_list(child)):
-                yield Mixture(name, parent, child, bank)
+                yield ExpertMixture(name, parent, child, bank)
 
 
-def unknown(module: nn.Module, found: Sequence[Mixture]) -> Iterator[tuple[str, nn.Parameter]]:
+def find_unknown_experts(
+    module: nn.Module, found: Sequence[ExpertMixture]
+) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the 3-D parameters that look like experts but belong to no mixture in ``found``."""
     recognised = {id(p) for mixture in found if mixture.bank for p in mixture.bank.parameters()}
     for name, part in module.named_modules():
@@ -106,7 +108,7 @@ def unknown(module: nn.Module, found: Sequence[Mixture]) -> Iterator[tuple[str, 
                 yield last, parameter
 
 
-class UnknownView(View):
+class UnknownView(WeightView):
     """Weights of experts in an unknown storage.
 
     Such a unit can only be excluded; any other use raises ModelError.
@@ -150,7 +152,7 @@ class UnknownView(View):
         raise ModelError(self._message)
 
 
-class ExpertMatrix(View):
+class ExpertMatrix(WeightView):
     """One matrix of one expert, a part of a bank's parameter.
 
     Args:
@@ -208,21 +210,21 @@ class ExpertLinear(LinearView):
         index: Index of the expert.
     """
 
-    def __init__(self, linear: nn.Linear, mixture: Mixture, index: int) -> None:
+    def __init__(self, linear: nn.Linear, mixture: ExpertMixture, index: int) -> None:
         super().__init__(linear)
         self.mixture = mixture
         self.index = index
 
-    def effects(self, change: Tensor) -> list[Effect]:
+    def effects(self, change: Tensor) -> list[LinearEffect]:
         """Refuse, as for all experts: the layer does not read every token.
 
         Raises:
             ConfigError: Always.
         """
-        return View.effects(self, change)
+        return WeightView.effects(self, change)
 
 
-class ExpertsView(View):
+class ExpertsView(WeightView):
     """The experts of one mixture, as structures of one matrix.
 
     An expert has ``3 · inner + 1`` columns: its ``down_proj``, its ``gate_up_proj`` transposed,
@@ -238,13 +240,13 @@ class ExpertsView(View):
         ModelError: The experts are stored in another way, or the router is not supported.
     """
 
-    def __init__(self, mixture: Mixture) -> None:
+    def __init__(self, mixture: ExpertMixture) -> None:
         self.bank = mixture.plain
         self._experts = mixture.experts
         self._router = mixture.router()
         self._modules = (mixture.module, mixture.experts, self._router)
         count, _, inner = _get_parameter(mixture.experts, DOWN).shape
-        self._structures = Structures(count, inner, 3 * inner + 1, biases=0)
+        self._structures = StructureLayout(count, inner, 3 * inner + 1, biases=0)
         self._kept = torch.arange(count)
         self._dense_empty = self._structures.empty(self.read()).cpu()
 
@@ -259,7 +261,7 @@ class ExpertsView(View):
         return self._kept
 
     @property
-    def structures(self) -> Structures:
+    def structures(self) -> StructureLayout:
         """Layout of the matrix."""
         return self._structures
 
@@ -321,14 +323,14 @@ class ExpertsView(View):
         return full.flatten(1)
 
 
-def resized(model: PreTrainedModel) -> PreTrainedModel:
+def resize_experts(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model; if experts were removed, a new one with their number in its configuration.
 
     Raises:
         ModelError: The mixtures keep different numbers of experts, or the architecture does not
             support this number.
     """
-    banks = [mixture.bank for mixture in mixtures(model)]
+    banks = [mixture.bank for mixture in find_mixtures(model)]
     counts = sorted({b.count for b in banks if isinstance(b, FusedBank) and b.plain})
     text = model.config.get_text_config()
     names = [name for name in _COUNTS if hasattr(text, name)]

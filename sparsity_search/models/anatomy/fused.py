@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparsity_search.models.anatomy.linears import matrix
+from sparsity_search.models.anatomy.linears import read_matrix
 
 #: Role of a fused projection → role of the layer that reads the result computed from it.
 READERS = {"qkv": "o", "gate_up": "down"}
@@ -29,7 +29,7 @@ class _Read(Exception):
     """Ends the forward pass once the reader's input is known."""
 
 
-def rows_by_role(
+def find_rows_by_role(
     model: nn.Module, linear: nn.Linear, reader: nn.Linear, role: str
 ) -> Mapping[str, Tensor]:
     """Return the rows of each role in a fused projection, ``(n,)`` int64 ascending.
@@ -47,7 +47,7 @@ def rows_by_role(
         attention.
     """
     cache: dict[Any, Mapping[str, Tensor]] = model.__dict__.setdefault(_CACHE, {})
-    key = (role, *(tuple(matrix(layer).shape) for layer in (linear, reader)))
+    key = (role, *(tuple(read_matrix(layer).shape) for layer in (linear, reader)))
     if key not in cache:
         probe = _Probe(model, linear, reader)
         masks = _find_attention_rows(probe) if role == "qkv" else _find_feed_forward_rows(probe)
@@ -62,7 +62,7 @@ class _Probe:
         self._model = model
         self._linear = linear
         self._reader = reader
-        self.rows = matrix(linear).shape[0]
+        self.rows = read_matrix(linear).shape[0]
 
     def written(self) -> Tensor:
         """Return small random outputs of the projection, ``(2, rows)``."""

@@ -23,7 +23,7 @@ def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def named_linears(module: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
+def find_linears(module: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
     """Return the linear layers in a module by name, in forward order.
 
     Args:
@@ -42,18 +42,18 @@ def as_matrix(linear: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.T if isinstance(linear, Conv1D) else tensor
 
 
-def matrix(linear: nn.Linear) -> Tensor:
+def read_matrix(linear: nn.Linear) -> Tensor:
     """Return the layer's weight as ``(outputs, inputs)``, sharing memory."""
     return as_matrix(linear, linear.weight.detach())
 
 
-def gradient(linear: nn.Linear) -> Tensor:
+def read_matrix_gradient(linear: nn.Linear) -> Tensor:
     """Return the gradient of the layer's weight as ``(outputs, inputs)``; zeros if it has none."""
     own = linear.weight.grad
-    return torch.zeros_like(matrix(linear)) if own is None else as_matrix(linear, own)
+    return torch.zeros_like(read_matrix(linear)) if own is None else as_matrix(linear, own)
 
 
-class Called(TorchFunctionMode):
+class LinearCallMode(TorchFunctionMode):
     """Context in which hooks run for layers whose weight the model multiplies itself.
 
     Mamba computes ``dt_proj.weight @ inputs`` and adds the bias later, without calling the layer.
@@ -66,7 +66,7 @@ class Called(TorchFunctionMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._layers = {id(f.weight): f for f in named_linears(module).values()}
+        self._layers = {id(f.weight): f for f in find_linears(module).values()}
 
     def __torch_function__(
         self,

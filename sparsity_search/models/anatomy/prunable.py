@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError
 from sparsity_search.models.anatomy.blocks import find_blocks
-from sparsity_search.models.anatomy.linears import named_linears
+from sparsity_search.models.anatomy.linears import find_linears
 from sparsity_search.models.anatomy.roles import check_patterns
-from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
-from sparsity_search.models.anatomy.views import View
-from sparsity_search.models.io.offload import offload_of
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import WeightView
+from sparsity_search.models.io.offload import get_offload
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import UNITS
 
 if TYPE_CHECKING:
-    from sparsity_search.models.running.kept import KeptStatistics
+    from sparsity_search.models.running.statistics_cache import StatisticsCache
 
 
 class PrunableModel:
@@ -35,7 +35,7 @@ class PrunableModel:
         blocks: Regular expression for the decoder blocks, see `find_blocks`.
         kept: Cache in which walks store statistics of the dense model; None for no cache.
         roles: Roles of linear layers by regular expression on the name within the block; they
-            precede the roles that names have, see `roles_of`.
+            precede the roles that names have, see `infer_roles`.
 
     Raises:
         ModelError: There are no decoder blocks, or they hold nothing prunable.
@@ -50,7 +50,7 @@ class PrunableModel:
         exclude: str | None = None,
         units: str = "weights",
         blocks: str | None = None,
-        kept: KeptStatistics | None = None,
+        kept: StatisticsCache | None = None,
         roles: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
@@ -60,11 +60,11 @@ class PrunableModel:
         self.roles = dict(roles or {})
         self.prefix, self.blocks = find_blocks(model, blocks)
         if self.roles:
-            names = (name for block in self.blocks for name in named_linears(block))
+            names = (name for block in self.blocks for name in find_linears(block))
             check_patterns(self.roles, names)
-        self.offload = offload_of(model)
-        self.views: dict[str, View] = {}
-        self.excluded: dict[str, View] = {}
+        self.offload = get_offload(model)
+        self.views: dict[str, WeightView] = {}
+        self.excluded: dict[str, WeightView] = {}
         pattern = _compile(exclude)
         layout: list[Unit] = []
         for index, unit in self._find_units(UNITS.create(units)):
@@ -109,10 +109,10 @@ class PrunableModel:
             for name, role in block.roles.items()
         }
 
-    def _describe_blocks(self) -> Iterator[Block]:
+    def _describe_blocks(self) -> Iterator[DecoderBlock]:
         config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
         for index, block in enumerate(self.blocks):
-            yield Block(f"{self.prefix}.{index}", block, config, self.model, self.roles)
+            yield DecoderBlock(f"{self.prefix}.{index}", block, config, self.model, self.roles)
 
     def _find_units(self, kind: UnitKind) -> Iterator[tuple[int, FoundUnit]]:
         for index, block in enumerate(self._describe_blocks()):
@@ -176,7 +176,7 @@ class PrunableModel:
         if self.offload is not None:
             self.offload.release()
 
-    def one_by_one(self) -> Iterator[tuple[str, View]]:
+    def one_by_one(self) -> Iterator[tuple[str, WeightView]]:
         """Yield the name and view of each unit; an offloaded model loads one unit at a time."""
         for name, view in self.views.items():
             yield name, view

@@ -54,7 +54,7 @@ OUTPUT_OF: dict[tuple[str, ...], str] = {
 FOLLOWED_BY: dict[str, str] = {"gate": "down", "up": "down"}
 
 
-def roles_of(
+def infer_roles(
     names: Iterable[str], patterns: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
     """Return the role of each linear layer of a block, or of a part of it, by name.
@@ -64,11 +64,11 @@ def roles_of(
         patterns: Roles by regular expression. A layer whose name matches one has its role;
             all others have the role of their name and of their neighbours.
 
-    >>> list(roles_of(["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]).values())
+    >>> list(infer_roles(["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]).values())
     ['qkv', 'o', 'up', 'down']
-    >>> list(roles_of(["mixer.in_proj", "mixer.out_proj"]).values())  # no attention
+    >>> list(infer_roles(["mixer.in_proj", "mixer.out_proj"]).values())  # no attention
     ['in_proj', 'out_proj']
-    >>> list(roles_of(["mixer.in_proj", "mixer.out_proj"], {"mixer.in": "qkv"}).values())
+    >>> list(infer_roles(["mixer.in_proj", "mixer.out_proj"], {"mixer.in": "qkv"}).values())
     ['qkv', 'o']
     """
     parts = {name: name.rpartition(".") for name in names}
@@ -77,7 +77,7 @@ def roles_of(
     for name, (parent, _, last) in parts.items():
         neighbours.setdefault(parent, set()).add(stated[name] or ROLES.get(last, last))
     return {
-        name: stated[name] or _role(last, neighbours[parent])
+        name: stated[name] or _infer_role(last, neighbours[parent])
         for name, (parent, _, last) in parts.items()
     }
 
@@ -118,7 +118,7 @@ def _match(name: str, patterns: Mapping[str, str]) -> list[str]:
     return [role for pattern, role in patterns.items() if re.search(pattern, name)]
 
 
-def _role(last: str, neighbours: set[str]) -> str:
+def _infer_role(last: str, neighbours: set[str]) -> str:
     if last in OUTPUTS:
         for roles, role in OUTPUT_OF.items():
             if not neighbours.isdisjoint(roles):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.anatomy.linears import matrix
-from sparsity_search.models.anatomy.unit_kind import Block
-from sparsity_search.models.anatomy.views import Part
+from sparsity_search.models.anatomy.linears import read_matrix
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock
+from sparsity_search.models.anatomy.views import LayerPart
 
 #: Roles of a sublayer's linear layers, consumer first → role of the sublayer.
 _KINDS = {
@@ -48,23 +48,25 @@ class Sublayer:
         """The layer that reads the structures and writes to the hidden states."""
         return next(iter(self.linears.values()))
 
-    def parts(self, index: dict[str, Tensor]) -> list[Part]:
+    def parts(self, index: dict[str, Tensor]) -> list[LayerPart]:
         """Return the parts of structures, given their columns or rows in each layer by role."""
         consumer = self.consumer
-        return [Part(self.linears[r], self.linears[r] is consumer, i) for r, i in index.items()]
+        return [
+            LayerPart(self.linears[r], self.linears[r] is consumer, i) for r, i in index.items()
+        ]
 
     @property
     def sizes(self) -> dict[str, int]:
         """Columns of the consumer and rows of the other layers, by role."""
         consumer = self.consumer
-        return {r: matrix(f).shape[f is consumer] for r, f in self.linears.items()}
+        return {r: read_matrix(f).shape[f is consumer] for r, f in self.linears.items()}
 
-    def whole(self) -> list[Part]:
+    def whole(self) -> list[LayerPart]:
         """Return the parts of a single structure, the whole sublayer."""
         return self.parts({role: torch.arange(size)[None] for role, size in self.sizes.items()})
 
 
-def sublayers(block: Block) -> list[Sublayer]:
+def find_sublayers(block: DecoderBlock) -> list[Sublayer]:
     """Return the block's attention and feed-forward, in forward order.
 
     Raises:
@@ -86,13 +88,13 @@ def sublayers(block: Block) -> list[Sublayer]:
     return result
 
 
-def divisible(block: Block) -> list[Sublayer]:
+def find_divisible_sublayers(block: DecoderBlock) -> list[Sublayer]:
     """Return the sublayers with independent heads or channels, in forward order.
 
     Raises:
         ModelError: There is none.
     """
-    result = [sublayer for sublayer in sublayers(block) if sublayer.divisible]
+    result = [sublayer for sublayer in find_sublayers(block) if sublayer.divisible]
     if not result:
         raise ModelError(
             f"the heads and channels of {block.name} are not independent ({_list_roles(block)}): "
@@ -101,12 +103,12 @@ def divisible(block: Block) -> list[Sublayer]:
     return result
 
 
-def others(block: Block) -> list[str]:
+def find_other_modules(block: DecoderBlock) -> list[str]:
     """Return the names of a block's modules that hold matrices outside of its sublayers.
 
     Examples are experts or a Mamba mixer.
     """
-    inside = {linear for sublayer in sublayers(block) for linear in sublayer.linears.values()}
+    inside = {linear for sublayer in find_sublayers(block) for linear in sublayer.linears.values()}
     return [
         name
         for name, module in block.module.named_modules()
@@ -116,26 +118,26 @@ def others(block: Block) -> list[str]:
     ]
 
 
-def channels(sublayer: Sublayer) -> list[Part]:
+def build_channel_parts(sublayer: Sublayer) -> list[LayerPart]:
     """Return the parts of a feed-forward's channels: a column of the consumer, rows elsewhere."""
     return sublayer.parts({r: torch.arange(n)[:, None] for r, n in sublayer.sizes.items()})
 
 
-def key_value_groups(sublayer: Sublayer, config: Any) -> list[Part]:
+def build_key_value_parts(sublayer: Sublayer, config: Any) -> list[LayerPart]:
     """Return the parts of an attention's key-value heads, each with the queries that read it."""
-    groups = n_groups(config)
+    groups = count_key_value_heads(config)
     return sublayer.parts({r: torch.arange(n).view(groups, -1) for r, n in sublayer.sizes.items()})
 
 
-def n_groups(config: Any) -> int:
+def count_key_value_heads(config: Any) -> int:
     """Return the number of key-value heads."""
     return getattr(config, "num_key_value_heads", None) or int(config.num_attention_heads)
 
 
 def _build_sublayer(
-    block: Block, name: str, kind: tuple[str, ...], linears: dict[str, nn.Linear]
+    block: DecoderBlock, name: str, kind: tuple[str, ...], linears: dict[str, nn.Linear]
 ) -> Sublayer:
-    widths = {matrix(linears[role]).shape[0] for role in kind[1:]}
+    widths = {read_matrix(linears[role]).shape[0] for role in kind[1:]}
     module = block.module.get_submodule(name.removeprefix(block.name).removeprefix("."))
     layers = set(linears.values())
     # a norm over all heads changes the others when one is removed
@@ -149,5 +151,5 @@ def _build_sublayer(
     return Sublayer(name, _KINDS[kind], {role: linears[role] for role in kind}, apart)
 
 
-def _list_roles(block: Block) -> str:
+def _list_roles(block: DecoderBlock) -> str:
     return f"its layers are {', '.join(block.roles.values())}"

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from sparsity_search.models.anatomy.linears import named_linears
-from sparsity_search.models.anatomy.roles import roles_of
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.linears import find_linears
+from sparsity_search.models.anatomy.roles import infer_roles
+from sparsity_search.models.anatomy.views import WeightView
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class DecoderBlock:
     """One decoder block.
 
     Attributes:
@@ -24,7 +24,7 @@ class Block:
         module: The block.
         config: The text model's configuration.
         model: The whole model.
-        patterns: Roles of linear layers by regular expression, see `roles_of`.
+        patterns: Roles of linear layers by regular expression, see `infer_roles`.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Block:
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
         """The linear layers by full name, in forward order."""
-        return named_linears(self.module, self.name)
+        return find_linears(self.module, self.name)
 
     @cached_property
     def roles(self) -> dict[str, str]:
         """The role of each linear layer by full name."""
         full = {name.removeprefix(f"{self.name}."): name for name in self.linears}
-        return {full[name]: role for name, role in roles_of(full, self.patterns).items()}
+        return {full[name]: role for name, role in infer_roles(full, self.patterns).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,14 @@ class FoundUnit:
 
     name: str
     role: str
-    view: View
+    view: WeightView
 
 
 class UnitKind(ABC):
     """Base of kinds of units. Plugins are frozen keyword-only dataclasses."""
 
     @abstractmethod
-    def find(self, block: Block) -> Iterator[FoundUnit]:
+    def find(self, block: DecoderBlock) -> Iterator[FoundUnit]:
         """Yield the block's units in forward order.
 
         Raises:

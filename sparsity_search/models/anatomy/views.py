@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.evidence.structures import Structures
-from sparsity_search.models.anatomy.linears import as_matrix, gradient, matrix
+from sparsity_search.evidence.structures import StructureLayout
+from sparsity_search.models.anatomy.linears import as_matrix, read_matrix, read_matrix_gradient
 
 
 @dataclass(frozen=True, eq=False)
-class Effect:
+class LinearEffect:
     """Effect of a change of a unit's weights on the outputs of one linear layer.
 
     Attributes:
@@ -40,7 +40,7 @@ class Effect:
         return nn.functional.linear(used, self.weight, self.bias)
 
 
-class View(ABC):
+class WeightView(ABC):
     """The weights of one unit."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class View(ABC):
         """Return the unit's part of the module's output, ``(…, outputs)``."""
         return tensor
 
-    def effects(self, change: Tensor) -> list[Effect]:
+    def effects(self, change: Tensor) -> list[LinearEffect]:
         """Return the effects on linear layers of a change of the weights, of the shape of `read`.
 
         Raises:
@@ -84,7 +84,7 @@ class View(ABC):
         )
 
     @property
-    def structures(self) -> Structures | None:
+    def structures(self) -> StructureLayout | None:
         """Layout of the structures in the matrix; None if single weights are removed."""
         return None
 
@@ -101,7 +101,7 @@ class View(ABC):
         return weight.numel() - int(torch.count_nonzero(weight))
 
 
-class LinearView(View):
+class LinearView(WeightView):
     """The weight of one linear layer, ``(outputs, inputs)`` however it is stored.
 
     Args:
@@ -118,11 +118,11 @@ class LinearView(View):
 
     def read(self) -> Tensor:
         """Return the layer's weight; a copy if it is stored transposed."""
-        return matrix(self.linear).contiguous()
+        return read_matrix(self.linear).contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the gradient of the layer's weight."""
-        return gradient(self.linear)
+        return read_matrix_gradient(self.linear)
 
     def parameters(self) -> list[Tensor]:
         """Return the layer's weight."""
@@ -130,11 +130,11 @@ class LinearView(View):
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into the layer's weight."""
-        matrix(self.linear).copy_(weight)
+        read_matrix(self.linear).copy_(weight)
 
-    def effects(self, change: Tensor) -> list[Effect]:
+    def effects(self, change: Tensor) -> list[LinearEffect]:
         """Return the layer with the change of its weight."""
-        return [Effect(self.linear, None, change)]
+        return [LinearEffect(self.linear, None, change)]
 
 
 class RowsView(LinearView):
@@ -153,36 +153,36 @@ class RowsView(LinearView):
 
     def read(self) -> Tensor:
         """Return these rows of the layer's weight; a copy unless they are contiguous."""
-        return matrix(self.linear)[self.rows].contiguous()
+        return read_matrix(self.linear)[self.rows].contiguous()
 
     def read_gradient(self) -> Tensor:
         """Return the gradient of these rows."""
-        return gradient(self.linear)[self.rows]
+        return read_matrix_gradient(self.linear)[self.rows]
 
     def write(self, weight: Tensor) -> None:
         """Copy ``weight`` into these rows."""
-        matrix(self.linear)[self.rows] = weight.to(self.linear.weight)
+        read_matrix(self.linear)[self.rows] = weight.to(self.linear.weight)
 
     def outputs(self, tensor: Tensor) -> Tensor:
         """Return these rows' part of the layer's output."""
         return tensor[..., self.rows]
 
-    def effects(self, change: Tensor) -> list[Effect]:
+    def effects(self, change: Tensor) -> list[LinearEffect]:
         """Return the layer with the change of its weight, which is zero in other rows."""
-        return [Effect(self.linear, None, self.within(change.new_zeros(1), change))]
+        return [LinearEffect(self.linear, None, self.within(change.new_zeros(1), change))]
 
     def within(self, whole: Tensor, weight: Tensor) -> Tensor:
         """Return ``whole``, a matrix or a number, with ``weight`` in these rows.
 
         The result has the shape of the layer's matrix. Gradients flow to both arguments.
         """
-        result = whole.expand(matrix(self.linear).shape).clone()
+        result = whole.expand(read_matrix(self.linear).shape).clone()
         result[self.rows] = weight
         return result
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class LayerPart:
     """The part of one linear layer that belongs to structures.
 
     Attributes:
@@ -201,7 +201,7 @@ class Part:
 
     def scatter(self, values: Tensor) -> None:
         """Write values of the shape that `gather` returns."""
-        weight = matrix(self.linear)
+        weight = read_matrix(self.linear)
         target = weight if self.consumer else weight.T
         target[:, self.index.flatten()] = values.flatten(1).to(target)
 
@@ -214,7 +214,7 @@ class Part:
         Returns:
             New tensors by name, without parameters that do not depend on the structures.
         """
-        weight, bias = matrix(self.linear), self.linear.bias
+        weight, bias = read_matrix(self.linear), self.linear.bias
         # ascending, so that heads stay next to those of their group
         rows = self.index[kept.cpu()].flatten().sort().values.to(weight.device)
         narrow = as_matrix(self.linear, weight.index_select(int(self.consumer), rows))
@@ -223,15 +223,15 @@ class Part:
         return {"weight": narrow, "bias": bias.detach()[rows]}
 
 
-class StructuredView(View):
-    """Structures in several linear layers, see `Structures`.
+class StructuredView(WeightView):
+    """Structures in several linear layers, see `StructureLayout`.
 
     Args:
         parts: Parts of the layers, consumers first, each with the same number of structures.
         alone: Whether only these parts depend on the number of structures.
     """
 
-    def __init__(self, parts: Sequence[Part], *, alone: bool = True) -> None:
+    def __init__(self, parts: Sequence[LayerPart], *, alone: bool = True) -> None:
         self._parts = parts
         self.alone = alone
         self._consumers = [part.linear for part in parts if part.consumer]
@@ -239,7 +239,7 @@ class StructuredView(View):
         sizes = [part.index.shape[1] for part in parts]
         inner = sum(part.index.shape[1] for part in parts if part.consumer)
         count = len(parts[0].index)
-        self._structures = Structures(count, inner, sum(sizes), len(self._consumers))
+        self._structures = StructureLayout(count, inner, sum(sizes), len(self._consumers))
 
     @property
     def gained_bias(self) -> bool:
@@ -248,7 +248,7 @@ class StructuredView(View):
         return any(none and linear.bias is not None for linear, none in pairs)
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[LayerPart]:
         """The parts of the linear layers."""
         return self._parts
 
@@ -263,23 +263,25 @@ class StructuredView(View):
         return tensor[..., columns]
 
     @property
-    def structures(self) -> Structures:
+    def structures(self) -> StructureLayout:
         """Layout of the matrix."""
         return self._structures
 
     @property
     def size(self) -> tuple[int, int]:
         """Number of structures, and weights per structure."""
-        hidden = matrix(self._consumers[0]).shape[0]
+        hidden = read_matrix(self._consumers[0]).shape[0]
         return self._structures.count, hidden * self._structures.width
 
     def read(self) -> Tensor:
         """Return a new tensor, ``(hidden, count · width + biases)``."""
-        return self._stack(matrix, _read_bias)
+        return self._stack(read_matrix, _read_bias)
 
     def read_gradient(self) -> Tensor:
         """Return the gradient, which is zero for the biases."""
-        return self._stack(gradient, lambda linear: torch.zeros_like(_read_bias(linear)))
+        return self._stack(
+            read_matrix_gradient, lambda linear: torch.zeros_like(_read_bias(linear))
+        )
 
     def parameters(self) -> list[Tensor]:
         """Return the weights of all parts."""
@@ -301,16 +303,16 @@ class StructuredView(View):
     def unread(self) -> Tensor:
         """Return a mask of structures whose consumer columns are zeros, ``(count,)`` bool."""
         parts = [part for part in self._parts if part.consumer]
-        read = [(matrix(p.linear) != 0).any(dim=0).cpu()[p.index].any(dim=1) for p in parts]
+        read = [(read_matrix(p.linear) != 0).any(dim=0).cpu()[p.index].any(dim=1) for p in parts]
         return ~torch.stack(read).any(dim=0)
 
-    def effects(self, change: Tensor) -> list[Effect]:
+    def effects(self, change: Tensor) -> list[LinearEffect]:
         """Return the effects on the consumers, the only layers through which structures act."""
         sizes = [part.index.shape[1] for part in self._parts]
         bodies = torch.split(self._structures.bodies(change), sizes, dim=2)
         biases = iter(self._structures.bias(change).T)
         return [
-            Effect(part.linear, part.index.flatten(), values.flatten(1), next(biases))
+            LinearEffect(part.linear, part.index.flatten(), values.flatten(1), next(biases))
             for part, values in zip(self._parts, bodies, strict=True)
             if part.consumer
         ]
@@ -331,5 +333,5 @@ def _write_bias(linear: nn.Linear, bias: Tensor | None) -> None:
 
 
 def _read_bias(linear: nn.Linear) -> Tensor:
-    zeros = linear.weight.detach().new_zeros(matrix(linear).shape[0])
+    zeros = linear.weight.detach().new_zeros(read_matrix(linear).shape[0])
     return zeros if linear.bias is None else linear.bias.detach()

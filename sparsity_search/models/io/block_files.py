@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, SparsitySearchError
-from sparsity_search.utils.files import atomic_file, canonical_json, write_json
+from sparsity_search.utils.files import atomic_file, format_canonical_json, write_json
 from sparsity_search.utils.versioned import VersionedJson
 
 _MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ class BlockFiles:
             "a manifest", version, ("fingerprint", "blocks"), RunMismatchError
         )
         # in the form in which JSON is read: tuples become lists
-        self._fingerprint = json.loads(canonical_json(dict(fingerprint)))
+        self._fingerprint = json.loads(format_canonical_json(dict(fingerprint)))
 
     def stored(self) -> dict[str, Any] | None:
         """Return the fingerprint of the stored files; None if there are none."""

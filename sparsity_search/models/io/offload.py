@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.models.anatomy.blocks import find_blocks
-from sparsity_search.models.io.mapped import Mapped
+from sparsity_search.models.io.mapped_tensors import MappedTensors
 
 #: Attribute of an offloaded model: its `Offload`.
 _OFFLOAD = "_sparsity_search_offload"
@@ -41,7 +41,7 @@ class Offload:
         self._device = device
         self._pinned: set[nn.Module] = set()
         self._weights = _move_weights_to_file(model, prefix)
-        self._copies: list[weakref.ref[Mapped]] = []
+        self._copies: list[weakref.ref[MappedTensors]] = []
         resting = {id(p) for p in self._blocks.parameters()}
         for parameter in model.parameters():
             if id(parameter) not in resting:
@@ -75,7 +75,7 @@ class Offload:
 
     def copied(self, tensors: Iterator[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
         """Return copies of tensors in another file, which exists as long as they are used."""
-        copies = Mapped(tensors)
+        copies = MappedTensors(tensors)
         self._copies = [ref for ref in self._copies if ref() is not None]
         self._copies.append(weakref.ref(copies))
         return copies
@@ -103,7 +103,7 @@ class Offload:
         return tensor.to(self._device)
 
 
-def offload_of(model: nn.Module) -> Offload | None:
+def get_offload(model: nn.Module) -> Offload | None:
     """Return the `Offload` of a model; None if the whole model is in memory."""
     return getattr(model, _OFFLOAD, None)
 
@@ -135,7 +135,7 @@ def _return_to_file(block: nn.Module, *, keep: bool) -> None:
             parameter.data = rests
 
 
-def _move_weights_to_file(model: nn.Module, prefix: str) -> Mapped:
+def _move_weights_to_file(model: nn.Module, prefix: str) -> MappedTensors:
     """Move the weights of a model's blocks to a file; shared weights stay shared."""
     from accelerate.hooks import remove_hook_from_module
     from accelerate.utils import align_module_device
@@ -159,7 +159,7 @@ def _move_weights_to_file(model: nn.Module, prefix: str) -> Mapped:
                     if f"{place}.{name}" in leaders:
                         yield f"{place}.{name}", getattr(module, name)
 
-    file = Mapped(stream())
+    file = MappedTensors(stream())
     remove_hook_from_module(model, recurse=True)
     for module in model.modules():  # accelerate leaves a reference to the class's method
         module.__dict__.pop("forward", None)

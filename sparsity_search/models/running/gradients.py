@@ -9,7 +9,7 @@ from sparsity_search.evidence.evidence import WeightGradient
 from sparsity_search.models.anatomy.prunable import PrunableModel
 
 
-def weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, WeightGradient]:
+def compute_weight_gradients(subject: PrunableModel, tokens: Tensor) -> dict[str, WeightGradient]:
     """Return the gradient of each unit's weight, from one backward pass per sequence.
 
     Args:

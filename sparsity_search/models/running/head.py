@@ -17,7 +17,7 @@ from sparsity_search.errors import ModelError
 POSITIONS, TILE = 512, 1024
 
 
-def last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
+def compute_last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the decoder's output after its final norm, ``(batch, length, hidden)``."""
     decoder = model.base_model
     device = next(model.parameters()).device
@@ -26,12 +26,12 @@ def last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
     return hidden
 
 
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
+def compute_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of hidden states, ``(..., vocabulary)``, in the model's dtype."""
     return _scale_and_cap(model, model.get_output_embeddings()(hidden))  # type: ignore[operator]
 
 
-def tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
+def compute_logit_tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
     """Yield logits in float32, ``(..., part)``, for one part of the vocabulary after the other.
 
     On a CPU, a part has `TILE` tokens. On other devices, and if the head is more than a linear
@@ -39,7 +39,7 @@ def tiles(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if hidden.device.type != "cpu" or not _is_plain(head):
-        yield logits(model, hidden).float()
+        yield compute_logits(model, hidden).float()
         return
     for start in range(0, head.out_features, TILE):
         part = slice(start, start + TILE)
@@ -67,20 +67,22 @@ def _scale_and_cap(model: nn.Module, scores: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def check_head(model: nn.Module, tokens: Tensor) -> None:
-    """Check on a few tokens that `logits` of `last_hidden` are the model's own.
+    """Check on a few tokens that `compute_logits` of `compute_last_hidden` are the model's own.
 
     Raises:
         ModelError: They are not, because the model transforms its logits in an unknown way.
     """
     few = tokens[:1, :8]
     own = model(input_ids=few.to(next(model.parameters()).device), use_cache=False).logits
-    ours = logits(model, last_hidden(model, few))
+    ours = compute_logits(model, compute_last_hidden(model, few))
     if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-2):
         raise ModelError(f"the head of {type(model).__name__} is not supported: logits differ")
 
 
 @torch.inference_mode()
-def loss(model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+def compute_loss(
+    model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None = None
+) -> Tensor:
     """Return the summed cross-entropy of one sequence in nats, as a float64 scalar.
 
     Args:
@@ -100,7 +102,7 @@ def _compute_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor
     """Return the cross-entropy at each position, ``(positions,)``."""
     target_scores = torch.zeros(len(targets), device=hidden.device)
     sums: list[Tensor] = []
-    for scores in tiles(model, hidden):
+    for scores in compute_logit_tiles(model, hidden):
         inside = (targets >= 0) & (targets < scores.shape[1])
         here = scores.gather(1, targets.clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
         target_scores = torch.where(inside, here, target_scores)
@@ -109,14 +111,16 @@ def _compute_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor
     return torch.stack(sums).logsumexp(0) - target_scores
 
 
-def normalised(scores: Tensor) -> tuple[Tensor, Tensor]:
+def normalise_logits(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of logits, ``(…, n)``, and the logits' logsumexp, ``(…,)``."""
     sums = scores.logsumexp(-1)
     return scores - sums[..., None], sums
 
 
 @torch.inference_mode()
-def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | None = None) -> float:
+def compute_divergence(
+    model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | None = None
+) -> float:
     """Return the sum over positions of ``KL(dense ‖ pruned)`` in nats, from last hidden states.
 
     Args:
@@ -128,10 +132,12 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
     total = 0.0
     pairs = (torch.split(states.flatten(0, -2), chunk or POSITIONS) for states in (dense, pruned))
     for before, after in zip(*pairs, strict=True):
-        parts = Parts()
-        for teacher, student in zip(tiles(model, before), tiles(model, after), strict=True):
-            expected, dense_sums = normalised(teacher)
-            actual, pruned_sums = normalised(student)
+        parts = DivergenceParts()
+        for teacher, student in zip(
+            compute_logit_tiles(model, before), compute_logit_tiles(model, after), strict=True
+        ):
+            expected, dense_sums = normalise_logits(teacher)
+            actual, pruned_sums = normalise_logits(student)
             within = torch.linalg.vecdot(expected.exp(), expected - actual)
             parts.add(within, dense_sums, pruned_sums)
         total += float(parts.divergence().double().sum())
@@ -139,7 +145,7 @@ def divergence(model: nn.Module, dense: Tensor, pruned: Tensor, chunk: int | Non
 
 
 @dataclass(frozen=True)
-class Parts:
+class DivergenceParts:
     """Divergence over a vocabulary, accumulated over its parts by the chain rule.
 
     ``KL(p ‖ q)`` is the divergence of the choice of a part, plus the mean over ``p`` of the

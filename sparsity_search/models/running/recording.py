@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.models.anatomy.linears import Called
+from sparsity_search.models.anatomy.linears import LinearCallMode
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.views import WeightView
 from sparsity_search.utils.random import derive_seed
 
 #: Sequences per forward pass; their graph is in memory until the backward passes are done.
 BATCH = 2
 
 
-class Backward(NamedTuple):
+class BackwardPass(NamedTuple):
     """One backward pass.
 
     Attributes:
@@ -34,11 +34,11 @@ class Backward(NamedTuple):
 
 
 #: Yields the backward passes for the sequences in a slice, given their logits.
-Differentiate = Callable[[Tensor, slice], Iterable[Backward]]
+Differentiate = Callable[[Tensor, slice], Iterable[BackwardPass]]
 
 
 @dataclass(eq=False)
-class Recording:
+class LayerRecording:
     """Recorded data of one linear layer.
 
     Attributes:
@@ -56,7 +56,7 @@ class Recording:
 
 
 #: Recording of each layer.
-Recordings = Mapping[nn.Module, Recording]
+Recordings = Mapping[nn.Module, LayerRecording]
 
 
 def record(
@@ -78,8 +78,8 @@ def record(
     """
     subject.check_not_offloaded()
     tape = _Tape(positions)
-    linears = linears_of(subject)
-    recordings = {linear: Recording() for linear in linears}
+    linears = find_affected_linears(subject)
+    recordings = {linear: LayerRecording() for linear in linears}
     device = next(subject.model.parameters()).device
     handles = [m.register_forward_hook(tape.tap(recordings[m])) for m in linears]
     handles.append(subject.blocks[0].register_forward_pre_hook(_start_graph, with_kwargs=True))
@@ -87,7 +87,7 @@ def record(
         for start in range(0, len(tokens), BATCH):
             rows = slice(start, min(start + BATCH, len(tokens)))
             tape.sequences = rows.stop - start
-            with torch.enable_grad(), Called(subject.model):
+            with torch.enable_grad(), LinearCallMode(subject.model):
                 logits = subject.model(input_ids=tokens[rows].to(device), use_cache=False).logits
             for backward in differentiate(logits.detach(), rows):
                 tape.summed = backward.summed
@@ -105,7 +105,7 @@ def record(
     return recordings
 
 
-def linears_of(subject: PrunableModel) -> set[nn.Module]:
+def find_affected_linears(subject: PrunableModel) -> set[nn.Module]:
     """Return the linear layers through which the units act.
 
     Raises:
@@ -115,7 +115,7 @@ def linears_of(subject: PrunableModel) -> set[nn.Module]:
     return {effect.linear for view in views for effect in view.effects(view.read())}
 
 
-def slopes(view: View, change: Tensor, recordings: Recordings) -> Tensor:
+def compute_slopes(view: WeightView, change: Tensor, recordings: Recordings) -> Tensor:
     """Return the directional derivative along a change of one unit, at each kept position.
 
     At position ``t`` it is ``g_t · (ΔW x_t)``, with the input ``x_t`` and the output gradient
@@ -140,7 +140,7 @@ def slopes(view: View, change: Tensor, recordings: Recordings) -> Tensor:
     return total
 
 
-def slope(view: View, change: Tensor, recordings: Recordings) -> float:
+def compute_total_slope(view: WeightView, change: Tensor, recordings: Recordings) -> float:
     """Return the directional derivative along a change of one unit, summed over all positions."""
     total = 0.0
     for effect in view.effects(change):
@@ -154,10 +154,10 @@ def slope(view: View, change: Tensor, recordings: Recordings) -> float:
     return total
 
 
-def runs(length: int, positions: int, span: int) -> Tensor:
+def choose_positions(length: int, positions: int, span: int) -> Tensor:
     """Return evenly spaced runs of ``span`` consecutive positions, about ``positions`` in total.
 
-    >>> runs(12, 4, 2).tolist()
+    >>> choose_positions(12, 4, 2).tolist()
     [2, 3, 8, 9]
     """
     number = max(1, min(positions, length) // span)
@@ -166,7 +166,7 @@ def runs(length: int, positions: int, span: int) -> Tensor:
     return (starts[:, None] + torch.arange(span)).flatten()
 
 
-def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Iterator[Backward]:
+def draw_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Iterator[BackwardPass]:
     """Yield the gradient of the log-likelihood of labels drawn from the predictions themselves.
 
     Args:
@@ -187,7 +187,7 @@ def drawn_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Ite
         labels = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
         labels = labels.view(*logits.shape[:2], 1)
         ones = torch.ones_like(labels, dtype=probabilities.dtype)
-        yield Backward((-probabilities).scatter_add_(2, labels, ones).to(logits.dtype))
+        yield BackwardPass((-probabilities).scatter_add_(2, labels, ones).to(logits.dtype))
 
 
 def _start_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,7 +202,7 @@ class _Tape:
     """Source of the hooks, which share the positions and the copies of common inputs.
 
     Attributes:
-        summed: Whether the current backward pass is summed, see `Backward`.
+        summed: Whether the current backward pass is summed, see `BackwardPass`.
         sequences: Number of sequences in the current batch.
     """
 
@@ -213,7 +213,9 @@ class _Tape:
         self._last: tuple[Tensor | None, Tensor]
         self.forget()
 
-    def tap(self, recording: Recording) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
+    def tap(
+        self, recording: LayerRecording
+    ) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
         """Return a forward hook that fills a recording in the backward passes."""
 
         def tapped(_: nn.Module, args: Sequence[Tensor], output: Tensor) -> None:
@@ -247,7 +249,7 @@ class _Tape:
         return by_sequence[:, self._positions.to(tensor.device)].flatten(0, 1)
 
 
-def _add(recording: Recording, inputs: Tensor, gradients: Tensor) -> None:
+def _add(recording: LayerRecording, inputs: Tensor, gradients: Tensor) -> None:
     """Add the weight gradient of one batch."""
     parts = {"weight": (gradients.T @ inputs).float(), "bias": gradients.float().sum(0)}
     for name, part in parts.items():

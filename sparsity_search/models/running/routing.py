@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsity_search.evidence.evidence import Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.experts import ExpertLinear, ExpertMatrix, ExpertsView
-from sparsity_search.models.anatomy.views import View
+from sparsity_search.models.anatomy.views import WeightView
 
 #: Tokens whose inputs to all experts are in memory at once.
 _CHUNK = 256
@@ -29,7 +29,7 @@ class RoutedGatherer:
         statistic: Kind of statistic to gather of the inputs.
     """
 
-    def __init__(self, views: Mapping[str, View], statistic: Statistic) -> None:
+    def __init__(self, views: Mapping[str, WeightView], statistic: Statistic) -> None:
         self._matrices = {n: v for n, v in views.items() if isinstance(v, ExpertMatrix)}
         self._linears = {n: v for n, v in views.items() if isinstance(v, ExpertLinear)}
         self._observers = {
@@ -54,7 +54,7 @@ class RoutedGatherer:
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        views: list[View] = [*self._matrices.values()]
+        views: list[WeightView] = [*self._matrices.values()]
         views += [observer.view for observer in self._observers.values()]
         modules = dict.fromkeys(view.module for view in views)
         self._handles = [

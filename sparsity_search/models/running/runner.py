@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.anatomy.blocks import replaced
-from sparsity_search.models.anatomy.linears import Called
+from sparsity_search.models.anatomy.blocks import replace_forwards
+from sparsity_search.models.anatomy.linears import LinearCallMode
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.head import compute_last_hidden
 
 #: Approximate number of tokens per forward pass on a CPU. With more tokens, activations leave its
 #: cache and return to the system whenever they are freed: page faults take a tenth of the time.
@@ -24,7 +24,7 @@ _CPU_TOKENS = 512
 _TOKENS = 8192
 
 
-def at_once(device: torch.device, length: int) -> int:
+def compute_batch_size(device: torch.device, length: int) -> int:
     """Return the number of sequences of ``length`` tokens per forward pass."""
     return max(1, (_CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
 
@@ -55,7 +55,7 @@ class BlockRunner:
         self._device = next(subject.model.parameters()).device
         # hidden states of an offloaded model are in the CPU's memory between blocks
         self._waiting = self._device if subject.offload is None else torch.device("cpu")
-        self.batches = torch.split(tokens, at_once(self._device, tokens.shape[1]))
+        self.batches = torch.split(tokens, compute_batch_size(self._device, tokens.shape[1]))
         self._kwargs: dict[int, list[dict[str, Any]]] = {}
         self._in_tuples = False
         with torch.inference_mode():
@@ -83,11 +83,11 @@ class BlockRunner:
         states = states.to(self._device)
         output = (states,) if self._in_tuples else states
         # only the last block's output is used
-        with replaced(self._blocks, repeat(lambda *_, **__: output)):
-            return last_hidden(self._model, batch)
+        with replace_forwards(self._blocks, repeat(lambda *_, **__: output)):
+            return compute_last_hidden(self._model, batch)
 
     def _call(self, block: int, states: Tensor) -> Tensor:
-        with Called(self._blocks[block]):
+        with LinearCallMode(self._blocks[block]):
             kwargs = self._kwargs[len(states)][block]
             output = self._blocks[block](states.to(self._device), **kwargs)
         return (output if isinstance(output, Tensor) else output[0]).to(self._waiting)
@@ -109,7 +109,7 @@ class BlockRunner:
         handles = [b.register_forward_pre_hook(hook, with_kwargs=True) for b in self._blocks]
         handles.append(first.register_forward_hook(look))
         try:
-            with replaced(others, repeat(lambda *_, **__: outputs[0])):
+            with replace_forwards(others, repeat(lambda *_, **__: outputs[0])):
                 self._forward(batch)
         finally:
             for handle in handles:

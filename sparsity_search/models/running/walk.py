@@ -22,10 +22,10 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.experts import ExpertsView
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.roles import FOLLOWED_BY
-from sparsity_search.models.running.gradients import weight_gradients
-from sparsity_search.models.running.kept import Gathered
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.statistics_cache import GatheredBlock
 from sparsity_search.profiles.layout import Unit
 
 #: Part of the model for which statistics are gathered at once.
@@ -80,7 +80,7 @@ def walk(
     Raises:
         ModelError: The forward pass does not use a unit's layer.
     """
-    gradients = weight_gradients(subject, tokens) if gradient else {}
+    gradients = compute_weight_gradients(subject, tokens) if gradient else {}
     for gathered in _gather(subject, tokens, statistic, refresh if rewritten else None):
         units, statistics = gathered.units, gathered.statistics
         evidence = {
@@ -99,14 +99,14 @@ def walk(
 
 def _gather(
     subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: Refresh | None
-) -> Iterator[Gathered]:
+) -> Iterator[GatheredBlock]:
     """Yield the data of each block or sublayer; ``rewritten`` is None if no weights change."""
     routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
     if statistic is Statistic.NONE and not routed:  # the text is not needed
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
             empty = {u.name: InputStatistics(0, statistic) for u in units}
-            yield Gathered(block, units, True, empty, {}, ())
+            yield GatheredBlock(block, units, True, empty, {}, ())
     elif rewritten or subject.kept is None:
         yield from _run_blocks(subject, tokens, statistic, rewritten)
     else:
@@ -120,7 +120,7 @@ def _run_blocks(
     statistic: Statistic,
     rewritten: Refresh | None,
     skipped: Collection[int] = (),
-) -> Iterator[Gathered]:
+) -> Iterator[GatheredBlock]:
     """Run the text through the blocks, and yield the data gathered in all but some."""
     end = max({*range(len(subject.blocks))} - {*skipped}, default=-1) + 1
     if not end:
@@ -147,7 +147,7 @@ def _run_blocks(
                     runner.run(block, hidden)
             statistics = {**others.statistics, **experts.statistics}
             last = units is parts[-1]
-            yield Gathered(block, units, last, statistics, experts.routing(), experts.notes())
+            yield GatheredBlock(block, units, last, statistics, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
 
 

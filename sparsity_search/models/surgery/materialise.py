@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
-from sparsity_search.evidence.structures import fullest
-from sparsity_search.models.anatomy.experts import resized
+from sparsity_search.evidence.structures import select_fullest
+from sparsity_search.models.anatomy.experts import resize_experts
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.sublayers import n_groups
+from sparsity_search.models.anatomy.sublayers import count_key_value_heads
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.layout import Unit
@@ -36,7 +36,7 @@ _TRIED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class MaterialisedShape:
     """Blocks and structures that a materialised model keeps.
 
     Attributes:
@@ -53,7 +53,7 @@ class Shape:
     per_block: bool
 
 
-def saveable(subject: PrunableModel) -> PreTrainedModel:
+def prepare_for_saving(subject: PrunableModel) -> PreTrainedModel:
     """Return the model in a form that `from_pretrained` loads.
 
     The result is the model itself, unless pruning added biases or removed experts.
@@ -64,18 +64,20 @@ def saveable(subject: PrunableModel) -> PreTrainedModel:
     """
     views = subject.views.values()
     if any(isinstance(view, StructuredView) and view.gained_bias for view in views):
-        return materialise(subject, everything(subject))
+        return materialise(subject, keep_everything(subject))
     model: PreTrainedModel = subject.model
-    return resized(model)
+    return resize_experts(model)
 
 
-def everything(subject: PrunableModel) -> Shape:
+def keep_everything(subject: PrunableModel) -> MaterialisedShape:
     """Return the shape that keeps everything, for a model whose pruner only added biases."""
     kept = {unit.name: torch.arange(unit.count) for unit in subject.layout}
-    return Shape(blocks=tuple(range(len(subject.blocks))), kept=kept, padding=0, per_block=False)
+    return MaterialisedShape(
+        blocks=tuple(range(len(subject.blocks))), kept=kept, padding=0, per_block=False
+    )
 
 
-def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
+def plan(subject: PrunableModel, multiple: int = 1) -> MaterialisedShape:
     """Return the shape of a pruned model without its empty structures.
 
     Args:
@@ -100,12 +102,14 @@ def plan(subject: PrunableModel, multiple: int = 1) -> Shape:
         alike = [unit] if own else [other for other in units if other.role == unit.role]
         most = max(1, *(int((~empty[other.name]).sum()) for other in alike))
         step = multiple if unit.role == "feed_forward" else 1
-        kept[unit.name] = fullest(empty[unit.name], min(-(-most // step) * step, unit.count))
+        kept[unit.name] = select_fullest(
+            empty[unit.name], min(-(-most // step) * step, unit.count)
+        )
     padding = sum(int(empty[unit.name][kept[unit.name]].sum()) * unit.cost for unit in units)
-    return Shape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
+    return MaterialisedShape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
 
 
-def materialise(subject: PrunableModel, shape: Shape) -> PreTrainedModel:
+def materialise(subject: PrunableModel, shape: MaterialisedShape) -> PreTrainedModel:
     """Return a new model of the same class with only the kept blocks and structures.
 
     Its logits equal those of the pruned model up to rounding.
@@ -175,7 +179,7 @@ def _read_bias(subject: PrunableModel, unit: Unit) -> Tensor:
     return view.structures.bias(view.read())
 
 
-def _build_state(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
+def _build_state(subject: PrunableModel, shape: MaterialisedShape) -> dict[str, Tensor]:
     """Return the state dict of the new model."""
     state = dict(subject.model.state_dict())
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
@@ -197,7 +201,7 @@ def _build_state(subject: PrunableModel, shape: Shape) -> dict[str, Tensor]:
     return weights
 
 
-def _build_config(subject: PrunableModel, shape: Shape) -> Any:
+def _build_config(subject: PrunableModel, shape: MaterialisedShape) -> Any:
     """Return the model's configuration with the new widths and biases."""
     config: Any = copy.deepcopy(subject.model.config)
     text = config.get_text_config()
@@ -232,7 +236,7 @@ def _set_heads(text: Any, dense: Any, share: Fraction, keys_too: bool) -> None:
     )
     text.num_attention_heads = int(dense.num_attention_heads * share)
     if keys_too and hasattr(dense, "num_key_value_heads"):
-        text.num_key_value_heads = int(n_groups(dense) * share)
+        text.num_key_value_heads = int(count_key_value_heads(dense) * share)
 
 
 def _set_channels(text: Any, number: int, place: int) -> None:

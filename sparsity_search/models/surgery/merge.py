@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.profiles.profile import SparsityProfile
 
 #: Sequences per forward pass.
 _BATCH = 8
 
 
-def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
+def merge_weights(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
     """Return ``θ_l + Σ_k (θ_{l+k} − θ_l)``, where ``θ_l`` is always the weight before merging.
 
     This is the formula of the paper. (The released code subtracts the weight merged so far, which
@@ -34,7 +34,7 @@ def merged(weight: Tensor, following: Sequence[Tensor]) -> Tensor:
     Returns:
         A new tensor, in float32 if anything is merged.
 
-    >>> merged(torch.tensor([1.0]), [torch.tensor([2.0]), torch.tensor([5.0])]).item()
+    >>> merge_weights(torch.tensor([1.0]), [torch.tensor([2.0]), torch.tensor([5.0])]).item()
     6.0
     """
     if not following:
@@ -128,7 +128,10 @@ def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> Spar
         _merge(subject, first, others)
         for name in others:
             subject.views[name].write(torch.zeros_like(before[name]))
-        if mean_similarity(dense, _compute_last_hidden(subject.model, tokens)) > plan.threshold:
+        if (
+            compute_mean_similarity(dense, _compute_last_hidden(subject.model, tokens))
+            > plan.threshold
+        ):
             alive[place + 1 : place + plan.run] = []
             place -= plan.interval
         else:
@@ -139,7 +142,7 @@ def collapse(subject: PrunableModel, tokens: Tensor, plan: CollapsePlan) -> Spar
     return subject.zeros()
 
 
-def mean_similarity(dense: Tensor, pruned: Tensor) -> float:
+def compute_mean_similarity(dense: Tensor, pruned: Tensor) -> float:
     """Return the mean cosine of sequences' hidden states, each sequence as one long vector.
 
     Args:
@@ -154,9 +157,9 @@ def mean_similarity(dense: Tensor, pruned: Tensor) -> float:
 def _compute_last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the last hidden states of all sequences in float32, on the CPU."""
     batches = torch.split(tokens, _BATCH)
-    return torch.cat([last_hidden(model, batch).float().cpu() for batch in batches])
+    return torch.cat([compute_last_hidden(model, batch).float().cpu() for batch in batches])
 
 
 def _merge(subject: PrunableModel, name: str, others: Sequence[str]) -> None:
     view = subject.views[name]
-    view.write(merged(view.read(), [subject.views[other].read() for other in others]))
+    view.write(merge_weights(view.read(), [subject.views[other].read() for other in others]))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.anatomy.sublayers import others, sublayers
-from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.sublayers import find_other_modules, find_sublayers
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import StructuredView
 
 
@@ -15,14 +15,14 @@ from sparsity_search.models.anatomy.views import StructuredView
 class BlockUnits(UnitKind):
     """Whole decoder blocks."""
 
-    def find(self, block: Block) -> Iterator[FoundUnit]:
+    def find(self, block: DecoderBlock) -> Iterator[FoundUnit]:
         """Yield the block, one structure.
 
         Raises:
             ModelError: It has more than attention and feed-forward.
         """
-        parts = [part for sublayer in sublayers(block) for part in sublayer.whole()]
-        if more := others(block):
+        parts = [part for sublayer in find_sublayers(block) for part in sublayer.whole()]
+        if more := find_other_modules(block):
             raise ModelError(
                 f"{block.name} is more than attention and feed-forward: it has {more[0]}"
             )

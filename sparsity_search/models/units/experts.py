@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsity_search.models.anatomy.experts import ExpertsView, mixtures
-from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.experts import ExpertsView, find_mixtures
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class ExpertUnits(UnitKind):
     Blocks without a mixture have no unit.
     """
 
-    def find(self, block: Block) -> Iterator[FoundUnit]:
+    def find(self, block: DecoderBlock) -> Iterator[FoundUnit]:
         """Yield the block's mixtures, whose structures are experts."""
-        for mixture in mixtures(block.module):
+        for mixture in find_mixtures(block.module):
             name = f"{block.name}.{mixture.name}".rstrip(".")  # it may be the block itself
             yield FoundUnit(name, "experts", ExpertsView(mixture))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sparsity_search.models.anatomy.sublayers import (
     Sublayer,
-    channels,
-    divisible,
-    key_value_groups,
-    n_groups,
+    build_channel_parts,
+    build_key_value_parts,
+    count_key_value_heads,
+    find_divisible_sublayers,
 )
-from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
-from sparsity_search.models.anatomy.views import Part, StructuredView
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.views import LayerPart, StructuredView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +28,23 @@ class HeadUnits(UnitKind):
     is the whole head.
     """
 
-    def find(self, block: Block) -> Iterator[FoundUnit]:
+    def find(self, block: DecoderBlock) -> Iterator[FoundUnit]:
         """Yield the attention, whose structures are query heads, and the feed-forward."""
-        for part in divisible(block):
+        for part in find_divisible_sublayers(block):
             attention = part.role == "attention"
-            parts = _query_heads(part, block) if attention else channels(part)
+            parts = (
+                _build_query_head_parts(part, block) if attention else build_channel_parts(part)
+            )
             # shared keys stay, and depend on how many queries read each
             alone = len(parts) == len(part.linears)
             yield FoundUnit(part.name, part.role, StructuredView(parts, alone=alone))
 
 
-def _query_heads(attention: Sublayer, block: Block) -> list[Part]:
-    groups = n_groups(block.config)
+def _build_query_head_parts(attention: Sublayer, block: DecoderBlock) -> list[LayerPart]:
+    groups = count_key_value_heads(block.config)
     each = block.config.num_attention_heads // groups
     if each == 1:
-        return key_value_groups(attention, block.config)
+        return build_key_value_parts(attention, block.config)
 
     def places(role: str) -> Tensor:
         rows = torch.arange(attention.sizes[role]).view(groups, each, -1)

@@ -10,14 +10,14 @@ from torch import nn
 from sparsity_search.models.anatomy.experts import (
     ExpertLinear,
     ExpertMatrix,
-    Mixture,
+    ExpertMixture,
     UnknownView,
-    mixtures,
-    unknown,
+    find_mixtures,
+    find_unknown_experts,
 )
-from sparsity_search.models.anatomy.fused import READERS, rows_by_role
+from sparsity_search.models.anatomy.fused import READERS, find_rows_by_role
 from sparsity_search.models.anatomy.linears import is_linear
-from sparsity_search.models.anatomy.unit_kind import Block, FoundUnit, UnitKind
+from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import LinearView, RowsView
 
 
@@ -29,30 +29,32 @@ class WeightUnits(UnitKind):
     Routers, and gates of shared experts, are not units.
     """
 
-    def find(self, block: Block) -> Iterator[FoundUnit]:
+    def find(self, block: DecoderBlock) -> Iterator[FoundUnit]:
         """Yield the linear layers and the experts' matrices."""
-        found = list(mixtures(block.module))
+        found = list(find_mixtures(block.module))
         gates = {gate for mixture in found for gate in mixture.gates()}
         banks = {mixture.experts: mixture.bank for mixture in found if mixture.bank}
-        listed = {part: place for mixture in found for part, place in _places(mixture)}
+        listed = {
+            part: place for mixture in found for part, place in _find_expert_modules(mixture)
+        }
         for name, module in block.module.named_modules():
             full = f"{block.name}.{name}"
             if is_linear(module) and module not in gates:
                 if own := listed.get(module):
                     yield FoundUnit(full, block.roles[full], ExpertLinear(module, *own))
                 else:
-                    yield from _linear_units(block, full)
+                    yield from _find_linear_units(block, full)
             if bank := banks.get(module):
                 for index in range(bank.count):
                     for matrix, role in bank.roles.items():
                         view = ExpertMatrix(bank, index, matrix)
                         yield FoundUnit(f"{full}.{index}.{matrix}", role, view)
-        for name, parameter in unknown(block.module, found):
+        for name, parameter in find_unknown_experts(block.module, found):
             full = f"{block.name}.{name}"
             yield FoundUnit(full, "unknown", UnknownView(full, parameter))
 
 
-def _linear_units(block: Block, name: str) -> Iterator[FoundUnit]:
+def _find_linear_units(block: DecoderBlock, name: str) -> Iterator[FoundUnit]:
     """Yield a linear layer, or its rows by role if it is a fused projection."""
     linear, role, parent = block.linears[name], block.roles[name], name.rpartition(".")[0]
     readers = [
@@ -60,14 +62,16 @@ def _linear_units(block: Block, name: str) -> Iterator[FoundUnit]:
         for other, its in block.roles.items()
         if its == READERS.get(role) and other.rpartition(".")[0] == parent
     ]
-    rows = rows_by_role(block.model, linear, readers[0], role) if readers else {}
+    rows = find_rows_by_role(block.model, linear, readers[0], role) if readers else {}
     if not rows:
         yield FoundUnit(name, role, LinearView(linear))
     for part, own in rows.items():
         yield FoundUnit(f"{name}[{part}]", part, RowsView(linear, own))
 
 
-def _places(mixture: Mixture) -> Iterator[tuple[nn.Module, tuple[Mixture, int]]]:
+def _find_expert_modules(
+    mixture: ExpertMixture,
+) -> Iterator[tuple[nn.Module, tuple[ExpertMixture, int]]]:
     """Yield the parts of experts that are modules, each with its mixture and number."""
     for index, expert in enumerate(() if mixture.bank else mixture.experts.children()):
         for part in expert.modules():

@@ -18,9 +18,13 @@ from torch.linalg import cholesky, solve_triangular
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.pruners.bases.order import tie_breaks
-from sparsity_search.pruners.bases.structured import Compensation, StructuredPruner, shape_of
-from sparsity_search.pruners.bases.update import damping_notes
+from sparsity_search.pruners.bases.order import draw_tie_breaks
+from sparsity_search.pruners.bases.structured import (
+    Compensation,
+    StructuredPruner,
+    get_structure_layout,
+)
+from sparsity_search.pruners.bases.update import format_damping_notes
 
 #: Columns whose corrections wait for one matrix product.
 _PANEL = 64
@@ -51,20 +55,20 @@ class ColumnPruner(StructuredPruner):
 
     def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
         """Return the least-squares consumers of each set of removed structures."""
-        consumer = shape_of(evidence).consumer(weight)
+        consumer = get_structure_layout(evidence).consumer(weight)
         found = consumer.new_empty(len(removed), *consumer.shape)
         for level, fitted in enumerate(
-            refits(consumer, self._hessian(consumer, evidence), removed)
+            compute_refits(consumer, self._hessian(consumer, evidence), removed)
         ):
             found[level] = fitted
-        return Compensation(found, notes=damping_notes(evidence.inputs, self.damping))
+        return Compensation(found, notes=format_damping_notes(evidence.inputs, self.damping))
 
     @torch.no_grad()
     def error_curve(self, weight: Tensor, evidence: Evidence, *, seed: int = 0) -> Tensor:
         """Return the layer error after the refit for every count, from one Cholesky factor.
 
         Args:
-            weight: The unit's matrix, see `Structures`.
+            weight: The unit's matrix, see `StructureLayout`.
             evidence: What is known of it.
             seed: Decides between equal scores.
 
@@ -76,7 +80,7 @@ class ColumnPruner(StructuredPruner):
             ConfigError: The unit is not structured, or its sets are not of one order.
             NumericalError: The weight or the statistics are not finite.
         """
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
         order, empty = self.order(weight.float(), evidence, seed), shape.empty(weight)
@@ -124,7 +128,7 @@ class ColumnFit:
             order: ``(groups,)`` int64, all groups, the first removed first.
         """
         inner = weight.shape[1] // len(order)
-        columns = columns_of(order.flip(0), inner)
+        columns = list_columns(order.flip(0), inner)
         lower = cholesky(hessian[columns][:, columns])
         return cls(weight[:, columns].to(lower), lower, columns, inner)
 
@@ -147,7 +151,7 @@ class ColumnFit:
         return full
 
 
-def refits(weight: Tensor, hessian: Tensor, removed: Tensor) -> Iterator[Tensor]:
+def compute_refits(weight: Tensor, hessian: Tensor, removed: Tensor) -> Iterator[Tensor]:
     """Yield the least-squares weights of each set of removed groups.
 
     Sets of which each holds the one before share one factor; others need one each.
@@ -159,7 +163,7 @@ def refits(weight: Tensor, hessian: Tensor, removed: Tensor) -> Iterator[Tensor]
     """
     for nested in [removed] if is_nested(removed) else removed[:, None]:
         if len(nested):
-            fit = ColumnFit.of(weight, hessian, order_of(nested))
+            fit = ColumnFit.of(weight, hessian, find_order(nested))
             yield from (fit.at(int(count)) for count in nested.sum(dim=1))
 
 
@@ -168,18 +172,18 @@ def is_nested(removed: Tensor) -> bool:
     return not bool((removed[:-1] & ~removed[1:]).any())
 
 
-def order_of(removed: Tensor) -> Tensor:
+def find_order(removed: Tensor) -> Tensor:
     """Return an order of all groups of which each nested set, a row, is a prefix."""
     return removed.sum(dim=0).argsort(descending=True, stable=True)
 
 
-def columns_of(groups: Tensor, inner: int) -> Tensor:
+def list_columns(groups: Tensor, inner: int) -> Tensor:
     """Return the columns of ``groups``, group by group, ``(len(groups) · inner,)``."""
     return (groups[:, None] * inner + torch.arange(inner, device=groups.device)).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy:
+class EliminationSettings:
     """How groups are eliminated one after another.
 
     Attributes:
@@ -193,7 +197,7 @@ class Greedy:
     seed: int = 0
 
 
-class Eliminated(NamedTuple):
+class EliminationResult(NamedTuple):
     """The result of greedy elimination.
 
     Attributes:
@@ -206,7 +210,9 @@ class Eliminated(NamedTuple):
     costs: Tensor
 
 
-def eliminate(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Eliminated:
+def eliminate(
+    weight: Tensor, hessian: Tensor, count: int, how: EliminationSettings
+) -> EliminationResult:
     """Remove groups greedily, one step after another, until none is left.
 
     Each step removes the group of least ``tr(W_g ([H⁻¹]_gg)⁻¹ W_gᵀ)``: by so much grows the
@@ -221,15 +227,15 @@ def eliminate(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Elimi
     inner = weight.shape[1] // count
     idle = (weight == 0).view(len(weight), count, inner).all(dim=2).all(dim=0)
     # of equal scores the first wins
-    shuffled = tie_breaks(idle.shape, how.seed, weight.device)
+    shuffled = draw_tie_breaks(idle.shape, how.seed, weight.device)
     first, others = shuffled[idle[shuffled]], shuffled[~idle[shuffled]]
-    columns = columns_of(others, inner)
+    columns = list_columns(others, inner)
     problem = _Elimination(
         weight[:, columns].to(hessian), hessian[columns][:, columns], inner, how.linear_term
     )
     found = problem.run(how.per_step)
     costs = torch.cat([found.costs.new_zeros(len(first)), found.costs])
-    return Eliminated(torch.cat([first, others[found.order]]), costs)
+    return EliminationResult(torch.cat([first, others[found.order]]), costs)
 
 
 class _Lazy:
@@ -302,19 +308,19 @@ class _Elimination:
         self.names = torch.arange(weight.shape[1] // inner, device=weight.device)
         self.alive = torch.ones_like(self.names, dtype=torch.bool)
 
-    def run(self, per_step: int) -> Eliminated:
+    def run(self, per_step: int) -> EliminationResult:
         """Remove all groups."""
         order, left = [self.names[:0]], len(self.names)
         costs = torch.zeros(left, dtype=self.gram.blocks.dtype, device=self.names.device)
         while left:
             number = min(per_step, left)
-            chosen = _lowest(self.scores().masked_fill_(~self.alive, torch.inf), number)
+            chosen = _find_lowest(self.scores().masked_fill_(~self.alive, torch.inf), number)
             order.append(self.names[chosen])
             left -= number
             costs[len(costs) - left - 1] = self.remove(chosen)
             if left and self.inverse.pending + per_step * self.inner > _PANEL:
                 self._settle()
-        return Eliminated(torch.cat(order), costs)
+        return EliminationResult(torch.cat(order), costs)
 
     def scores(self) -> Tensor:
         """Return what each group's removal costs; meaningless for those removed already."""
@@ -322,8 +328,8 @@ class _Elimination:
             costs = (self.gram.blocks / self.inverse.blocks).flatten()
         else:
             lower = torch.linalg.cholesky_ex(self.inverse.blocks).L
-            costs = _traces(torch.cholesky_solve(self.gram.blocks, lower))
-        return costs if self.cross is None else costs / 2 + _traces(self.cross.blocks)
+            costs = _compute_traces(torch.cholesky_solve(self.gram.blocks, lower))
+        return costs if self.cross is None else costs / 2 + _compute_traces(self.cross.blocks)
 
     def remove(self, groups: Tensor) -> Tensor:
         """Take ``groups`` out: ``W -= E V`` and ``H⁻¹ -= Vᵀ V`` with ``E = W_P L⁻ᵀ``.
@@ -334,7 +340,7 @@ class _Elimination:
         Returns:
             ``tr(EᵀE)``, by which the least-squares error grows.
         """
-        columns = columns_of(groups, self.inner)
+        columns = list_columns(groups, self.inner)
         rows = self.inverse.rows(columns)
         lower = cholesky(rows[:, columns])
         change = solve_triangular(lower, rows, upper=False)
@@ -352,17 +358,17 @@ class _Elimination:
     def _settle(self) -> None:
         """Apply pending corrections, and forget the removed groups."""
         kept = self.alive.nonzero().flatten()
-        columns = columns_of(kept, self.inner)
+        columns = list_columns(kept, self.inner)
         for matrix in (self.inverse, self.gram, self.cross):
             if matrix is not None:
                 matrix.settle(kept, columns)
         self.names, self.alive = self.names[kept], self.alive[kept]
 
 
-def _traces(blocks: Tensor) -> Tensor:
+def _compute_traces(blocks: Tensor) -> Tensor:
     return blocks.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
-def _lowest(scores: Tensor, number: int) -> Tensor:
+def _find_lowest(scores: Tensor, number: int) -> Tensor:
     """Return the positions of the lowest scores, the first of equal ones first."""
     return scores.argmin()[None] if number == 1 else scores.argsort(stable=True)[:number]

@@ -9,13 +9,13 @@ from sparsity_search.profiles.patterns import BLOCK, Pattern
 from sparsity_search.utils.random import derive_seed
 
 
-def tie_breaks(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
+def draw_tie_breaks(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
     """Return a permutation of ``0 … n-1`` in ``shape``, a function of the seed alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "ties"))
     return torch.randperm(shape.numel(), generator=generator).view(shape).to(device)
 
 
-def sort_keys(score: Tensor, first: Tensor, ties: Tensor) -> Tensor:
+def build_sort_keys(score: Tensor, first: Tensor, ties: Tensor) -> Tensor:
     """Return distinct int64 keys that sort by ``first``, then score, then tie break.
 
     Args:
@@ -29,7 +29,7 @@ def sort_keys(score: Tensor, first: Tensor, ties: Tensor) -> Tensor:
     return bits.mul_(~first).bitwise_left_shift_(31).bitwise_or_(ties)
 
 
-def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> Tensor:
+def compute_removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> Tensor:
     """Return flat indices of a weight matrix in the order in which its entries are removed.
 
     ``layer`` scope sorts by score. In the others entries go in rounds: the lowest of every row,
@@ -44,11 +44,11 @@ def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> T
         pattern: Which entries compete.
         seed: Decides between equal scores.
     """
-    keys = sort_keys(score, zero, tie_breaks(score.shape, seed, score.device))
+    keys = build_sort_keys(score, zero, draw_tie_breaks(score.shape, seed, score.device))
     order = keys.flatten().argsort()
     if pattern.scope == "layer":
         return order
-    rounds = _rounds(keys, pattern).flatten()
+    rounds = _compute_rounds(keys, pattern).flatten()
     order = order[rounds[order].argsort(stable=True)]
     if pattern.is_grouped:
         return order
@@ -56,21 +56,21 @@ def removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: int) -> T
     return torch.cat([order[is_zero], order[~is_zero]])
 
 
-def smallest_of_groups(keys: Tensor, group: int, number: int) -> Tensor:
+def select_smallest_of_groups(keys: Tensor, group: int, number: int) -> Tensor:
     """Return a mask of the ``number`` smallest of each ``group`` consecutive columns."""
-    return (_ranks(keys.reshape(-1, group)) < number).view(keys.shape)
+    return (_compute_ranks(keys.reshape(-1, group)) < number).view(keys.shape)
 
 
-def _rounds(keys: Tensor, pattern: Pattern) -> Tensor:
+def _compute_rounds(keys: Tensor, pattern: Pattern) -> Tensor:
     """Return when an entry goes among those that it competes with; of the shape of ``keys``."""
     if pattern.scope == "row":
-        return _ranks(keys)
+        return _compute_ranks(keys)
     if pattern.is_grouped:
-        return _ranks(keys.reshape(-1, pattern.group)).view(keys.shape)
+        return _compute_ranks(keys.reshape(-1, pattern.group)).view(keys.shape)
     blocks = torch.split(keys, BLOCK, dim=1)
-    shares = [(_ranks(b.reshape(1, -1)).view(b.shape) + 0.5) / b.numel() for b in blocks]
+    shares = [(_compute_ranks(b.reshape(1, -1)).view(b.shape) + 0.5) / b.numel() for b in blocks]
     return torch.cat(shares, dim=1)
 
 
-def _ranks(keys: Tensor) -> Tensor:
+def _compute_ranks(keys: Tensor) -> Tensor:
     return keys.argsort(dim=1).argsort(dim=1)

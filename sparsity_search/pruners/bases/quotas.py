@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def smallest(keys: Tensor, number: int) -> Tensor:
+def select_smallest(keys: Tensor, number: int) -> Tensor:
     """Return a mask of the ``number`` smallest of distinct ``keys``."""
     if number == 0:
         return torch.zeros_like(keys, dtype=torch.bool)
     return keys <= keys.flatten().kthvalue(number).values
 
 
-def block_quotas(count: int, zero: Tensor, dead: Tensor, block_size: int) -> list[int]:
+def compute_block_quotas(count: int, zero: Tensor, dead: Tensor, block_size: int) -> list[int]:
     """Return how many weights each block of columns loses; they sum to ``count``.
 
     Zeros are used up first, then weights on dead inputs, then the others; each kind is spread

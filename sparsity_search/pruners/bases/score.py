@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparsity_search.errors import NumericalError
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.evidence.variants import GroupedVariants, RankedVariants, codes_of
+from sparsity_search.evidence.variants import GroupedVariants, RankedVariants, encode_order
 from sparsity_search.interfaces.pruner import Pruner, check_counts
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import removal_order
+from sparsity_search.pruners.bases.order import compute_removal_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class ScorePruner(Pruner):
         """Return nested masks, see `Pruner.prune`."""
         table = check_counts(counts, weight)
         score = self.finite_score(weight, evidence)
-        return ranked(weight, score, Pattern.parse(self.pattern), table, seed)
+        return rank_weights(weight, score, Pattern.parse(self.pattern), table, seed)
 
 
-def ranked(
+def rank_weights(
     weight: Tensor, score: Tensor, pattern: Pattern, counts: tuple[int, ...], seed: int
 ) -> RankedVariants:
     """Return the nested masks of a score.
@@ -77,8 +77,8 @@ def ranked(
     """
     existing = int((weight == 0).sum())
     pattern.check(weight.shape, [count for count in counts if count > existing])
-    order = removal_order(score, weight == 0, pattern, seed)
+    order = compute_removal_order(score, weight == 0, pattern, seed)
     if not pattern.is_grouped:
-        return RankedVariants(counts=counts, codes=codes_of(order, counts).view(weight.shape))
+        return RankedVariants(counts=counts, codes=encode_order(order, counts).view(weight.shape))
     prefixes = [count if count > existing else 0 for count in counts]
-    return GroupedVariants(counts=counts, codes=codes_of(order, prefixes).view(weight.shape))
+    return GroupedVariants(counts=counts, codes=encode_order(order, prefixes).view(weight.shape))

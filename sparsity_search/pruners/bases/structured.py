@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.evidence import Evidence
-from sparsity_search.evidence.structures import Structures
+from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import StructuredVariants
 from sparsity_search.interfaces.pruner import Pruner, check_table
-from sparsity_search.pruners.bases.order import sort_keys, tie_breaks
+from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
 
 
 class Compensation(NamedTuple):
@@ -43,7 +43,7 @@ class StructuredPruner(Pruner):
         """Return the structures in the order in which they are removed, ``(count,)`` int64.
 
         Args:
-            weight: The unit's matrix in float32, see `Structures`.
+            weight: The unit's matrix in float32, see `StructureLayout`.
             evidence: What is known of it; ``evidence.structures`` is its shape.
             seed: Decides between equal scores.
         """
@@ -64,7 +64,7 @@ class StructuredPruner(Pruner):
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int
     ) -> StructuredVariants:
         """Return nested sets of removed structures, see `Pruner.prune`."""
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
         table = check_table(counts, shape.count)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
@@ -89,7 +89,7 @@ class StructuredPruner(Pruner):
         """Return `compensate` of the levels that remove something, the weight of the others."""
         real = removed.sum(dim=1) > existing
         found = self.compensate(weight.float(), evidence, removed[real])
-        shape = shape_of(evidence)
+        shape = get_structure_layout(evidence)
 
         def spread(values: Tensor | None, unchanged: Tensor) -> Tensor | None:
             if values is None:
@@ -107,7 +107,7 @@ class StructuredPruner(Pruner):
         )
 
 
-def shape_of(evidence: Evidence) -> Structures:
+def get_structure_layout(evidence: Evidence) -> StructureLayout:
     """Return the shape of a structured unit.
 
     Raises:
@@ -118,7 +118,7 @@ def shape_of(evidence: Evidence) -> Structures:
     return evidence.structures
 
 
-def by_score(score: Tensor, seed: int) -> Tensor:
+def sort_by_score(score: Tensor, seed: int) -> Tensor:
     """Return structures by rising score, ``(count,)`` int64.
 
     Args:
@@ -131,9 +131,11 @@ def by_score(score: Tensor, seed: int) -> Tensor:
     if not score.isfinite().all():
         raise NumericalError("scores are not finite: weights or statistics have huge entries")
     none = torch.zeros_like(score, dtype=torch.bool)
-    return sort_keys(score.float(), none, tie_breaks(score.shape, seed, score.device)).argsort()
+    return build_sort_keys(
+        score.float(), none, draw_tie_breaks(score.shape, seed, score.device)
+    ).argsort()
 
 
-def column_sums(values: Tensor, shape: Structures) -> Tensor:
+def sum_columns(values: Tensor, shape: StructureLayout) -> Tensor:
     """Return the sum over each structure of one value for each input, ``(count,)``."""
     return values.view(shape.count, -1).sum(dim=1)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ConfigError, NumericalError
-from sparsity_search.evidence.bits import keep
 from sparsity_search.evidence.evidence import Evidence
+from sparsity_search.evidence.masks import apply_mask
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.evidence.variants import StoredVariants
 from sparsity_search.interfaces.pruner import Pruner, check_counts
 from sparsity_search.registry import PRUNERS, plugin_field
 
 
-class Updated(NamedTuple):
+class UpdatedWeight(NamedTuple):
     """A pruned weight; both ``(rows, columns)``: float32 values, and which are removed."""
 
     weights: Tensor
@@ -50,7 +50,7 @@ class UpdatePruner(Pruner):
     @abstractmethod
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterable[Updated]:
+    ) -> Iterable[UpdatedWeight]:
         """Return one update for each count, in order.
 
         Args:
@@ -68,7 +68,7 @@ class UpdatePruner(Pruner):
         table = check_counts(counts, weight)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
-        notes = damping_notes(evidence.inputs, self.damping)
+        notes = format_damping_notes(evidence.inputs, self.damping)
         variants = weight.expand(len(table), *weight.shape).clone()
         existing = int((weight == 0).sum())
         open_ = [i for i, count in enumerate(table) if existing < count < weight.numel()]
@@ -76,7 +76,7 @@ class UpdatePruner(Pruner):
             variants[-1] = 0
         updates = self.update(weight, evidence, [table[i] for i in open_], seed) if open_ else ()
         for i, updated in zip(open_, updates, strict=True):
-            variants[i] = stored(updated, weight.dtype)
+            variants[i] = cast_weights(updated, weight.dtype)
         # a sum is quick, and finite if all are
         if not variants.sum(dtype=torch.float64).isfinite() and not variants.isfinite().all():
             raise NumericalError(f"updated weights leave the range of {weight.dtype}")
@@ -99,17 +99,17 @@ class MaskedPruner(UpdatePruner):
         return self.mask is not None and self.mask.needs_gradient
 
 
-def stored(updated: Updated, dtype: torch.dtype) -> Tensor:
+def cast_weights(updated: UpdatedWeight, dtype: torch.dtype) -> Tensor:
     """Return updated weights in ``dtype``, with zeros exactly where weights are removed."""
     cast = updated.weights.to(dtype)
     # A kept weight that rounds to zero would make one zero too many.
     kept, zero = ~updated.removed, cast == 0
     if bool((zero & kept).any()):
         cast = cast.masked_fill(zero, torch.finfo(dtype).tiny)
-    return keep(cast, kept)
+    return apply_mask(cast, kept)
 
 
-def masks(
+def compute_masks(
     source: Pruner, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
 ) -> list[Tensor]:
     """Return what a mask source removes at each count, ``(rows, columns)`` bool each."""
@@ -117,7 +117,7 @@ def masks(
     return [variants.at(weight, count) == 0 for count in counts]
 
 
-def damping_notes(inputs: InputStatistics, damping: float) -> tuple[str, ...]:
+def format_damping_notes(inputs: InputStatistics, damping: float) -> tuple[str, ...]:
     """Return a note if the Hessian needed more damping than was asked for."""
     factor = inputs.inverse_factor(damping)
     if factor.fallback:

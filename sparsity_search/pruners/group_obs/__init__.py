@@ -14,10 +14,14 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import smallest_of_groups, sort_keys, tie_breaks
-from sparsity_search.pruners.bases.quotas import block_quotas, smallest
-from sparsity_search.pruners.bases.update import MaskedPruner, Updated, masks
-from sparsity_search.pruners.group_obs.subsets import cheapest_subset
+from sparsity_search.pruners.bases.order import (
+    build_sort_keys,
+    draw_tie_breaks,
+    select_smallest_of_groups,
+)
+from sparsity_search.pruners.bases.quotas import compute_block_quotas, select_smallest
+from sparsity_search.pruners.bases.update import MaskedPruner, UpdatedWeight, compute_masks
+from sparsity_search.pruners.group_obs.subsets import choose_cheapest_subset
 
 #: Bound on the systems of the rows that are solved together; larger ones leave the cache.
 _SOLVE_BYTES = 2**22
@@ -26,7 +30,7 @@ _SOLVE_BYTES = 2**22
 _MOST_SUBSETS = 256
 
 
-class Block(NamedTuple):
+class ColumnBlock(NamedTuple):
     """Some columns to choose from, after those before them are settled.
 
     Attributes:
@@ -43,7 +47,7 @@ class Block(NamedTuple):
 
 
 #: Which weights of a block are removed, ``(rows, width)`` bool.
-Choose = Callable[[Block], Tensor]
+Choose = Callable[[ColumnBlock], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ class GroupOBSPruner(MaskedPruner):
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterator[Updated]:
+    ) -> Iterator[UpdatedWeight]:
         """Yield the compensated weights of each count."""
         factor = evidence.inputs.inverse_factor(self.damping)
         upper = factor.upper.to(weight.device)
@@ -107,19 +111,21 @@ class GroupOBSPruner(MaskedPruner):
     ) -> Iterator[Choose]:
         """Yield for each count how blocks choose."""
         if self.mask is not None:
-            for given in masks(self.mask, weight, evidence, counts, seed):
-                yield partial(_given, given)
+            for given in compute_masks(self.mask, weight, evidence, counts, seed):
+                yield partial(_choose_given, given)
             return
         pattern = Pattern.parse(self.pattern)
         pattern.check(weight.shape, counts)
-        ties = tie_breaks(weight.shape, seed, weight.device)
+        ties = draw_tie_breaks(weight.shape, seed, weight.device)
         known = _Known(weight == 0, dead.to(weight.device), ties)
         for count in counts:
             if pattern.scope == "block":
-                quotas = block_quotas(count, known.zero, known.dead, self._width)
-                yield partial(_least_of_block, known, quotas)
+                quotas = compute_block_quotas(count, known.zero, known.dead, self._width)
+                yield partial(_choose_least_of_block, known, quotas)
                 continue
-            choose = _least_of_groups if self.rule == "single" else _cheapest_of_groups
+            choose = (
+                _choose_least_of_groups if self.rule == "single" else _choose_cheapest_of_groups
+            )
             number = pattern.removed_in_group(count, weight.numel())
             yield partial(choose, known, pattern.group, number)
 
@@ -132,22 +138,24 @@ class _Known(NamedTuple):
     ties: Tensor
 
 
-def _given(removed: Tensor, block: Block) -> Tensor:
+def _choose_given(removed: Tensor, block: ColumnBlock) -> Tensor:
     """Choose what a mask says."""
     return removed[:, block.columns]
 
 
-def _least_of_block(known: _Known, quotas: Sequence[int], block: Block) -> Tensor:
+def _choose_least_of_block(known: _Known, quotas: Sequence[int], block: ColumnBlock) -> Tensor:
     """Choose the block's quota of least single errors over all rows."""
-    return smallest(_keys(known, block), quotas[block.number])
+    return select_smallest(_build_keys(known, block), quotas[block.number])
 
 
-def _least_of_groups(known: _Known, group: int, number: int, block: Block) -> Tensor:
+def _choose_least_of_groups(known: _Known, group: int, number: int, block: ColumnBlock) -> Tensor:
     """Choose the least single errors of each group."""
-    return smallest_of_groups(_keys(known, block), group, number)
+    return select_smallest_of_groups(_build_keys(known, block), group, number)
 
 
-def _cheapest_of_groups(known: _Known, group: int, number: int, block: Block) -> Tensor:
+def _choose_cheapest_of_groups(
+    known: _Known, group: int, number: int, block: ColumnBlock
+) -> Tensor:
     """Choose the subset of least joint error of each group."""
     weights = block.weights.masked_fill(known.dead[block.columns], 0)
     zero, ties = known.zero[:, block.columns], known.ties[:, block.columns]
@@ -156,19 +164,19 @@ def _cheapest_of_groups(known: _Known, group: int, number: int, block: Block) ->
         part = slice(start, start + group)
         inverse = block.inverse[part, part]
         chosen.append(
-            cheapest_subset(weights[:, part], inverse, number, zero[:, part], ties[:, part])
+            choose_cheapest_subset(weights[:, part], inverse, number, zero[:, part], ties[:, part])
         )
     return torch.cat(chosen, dim=1)
 
 
-def _keys(known: _Known, block: Block) -> Tensor:
+def _build_keys(known: _Known, block: ColumnBlock) -> Tensor:
     """Return keys that sort by ``w_j² / A_jj``, the error of a single removal."""
     saliency = block.weights.abs() * block.inverse.diagonal().rsqrt()
     saliency = saliency.masked_fill(known.dead[block.columns], 0).float()
-    return sort_keys(saliency, known.zero[:, block.columns], known.ties[:, block.columns])
+    return build_sort_keys(saliency, known.zero[:, block.columns], known.ties[:, block.columns])
 
 
-def eliminate(weights: Tensor, upper: Tensor, choose: Choose, width: int) -> Updated:
+def eliminate(weights: Tensor, upper: Tensor, choose: Choose, width: int) -> UpdatedWeight:
     """Remove what ``choose`` picks block by block, and move each row from the block on.
 
     Args:
@@ -186,12 +194,12 @@ def eliminate(weights: Tensor, upper: Tensor, choose: Choose, width: int) -> Upd
         inverse = inside.T @ inside
         # More than rounding can take away: whatever is solved here is positive definite.
         inverse.diagonal().mul_(1 + len(inverse) ** 2 * torch.finfo(inverse.dtype).eps)
-        gone = choose(Block(work[:, columns], inverse, columns, number))
+        gone = choose(ColumnBlock(work[:, columns], inverse, columns, number))
         errors = solve_rows(work[:, columns], gone, inverse) @ inside.T
         work[:, start:].addmm_(errors.to(work.dtype), upper[columns, start:], alpha=-1)
         work[:, columns].masked_fill_(gone, 0)
         removed[:, columns] = gone
-    return Updated(work, removed)
+    return UpdatedWeight(work, removed)
 
 
 def solve_rows(weights: Tensor, removed: Tensor, inverse: Tensor) -> Tensor:

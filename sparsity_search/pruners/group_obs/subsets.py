@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def subset_losses(weights: Tensor, inverse: Tensor, subsets: Tensor) -> Tensor:
+def compute_subset_losses(weights: Tensor, inverse: Tensor, subsets: Tensor) -> Tensor:
     """Return ``w_P (A_PP)⁻¹ w_Pᵀ`` of each row and each subset ``P``, ``(rows, n_subsets)``.
 
     Args:
@@ -22,7 +22,7 @@ def subset_losses(weights: Tensor, inverse: Tensor, subsets: Tensor) -> Tensor:
     return (pulled * removed).sum(dim=2)
 
 
-def cheapest_subset(
+def choose_cheapest_subset(
     weights: Tensor, inverse: Tensor, number: int, zero: Tensor, ties: Tensor
 ) -> Tensor:
     """Return which ``number`` weights of one group each row removes, ``(rows, group)`` bool.
@@ -40,7 +40,7 @@ def cheapest_subset(
     subsets = torch.tensor(indices, device=weights.device)
     members = torch.zeros(len(subsets), weights.shape[1], device=weights.device)
     members.scatter_(1, subsets, 1)
-    losses = subset_losses(weights, inverse, subsets)
+    losses = compute_subset_losses(weights, inverse, subsets)
     zeros = zero.float() @ members.T
     losses.masked_fill_(zeros < zeros.amax(dim=1, keepdim=True), torch.inf)
     # Distinct sums: subsets of equal loss compare like numbers in base two.

@@ -10,8 +10,12 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.pruners.bases.update import Updated, UpdatePruner, masks
-from sparsity_search.pruners.refit.least_squares import UnitHessian, least_squares, unit_hessian
+from sparsity_search.pruners.bases.update import UpdatedWeight, UpdatePruner, compute_masks
+from sparsity_search.pruners.refit.least_squares import (
+    UnitHessian,
+    compute_unit_hessian,
+    solve_least_squares,
+)
 from sparsity_search.registry import PRUNERS, plugin_field
 
 
@@ -50,11 +54,11 @@ class RefitPruner(UpdatePruner):
 
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
-    ) -> Iterator[Updated]:
+    ) -> Iterator[UpdatedWeight]:
         """Yield the least-squares weights of each count."""
         dense = weight.float()
-        found = unit_hessian(evidence.inputs, self.damping)
+        found = compute_unit_hessian(evidence.inputs, self.damping)
         hessian = UnitHessian(*(part.to(weight.device) for part in found))
-        for removed in masks(self.mask, weight, evidence, counts, seed):
-            weights = least_squares(dense, removed, hessian, self.iterations, self.tolerance)
-            yield Updated(weights, removed)
+        for removed in compute_masks(self.mask, weight, evidence, counts, seed):
+            weights = solve_least_squares(dense, removed, hessian, self.iterations, self.tolerance)
+            yield UpdatedWeight(weights, removed)

@@ -22,7 +22,7 @@ class UnitHessian(NamedTuple):
     scale: Tensor
 
 
-def unit_hessian(inputs: InputStatistics, damping: float) -> UnitHessian:
+def compute_unit_hessian(inputs: InputStatistics, damping: float) -> UnitHessian:
     """Return the damped Hessian with unit diagonal, computed once for each damping.
 
     Raises:
@@ -37,7 +37,7 @@ def unit_hessian(inputs: InputStatistics, damping: float) -> UnitHessian:
     return inputs.derived(("unit hessian", damping), make)
 
 
-def least_squares(
+def solve_least_squares(
     weight: Tensor, removed: Tensor, hessian: UnitHessian, iterations: int, tolerance: float
 ) -> Tensor:
     """Return the kept weights of least layer error, ``w_S = H_SS⁻¹ (H w)_S`` for each row.
@@ -49,7 +49,7 @@ def least_squares(
     Args:
         weight: ``(rows, columns)`` float32.
         removed: bool, of the same shape.
-        hessian: From `unit_hessian`, on the weight's device.
+        hessian: From `compute_unit_hessian`, on the weight's device.
         iterations: Most steps of conjugate gradients.
         tolerance: A row stops when its residual is this fraction of what it was at the start.
 
@@ -58,11 +58,11 @@ def least_squares(
     """
     kept = ~removed
     start = (weight * hessian.scale * removed) @ hessian.matrix * kept
-    change = _conjugate_gradients(hessian.matrix, start, kept, iterations, tolerance)
+    change = _solve_conjugate_gradients(hessian.matrix, start, kept, iterations, tolerance)
     return weight + change / hessian.scale
 
 
-def _conjugate_gradients(
+def _solve_conjugate_gradients(
     matrix: Tensor, start: Tensor, kept: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
     """Solve ``matrix_SS x = start_S`` for each row, ``S`` being what it keeps.

@@ -14,8 +14,8 @@ from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.evidence.variants import RankedVariants
 from sparsity_search.interfaces.pruner import check_counts
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.score import ScorePruner, ranked
-from sparsity_search.pruners.ria.permutation import METHODS, channel_order
+from sparsity_search.pruners.bases.score import ScorePruner, rank_weights
+from sparsity_search.pruners.ria.permutation import METHODS, find_channel_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class RiaPruner(ScorePruner):
 
     def score(self, weight: Tensor, evidence: Evidence) -> Tensor:
         """Return the relative importance, each column times its norm to the exponent."""
-        importance = _shares(weight.abs(), dim=0) + _shares(weight.abs(), dim=1)
+        importance = _compute_shares(weight.abs(), dim=0) + _compute_shares(weight.abs(), dim=1)
         return importance * evidence.inputs.norms().to(weight.device).pow(self.exponent)
 
     def input_order(self, weight: Tensor, evidence: Evidence) -> Tensor:
@@ -89,7 +89,7 @@ class RiaPruner(ScorePruner):
         table = check_counts(counts, weight)
         score, order = self._arranged(weight, evidence)
         pattern = Pattern.parse(self.pattern)
-        found = ranked(weight[:, order], score[:, order], pattern, table, seed)
+        found = rank_weights(weight[:, order], score[:, order], pattern, table, seed)
         return replace(found, codes=found.codes[:, order.argsort()])
 
     def _arranged(self, weight: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
@@ -98,10 +98,10 @@ class RiaPruner(ScorePruner):
         pattern.check(weight.shape, [])
         score = self.finite_score(weight, evidence)
         keep = pattern.group // 2 if pattern.keep is None else pattern.keep
-        return score, channel_order(score, keep, pattern.group, self.permutation)
+        return score, find_channel_order(score, keep, pattern.group, self.permutation)
 
 
-def _shares(magnitude: Tensor, dim: int) -> Tensor:
+def _compute_shares(magnitude: Tensor, dim: int) -> Tensor:
     """Return entries divided by their sums along ``dim``, 0 where the sum is."""
     total = magnitude.sum(dim=dim, keepdim=True)
     return magnitude / total.masked_fill(total == 0, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 METHODS = ("heuristic", "assignment")
 
 
-def channel_order(score: Tensor, keep: int, group: int, method: str) -> Tensor:
+def find_channel_order(score: Tensor, keep: int, group: int, method: str) -> Tensor:
     """Return an order in which groups retain at least what they do in the given one.
 
     The retained score depends on the whole matrix, and the serpentine order looks at column sums
@@ -25,19 +25,21 @@ def channel_order(score: Tensor, keep: int, group: int, method: str) -> Tensor:
         score: ``(rows, columns)``, finite, not negative; ``columns`` is a multiple of ``group``.
         keep: Entries that a group keeps.
         group: Columns of a group.
-        method: One of `METHODS`: the serpentine order, or that improved by `assigned`.
+        method: One of `METHODS`: the serpentine order, or that improved by `assign_columns`.
     """
     given = torch.arange(score.shape[1], device=score.device)
-    start = max(given, serpentine(score, group), key=lambda o: retained(score[:, o], keep, group))
-    return assigned(score, start, keep, group) if method == "assignment" else start
+    start = max(
+        given, build_serpentine(score, group), key=lambda o: sum_retained(score[:, o], keep, group)
+    )
+    return assign_columns(score, start, keep, group) if method == "assignment" else start
 
 
-def retained(score: Tensor, keep: int, group: int) -> float:
+def sum_retained(score: Tensor, keep: int, group: int) -> float:
     """Return the sum of the ``keep`` largest scores of all groups of consecutive columns."""
     return float(score.double().reshape(-1, group).topk(keep, dim=1).values.sum())
 
 
-def serpentine(score: Tensor, group: int) -> Tensor:
+def build_serpentine(score: Tensor, group: int) -> Tensor:
     """Return the order that spreads strong columns over the groups, ``(columns,)``.
 
     Columns are sorted by their sum, ascending, and cut into ``group`` equal chunks. A chunk
@@ -49,7 +51,7 @@ def serpentine(score: Tensor, group: int) -> Tensor:
     return chunks.T.flatten()
 
 
-def assigned(score: Tensor, order: Tensor, keep: int, group: int) -> Tensor:
+def assign_columns(score: Tensor, order: Tensor, keep: int, group: int) -> Tensor:
     """Return ``order`` with the columns at each position reassigned to groups at their best.
 
     One round: for each position in turn the other columns of all groups stay, and those at this
@@ -64,11 +66,11 @@ def assigned(score: Tensor, order: Tensor, keep: int, group: int) -> Tensor:
     """
     wide, slots = score.double(), order.view(-1, group).clone()
     for position in range(group):
-        slots[:, position] = dealt(wide, slots, position, keep)
+        slots[:, position] = deal_columns(wide, slots, position, keep)
     return slots.flatten()
 
 
-def dealt(score: Tensor, slots: Tensor, position: int, keep: int) -> Tensor:
+def deal_columns(score: Tensor, slots: Tensor, position: int, keep: int) -> Tensor:
     """Return the columns at one position of all groups, in the order that retains most.
 
     With ``t`` the ``keep``-th largest score of the other columns of a group, a column of score

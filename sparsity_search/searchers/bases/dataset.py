@@ -14,11 +14,11 @@ from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.searchers.bases.features import Features
-from sparsity_search.searchers.bases.models import Pairs
+from sparsity_search.searchers.bases.models import TrainingPairs
 from sparsity_search.searchers.bases.training import log_scores
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
 #: What the file is, for who opens it.
@@ -56,9 +56,9 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """Identifies the pairs and how they were made: 16 hexadecimal digits."""
-        return digest(self.to_json())
+        return compute_digest(self.to_json())
 
-    def pairs(self, space: Space) -> Pairs:
+    def pairs(self, space: Space) -> TrainingPairs:
         """Return the pairs as another space of the same model describes them.
 
         A profile takes the real levels at which the genes have its shares, also beyond the
@@ -78,7 +78,9 @@ class Dataset:
         kinds = zip(self.fidelities, self._stages, strict=True)
         groups = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
         blocks = Features(space).blocks(levels)
-        return Pairs(blocks, log_scores(np.array(self.scores)), np.array(groups, dtype=np.int64))
+        return TrainingPairs(
+            blocks, log_scores(np.array(self.scores)), np.array(groups, dtype=np.int64)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the data set as a JSON object: counts, one list for each pair."""

@@ -22,7 +22,7 @@ _RATIOS = 10.0 ** np.arange(-3, 5.5, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class TrainingPairs:
     """Candidates and their scores, to which a model is fitted.
 
     Attributes:
@@ -39,9 +39,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, rows: np.ndarray) -> Pairs:
+    def __getitem__(self, rows: np.ndarray) -> TrainingPairs:
         blocks = {name: block[rows] for name, block in self.blocks.items()}
-        return Pairs(blocks, self.scores[rows], self.groups[rows])
+        return TrainingPairs(blocks, self.scores[rows], self.groups[rows])
 
     @property
     def matrix(self) -> np.ndarray:
@@ -49,7 +49,7 @@ class Pairs:
         return np.concatenate(list(self.blocks.values()), axis=1)
 
 
-class Fitted(Protocol):
+class FittedModel(Protocol):
     """A fitted model of scores."""
 
     def predict(self, blocks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +59,13 @@ class Fitted(Protocol):
         """
 
 
-def fit(pairs: Pairs, settings: ModelSettings, seed: int) -> Fitted:
+def fit(pairs: TrainingPairs, settings: ModelSettings, seed: int) -> FittedModel:
     """Fit a model of the settings' kind to at least two pairs, and return it."""
-    return Ridge.fit(pairs) if settings.model == "ridge" else Boosted.fit(pairs, settings, seed)
+    return (
+        RidgeModel.fit(pairs)
+        if settings.model == "ridge"
+        else BoostedModel.fit(pairs, settings, seed)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Ridge:
+class RidgeModel:
     """Ridge regression on all features and the squares of the levels, in closed form.
 
     The weights are the mean of a Gaussian posterior. The ratio of prior to noise maximises the
@@ -122,7 +126,7 @@ class Ridge:
     noise: float
 
     @classmethod
-    def fit(cls, pairs: Pairs) -> Ridge:
+    def fit(cls, pairs: TrainingPairs) -> RidgeModel:
         """Return the regression. Every group has an offset of its own."""
         blocks = _add_squares(pairs.blocks)
         scales = {name: float(np.sqrt(block.var(axis=0).sum())) for name, block in blocks.items()}
@@ -148,14 +152,14 @@ class Ridge:
 
 
 @dataclass(frozen=True, eq=False)
-class Boosted:
+class BoostedModel:
     """An ensemble of boosted trees; the spread is the members' deviation."""
 
     members: Sequence[Any]
     sign: float = 1.0
 
     @classmethod
-    def fit(cls, pairs: Pairs, settings: ModelSettings, seed: int) -> Boosted:
+    def fit(cls, pairs: TrainingPairs, settings: ModelSettings, seed: int) -> BoostedModel:
         """Return the ensemble. A single member sees all pairs, several see four fifths each."""
         rank = settings.model == "xgboost" and settings.objective == "rank"
         x, y = pairs.matrix, centre_groups(pairs.scores[:, None], pairs.groups)[:, 0]
@@ -192,7 +196,7 @@ class Boosted:
         return [json.loads(member.save_raw("json").decode()) for member in self.members]
 
     @classmethod
-    def from_json(cls, value: Sequence[Any], *, rank: bool) -> Boosted:
+    def from_json(cls, value: Sequence[Any], *, rank: bool) -> BoostedModel:
         """Return the ensemble that `to_json` described."""
         import xgboost
 

@@ -107,7 +107,9 @@ class Mutation:
         return child
 
 
-def stride_shares(strides: Sequence[int], winners: Sequence[Sequence[Candidate]]) -> np.ndarray:
+def compute_stride_shares(
+    strides: Sequence[int], winners: Sequence[Sequence[Candidate]]
+) -> np.ndarray:
     """Return the probability of each stride from the changes that won so far, ``(n_strides,)``.
 
     Each round, a point goes to the stride nearest to the largest change of level between this

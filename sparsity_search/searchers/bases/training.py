@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsity_search.searchers.bases.features import Features
-from sparsity_search.searchers.bases.models import Fitted, ModelSettings, Pairs, centre_groups, fit
+from sparsity_search.searchers.bases.models import (
+    FittedModel,
+    ModelSettings,
+    TrainingPairs,
+    centre_groups,
+    fit,
+)
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement
 
@@ -32,7 +38,7 @@ class RankCorrelation:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class PredictionFigures:
     """Agreement of held-out scores with their predictions.
 
     Attributes:
@@ -53,14 +59,14 @@ def drop_failed(measurements: Sequence[Measurement]) -> list[Measurement]:
     return [m for m in measurements if not m.failed]
 
 
-def build_pairs(space: Space, measurements: Sequence[Measurement]) -> Pairs:
+def build_pairs(space: Space, measurements: Sequence[Measurement]) -> TrainingPairs:
     """Return the pairs of measurements with finite scores; each fidelity is a group."""
     levels = np.array([m.candidate for m in measurements], dtype=np.float64)
     numbers: dict[Fidelity, int] = {}
     groups = [numbers.setdefault(m.fidelity, len(numbers)) for m in measurements]
     scores = np.array([m.score.value for m in measurements])
     blocks = Features(space).blocks(levels.reshape(-1, space.n_genes))
-    return Pairs(blocks, log_scores(scores), np.array(groups, dtype=np.int64))
+    return TrainingPairs(blocks, log_scores(scores), np.array(groups, dtype=np.int64))
 
 
 def log_scores(scores: np.ndarray) -> np.ndarray:
@@ -68,16 +74,16 @@ def log_scores(scores: np.ndarray) -> np.ndarray:
     return np.log(scores) if (scores > 0).all() else scores
 
 
-def can_fit(pairs: Pairs) -> bool:
+def can_fit(pairs: TrainingPairs) -> bool:
     """Whether some two scores can be compared."""
     return len(pairs) > len(np.unique(pairs.groups))
 
 
-def join(first: Pairs, second: Pairs) -> Pairs:
+def join(first: TrainingPairs, second: TrainingPairs) -> TrainingPairs:
     """Return the pairs of both, whose groups stay apart."""
     blocks = {n: np.concatenate([b, second.blocks[n]]) for n, b in first.blocks.items()}
     offset = int(first.groups.max(initial=-1)) + 1
-    return Pairs(
+    return TrainingPairs(
         blocks,
         np.concatenate([first.scores, second.scores]),
         np.concatenate([first.groups, second.groups + offset]),
@@ -85,13 +91,13 @@ def join(first: Pairs, second: Pairs) -> Pairs:
 
 
 def correlate_ranks(
-    pairs: Pairs,
+    pairs: TrainingPairs,
     rounds: Sequence[int],
     settings: ModelSettings,
     *,
     last: int | None = None,
     startup: int = 2,
-    more: Pairs | None = None,
+    more: TrainingPairs | None = None,
 ) -> list[RankCorrelation]:
     """Predict each round with a model of the rounds before it, and compare the order.
 
@@ -116,12 +122,12 @@ def correlate_ranks(
         held_out = pairs[now[pairs.groups[now] == largest]]
         if len(held_out) >= _FEWEST:
             predicted, _ = fit(seen, settings, round_).predict(held_out.blocks)
-            tau = kendall(predicted, held_out.scores)
+            tau = compute_kendall(predicted, held_out.scores)
             taus.append(RankCorrelation(round_, tau, len(held_out)))
     return taus[::-1]
 
 
-def judge(model: Fitted, pairs: Pairs) -> Figures:
+def judge(model: FittedModel, pairs: TrainingPairs) -> PredictionFigures:
     """Return how well a model predicts held-out pairs, within their groups.
 
     A model knows no group's offset, so errors are taken from the group's mean.
@@ -130,22 +136,26 @@ def judge(model: Fitted, pairs: Pairs) -> Figures:
     columns = np.stack([predicted, pairs.scores], axis=1)
     within = centre_groups(columns, pairs.groups)
     error, total = within[:, 0] - within[:, 1], float(np.square(within[:, 1]).sum())
-    return Figures(
+    return PredictionFigures(
         r2=1 - float(np.square(error).sum()) / total if total > 0 else np.nan,
         mae=float(np.abs(error).mean()) if len(pairs) else np.nan,
-        tau=kendall(predicted, pairs.scores, pairs.groups),
+        tau=compute_kendall(predicted, pairs.scores, pairs.groups),
         n=len(pairs),
     )
 
 
-def split(pairs: Pairs, share: float, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+def split_pairs(
+    pairs: TrainingPairs, share: float, rng: np.random.Generator
+) -> tuple[TrainingPairs, TrainingPairs]:
     """Return a random share of the pairs, and the others."""
     order = rng.permutation(len(pairs))
     n_first = round(share * len(pairs))
     return pairs[np.sort(order[:n_first])], pairs[np.sort(order[n_first:])]
 
 
-def kendall(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> float:
+def compute_kendall(
+    first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None
+) -> float:
     """Return Kendall's tau-b of two rows of numbers; 0 where one is constant.
 
     Args:
@@ -153,7 +163,7 @@ def kendall(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = N
         second: Others, ``(n,)``.
         groups: Only numbers of one group are compared, ``(n,)``; by default all.
 
-    >>> kendall(np.array([1, 2, 3, 4]), np.array([1, 2, 4, 3]))
+    >>> compute_kendall(np.array([1, 2, 3, 4]), np.array([1, 2, 4, 3]))
     0.6666666666666666
     """
     a, b = (np.sign(np.subtract.outer(x, x)) for x in (first, second))

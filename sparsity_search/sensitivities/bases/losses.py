@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sparsity_search.errors import NumericalError
 
 
-def rising(losses: ArrayLike, name: str) -> np.ndarray:
+def enforce_rising(losses: ArrayLike, name: str) -> np.ndarray:
     """Return losses that never fall as more is removed, ``(n_levels,)`` float64.
 
     Raises:

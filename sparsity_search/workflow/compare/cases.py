@@ -17,7 +17,7 @@ from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS, Factory, describe
-from sparsity_search.utils.files import digest
+from sparsity_search.utils.files import compute_digest
 
 #: What all others are compared with; it is always there, and first.
 REFERENCE = "uniform"
@@ -203,4 +203,4 @@ def make_slug(label: str) -> str:
     """
     plain = label.removesuffix("]").replace("[", "_").replace(";", "_")
     safe = re.sub(r"[^\w.+=-]", "_", plain)
-    return safe if safe == plain else f"{safe}-{digest(label)[:6]}"
+    return safe if safe == plain else f"{safe}-{compute_digest(label)[:6]}"

@@ -14,7 +14,7 @@ from sparsity_search.engine.session import Session, open_session, request_calibr
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.io.saving import save_checkpoint
-from sparsity_search.models.surgery.materialise import materialise, plan, saveable
+from sparsity_search.models.surgery.materialise import materialise, plan, prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
@@ -31,7 +31,7 @@ MATERIALISED = "materialised.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned:
+class PruneResult:
     """The outcome of `prune`.
 
     Attributes:
@@ -52,7 +52,7 @@ def prune(
     profile: Path | None = None,
     multiple: int | None = None,
     monitor: Monitor | None = None,
-) -> Pruned:
+) -> PruneResult:
     """Prune a model sequentially and write a checkpoint with its ``profile.json``.
 
     Args:
@@ -91,16 +91,16 @@ def prune(
         notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
         shape = plan(subject, multiple) if multiple and not removes_modules else None
         with monitor.step("save checkpoint"):
-            saved = saveable(subject) if shape is None else materialise(subject, shape)
+            saved = prepare_for_saving(subject) if shape is None else materialise(subject, shape)
             card = format_card(target, facts)
             save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
     write_json(out / PROFILE, {**target.to_json(), **facts, "notes": notes})
     if shape is None and not removes_modules:
-        return Pruned(profile=target, notes=notes)
+        return PruneResult(profile=target, notes=notes)
     with monitor.step("compare speed"):
         figures = compare_with_dense(session, saved, shape, out)
     write_json(out / MATERIALISED, figures)
-    return Pruned(profile=target, notes=notes, materialised=figures)
+    return PruneResult(profile=target, notes=notes, materialised=figures)
 
 
 def _run_pruner(

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from sparsity_search.engine.session import Session
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import Shape
+from sparsity_search.models.surgery.materialise import MaterialisedShape
 
 #: Tokens of the speed test, and how often each model runs them.
 _TOKENS, _REPEATS = 512, 5
 
 
 def compare_with_dense(
-    session: Session, smaller: PreTrainedModel, shape: Shape | None, out: Path
+    session: Session, smaller: PreTrainedModel, shape: MaterialisedShape | None, out: Path
 ) -> dict[str, Any]:
     """Return a profile of the smaller model, and both models' figures.
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.crew import share_cores
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import run_stages
+from sparsity_search.engine.workers import share_cores
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
 from sparsity_search.report.pages import can_draw_pages

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsity_search.engine.job import Job
-from sparsity_search.engine.stages import Searched
+from sparsity_search.engine.job import SearchJob
+from sparsity_search.engine.stages import StagesResult
 from sparsity_search.errors import NumericalError
-from sparsity_search.interfaces.evaluator import batches
+from sparsity_search.interfaces.evaluator import split_batches
 from sparsity_search.models.io.saving import save_checkpoint
-from sparsity_search.models.running.prefixes import Prefixes
-from sparsity_search.models.surgery.materialise import saveable
+from sparsity_search.models.running.prefix_cache import PrefixCache
+from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
@@ -24,7 +24,9 @@ from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import write_json
 
 
-def ship(job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched) -> SparsityProfile:
+def ship(
+    job: SearchJob, profiles: Mapping[str, SparsityProfile], searched: StagesResult
+) -> SparsityProfile:
     """Rebuild each profile sequentially, score it on the final text, and ship the best.
 
     Writes ``results.json``, ``profile.json``, ``profiles/`` and ``checkpoint/``.
@@ -63,7 +65,7 @@ def ship(job: Job, profiles: Mapping[str, SparsityProfile], searched: Searched) 
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
         tokenizer = job.session.loaded.tokenizer
-        save_checkpoint(saveable(subject), tokenizer, directory.checkpoint, card=card)
+        save_checkpoint(prepare_for_saving(subject), tokenizer, directory.checkpoint, card=card)
     write_json(directory.profile_file, facts)
     directory.write_results(_results(job, rows, shipped, searched))
     return profile
@@ -79,7 +81,7 @@ class _Shipped:
     notes: Sequence[str] = ()
 
 
-def _rebuild(job: Job, name: str, profile: SparsityProfile) -> list[str]:
+def _rebuild(job: SearchJob, name: str, profile: SparsityProfile) -> list[str]:
     subject = job.session.subject
     with job.monitor.step(f"rebuild {name}", len(subject.blocks)) as advance:
         return prune_sequentially(
@@ -95,7 +97,7 @@ def _rebuild(job: Job, name: str, profile: SparsityProfile) -> list[str]:
 class _Judge:
     """Scores the model as it is on the final text."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SearchJob) -> None:
         self._space = job.space
         self._subject = job.session.subject
         self._monitor = job.monitor
@@ -107,7 +109,7 @@ class _Judge:
         model = job.session.loaded.model
         self._batches = [
             (batch, [first + row for row in batch])
-            for batch in batches(model, range(n_rows), length)
+            for batch in split_batches(model, range(n_rows), length)
         ]
         with self._monitor.step("bind final text"):
             self._proxies = {
@@ -133,7 +135,7 @@ class _Judge:
         for of_text, of_evaluator in self._batches:
             rows = {"score": of_evaluator, "perplexity": of_text}
             # of this batch alone: nothing is shared with others, and counts are not weights
-            with Prefixes(self._subject, self._limit).at(profile.states) as model:
+            with PrefixCache(self._subject, self._limit).at(profile.states) as model:
                 for key, proxy in self._proxies.items():
                     parts[key] += proxy.score(model, rows[key]).parts
         return {key: proxy.combine(parts[key]).value for key, proxy in self._proxies.items()}
@@ -146,13 +148,13 @@ def _saving_facts(space: SearchSpace, profile: SparsityProfile) -> dict[str, flo
     return {"saving": int(space.saved(profile).sum()) / space.layout.n_weights}
 
 
-def _budget_facts(job: Job) -> dict[str, float]:
+def _budget_facts(job: SearchJob) -> dict[str, float]:
     """Return the budget: a sparsity, or a saving."""
     key = "target" if job.space.in_weights else "target_saving"
     return {key: job.space.budget.target}
 
 
-def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
+def _profile_json(job: SearchJob, profile: SparsityProfile) -> dict[str, Any]:
     """Return ``profile.json``: nothing in it depends on when or how fast it was made."""
     return {
         **profile.to_json(),
@@ -167,7 +169,7 @@ def _profile_json(job: Job, profile: SparsityProfile) -> dict[str, Any]:
 
 
 def _results(
-    job: Job, rows: list[dict[str, Any]], shipped: _Shipped, searched: Searched
+    job: SearchJob, rows: list[dict[str, Any]], shipped: _Shipped, searched: StagesResult
 ) -> dict[str, Any]:
     histories = searched.histories
     return {

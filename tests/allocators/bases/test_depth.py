@@ -11,17 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsity_search.allocators.bases.depth import Removal, RemovalLosses, emptied, least
+from sparsity_search.allocators.bases.depth import (
+    RemovalLosses,
+    RemovalState,
+    empty_units,
+    find_least,
+)
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError, ModelError, NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running import head
-from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.registry import ALLOCATORS
-from sparsity_search.testing.evaluator import random_tokens, text_of, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens, sample_text
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import loss_of, removed_by, shorter, with_identity
 from tests.helpers.families import FAMILIES
@@ -38,7 +43,7 @@ BIASED = {"attention_bias": True, "mlp_bias": True}
 
 
 def subject_of(costs: list[int]) -> Any:
-    """Return what `Removal` reads of a model: one unit a block, of these costs."""
+    """Return what `RemovalState` reads of a model: one unit a block, of these costs."""
     units = [
         Unit(name=str(i), block=i, role="block", count=1, cost=c) for i, c in enumerate(costs)
     ]
@@ -92,7 +97,7 @@ def test_removal_by_score_is_one_pass_by_score(data: st.DataObject) -> None:
         budget.check(subject.layout, bounds)
     except InfeasibleBudgetError:
         return
-    removal = Removal(problem(subject, budget.target, bounds), keep=keep)
+    removal = RemovalState(problem(subject, budget.target, bounds), keep=keep)
     profile = removal.by_score(dict(enumerate(scores))).profile
     assert set(np.flatnonzero(profile.removed)) == one_pass(costs, scores, total, bounds, keep)
     off = total - profile.n_removed
@@ -100,7 +105,7 @@ def test_removal_by_score_is_one_pass_by_score(data: st.DataObject) -> None:
 
 
 def test_what_does_not_fit_is_passed_over() -> None:
-    removal = Removal(problem(subject_of([6, 3, 6, 3]), 0.5, bounds_for(4, set(), set())))
+    removal = RemovalState(problem(subject_of([6, 3, 6, 3]), 0.5, bounds_for(4, set(), set())))
     found = removal.by_score({0: 0.0, 1: 3.0, 2: 1.0, 3: 2.0})
     assert found.profile.removed == (1, 0, 0, 1)
 
@@ -110,17 +115,17 @@ def test_what_is_kept_goes_only_when_nothing_else_is_left() -> None:
     free = bounds_for(4, set(), set())
     scores = {0: 0.0, 1: 1.0, 2: 2.0, 3: 0.5}
     for target, removed in [(0.5, (0, 1, 0, 0)), (0.85, (0, 1, 1, 0)), (0.95, (1, 1, 1, 0))]:
-        removal = Removal(problem(subject, target, free), keep=(1, 1))
+        removal = RemovalState(problem(subject, target, free), keep=(1, 1))
         assert removal.by_score(scores).profile.removed == removed
 
 
 def test_least() -> None:
-    assert least({0: 2.0, 1: 1.0, 2: 1.0}, [0, 1, 2]) == 1
-    assert least({0: math.nan, 1: math.inf, 2: 5.0}, [0, 1, 2]) == 2
-    assert least({0: math.inf, 1: -1.0}, [0, 1]) == 1
+    assert find_least({0: 2.0, 1: 1.0, 2: 1.0}, [0, 1, 2]) == 1
+    assert find_least({0: math.nan, 1: math.inf, 2: 5.0}, [0, 1, 2]) == 2
+    assert find_least({0: math.inf, 1: -1.0}, [0, 1]) == 1
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(NumericalError, match="no depth score is finite"):
-            least({0: bad, 1: bad}, [0, 1])
+            find_least({0: bad, 1: bad}, [0, 1])
 
 
 @pytest.mark.parametrize("units", ["blocks", "sublayers"])
@@ -130,7 +135,7 @@ def test_a_block_that_does_nothing_goes_first(name: str, units: str, where: int)
     if (name, units) == ("angular_distance", "sublayers"):
         return
     subject = PrunableModel(with_identity(where), units=units)
-    text = text_of(subject.model, 6, 16)  # to remove any other block makes it less likely
+    text = sample_text(subject.model, 6, 16)  # to remove any other block makes it less likely
     allocator = ALLOCATORS.create(name, **DEPTH[name])
     profile = allocator.allocate(subject, text, Budget(0.25), Bounds.of(subject.layout))
     removed = [unit.block for unit, n in zip(subject.layout, profile.removed, strict=True) if n]
@@ -156,17 +161,17 @@ def test_emptied_removes_and_restores() -> None:
     model = tiny_llama(**BIASED)
     for parameter in model.parameters():
         parameter.add_(0.01)
-    subject, before = PrunableModel(model, units="sublayers"), weights_of(model)
+    subject, before = PrunableModel(model, units="sublayers"), copy_weights(model)
     names = [unit.name for unit in subject.units_of(1)]
 
     def fails() -> None:
-        with emptied(subject, *names):
+        with empty_units(subject, *names):
             assert all(not subject.views[name].read().any() for name in names)
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
         fails()
-    after = weights_of(model)
+    after = copy_weights(model)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
@@ -194,21 +199,21 @@ def test_loss_without_a_sublayer(
     subject = PrunableModel(FAMILIES[family](), units="sublayers")
     found = RemovalLosses(subject, tiny_tokens, None).of(range(6))
     for i, unit in enumerate(subject.layout):
-        with emptied(subject, unit.name):
+        with empty_units(subject, unit.name):
             assert found[i] == pytest.approx(loss_of(subject.model, tiny_tokens), rel=1e-5)
 
 
 def test_losses_follow_the_model_as_it_is(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(layers=4), units="blocks")
     losses = RemovalLosses(subject, tiny_tokens, None)
-    with emptied(subject, "model.layers.1"):
+    with empty_units(subject, "model.layers.1"):
         assert losses.of([2])[2] == pytest.approx(
             loss_of(shorter(subject.model, {1, 2}), tiny_tokens), rel=1e-5
         )
 
 
 def test_losses_of_some_sequences() -> None:
-    subject, tokens = PrunableModel(tiny_llama(), units="blocks"), random_tokens(10, 16)
+    subject, tokens = PrunableModel(tiny_llama(), units="blocks"), draw_random_tokens(10, 16)
     some = RemovalLosses(subject, tokens, 3).of(range(3))
     assert some == RemovalLosses(subject, tokens[:3], None).of(range(3))
     assert some != RemovalLosses(subject, tokens, None).of(range(3))
@@ -240,12 +245,14 @@ def test_losses_leave_the_model_usable(tiny_tokens: Tensor) -> None:
     RemovalLosses(subject, tiny_tokens, None).of(range(3))
     assert not any("forward" in vars(m) for m in model.modules())
     assert not any(parameter.is_inference() for parameter in model.parameters())
-    assert all(g.mean.abs().sum() > 0 for g in weight_gradients(subject, tiny_tokens[:2]).values())
+    assert all(
+        g.mean.abs().sum() > 0 for g in compute_weight_gradients(subject, tiny_tokens[:2]).values()
+    )
 
 
 def test_losses_mend_the_blocks_after_an_error(tiny_tokens: Tensor) -> None:
     model = tiny_llama()
-    subject, before = PrunableModel(model, units="blocks"), weights_of(model)
+    subject, before = PrunableModel(model, units="blocks"), copy_weights(model)
     losses = RemovalLosses(subject, tiny_tokens, None)
 
     def fails(*_: object) -> None:
@@ -256,13 +263,13 @@ def test_losses_mend_the_blocks_after_an_error(tiny_tokens: Tensor) -> None:
         losses.of([1])
     handle.remove()
     assert not any("forward" in vars(m) for m in model.modules())
-    assert all(torch.equal(w, before[name]) for name, w in weights_of(model).items())
+    assert all(torch.equal(w, before[name]) for name, w in copy_weights(model).items())
 
 
 def test_losses_need_targets() -> None:
     subject = PrunableModel(tiny_llama(), units="blocks")
     with pytest.raises(ConfigError, match="at least 2 tokens"):
-        RemovalLosses(subject, random_tokens(3, 1), None)
+        RemovalLosses(subject, draw_random_tokens(3, 1), None)
 
 
 @pytest.mark.parametrize("name", DEPTH)

@@ -11,8 +11,8 @@ from torch import Tensor
 import sparsity_search.allocators.besa as module
 from sparsity_search.allocators.besa import BESAAllocator
 from sparsity_search.allocators.besa.block_training import (
+    compute_relative_error,
     observe,
-    relative_error,
 )
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
@@ -23,14 +23,14 @@ from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.allocator import assert_meets, assert_unchanged
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.masked_models import subject_of
 
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(3, 12)
+    return draw_random_tokens(3, 12)
 
 
 def learned(
@@ -82,7 +82,7 @@ def test_training_lowers_the_error(tokens: Tensor, monkeypatch: pytest.MonkeyPat
             counts = torch.from_numpy(rates[name] * scores.shape[1]).round()
             masks[name] = scores.argsort(1).argsort(1) >= counts[:, None]
         outputs = [block(states, masks) for states in hidden]
-        errors = [relative_error(o, y) for o, y in zip(outputs, wanted, strict=True)]
+        errors = [compute_relative_error(o, y) for o, y in zip(outputs, wanted, strict=True)]
         held.append(float(torch.stack(errors).mean()))
     assert held[1] < 0.93 * held[0]
 
@@ -132,7 +132,7 @@ def test_the_model_scope_moves_sparsity_to_robust_blocks(tokens: Tensor) -> None
 
 def test_the_model_scope_lowers_the_sum_of_errors(tokens: Tensor) -> None:
     curves: list[Any] = []
-    original = module.balanced
+    original = module.balance_sparsities
 
     def spy(*given: Any) -> np.ndarray:
         found = original(*given)
@@ -140,7 +140,7 @@ def test_the_model_scope_lowers_the_sum_of_errors(tokens: Tensor) -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "balanced", spy)
+        patch.setattr(module, "balance_sparsities", spy)
         learned(subject_of(3), tokens, 0.6, scope="model")
     ((levels, errors, _, target, found),) = curves
 
@@ -195,11 +195,11 @@ def test_blocks_are_trained_on_what_the_pruned_ones_put_out(
             subject.views[unit.name].write(weight * (order >= counts[:, None]))
         first, second = hidden_states(subject.model, tokens)
     # rounding the profile moves a unit by less than a weight, and few rows by one
-    assert float(relative_error(torch.cat(seen[1][0]), first)) < 0.02
-    assert float(relative_error(torch.cat(seen[1][0]), dense[0])) > 0.1
+    assert float(compute_relative_error(torch.cat(seen[1][0]), first)) < 0.02
+    assert float(compute_relative_error(torch.cat(seen[1][0]), dense[0])) > 0.1
     outputs = torch.cat(seen[1][1])
-    assert float(relative_error(outputs, second)) < 0.02
-    assert float(relative_error(outputs, dense[1])) > 0.02
+    assert float(compute_relative_error(outputs, second)) < 0.02
+    assert float(compute_relative_error(outputs, dense[1])) > 0.02
 
 
 def test_a_block_without_units_is_passed(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_block_without_units_is_passed(tokens: Tensor, monkeypatch: pytest.Mon
 
 
 def test_only_so_many_sequences_are_used() -> None:
-    tokens, other = random_tokens(6, 10), random_tokens(6, 10, seed=1)
+    tokens, other = draw_random_tokens(6, 10), draw_random_tokens(6, 10, seed=1)
     subject = subject_of(1)
     first = learned(subject, tokens, sequences=3)
     same = learned(subject, torch.cat([tokens[:3], other]), sequences=3)
@@ -251,7 +251,7 @@ def test_model_is_unchanged_after_an_error(
     when: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = subject_of()
-    before = weights_of(subject.model)
+    before = copy_weights(subject.model)
     left, original = iter(range(3)), getattr(module, when)
 
     def fails(*given: Any) -> Any:
@@ -275,7 +275,7 @@ def test_hooks_go_when_a_block_fails(tokens: Tensor, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(InputStatistics, "add", fails)
     with pytest.raises(KeyboardInterrupt):
         learned(subject, tokens)
-    assert_unchanged(subject.model, weights_of(subject.model))
+    assert_unchanged(subject.model, copy_weights(subject.model))
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e25])

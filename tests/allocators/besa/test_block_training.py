@@ -10,16 +10,16 @@ from torch import Tensor
 import sparsity_search.allocators.besa as module
 from sparsity_search.allocators.besa import BESAAllocator
 from sparsity_search.allocators.besa.block_training import (
+    compute_relative_error,
+    copy_for_autograd,
     observe,
-    relative_error,
-    usable,
 )
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.walk import walk
 from sparsity_search.testing.allocator import assert_unchanged
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.layouts import LAYOUTS, layout
 from tests.helpers.masked_models import linear_block, normal, subject_of
@@ -27,7 +27,7 @@ from tests.helpers.masked_models import linear_block, normal, subject_of
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(3, 12)
+    return draw_random_tokens(3, 12)
 
 
 def fitted(weight: Tensor, target: float, **settings: Any) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_the_penalty_holds_the_target(target: float) -> None:
 
 def test_a_step_descends_the_published_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, target, start = normal(3, 20), 0.4, normal(11)
-    monkeypatch.setattr(module, "initial_logits", lambda *_: start)  # not at the target
+    monkeypatch.setattr(module, "compute_initial_logits", lambda *_: start)  # not at the target
     plain = lambda logits, **_: torch.optim.SGD(logits, lr=1.0)  # noqa: E731
     monkeypatch.setattr(torch.optim, "AdamW", plain)
     block, states, wanted = linear_block(weight)
@@ -95,15 +95,15 @@ def test_relative_error() -> None:
     wanted, output = normal(2, 5, 7), normal(2, 5, 7).flip(1)
     y, z = wanted.double().numpy().reshape(10, 7), output.double().numpy().reshape(10, 7)
     expected = (((y - z) ** 2).sum(0) / (y**2).sum(0)).mean()
-    assert float(relative_error(output, wanted)) == pytest.approx(expected, rel=1e-5)
+    assert float(compute_relative_error(output, wanted)) == pytest.approx(expected, rel=1e-5)
     scale = torch.tensor([1.0, 10, 100, 1, 1, 0.1, 1])
-    scaled = relative_error(output * scale, wanted * scale)
+    scaled = compute_relative_error(output * scale, wanted * scale)
     assert float(scaled) == pytest.approx(expected, rel=1e-4)
-    assert float(relative_error(wanted.bfloat16(), wanted.bfloat16())) == 0
+    assert float(compute_relative_error(wanted.bfloat16(), wanted.bfloat16())) == 0
     wanted[..., 3] = 0  # a silent channel: no division by zero
-    assert relative_error(wanted, wanted) == 0
-    assert relative_error(output, wanted).isfinite()
-    assert float(relative_error(wanted * 0, wanted * 0)) == 0
+    assert compute_relative_error(wanted, wanted) == 0
+    assert compute_relative_error(output, wanted).isfinite()
+    assert float(compute_relative_error(wanted * 0, wanted * 0)) == 0
 
 
 # ------------------------------------------------------------------ a block of a model
@@ -124,7 +124,7 @@ def test_masked_block_is_the_block_with_masked_weights(family: str, tokens: Tens
     np.testing.assert_array_equal(
         torch.cat(outputs).float(), torch.cat(runner.run(0, hidden)).float()
     )
-    before = weights_of(subject.model)
+    before = copy_weights(subject.model)
     source = torch.Generator().manual_seed(0)
     masks = {
         name: (torch.rand(view.read().shape, generator=source) < 0.6).float().requires_grad_()
@@ -173,10 +173,10 @@ def test_statistics_are_those_of_the_walk(tokens: Tensor) -> None:
 
 def test_usable() -> None:
     tensor = torch.ones(2)
-    found = usable({"a": (tensor, None), "b": [3, tensor]})
+    found = copy_for_autograd({"a": (tensor, None), "b": [3, tensor]})
     assert found["a"][0] is not tensor
     assert found["a"][1] is None
     assert found["b"][0] == 3
     with torch.inference_mode():
         tensor = torch.ones(2)
-    assert not usable((tensor,))[0].is_inference()
+    assert not copy_for_autograd((tensor,))[0].is_inference()

@@ -86,14 +86,14 @@ def test_undefined_everywhere_gives_the_uniform_profile(
     monkeypatch: pytest.MonkeyPatch, tiny_tokens: Tensor, expression: str
 ) -> None:
     subject = PrunableModel(tiny_llama(layers=3))
-    original = module.measured
+    original = module.measure_scores
     values = []
 
     def spy(*args: Any) -> np.ndarray:
         values.append(original(*args))
         return np.asarray(values[-1])
 
-    monkeypatch.setattr(module, "measured", spy)
+    monkeypatch.setattr(module, "measure_scores", spy)
     for view in subject.views.values():  # so that `exp` leaves float64
         view.write(view.read() * 10)
     found = allocated(subject, tiny_tokens, 0.37, expression=expression)

@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsity_search.errors import ConfigError, MissingExtraError
 from sparsity_search.evaluators.tasks import TasksEvaluator
-from sparsity_search.testing.evaluator import scaled
+from sparsity_search.testing.evaluator import scale_model
 from sparsity_search.testing.models import tiny_llama, tiny_tokenizer
 from tests.helpers.questions import log_likelihoods, questions, write
 
@@ -227,7 +227,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(not INSTALLED, reason="lm-eval is not installed")
-@pytest.mark.parametrize("model", [tiny_llama(), scaled(0.7)], ids=["dense", "weaker"])
+@pytest.mark.parametrize("model", [tiny_llama(), scale_model(0.7)], ids=["dense", "weaker"])
 def test_files_and_lm_eval_agree(mine: tuple[str, str], model: nn.Module) -> None:
     path, folder = mine
     by_file = TasksEvaluator(files=(path,), examples=2)
@@ -250,7 +250,7 @@ def test_accuracy_is_lm_evals(mine: tuple[str, str]) -> None:
     from lm_eval.tasks import TaskManager
 
     path, folder = mine
-    model = scaled(0.7)
+    model = scale_model(0.7)
     found = lm_eval.simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tiny_tokenizer()),
         tasks=["mine"],

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import DataError
-from sparsity_search.evaluators.tasks.questions import Question, digest, read_questions, take_turns
+from sparsity_search.evaluators.tasks.questions import (
+    Question,
+    compute_digest,
+    read_questions,
+    take_turns,
+)
 
 CHOICES = ["a cat", "two dogs"]
 EXPECTED = Question(
@@ -91,5 +96,15 @@ def test_turns_and_digest() -> None:
     a, b, c = (Question((("x", str(i)),) * 2, (1, 1), 0) for i in range(3))
     assert take_turns([[a, b], [c]]) == (a, c, b)
     assert take_turns([[a, b]]) == (a, b)
-    assert len({digest([a, b]), digest([b, a]), digest([a]), digest([])}) == 4
-    assert digest([a, b]) == digest((a, b))
+    assert (
+        len(
+            {
+                compute_digest([a, b]),
+                compute_digest([b, a]),
+                compute_digest([a]),
+                compute_digest([]),
+            }
+        )
+        == 4
+    )
+    assert compute_digest([a, b]) == compute_digest((a, b))

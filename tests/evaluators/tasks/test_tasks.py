@@ -14,10 +14,10 @@ from torch import nn
 
 from sparsity_search.errors import ConfigError, DataError
 from sparsity_search.evaluators.tasks import TasksEvaluator, _TasksProxy
-from sparsity_search.evaluators.tasks.choices import encode
+from sparsity_search.evaluators.tasks.continuations import encode
 from sparsity_search.evaluators.tasks.questions import Question
 from sparsity_search.registry import EVALUATORS
-from sparsity_search.testing.evaluator import scaled
+from sparsity_search.testing.evaluator import scale_model
 from sparsity_search.testing.models import tiny_llama, tiny_tokenizer
 from tests.helpers.families import FAMILIES
 from tests.helpers.questions import log_likelihoods, questions, write
@@ -56,9 +56,9 @@ def test_is_the_naive_one(tmp_path: Path, family: str, normalise: bool) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
 def test_batches_change_nothing(tmp_path: Path, batch_size: int) -> None:
     path = write(tmp_path / "quiz.jsonl", questions(8))
-    found = score(TasksEvaluator(files=(path,), batch_size=batch_size), scaled(0.7), range(2))
+    found = score(TasksEvaluator(files=(path,), batch_size=batch_size), scale_model(0.7), range(2))
     assert found.parts == pytest.approx(
-        score(TasksEvaluator(files=(path,)), scaled(0.7), range(2)).parts
+        score(TasksEvaluator(files=(path,)), scale_model(0.7), range(2)).parts
     )
 
 

@@ -8,7 +8,7 @@ from sparsity_search.formats.bases.layers import join_rows, sum_rows
 from sparsity_search.formats.evopress import EvopressFormat
 from sparsity_search.formats.llm_compressor import LlmCompressorFormat
 from sparsity_search.formats.owl import OwlFormat
-from sparsity_search.interfaces.format import Document
+from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
 
@@ -37,7 +37,7 @@ def test_layers_alone_stay_as_they_are() -> None:
 
 
 def test_recipes_name_layers() -> None:
-    text = LlmCompressorFormat().write(Document(PROFILE))
+    text = LlmCompressorFormat().write(ProfileDocument(PROFILE))
     assert "- h.0.qkv\n" in text
     assert "[" not in text
     assert LlmCompressorFormat().read(text, FUSED).profile.removed == (10, 5, 5, 30)
@@ -46,13 +46,13 @@ def test_recipes_name_layers() -> None:
 def test_levels_are_of_layers() -> None:
     # 50 of 80 weights; level -1 of 5 weights on 25 of 40, which is half of the layer
     format_ = EvopressFormat(sparsity=0.625, step=5)
-    text = format_.write(Document(PROFILE))
+    text = format_.write(ProfileDocument(PROFILE))
     assert text == "h.0.qkv: -1\nh.0.up: 1\n"
     assert format_.read(text, FUSED).profile.removed == (10, 5, 5, 30)
 
 
 def test_rows_have_ratios_of_their_own() -> None:
-    text = OwlFormat().write(Document(PROFILE))
+    text = OwlFormat().write(ProfileDocument(PROFILE))
     assert json.loads(text)["h.0.qkv[k]"] == pytest.approx(0.8)
     assert OwlFormat().read(text, FUSED).profile == PROFILE
     mixed = '{"h.0.qkv": 0.5, "h.0.up": 0.75}'

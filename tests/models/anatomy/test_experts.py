@@ -9,10 +9,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.anatomy.banks import bank_of
+from sparsity_search.models.anatomy.banks import find_bank
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import saveable
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.models.surgery.materialise import prepare_for_saving
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.mixtures import (
     HIDDEN,
@@ -34,7 +34,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(9, 12)  # one full batch of the block runner, and a smaller one
+    return draw_random_tokens(9, 12)  # one full batch of the block runner, and a smaller one
 
 
 def test_experts_are_units(family: str) -> None:
@@ -144,18 +144,18 @@ def test_dropping_equals_a_model_without_them(family: str, tokens: Tensor) -> No
 @pytest.mark.parametrize("inference", [False, True])
 def test_preserved(family: str, tokens: Tensor, inference: bool) -> None:
     model = MODELS[family]()
-    before, said = weights_of(model), logits(model, tokens)
+    before, said = copy_weights(model), logits(model, tokens)
     parameters = dict(model.named_parameters())
     subject = PrunableModel(model, units="experts")
     view = experts_view(subject)
     with torch.inference_mode(inference), subject.preserved():
         drop(view, [0, 2])
         assert (
-            weights_of(model)[f"{MLP}.gate.weight"].shape[0]
+            copy_weights(model)[f"{MLP}.gate.weight"].shape[0]
             == len(before[f"{MLP}.gate.weight"]) - 2
         )
         drop(view, [1])
-    after = weights_of(model)
+    after = copy_weights(model)
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(parameters[name] is value for name, value in model.named_parameters())
@@ -169,10 +169,10 @@ def test_fewer_experts_than_a_token_needs(family: str) -> None:
     model = MODELS[family]()
     view = experts_view(PrunableModel(model, units="experts"))
     count, least = view.structures.count, TOP_K[family]
-    before = weights_of(model)
+    before = copy_weights(model)
     with pytest.raises(ModelError, match=f"{least - 1} of {count} experts .* routed to {least}"):
         drop(view, list(range(count - least + 1)))
-    after = weights_of(model)
+    after = copy_weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     drop(view, list(range(count - least)))
     assert len(model.model.layers[1].mlp.experts.down_proj) == least
@@ -183,13 +183,13 @@ def test_an_expert_that_is_empty_already() -> None:
     mlp = model.model.layers[1].mlp
     for parameter in (mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.gate.weight):
         parameter[3] = 0
-    before = weights_of(model)
+    before = copy_weights(model)
     subject = PrunableModel(model, units="experts")
     assert [unit.zeros for unit in subject.layout] == [0, 1]
     with subject.preserved():
         drop(experts_view(subject), [5])
         assert len(mlp.gate.weight) == 6
-    after = weights_of(model)
+    after = copy_weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -205,11 +205,11 @@ def test_types_are_kept() -> None:
     model = tiny_mixtral()
     for layer in model.model.layers:
         layer.mlp.experts.bfloat16()
-    before = weights_of(model)
+    before = copy_weights(model)
     subject = PrunableModel(model, units="experts")
     with subject.preserved():
         drop(experts_view(subject), [0])
-    for name, value in weights_of(model).items():
+    for name, value in copy_weights(model).items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
 
@@ -219,17 +219,17 @@ def test_an_experts_own_forward() -> None:
     tokens = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0))
     gate, up = (tokens @ experts.gate_up_proj[4].T).chunk(2, dim=1)
     expected = (nn.functional.silu(gate) * up) @ experts.down_proj[4].T
-    assert_close(bank_of(experts).outputs(4, tokens), expected)
+    assert_close(find_bank(experts).outputs(4, tokens), expected)
 
 
 def test_saved_and_loaded(family: str, tokens: Tensor, tmp_path: Path) -> None:
     model = MODELS[family]()
     before = model.config.to_dict()
     subject = PrunableModel(model, units="experts")
-    assert saveable(subject) is model
+    assert prepare_for_saving(subject) is model
     for number, view in enumerate(subject.views.values()):
         drop(view, [1, 3 + number])  # type: ignore[arg-type]
-    made = saveable(subject)
+    made = prepare_for_saving(subject)
     made.save_pretrained(tmp_path / "m")
     loaded, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "m", dtype=torch.float32, output_loading_info=True
@@ -245,4 +245,4 @@ def test_blocks_that_keep_different_numbers_cannot_be_saved() -> None:
     subject = PrunableModel(tiny_mixtral(), units="experts")
     drop(experts_view(subject), [1])
     with pytest.raises(ModelError, match="between 7 and 8 experts"):
-        saveable(subject)
+        prepare_for_saving(subject)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sparsity_search.allocators.besa.block_training import observe
-from sparsity_search.models.anatomy.fused import rows_by_role
-from sparsity_search.models.anatomy.linears import as_matrix, gradient, matrix
+from sparsity_search.models.anatomy.fused import find_rows_by_role
+from sparsity_search.models.anatomy.linears import as_matrix, read_matrix, read_matrix_gradient
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import RowsView
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from tests.helpers.families import ALL_FAMILIES
 
 HIDDEN, HEADS, HEAD, GROUPS = 32, 4, 8, 2
@@ -56,7 +56,7 @@ ATTENTIONS: dict[str, Mapping[str, Tensor]] = {
 
 
 def rows_of(view: RowsView) -> list[int]:
-    return torch.arange(matrix(view.linear).shape[0])[view.rows].tolist()
+    return torch.arange(read_matrix(view.linear).shape[0])[view.rows].tolist()
 
 
 def units(model: nn.Module, block: int) -> dict[str, RowsView]:
@@ -112,7 +112,7 @@ SPLITS: dict[str, tuple[Any, list[int]]] = {
 def test_every_order_of_gates_and_ups(name: str) -> None:
     split, gates = SPLITS[name]
     toy = Toy(split, nn.functional.silu)
-    found = rows_by_role(toy, toy.gate_up, toy.down, "gate_up")
+    found = find_rows_by_role(toy, toy.gate_up, toy.down, "gate_up")
     assert found["gate"].tolist() == gates
     assert sorted([*gates, *found["up"].tolist()]) == list(range(16))
 
@@ -120,8 +120,8 @@ def test_every_order_of_gates_and_ups(name: str) -> None:
 @pytest.mark.parametrize("act", [nn.Identity(), torch.zeros_like], ids=["bilinear", "silent"])
 def test_what_is_not_understood_stays_one(act: Any) -> None:
     toy = Toy(SPLITS["gate first"][0], act)
-    assert not rows_by_role(toy, toy.gate_up, toy.down, "gate_up")
-    assert not rows_by_role(toy, toy.gate_up, toy.down, "qkv")
+    assert not find_rows_by_role(toy, toy.gate_up, toy.down, "gate_up")
+    assert not find_rows_by_role(toy, toy.gate_up, toy.down, "qkv")
 
 
 def test_linear_attention_stays_one() -> None:
@@ -139,7 +139,7 @@ def test_all_rows_once() -> None:
 def test_a_view_of_rows(family: str) -> None:
     view = units(ALL_FAMILIES[family](), 1)["k"]
     linear, rows = view.linear, ATTENTIONS[family]["k"]
-    before = matrix(linear).clone()
+    before = read_matrix(linear).clone()
     assert torch.equal(view.read(), before[rows])
     change = torch.randn(view.read().shape, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(5, before.shape[1], generator=torch.Generator().manual_seed(1))
@@ -149,17 +149,17 @@ def test_a_view_of_rows(family: str) -> None:
     view.write(before[rows] + change)
     assert_close(linear(inputs) - dense, effect.outputs(inputs), rtol=1e-4, atol=1e-4)
     others = [row for row in range(len(before)) if row not in rows.tolist()]
-    assert torch.equal(matrix(linear)[others], before[others])
+    assert torch.equal(read_matrix(linear)[others], before[others])
 
     linear.weight.requires_grad_(True)
     linear(inputs).square().sum().backward()
-    assert torch.equal(view.read_gradient(), gradient(linear)[rows])
+    assert torch.equal(view.read_gradient(), read_matrix_gradient(linear)[rows])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
 def test_masks_of_rows_in_a_block(family: str) -> None:
     subject = PrunableModel(ALL_FAMILIES[family]())
-    runner = BlockRunner(subject, random_tokens(1, 12))
+    runner = BlockRunner(subject, draw_random_tokens(1, 12))
     hidden = runner.embed()
     masked, _ = observe(subject, runner, 0, hidden)
     generator = torch.Generator().manual_seed(0)

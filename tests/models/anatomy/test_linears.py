@@ -10,22 +10,22 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.linears import (
-    Called,
+    LinearCallMode,
     as_matrix,
-    gradient,
+    find_linears,
     is_linear,
-    matrix,
-    named_linears,
+    read_matrix,
+    read_matrix_gradient,
 )
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import LinearView
-from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from tests.helpers.families import FAMILIES
 from tests.helpers.names import OF_WEIGHTS
 
@@ -76,14 +76,14 @@ def test_layers_that_are_not_called_run_their_hooks(bias: bool) -> None:
     model.layer.register_forward_hook(take)
     assert torch.equal(model(inputs), expected)
     assert not read
-    with Called(model):
+    with LinearCallMode(model):
         found = model(inputs)
     assert torch.equal(found, expected)
     assert torch.equal(read[0], inputs)
     (again,) = torch.autograd.grad((found * outer).sum(), inputs)
     assert_close(again, slope)
     assert_close(gradients[0], outer.mT)
-    with torch.no_grad(), Called(model):
+    with torch.no_grad(), LinearCallMode(model):
         assert torch.equal(model(inputs), expected)
 
 
@@ -92,7 +92,7 @@ def test_without_hooks_nothing_else_is_computed() -> None:
     calls: list[int] = []
     forward = model.layer.forward
     model.layer.forward = lambda x: calls.append(1) or forward(x)  # type: ignore[func-returns-value]
-    with Called(model):
+    with LinearCallMode(model):
         model(inputs)
         assert not calls
         model.layer.register_forward_pre_hook(lambda *_: None)
@@ -111,18 +111,18 @@ def test_matrix_and_gradient() -> None:
     for layer in (Conv1D(3, 5), nn.Linear(5, 3)):
         inputs, outer = torch.randn(7, 5), torch.randn(7, 3)
         assert is_linear(layer)
-        assert_close(nn.functional.linear(inputs, matrix(layer), layer.bias), layer(inputs))
-        assert torch.equal(gradient(layer), torch.zeros(3, 5))
+        assert_close(nn.functional.linear(inputs, read_matrix(layer), layer.bias), layer(inputs))
+        assert torch.equal(read_matrix_gradient(layer), torch.zeros(3, 5))
         (layer(inputs) * outer).sum().backward()
-        assert_close(gradient(layer), outer.T @ inputs)
+        assert_close(read_matrix_gradient(layer), outer.T @ inputs)
         assert torch.equal(as_matrix(layer, as_matrix(layer, layer.weight)), layer.weight)
-        assert matrix(layer).data_ptr() == layer.weight.data_ptr()
+        assert read_matrix(layer).data_ptr() == layer.weight.data_ptr()
     assert not is_linear(nn.Conv1d(3, 5, 1))
     assert not is_linear(nn.Embedding(3, 5))
 
 
 def test_named_linears() -> None:
-    found = named_linears(FAMILIES["gpt2"]().transformer.h[1], "h.1")
+    found = find_linears(FAMILIES["gpt2"]().transformer.h[1], "h.1")
     assert list(found) == [f"h.1.{name}" for name in NAMES]
 
 
@@ -161,7 +161,7 @@ def test_statistics(both: tuple[PrunableModel, PrunableModel], tiny_tokens: Tens
 
 
 def test_weight_gradients(both: tuple[PrunableModel, PrunableModel], tiny_tokens: Tensor) -> None:
-    found, expected = (weight_gradients(subject, tiny_tokens[:3]) for subject in both)
+    found, expected = (compute_weight_gradients(subject, tiny_tokens[:3]) for subject in both)
     for name, known in found.items():
         assert known.mean.abs().max() > 0
         assert_close(known.mean, expected[name].mean)
@@ -188,7 +188,7 @@ def test_pruners(
 
 @pytest.mark.parametrize("name", ["als", "besa", "cfsp", "gauss_newton", "greedy"])
 def test_allocators(name: str, both: tuple[PrunableModel, PrunableModel]) -> None:
-    tokens = random_tokens(2, 16)
+    tokens = draw_random_tokens(2, 16)
     found, expected = (
         ALLOCATORS.create(name).allocate(s, tokens, Budget(0.5), bounds_of(s.layout, {}))
         for s in both

@@ -13,7 +13,7 @@ from sparsity_search.models.anatomy.linears import is_linear
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import LinearView
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import FAMILIES
 
@@ -101,7 +101,7 @@ def test_zeros_now_and_verify(tiny_subject: PrunableModel) -> None:
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 def test_preserved(tiny_subject: PrunableModel, error: type[BaseException] | None) -> None:
-    before = weights_of(tiny_subject.model)
+    before = copy_weights(tiny_subject.model)
     pointers = [p.data_ptr() for p in tiny_subject.model.parameters()]
 
     def change() -> None:
@@ -119,7 +119,7 @@ def test_preserved(tiny_subject: PrunableModel, error: type[BaseException] | Non
             change()
     else:
         change()
-    for name, weight in weights_of(tiny_subject.model).items():
+    for name, weight in copy_weights(tiny_subject.model).items():
         assert torch.equal(weight, before[name])
     assert [p.data_ptr() for p in tiny_subject.model.parameters()] == pointers
 

@@ -5,7 +5,7 @@ import pytest
 from sparsity_search.errors import ConfigError
 from sparsity_search.measures.flops import FlopsMeasure
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.roles import ROLES, roles_of
+from sparsity_search.models.anatomy.roles import ROLES, infer_roles
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES
 from tests.helpers.odd_model import ROLES as ODD_ROLES
@@ -57,22 +57,22 @@ def test_roles_of_families(family: str) -> None:
     ],
 )
 def test_neighbours_decide(names: str, roles: str) -> None:
-    found = roles_of(f"h.0.x.{name}" for name in names.split())
+    found = infer_roles(f"h.0.x.{name}" for name in names.split())
     assert list(found.values()) == roles.split()
 
 
 def test_only_neighbours_decide() -> None:
     """The same names stand beside others in another module, and in the module around it."""
     names = ["0.attn.c_attn", "0.attn.c_proj", "0.mlp.c_proj", "0.c_proj", "c_attn"]
-    assert list(roles_of(names).values()) == ["qkv", "o", "c_proj", "c_proj", "qkv"]
+    assert list(infer_roles(names).values()) == ["qkv", "o", "c_proj", "c_proj", "qkv"]
     # a mixer beside an attention, as in Falcon-H1
     names = ["0.mamba.in_proj", "0.mamba.out_proj", "0.self_attn.q_proj", "0.self_attn.out_proj"]
-    assert list(roles_of(names).values()) == ["in_proj", "out_proj", "q", "o"]
+    assert list(infer_roles(names).values()) == ["in_proj", "out_proj", "q", "o"]
 
 
 def test_names_are_in_order() -> None:
-    assert list(roles_of(ROLES)) == list(ROLES)
-    assert roles_of([]) == {}
+    assert list(infer_roles(ROLES)) == list(ROLES)
+    assert infer_roles([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_names_are_in_order() -> None:
     ],
 )
 def test_patterns_go_before_names(patterns: dict[str, str], roles: str) -> None:
-    assert list(roles_of(["x.wk", "x.out_proj"], patterns).values()) == roles.split()
+    assert list(infer_roles(["x.wk", "x.out_proj"], patterns).values()) == roles.split()
 
 
 def test_structures_of_an_odd_family() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 
@@ -19,7 +19,7 @@ def passed(model: nn.Module, linears: list[nn.Module]) -> list[tuple[Tensor, Ten
 
     handles = [linear.register_forward_hook(take) for linear in linears]
     with torch.inference_mode():
-        model(input_ids=random_tokens(2, 9))
+        model(input_ids=draw_random_tokens(2, 9))
     for handle in handles:
         handle.remove()
     return [seen[linear] for linear in linears]

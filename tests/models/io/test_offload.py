@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import load_model, weights_digest
-from sparsity_search.models.io.offload import Offload, offload_of
+from sparsity_search.models.io.loading import compute_weights_digest, load_model
+from sparsity_search.models.io.offload import Offload, get_offload
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.models.running.recording import record
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import (
     save_tiny_model,
     tiny_llama,
@@ -69,13 +69,13 @@ def resident(subject: PrunableModel) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_model(family: str, device: Device) -> None:
     model = FAMILIES[family]()
-    tokens = random_tokens(2, 16)
-    expected, digest = model(tokens).logits, weights_digest(model)
+    tokens = draw_random_tokens(2, 16)
+    expected, digest = model(tokens).logits, compute_weights_digest(model)
     subject = offloaded(model)
     assert torch.equal(model(tokens).logits, expected)
     assert device.sent
     assert resident(subject) == []
-    assert weights_digest(model) == digest
+    assert compute_weights_digest(model) == digest
 
 
 def test_one_block_at_a_time_is_on_the_device(device: Device) -> None:
@@ -83,12 +83,12 @@ def test_one_block_at_a_time_is_on_the_device(device: Device) -> None:
     seen: list[list[int]] = []
     for block in subject.blocks:
         block.mlp.register_forward_hook(lambda *_: seen.append(resident(subject)))
-    subject.model(random_tokens(1, 8))
+    subject.model(draw_random_tokens(1, 8))
     assert seen == [[0], [1], [2]]
 
 
 def test_the_runner_keeps_hidden_states_and_finishes(device: Device) -> None:
-    tokens = random_tokens(10, 16)
+    tokens = draw_random_tokens(10, 16)
     runners = [
         BlockRunner(s, tokens) for s in (offloaded(tiny_llama()), PrunableModel(tiny_llama()))
     ]
@@ -102,11 +102,11 @@ def test_the_runner_keeps_hidden_states_and_finishes(device: Device) -> None:
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_mixtral])
 def test_pruning_is_the_same(device: Device, make: Callable[[], nn.Module]) -> None:
-    tokens, found = random_tokens(4, 16), []
+    tokens, found = draw_random_tokens(4, 16), []
     for subject in (PrunableModel(make()), offloaded(make())):
         profile = PROFILE.uniform(subject.layout, {})
         prune_sequentially(subject, profile, SparseGPTPruner(), tokens)
-        found.append(weights_of(subject.model))
+        found.append(copy_weights(subject.model))
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
 
 
@@ -117,7 +117,7 @@ def test_blocks_are_present_where_they_are_pruned(device: Device) -> None:
         subject,
         profile,
         SparseGPTPruner(),
-        random_tokens(2, 8),
+        draw_random_tokens(2, 8),
         on_block=lambda _: seen.append(resident(subject)),
     )
     assert seen == [[0], [1], [2]]
@@ -130,7 +130,7 @@ def test_what_is_written_in_presence_stays(device: Device) -> None:
     with subject.present(1):
         assert resident(subject) == [1]
         view.write(torch.ones_like(view.read()))
-        subject.model(random_tokens(1, 8))  # as it runs, it stays
+        subject.model(draw_random_tokens(1, 8))  # as it runs, it stays
         assert resident(subject) == [1]
     assert resident(subject) == []
     assert (view.read() == 1).all()
@@ -142,10 +142,10 @@ def test_a_bias_that_comes_and_goes(device: Device) -> None:
     with subject.present(0):
         linear.bias = nn.Parameter(torch.ones(32), requires_grad=False)
     assert (linear.bias == 1).all()
-    with_bias = subject.model(random_tokens(1, 8)).logits
+    with_bias = subject.model(draw_random_tokens(1, 8)).logits
     with subject.present(0):
         linear.bias = None
-    assert not torch.equal(subject.model(random_tokens(1, 8)).logits, with_bias)
+    assert not torch.equal(subject.model(draw_random_tokens(1, 8)).logits, with_bias)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -153,7 +153,7 @@ def test_an_interrupted_run_leaves_the_dense_model(
     device: Device, error: type[BaseException]
 ) -> None:
     subject = offloaded(tiny_llama())
-    digest = weights_digest(subject.model)
+    digest = compute_weights_digest(subject.model)
 
     def interrupt(*_: Any) -> None:
         raise error
@@ -164,13 +164,13 @@ def test_an_interrupted_run_leaves_the_dense_model(
         with subject.preserved():
             for view in subject.views.values():
                 view.write(torch.zeros_like(view.read()))
-            subject.model(random_tokens(1, 8))
+            subject.model(draw_random_tokens(1, 8))
 
     with pytest.raises(error):
         work()
     handle.remove()
     assert resident(subject) == []
-    assert weights_digest(subject.model) == digest
+    assert compute_weights_digest(subject.model) == digest
 
 
 def test_snapshots_rest_in_files() -> None:
@@ -196,7 +196,7 @@ def test_shared_weights_stay_shared() -> None:
 def test_backward_passes_are_refused() -> None:
     subject = offloaded(tiny_llama())
     with pytest.raises(ConfigError, match="leave out --offload"):
-        record(subject, random_tokens(1, 8), torch.arange(4), lambda *_: [])
+        record(subject, draw_random_tokens(1, 8), torch.arange(4), lambda *_: [])
 
 
 @pytest.fixture(params=["llama", "tied", "mixtral", "sharded", "bin"])
@@ -224,12 +224,12 @@ def test_loading(folder: str, dtype: str) -> None:
     loaded = load_model(folder, dtype=dtype, device="cpu", offload=True)
     assert loaded.digest == whole.digest
     assert not any(p.is_meta or p.requires_grad for p in loaded.model.parameters())
-    tokens = random_tokens(2, 16)
+    tokens = draw_random_tokens(2, 16)
     assert torch.equal(loaded.model(tokens).logits, whole.model(tokens).logits)
     assert not [m for m in loaded.model.modules() if "forward" in m.__dict__]
     assert not [m for m in loaded.model.modules() if hasattr(m, "_hf_hook")]
     subject = PrunableModel(loaded.model)
-    assert subject.offload is offload_of(loaded.model) is not None
+    assert subject.offload is get_offload(loaded.model) is not None
     assert resident(subject) == []
 
 
@@ -246,4 +246,4 @@ def test_a_model_in_memory_is_not_offloaded() -> None:
     assert subject.offload is None
     with subject.present(0):
         assert isinstance(subject.snapshot(), dict)
-    assert offload_of(copy.deepcopy(subject.model)) is None
+    assert get_offload(copy.deepcopy(subject.model)) is None

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import weights_digest
-from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.walk import walk
 from sparsity_search.testing.models import tiny_llama
 
@@ -22,7 +22,7 @@ def loss(model: nn.Module, sequence: Tensor) -> float:
 
 def test_is_the_slope_of_the_loss(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama(dtype=torch.float64))
-    found = weight_gradients(subject, tiny_tokens[:3])[UNIT]
+    found = compute_weight_gradients(subject, tiny_tokens[:3])[UNIT]
     weight, slopes, step = subject.views[UNIT].read(), [], 1e-2
     for sequence in tiny_tokens[:3]:
         values = []
@@ -37,9 +37,9 @@ def test_is_the_slope_of_the_loss(tiny_tokens: Tensor) -> None:
 
 
 def test_the_model_is_left_as_it_was(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
-    before = weights_digest(tiny_subject.model)
-    weight_gradients(tiny_subject, tiny_tokens)
-    assert weights_digest(tiny_subject.model) == before
+    before = compute_weights_digest(tiny_subject.model)
+    compute_weight_gradients(tiny_subject, tiny_tokens)
+    assert compute_weights_digest(tiny_subject.model) == before
     for parameter in tiny_subject.model.parameters():
         assert parameter.grad is None
         assert not parameter.requires_grad
@@ -47,12 +47,12 @@ def test_the_model_is_left_as_it_was(tiny_subject: PrunableModel, tiny_tokens: T
 
 def test_no_gradient_is_left_after_an_error(tiny_subject: PrunableModel) -> None:
     with pytest.raises(IndexError):
-        weight_gradients(tiny_subject, torch.full((1, 8), 10**6))
+        compute_weight_gradients(tiny_subject, torch.full((1, 8), 10**6))
     assert not any(p.requires_grad for p in tiny_subject.model.parameters())
 
 
 def test_the_walk_hands_them_out(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
-    expected = weight_gradients(tiny_subject, tiny_tokens)
+    expected = compute_weight_gradients(tiny_subject, tiny_tokens)
     for visit in walk(tiny_subject, tiny_tokens, Statistic.NONE, rewritten=False, gradient=True):
         for unit in visit.units:
             gradient = visit.evidence[unit.name].gradient

@@ -12,11 +12,11 @@ from sparsity_search.errors import ModelError
 from sparsity_search.models.running import head
 from sparsity_search.models.running.head import (
     check_head,
-    divergence,
-    last_hidden,
-    logits,
-    loss,
-    tiles,
+    compute_divergence,
+    compute_last_hidden,
+    compute_logit_tiles,
+    compute_logits,
+    compute_loss,
 )
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES, FAMILIES
@@ -27,10 +27,10 @@ from tests.helpers.families import ALL_FAMILIES, FAMILIES
 def test_logits_are_the_models_own(family: str, tiny_tokens: Tensor) -> None:
     model: Any = ALL_FAMILIES[family]()
     own = model(input_ids=tiny_tokens, use_cache=False).logits
-    hidden = last_hidden(model, tiny_tokens)
+    hidden = compute_last_hidden(model, tiny_tokens)
     assert hidden.shape == (*tiny_tokens.shape, model.get_output_embeddings().in_features)
-    torch.testing.assert_close(logits(model, hidden), own)
-    torch.testing.assert_close(logits(model, hidden[2, 5:9]), own[2, 5:9])
+    torch.testing.assert_close(compute_logits(model, hidden), own)
+    torch.testing.assert_close(compute_logits(model, hidden[2, 5:9]), own[2, 5:9])
     check_head(model, tiny_tokens)
 
 
@@ -42,12 +42,12 @@ def test_tiles_are_the_logits(
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
     model: Any = ALL_FAMILIES[family]().bfloat16()
-    hidden = last_hidden(model, tiny_tokens[:1, :8]).bfloat16()  # mamba keeps float32
-    made = list(tiles(model, hidden))
+    hidden = compute_last_hidden(model, tiny_tokens[:1, :8]).bfloat16()  # mamba keeps float32
+    made = list(compute_logit_tiles(model, hidden))
     vocabulary = model.get_output_embeddings().out_features
     assert len(made) == math.ceil(vocabulary / tile)
     assert all(part.dtype == torch.float32 for part in made)
-    torch.testing.assert_close(torch.cat(made, -1), logits(model, hidden).float())
+    torch.testing.assert_close(torch.cat(made, -1), compute_logits(model, hidden).float())
 
 
 def watched(model: Any) -> None:
@@ -74,10 +74,10 @@ def test_a_head_that_does_more_is_run_whole(
 ) -> None:
     monkeypatch.setattr(head, "TILE", 7)
     model = tiny_llama()
-    hidden = last_hidden(model, tiny_tokens)
-    expected = logits(model, hidden) + 1
+    hidden = compute_last_hidden(model, tiny_tokens)
+    expected = compute_logits(model, hidden) + 1
     change(model)
-    (found,) = tiles(model, hidden)
+    (found,) = compute_logit_tiles(model, hidden)
     assert torch.equal(found, expected)
 
 
@@ -90,24 +90,26 @@ def test_loss(
     monkeypatch.setattr(head, "TILE", tile)
     model = FAMILIES[family]()
     with torch.inference_mode():
-        hidden = last_hidden(model, tiny_tokens)[0]
-        likely = logits(model, hidden).double().log_softmax(-1)
+        hidden = compute_last_hidden(model, tiny_tokens)[0]
+        likely = compute_logits(model, hidden).double().log_softmax(-1)
     targets = torch.arange(len(hidden)) * 5 % likely.shape[1]
     targets[:2] = torch.tensor([0, likely.shape[1] - 1])
     expected = -likely.gather(1, targets[:, None]).sum()
-    torch.testing.assert_close(loss(model, hidden, targets, chunk), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        compute_loss(model, hidden, targets, chunk), expected, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("family", ["cohere", "gemma3", "granite", "falcon_h1"])
 def test_logits_are_more_than_the_head_in_these(family: str, tiny_tokens: Tensor) -> None:
     model = ALL_FAMILIES[family]()
-    hidden = last_hidden(model, tiny_tokens)
-    assert not torch.allclose(logits(model, hidden), model.lm_head(hidden), rtol=0.1)
+    hidden = compute_last_hidden(model, tiny_tokens)
+    assert not torch.allclose(compute_logits(model, hidden), model.lm_head(hidden), rtol=0.1)
 
 
 def test_dtype_is_the_models(tiny_tokens: Tensor) -> None:
     model = tiny_llama(dtype=torch.bfloat16)
-    assert logits(model, last_hidden(model, tiny_tokens)).dtype == torch.bfloat16
+    assert compute_logits(model, compute_last_hidden(model, tiny_tokens)).dtype == torch.bfloat16
 
 
 def test_a_head_that_is_not_understood() -> None:
@@ -132,14 +134,14 @@ def test_divergence(
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
     model = FAMILIES[family]()
-    dense = last_hidden(model, tiny_tokens)
+    dense = compute_last_hidden(model, tiny_tokens)
     pruned = dense + torch.randn(dense.shape, generator=torch.Generator().manual_seed(0))
-    p, q = (logits(model, states).double().log_softmax(-1) for states in (dense, pruned))
+    p, q = (compute_logits(model, states).double().log_softmax(-1) for states in (dense, pruned))
     expected = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
-    found = divergence(model, dense, pruned, chunk)
+    found = compute_divergence(model, dense, pruned, chunk)
     assert found == pytest.approx(float(expected), rel=1e-5)
     assert found > 1
-    part = divergence(model, dense[3, 4:9], pruned[3, 4:9], chunk)
+    part = compute_divergence(model, dense[3, 4:9], pruned[3, 4:9], chunk)
     expected = nn.functional.kl_div(q[3, 4:9], p[3, 4:9], reduction="sum", log_target=True)
     assert part == pytest.approx(float(expected), rel=1e-4)
 
@@ -150,7 +152,7 @@ def test_divergence_from_itself_and_from_nonsense(
 ) -> None:
     monkeypatch.setattr(head, "TILE", tile)
     model = tiny_llama()
-    hidden = last_hidden(model, tiny_tokens)
-    assert divergence(model, hidden, hidden) == 0
-    assert divergence(model, hidden, hidden + 1e-6 * hidden.sin()) >= 0
-    assert math.isnan(divergence(model, hidden, hidden * math.nan))
+    hidden = compute_last_hidden(model, tiny_tokens)
+    assert compute_divergence(model, hidden, hidden) == 0
+    assert compute_divergence(model, hidden, hidden + 1e-6 * hidden.sin()) >= 0
+    assert math.isnan(compute_divergence(model, hidden, hidden * math.nan))

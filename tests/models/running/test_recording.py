@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.recording import (
-    Backward,
-    Recording,
+    BackwardPass,
+    LayerRecording,
     Recordings,
-    drawn_labels,
+    choose_positions,
+    compute_slopes,
+    compute_total_slope,
+    draw_labels,
     record,
-    runs,
-    slope,
-    slopes,
 )
 from sparsity_search.testing.allocator import assert_unchanged
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.families import ALL_FAMILIES, FAMILIES
 
@@ -34,15 +34,15 @@ EVERYWHERE = torch.arange(LENGTH)
 @pytest.fixture
 def tokens() -> Tensor:
     """Three sequences: a full batch and a smaller one."""
-    return random_tokens(3, LENGTH)
+    return draw_random_tokens(3, LENGTH)
 
 
 def of_text(tokens: Tensor, summed: bool = False):
     """Differentiate the log-likelihood of the text, each token at its own position."""
 
-    def differentiate(logits: Tensor, rows: slice) -> Iterator[Backward]:
+    def differentiate(logits: Tensor, rows: slice) -> Iterator[BackwardPass]:
         labels = nn.functional.one_hot(tokens[rows], logits.shape[-1])
-        yield Backward(labels.to(logits) - logits.softmax(-1), summed=summed)
+        yield BackwardPass(labels.to(logits) - logits.softmax(-1), summed=summed)
 
     return differentiate
 
@@ -71,9 +71,9 @@ def derivatives(subject: PrunableModel, name: str, change: Tensor, tokens: Tenso
         change = change.clone()
         shape.bodies(change)[:, :, shape.inner :] = 0
     with subject.preserved() as dense:
-        before = weights_of(model)
+        before = copy_weights(model)
         view.write(dense[name] + change)
-        moved = {key: weight - before[key] for key, weight in weights_of(model).items()}
+        moved = {key: weight - before[key] for key, weight in copy_weights(model).items()}
     found = []
     for sequence in tokens:
         model.requires_grad_(True)
@@ -106,10 +106,12 @@ def test_slopes_are_directional_derivatives(units: str, tokens: Tensor) -> None:
         if units == "blocks":  # both readers write, the later one after what the first changed
             assert len(view.effects(change)) == 2
         expected = derivatives(subject, name, change, tokens)
-        found = slopes(view, change, kept).view(len(tokens), LENGTH).sum(1)
+        found = compute_slopes(view, change, kept).view(len(tokens), LENGTH).sum(1)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
         total = float(expected.sum())
-        assert slope(view, change, summed) == pytest.approx(total, rel=1e-5, abs=1e-4)
+        assert compute_total_slope(view, change, summed) == pytest.approx(
+            total, rel=1e-5, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma3", "gpt2"])
@@ -120,7 +122,7 @@ def test_other_families(family: str, tokens: Tensor) -> None:
     for name in units_checked(subject):
         change = changed(subject, name)
         expected = derivatives(subject, name, change, tokens)
-        found = slopes(subject.views[name], change, kept).view(len(tokens), LENGTH).sum(1)
+        found = compute_slopes(subject.views[name], change, kept).view(len(tokens), LENGTH).sum(1)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -134,9 +136,11 @@ def test_a_layer_that_is_not_called(tokens: Tensor) -> None:
         name = f"backbone.layers.{block}.mixer.dt_proj"
         view, change = subject.views[name], changed(subject, name)
         expected = derivatives(subject, name, change, tokens)
-        found = slopes(view, change, kept).view(len(tokens), LENGTH).sum(1)
+        found = compute_slopes(view, change, kept).view(len(tokens), LENGTH).sum(1)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-        assert slope(view, change, summed) == pytest.approx(float(expected.sum()), rel=1e-4)
+        assert compute_total_slope(view, change, summed) == pytest.approx(
+            float(expected.sum()), rel=1e-4
+        )
 
 
 def test_a_layer_that_takes_no_part(tokens: Tensor) -> None:
@@ -172,8 +176,10 @@ def test_slope_sums_slopes(units: str, tokens: Tensor) -> None:
     summed = record(subject, tokens, EVERYWHERE, of_text(tokens, summed=True))
     for name, view in subject.views.items():
         change = changed(subject, name)
-        expected = float(slopes(view, change, kept).double().sum())
-        assert slope(view, change, summed) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+        expected = float(compute_slopes(view, change, kept).double().sum())
+        assert compute_total_slope(view, change, summed) == pytest.approx(
+            expected, rel=1e-4, abs=1e-3
+        )
 
 
 def test_only_some_positions_are_kept(tiny_subject: PrunableModel, tokens: Tensor) -> None:
@@ -182,8 +188,12 @@ def test_only_some_positions_are_kept(tiny_subject: PrunableModel, tokens: Tenso
     few = record(tiny_subject, tokens, some, of_text(tokens))
     for name, view in tiny_subject.views.items():
         change = changed(tiny_subject, name)
-        expected = slopes(view, change, everything).view(len(tokens), LENGTH)[:, some].flatten()
-        torch.testing.assert_close(slopes(view, change, few), expected, rtol=1e-4, atol=1e-4)
+        expected = (
+            compute_slopes(view, change, everything).view(len(tokens), LENGTH)[:, some].flatten()
+        )
+        torch.testing.assert_close(
+            compute_slopes(view, change, few), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_layers_that_read_one_tensor_share_its_copy(
@@ -204,7 +214,7 @@ def test_layers_that_read_one_tensor_share_its_copy(
 
 
 def test_passes_follow_each_other(tiny_subject: PrunableModel, tokens: Tensor) -> None:
-    def both(logits: Tensor, rows: slice) -> Iterator[Backward]:
+    def both(logits: Tensor, rows: slice) -> Iterator[BackwardPass]:
         yield from of_text(tokens, summed=True)(logits, rows)
         yield from of_text(tokens)(logits, rows)
         yield from of_text(tokens)(logits, rows)
@@ -223,9 +233,9 @@ def test_passes_follow_each_other(tiny_subject: PrunableModel, tokens: Tensor) -
 def test_the_model_is_left_as_it_was(
     tiny_subject: PrunableModel, tokens: Tensor, fails: bool
 ) -> None:
-    before = weights_of(tiny_subject.model)
+    before = copy_weights(tiny_subject.model)
 
-    def broken(logits: Tensor, rows: slice) -> Iterator[Backward]:
+    def broken(logits: Tensor, rows: slice) -> Iterator[BackwardPass]:
         yield from of_text(tokens)(logits, rows)
         if fails:
             raise RuntimeError("out of memory")
@@ -251,7 +261,7 @@ def test_experts_are_refused_before_the_model_runs(tokens: Tensor) -> None:
 @settings(max_examples=60)
 def test_runs(length: int, positions: int, data: st.DataObject) -> None:
     span = data.draw(st.integers(1, length))
-    found = runs(length, positions, span).view(-1, span)
+    found = choose_positions(length, positions, span).view(-1, span)
     assert found.min() >= 0
     assert found.max() < length
     assert (found.diff(dim=1) == 1).all()
@@ -267,7 +277,7 @@ def test_runs(length: int, positions: int, data: st.DataObject) -> None:
 def test_drawn_labels() -> None:
     logits = torch.tensor([[[0.0, 1.0, 3.0], [2.0, -1.0, 0.0]]]).repeat(2, 1, 1)
     probabilities = logits.softmax(-1)
-    found = [backward.gradient for backward in drawn_labels(logits, 4000, 0)]
+    found = [backward.gradient for backward in draw_labels(logits, 4000, 0)]
     labels = torch.stack(found) + probabilities
     assert ((labels - 1).abs() < 1e-6).sum(-1).eq(1).all()  # one label, the others nothing
     torch.testing.assert_close(labels.mean(0), probabilities, atol=0.03, rtol=0)
@@ -278,7 +288,7 @@ def test_drawn_labels_by_key() -> None:
     logits = torch.zeros(1, 50, 7)
 
     def drawn(seed: int, *keys: int) -> Tensor:
-        (backward,) = drawn_labels(logits, 1, seed, *keys)
+        (backward,) = draw_labels(logits, 1, seed, *keys)
         return backward.gradient
 
     state = torch.get_rng_state()
@@ -293,15 +303,15 @@ def test_drawn_labels_by_key() -> None:
 def test_nothing_stays_in_memory(tiny_subject: PrunableModel, tokens: Tensor, fails: bool) -> None:
     """Hooks in a graph hold recordings: those that are left tell of a graph that is."""
 
-    def differentiate(logits: Tensor, _: slice) -> Iterator[Backward]:
-        yield Backward(torch.ones_like(logits), summed=True)
+    def differentiate(logits: Tensor, _: slice) -> Iterator[BackwardPass]:
+        yield BackwardPass(torch.ones_like(logits), summed=True)
         if fails:
             raise ArithmeticError
-        yield Backward(torch.ones_like(logits))
+        yield BackwardPass(torch.ones_like(logits))
 
     def alive() -> int:
         gc.collect()
-        return sum(type(each) is Recording for each in gc.get_objects())
+        return sum(type(each) is LayerRecording for each in gc.get_objects())
 
     before = alive()
     with pytest.raises(ArithmeticError) if fails else nullcontext():

@@ -10,13 +10,13 @@ from torch.testing import assert_close
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.experts import ExpertMatrix
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.gradients import weight_gradients
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_mixtral
 from tests.helpers.mixtures import (
     HIDDEN,
@@ -39,7 +39,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tokens() -> Tensor:
-    return random_tokens(9, 12)  # one full batch of the block runner, and a smaller one
+    return draw_random_tokens(9, 12)  # one full batch of the block runner, and a smaller one
 
 
 def test_statistics_are_those_of_the_routed_tokens(family: str, tokens: Tensor) -> None:
@@ -124,7 +124,7 @@ def test_experts_with_few_tokens_are_told(tokens: Tensor) -> None:
     assert visit.notes == (
         f"{MLP}.experts: fewer tokens than inputs are routed to expert {names}",
     )
-    many = visit_of(PrunableModel(tiny_mixtral()), random_tokens(64, 16), Statistic.HESSIAN)
+    many = visit_of(PrunableModel(tiny_mixtral()), draw_random_tokens(64, 16), Statistic.HESSIAN)
     assert many.notes == ()
 
 
@@ -140,7 +140,7 @@ def test_no_hook_is_left(tokens: Tensor) -> None:
 def test_gradients(units: str, tokens: Tensor) -> None:
     model = tiny_mixtral()
     subject = PrunableModel(model, units=units)
-    found = weight_gradients(subject, tokens[:2])
+    found = compute_weight_gradients(subject, tokens[:2])
     experts = model.model.layers[1].mlp.experts
     expected = []
     for row in tokens[:2]:
@@ -188,7 +188,7 @@ def test_routing_of_a_smaller_mixture(tokens: Tensor) -> None:
 @pytest.mark.parametrize("pruner", [WandaPruner(), SparseGPTPruner(block_size=16)])
 def test_single_weights(family: str, tokens: Tensor, pruner: Any) -> None:
     model = MODELS[family]()
-    before = weights_of(model)
+    before = copy_weights(model)
     subject = PrunableModel(model)
     profile = Budget(0.5).uniform(subject.layout)
     prune_sequentially(subject, profile, pruner, tokens)
@@ -196,7 +196,9 @@ def test_single_weights(family: str, tokens: Tensor, pruner: Any) -> None:
     for expert in range(len(experts.down_proj)):
         assert int((experts.down_proj[expert] == 0).sum()) == HIDDEN * INNER // 2
         assert int((experts.gate_up_proj[expert] == 0).sum()) == HIDDEN * INNER
-    same = {name for name, value in weights_of(model).items() if torch.equal(value, before[name])}
+    same = {
+        name for name, value in copy_weights(model).items() if torch.equal(value, before[name])
+    }
     assert {name for name in before if "norm" in name or "embed" in name} <= same
     assert {"lm_head.weight", f"{MLP}.gate.weight"} <= same
     assert len(before) - len(same) == {"mixtral": 12, "qwen3_moe": 13}[family]

@@ -9,9 +9,9 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running import runner as runner_module
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.runner import BlockRunner
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import FAMILIES
 
@@ -48,7 +48,7 @@ def block_outputs(subject: PrunableModel, tokens: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_one_by_one_are_the_models_own(family: str, n_rows: int) -> None:
     subject = PrunableModel(FAMILIES[family]())
-    tokens = random_tokens(n_rows, 16)
+    tokens = draw_random_tokens(n_rows, 16)
     runner = BlockRunner(subject, tokens)
     expected = [block_outputs(subject, batch) for batch in tokens.split(BATCH)]
     hidden = runner.embed()
@@ -62,7 +62,7 @@ def test_blocks_one_by_one_are_the_models_own(family: str, n_rows: int) -> None:
 
 
 def test_blocks_depend_on_what_comes_before(tiny_subject: PrunableModel) -> None:
-    runner = BlockRunner(tiny_subject, random_tokens(2, 16))
+    runner = BlockRunner(tiny_subject, draw_random_tokens(2, 16))
     first = runner.run(0, runner.embed())
     view = tiny_subject.views["model.layers.0.mlp.down_proj"]
     view.write(view.read() * 0.5)
@@ -70,7 +70,7 @@ def test_blocks_depend_on_what_comes_before(tiny_subject: PrunableModel) -> None
 
 
 def test_no_hook_is_left(tiny_subject: PrunableModel) -> None:
-    runner = BlockRunner(tiny_subject, random_tokens(2, 16))
+    runner = BlockRunner(tiny_subject, draw_random_tokens(2, 16))
     runner.run(0, runner.embed())
     model = tiny_subject.model
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -85,7 +85,7 @@ def test_no_hook_is_left_after_an_error(broken: str) -> None:
 
     handle = model.model.layers[0].get_submodule(broken).register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        BlockRunner(PrunableModel(model), random_tokens(2, 16))
+        BlockRunner(PrunableModel(model), draw_random_tokens(2, 16))
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -96,13 +96,13 @@ def test_only_the_first_block_is_run_to_learn_arguments(tiny_subject: PrunableMo
         part = tiny_subject.model.model.get_submodule(name)
         inner = part.mlp if name != "norm" else part
         inner.register_forward_hook(lambda *_, name=name: ran.append(name))
-    BlockRunner(tiny_subject, random_tokens(BATCH + 3, 16))
+    BlockRunner(tiny_subject, draw_random_tokens(BATCH + 3, 16))
     assert ran == ["layers.0", "norm"] * 2  # once for each batch size
     assert not any("forward" in block.__dict__ for block in tiny_subject.blocks)
 
 
 def test_embedding_does_not_run_the_blocks(tiny_subject: PrunableModel) -> None:
-    runner = BlockRunner(tiny_subject, random_tokens(2, 16))
+    runner = BlockRunner(tiny_subject, draw_random_tokens(2, 16))
     calls: list[int] = []
     tiny_subject.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
     runner.embed()
@@ -122,7 +122,7 @@ def tiny_bloom() -> nn.Module:
 @pytest.mark.parametrize("family", [*FAMILIES, "bloom"])
 def test_finish_is_the_decoders_own(family: str) -> None:
     model = tiny_bloom() if family == "bloom" else FAMILIES[family]()
-    subject, tokens = PrunableModel(model), random_tokens(BATCH + 3, 16)
+    subject, tokens = PrunableModel(model), draw_random_tokens(BATCH + 3, 16)
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
     for block in range(len(subject.blocks)):
@@ -130,14 +130,14 @@ def test_finish_is_the_decoders_own(family: str) -> None:
     ended = runner.finish(hidden)
     with torch.inference_mode():
         for states, batch in zip(ended, tokens.split(BATCH), strict=True):
-            assert torch.equal(states, last_hidden(model, batch))
+            assert torch.equal(states, compute_last_hidden(model, batch))
     halved = runner.finish([0.5 * states + 1 for states in hidden])
     assert not torch.equal(halved[0], ended[0])
     assert not any("forward" in block.__dict__ for block in subject.blocks)
 
 
 def test_finish_leaves_the_blocks_alone(tiny_subject: PrunableModel) -> None:
-    runner = BlockRunner(tiny_subject, random_tokens(2, 16))
+    runner = BlockRunner(tiny_subject, draw_random_tokens(2, 16))
     block = tiny_subject.blocks[1]
     wrapped = block.forward  # as libraries that move weights do
     block.forward = wrapped

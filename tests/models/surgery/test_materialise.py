@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextCo
 from sparsity_search.errors import ModelError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
-from sparsity_search.models.surgery.materialise import everything, materialise, plan
+from sparsity_search.models.surgery.materialise import keep_everything, materialise, plan
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
 from tests.helpers.families import ALL_FAMILIES, FAMILIES
 
@@ -198,7 +198,7 @@ def biased(kind: str = "width") -> PrunableModel:
 @pytest.mark.parametrize("whole", [True, False])
 def test_biases_that_pruning_added(whole: bool, tiny_tokens: Tensor) -> None:
     subject = biased()
-    made = materialise(subject, everything(subject) if whole else plan(subject))
+    made = materialise(subject, keep_everything(subject) if whole else plan(subject))
     assert made.config.attention_bias
     assert made.config.mlp_bias
     assert (made.model.layers[1].self_attn.q_proj.bias == 0).all()
@@ -226,7 +226,7 @@ def test_a_bias_without_a_place(tiny_tokens: Tensor) -> None:
     weight[:, -1] = 1.0
     view.write(weight)
     with pytest.raises(ModelError, match=r"does not support this shape: .*down_proj\.bias"):
-        materialise(subject, everything(subject))
+        materialise(subject, keep_everything(subject))
 
 
 def test_widths_of_their_own(tiny_tokens: Tensor) -> None:

@@ -9,12 +9,12 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.surgery.merge import (
     CollapsePlan,
     collapse,
-    mean_similarity,
+    compute_mean_similarity,
     merge_removed,
-    merged,
+    merge_weights,
 )
 from sparsity_search.profiles.profile import from_counts
-from sparsity_search.testing.evaluator import weights_of
+from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import shorter
 
@@ -46,7 +46,7 @@ def telescoped(weights: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_rule(n: int) -> None:
     weights = random_weights(n)
-    found = merged(weights[0], weights[1:])
+    found = merge_weights(weights[0], weights[1:])
     torch.testing.assert_close(found.double(), rule(weights), rtol=1e-5, atol=1e-5)
     same = torch.allclose(found.double(), telescoped(weights), atol=1e-5)
     assert same == (n < 3)  # the two rules differ from three weights on
@@ -54,11 +54,11 @@ def test_rule(n: int) -> None:
 
 def test_one_weight_stays_and_of_two_the_last_does() -> None:
     first, second = random_weights(2)
-    alone = merged(first, [])
+    alone = merge_weights(first, [])
     assert torch.equal(alone, first)
     assert alone is not first
-    assert torch.equal(merged(first, [second]), second)
-    half = merged(first.bfloat16(), [second.bfloat16()])
+    assert torch.equal(merge_weights(first, [second]), second)
+    half = merge_weights(first.bfloat16(), [second.bfloat16()])
     assert torch.equal(half.bfloat16(), second.bfloat16())
 
 
@@ -98,10 +98,10 @@ def test_removed_blocks_are_merged_into_the_one_before(units: str, tiny_tokens: 
 
 def changed(model: nn.Module, removed: list[int], **settings: str) -> set[int]:
     """Return the blocks that merging rewrites."""
-    before = weights_of(model)
+    before = copy_weights(model)
     subject = PrunableModel(model, units="blocks", **settings)
     merge_removed(subject, from_counts(subject.layout, removed))
-    after = weights_of(model)
+    after = copy_weights(model)
     return {int(n.split(".")[2]) for n in after if not torch.equal(after[n], before[n])}
 
 
@@ -122,9 +122,9 @@ def test_blocks_that_are_empty_add_nothing() -> None:
 
 def test_sublayers_are_merged_with_their_own_role() -> None:
     model = tiny_llama(layers=3)
-    subject, before = PrunableModel(model, units="sublayers"), weights_of(model)
+    subject, before = PrunableModel(model, units="sublayers"), copy_weights(model)
     merge_removed(subject, from_counts(subject.layout, [0, 0, 0, 1, 0, 0]))
-    after = weights_of(model)
+    after = copy_weights(model)
     for name in PROJECTIONS:
         source = 1 if name.startswith("mlp") else 0
         first = after[f"model.layers.0.{name}.weight"]
@@ -143,7 +143,7 @@ def test_other_units_are_refused(units: str, tiny_tokens: Tensor) -> None:
 def test_similarity() -> None:
     first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
     second = torch.tensor([[[3.0, 0.0], [0.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
-    assert mean_similarity(first, second) == pytest.approx((0.5**0.5 - 1) / 2)
+    assert compute_mean_similarity(first, second) == pytest.approx((0.5**0.5 - 1) / 2)
 
 
 def walk_by_hand(model: nn.Module, tokens: Tensor, plan: CollapsePlan) -> nn.Module:
@@ -156,7 +156,7 @@ def walk_by_hand(model: nn.Module, tokens: Tensor, plan: CollapsePlan) -> nn.Mod
     dense, place = states(model), model.config.num_hidden_layers - plan.run
     while place >= plan.lowest:
         made = by_hand(model, place, list(range(place + 1, place + plan.run)))
-        accepted = mean_similarity(dense, states(made)) > plan.threshold
+        accepted = compute_mean_similarity(dense, states(made)) > plan.threshold
         model = made if accepted else model
         place -= plan.interval if accepted else 1
         place = min(place, model.config.num_hidden_layers - plan.run)
@@ -192,12 +192,12 @@ def test_collapse_is_the_published_walk(
 
 def test_nothing_similar_enough_leaves_the_model(tiny_tokens: Tensor) -> None:
     model = tiny_llama(layers=4)
-    before = weights_of(model)
+    before = copy_weights(model)
     profile = collapse(
         PrunableModel(model, units="blocks"), tiny_tokens, CollapsePlan(run=2, threshold=1.0)
     )
     assert profile.removed == (0, 0, 0, 0)
-    after = weights_of(model)
+    after = copy_weights(model)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 

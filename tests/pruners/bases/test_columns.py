@@ -9,28 +9,28 @@ from torch.testing import assert_close
 
 from sparsity_search.pruners.bases.columns import (
     ColumnFit,
-    Greedy,
-    columns_of,
+    EliminationSettings,
+    compute_refits,
     eliminate,
+    find_order,
     is_nested,
-    order_of,
-    refits,
+    list_columns,
 )
-from sparsity_search.testing.pruner import correlated_inputs, gaussian
+from sparsity_search.testing.pruner import draw_correlated_inputs, draw_gaussian
 
 ROWS = 6
 
 
-def greedy_order(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> Tensor:
+def greedy_order(weight: Tensor, hessian: Tensor, count: int, how: EliminationSettings) -> Tensor:
     return eliminate(weight, hessian, count, how).order
 
 
 def problem(count: int, inner: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A weight and a damped Hessian, both in float64."""
-    inputs = correlated_inputs(300, count * inner, seed=seed + 50).double()
+    inputs = draw_correlated_inputs(300, count * inner, seed=seed + 50).double()
     hessian = inputs.T @ inputs / len(inputs)
     hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
-    return gaussian(ROWS, count * inner, seed=seed).double(), hessian
+    return draw_gaussian(ROWS, count * inner, seed=seed).double(), hessian
 
 
 def error(change: Tensor, hessian: Tensor) -> float:
@@ -62,7 +62,9 @@ def brute_greedy(weight: Tensor, hessian: Tensor, count: int) -> list[int]:
     return order
 
 
-def eager_greedy(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> list[int]:
+def eager_greedy(
+    weight: Tensor, hessian: Tensor, count: int, how: EliminationSettings
+) -> list[int]:
     """The method as published: scores of current weights, then weights and inverse updated."""
     inner, dense = weight.shape[1] // count, hessian @ weight.T
     current, inverse = weight.clone(), torch.linalg.inv(hessian)
@@ -70,12 +72,12 @@ def eager_greedy(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> li
     while left:
         scores = []
         for group in left:
-            g = columns_of(torch.tensor([group]), inner)
+            g = list_columns(torch.tensor([group]), inner)
             block, w = torch.linalg.inv(inverse[g][:, g]), current[:, g]
             score = (w @ block * w).sum()
             scores.append(score / 2 + (w * dense[g].T).sum() if how.linear_term else score)
         lowest = [left[i] for i in torch.stack(scores).argsort()[: how.per_step]]
-        p = columns_of(torch.tensor(lowest), inner)
+        p = list_columns(torch.tensor(lowest), inner)
         step = torch.linalg.solve(inverse[p][:, p], inverse[p])
         current = current - current[:, p] @ step
         inverse = inverse - inverse[:, p] @ step
@@ -88,7 +90,7 @@ def eager_greedy(weight: Tensor, hessian: Tensor, count: int, how: Greedy) -> li
 @pytest.mark.parametrize(("count", "inner"), [(12, 1), (6, 3), (1, 4)])
 def test_greedy_removes_what_costs_least(count: int, inner: int, seed: int) -> None:
     weight, hessian = problem(count, inner, seed)
-    found = greedy_order(weight, hessian, count, Greedy())
+    found = greedy_order(weight, hessian, count, EliminationSettings())
     assert found.tolist() == brute_greedy(weight, hessian, count)
 
 
@@ -99,7 +101,7 @@ def test_greedy_equals_the_published_updates(
     count: int, inner: int, per_step: int, linear_term: bool
 ) -> None:
     weight, hessian = problem(count, inner)
-    how = Greedy(per_step=per_step, linear_term=linear_term)
+    how = EliminationSettings(per_step=per_step, linear_term=linear_term)
     found = greedy_order(weight, hessian, count, how)
     assert found.tolist() == eager_greedy(weight, hessian, count, how)
 
@@ -107,7 +109,8 @@ def test_greedy_equals_the_published_updates(
 def test_the_linear_term_matters() -> None:
     weight, hessian = problem(40, 1)
     plain, linear = (
-        greedy_order(weight, hessian, 40, Greedy(linear_term=on)).tolist() for on in (False, True)
+        greedy_order(weight, hessian, 40, EliminationSettings(linear_term=on)).tolist()
+        for on in (False, True)
     )
     assert plain != linear
 
@@ -118,7 +121,7 @@ def test_panels_only_save_time(
     count: int, inner: int, panel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, hessian = problem(count, inner)
-    how = Greedy(linear_term=True, per_step=3)
+    how = EliminationSettings(linear_term=True, per_step=3)
     usual = greedy_order(weight, hessian, count, how)
     monkeypatch.setattr("sparsity_search.pruners.bases.columns._PANEL", panel)
     assert torch.equal(greedy_order(weight, hessian, count, how), usual)
@@ -127,38 +130,47 @@ def test_panels_only_save_time(
 
 def test_the_order_does_not_depend_on_rows_or_scale() -> None:
     weight, hessian = problem(30, 2)
-    usual = greedy_order(weight, hessian, 30, Greedy())
-    rotation = torch.linalg.qr(gaussian(ROWS, ROWS).double()).Q
+    usual = greedy_order(weight, hessian, 30, EliminationSettings())
+    rotation = torch.linalg.qr(draw_gaussian(ROWS, ROWS).double()).Q
     for other in (
         (rotation @ weight, hessian),
         (weight * 1e-12, hessian),
         (weight, hessian * 1e9),
     ):
-        assert torch.equal(greedy_order(*other, 30, Greedy()), usual)
+        assert torch.equal(greedy_order(*other, 30, EliminationSettings()), usual)
 
 
 def test_groups_of_zeros_go_first_and_change_nothing() -> None:
     weight, hessian = problem(12, 2)
     for group in (3, 8):
-        weight[:, columns_of(torch.tensor([group]), 2)] = 0
+        weight[:, list_columns(torch.tensor([group]), 2)] = 0
     for linear_term in (False, True):
-        how = Greedy(linear_term=linear_term)
+        how = EliminationSettings(linear_term=linear_term)
         found = greedy_order(weight, hessian, 12, how).tolist()
         assert set(found[:2]) == {3, 8}
         others = torch.tensor([group for group in range(12) if group not in (3, 8)])
-        live = columns_of(others, 2)
+        live = list_columns(others, 2)
         alone = greedy_order(weight[:, live], hessian[live][:, live], 10, how)
         assert found[2:] == others[alone].tolist()
 
 
 def test_the_seed_orders_equal_groups() -> None:
     weight, hessian = torch.ones(3, 8).double(), torch.eye(8).double()
-    orders = {tuple(greedy_order(weight, hessian, 8, Greedy(seed=s)).tolist()) for s in range(5)}
+    orders = {
+        tuple(greedy_order(weight, hessian, 8, EliminationSettings(seed=s)).tolist())
+        for s in range(5)
+    }
     assert len(orders) == 5
     zeros = weight * 0
-    orders = {tuple(greedy_order(zeros, hessian, 8, Greedy(seed=s)).tolist()) for s in range(5)}
+    orders = {
+        tuple(greedy_order(zeros, hessian, 8, EliminationSettings(seed=s)).tolist())
+        for s in range(5)
+    }
     assert len(orders) == 5
-    orders = {tuple(greedy_order(*problem(8, 1), 8, Greedy(seed=s)).tolist()) for s in range(5)}
+    orders = {
+        tuple(greedy_order(*problem(8, 1), 8, EliminationSettings(seed=s)).tolist())
+        for s in range(5)
+    }
     assert len(orders) == 1
 
 
@@ -193,7 +205,7 @@ def test_no_change_helps_the_refit() -> None:
     best = float(fit.errors()[4])
     assert best < error(weight * kept - weight, hessian)
     for seed in range(5):
-        nudge = 0.05 * gaussian(*weight.shape, seed=seed).double() * kept
+        nudge = 0.05 * draw_gaussian(*weight.shape, seed=seed).double() * kept
         assert best < error(fit.at(4) + nudge - weight, hessian)
 
 
@@ -203,7 +215,7 @@ def test_a_diagonal_hessian_changes_nothing_that_is_kept() -> None:
     fitted = ColumnFit.of(weight, hessian, torch.arange(6)).at(2)
     assert_close(fitted, weight.index_fill(1, torch.arange(4), 0))
     costs = (weight.square() * hessian.diagonal()).sum(0).view(6, 2).sum(1)
-    assert torch.equal(greedy_order(weight, hessian, 6, Greedy()), costs.argsort())
+    assert torch.equal(greedy_order(weight, hessian, 6, EliminationSettings()), costs.argsort())
 
 
 @pytest.mark.parametrize(
@@ -220,7 +232,7 @@ def test_nested_sets_share_one_factor(
     assert is_nested(removed) == (factors <= 1)
     made, of = [], ColumnFit.of
     monkeypatch.setattr(ColumnFit, "of", lambda *a: made.append(1) or of(*a))
-    found = list(refits(weight, hessian, removed))
+    found = list(compute_refits(weight, hessian, removed))
     assert len(made) == factors
     for fitted, row in zip(found, removed, strict=True):
         assert_close(fitted, oracle(weight, hessian, row.repeat_interleave(2)))
@@ -229,5 +241,5 @@ def test_nested_sets_share_one_factor(
 def test_order_of_nested_sets() -> None:
     order = torch.tensor([4, 0, 3, 1, 2])
     removed = torch.stack([torch.isin(torch.arange(5), order[:n]) for n in range(6)])
-    assert torch.equal(order_of(removed), order)
+    assert torch.equal(find_order(removed), order)
     assert not is_nested(removed.flip(0))

@@ -11,14 +11,14 @@ import sparsity_search.pruners.group_obs as module
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.pruners.bases.quotas import block_quotas
+from sparsity_search.pruners.bases.quotas import compute_block_quotas
 from sparsity_search.pruners.group_obs import GroupOBSPruner, eliminate, solve_rows
-from sparsity_search.pruners.group_obs.subsets import cheapest_subset, subset_losses
+from sparsity_search.pruners.group_obs.subsets import choose_cheapest_subset, compute_subset_losses
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 from tests.helpers.group_obs import (
     COLUMNS,
     ROWS,
@@ -112,7 +112,7 @@ def test_joint_loss_is_that_of_the_least_squares() -> None:
     weight, inputs = problem(columns=6)
     hessian = hessian_of(inputs)
     subsets = torch.tensor(list(combinations(range(6), 3)))
-    losses = subset_losses(weight, torch.linalg.inv(hessian), subsets)
+    losses = compute_subset_losses(weight, torch.linalg.inv(hessian), subsets)
     assert losses.shape == (ROWS, 20)
     for subset, loss in zip(subsets, losses.T, strict=True):
         keep = torch.ones_like(weight, dtype=torch.bool).index_fill(1, subset, False)
@@ -147,14 +147,14 @@ def test_one_weight_in_all_is_the_least_of_obs() -> None:
 
 def grouped_inputs(group: int, n_groups: int) -> Tensor:
     """Inputs that are correlated within groups, and exactly not between them."""
-    parts = [correlated_inputs(40, group, seed=100 + i) for i in range(n_groups)]
+    parts = [draw_correlated_inputs(40, group, seed=100 + i) for i in range(n_groups)]
     return torch.block_diag(*parts)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_joint_choice_is_best_where_groups_are_independent(pattern: str) -> None:
     group = int(pattern[-1])
-    weight, inputs = gaussian(12, 24), grouped_inputs(group, 24 // group)
+    weight, inputs = draw_gaussian(12, 24), grouped_inputs(group, 24 // group)
     hessian, count = hessian_of(inputs), weight.numel() // 2
     joint, single = (
         prune(weight, inputs, count, GroupOBSPruner(pattern=pattern, rule=rule))
@@ -185,8 +185,8 @@ def test_joint_choice_is_best_where_groups_are_independent(pattern: str) -> None
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
 def test_rules_agree_on_a_diagonal_hessian(pattern: str) -> None:
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = torch.diag((0.7 * draw_gaussian(COLUMNS, seed=4)).exp())
     count = weight.numel() * 3 // 4 if pattern == "1:4" else weight.numel() // 2
     joint = prune(weight, inputs, count, GroupOBSPruner(pattern=pattern))
     assert torch.equal(
@@ -203,9 +203,9 @@ def test_rules_agree_on_a_diagonal_hessian(pattern: str) -> None:
 def test_cheapest_subset_by_brute_force(group: int, number: int, seed: int) -> None:
     weight, inputs = problem(seed, rows=40, columns=group)
     hessian = hessian_of(inputs)
-    zero = gaussian(40, group, seed=seed + 7) > 1
+    zero = draw_gaussian(40, group, seed=seed + 7) > 1
     ties = torch.arange(40 * group).view(40, group)
-    chosen = cheapest_subset(weight, torch.linalg.inv(hessian), number, zero, ties)
+    chosen = choose_cheapest_subset(weight, torch.linalg.inv(hessian), number, zero, ties)
     assert (chosen.sum(1) == number).all()
     for row, dense, mask in zip(weight, zero, chosen, strict=True):
         most = min(number, int(dense.sum()))
@@ -223,7 +223,7 @@ def test_ties_between_subsets() -> None:
     weight, zero = torch.ones(200, 4), torch.zeros(200, 4, dtype=torch.bool)
     inverse = torch.eye(4, dtype=torch.float64)
     ties = torch.randperm(800, generator=torch.Generator().manual_seed(0)).view(200, 4)
-    chosen = cheapest_subset(weight, inverse, 2, zero, ties)
+    chosen = choose_cheapest_subset(weight, inverse, 2, zero, ties)
     assert torch.equal(chosen, ties <= ties.sort(dim=1).values[:, 1:2])
     assert len({tuple(row.tolist()) for row in chosen}) == 6
 
@@ -317,7 +317,7 @@ def test_a_singular_inverse_does_no_harm(rule: str) -> None:
     # In float64 the inverse of this factor is a matrix of ones.
     upper = torch.eye(COLUMNS) * 1e-12
     upper[0] = 1
-    weight = gaussian(ROWS, COLUMNS)
+    weight = draw_gaussian(ROWS, COLUMNS)
     done = eliminate(weight, upper, lambda block: block.weights > 0, COLUMNS)
     assert done.weights.isfinite().all()
     assert torch.equal(done.weights == 0, done.removed)
@@ -339,7 +339,7 @@ def test_rows_commute() -> None:
 def test_a_table_is_its_counts_bit_for_bit(pattern: str) -> None:
     weight, inputs = problem()
     table, pruner = [72, 144, 216], GroupOBSPruner(block_size=8, pattern=pattern)
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     variants = pruner.prune(weight, known, table, seed=0)
     for count in table:
         assert torch.equal(variants.at(weight, count), prune(weight, inputs, count, pruner))
@@ -360,10 +360,10 @@ def test_quotas_use_up_zeros_then_dead_inputs() -> None:
     zero[:, 8] = True
     dead = torch.zeros(10, dtype=torch.bool)
     dead[1] = True
-    assert block_quotas(4, zero, dead, 4) == [0, 0, 4]
-    assert block_quotas(8, zero, dead, 4) == [4, 0, 4]
-    assert block_quotas(24, zero, dead, 4) == [10, 8, 6]
-    assert block_quotas(40, zero, dead, 4) == [16, 16, 8]
+    assert compute_block_quotas(4, zero, dead, 4) == [0, 0, 4]
+    assert compute_block_quotas(8, zero, dead, 4) == [4, 0, 4]
+    assert compute_block_quotas(24, zero, dead, 4) == [10, 8, 6]
+    assert compute_block_quotas(40, zero, dead, 4) == [16, 16, 8]
 
 
 @pytest.mark.parametrize(

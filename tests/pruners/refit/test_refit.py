@@ -15,11 +15,11 @@ from sparsity_search.evidence.variants import Variants
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.refit import RefitPruner
-from sparsity_search.pruners.refit.least_squares import least_squares, unit_hessian
+from sparsity_search.pruners.refit.least_squares import compute_unit_hessian, solve_least_squares
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import PRUNERS
-from sparsity_search.testing.pruner import correlated_inputs, evidence, gaussian
+from sparsity_search.testing.pruner import build_evidence, draw_correlated_inputs, draw_gaussian
 
 ROWS, COLUMNS = 24, 48
 DAMPING = 0.01
@@ -46,12 +46,14 @@ def ls_oracle(weight: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
 
 
 def prune(weight: Tensor, inputs: Tensor, count: int, pruner: Pruner) -> Tensor:
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     return pruner.prune(weight, known, [count], seed=0).at(weight, count)
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
-    return gaussian(ROWS, COLUMNS, seed=seed), correlated_inputs(400, COLUMNS, seed=seed + 50)
+    return draw_gaussian(ROWS, COLUMNS, seed=seed), draw_correlated_inputs(
+        400, COLUMNS, seed=seed + 50
+    )
 
 
 def gap(weights: Tensor, dense: Tensor, hessian: Tensor) -> float:
@@ -83,8 +85,8 @@ def test_equals_the_oracle(share: float, seed: int) -> None:
     ],
 )
 def test_ill_conditioned(n_tokens: int, damping: float, outlier: float, expected: float) -> None:
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = correlated_inputs(n_tokens, COLUMNS)
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = draw_correlated_inputs(n_tokens, COLUMNS)
     inputs[:, :3] *= outlier
     refitted = prune(weight, inputs, weight.numel() // 2, RefitPruner(damping=damping))
     assert gap(refitted, weight, hessian_of(inputs, damping)) < expected
@@ -115,7 +117,7 @@ def test_no_weights_with_that_mask_are_better(seed: int) -> None:
 
 def test_errors_grow_along_nested_masks() -> None:
     weight, inputs = problem()
-    known, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
+    known, hessian = build_evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     counts = range(0, weight.numel() + 1, 96)
     variants = RefitPruner().prune(weight, known, counts, seed=0)
     errors = torch.stack([layer_error(variants.at(weight, c), weight, hessian) for c in counts])
@@ -123,8 +125,8 @@ def test_errors_grow_along_nested_masks() -> None:
 
 
 def test_diagonal_hessian_changes_nothing() -> None:
-    weight = gaussian(ROWS, COLUMNS)
-    inputs = torch.diag((0.7 * gaussian(COLUMNS, seed=4)).exp())
+    weight = draw_gaussian(ROWS, COLUMNS)
+    inputs = torch.diag((0.7 * draw_gaussian(COLUMNS, seed=4)).exp())
     assert torch.equal(
         prune(weight, inputs, 500, RefitPruner()), prune(weight, inputs, 500, WandaPruner())
     )
@@ -133,14 +135,14 @@ def test_diagonal_hessian_changes_nothing() -> None:
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-6])
 def test_each_row_is_a_problem_of_its_own(tolerance: float) -> None:
     weight, inputs = problem()
-    hessian = unit_hessian(evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
-    removed = gaussian(ROWS, COLUMNS, seed=3) > 0
+    hessian = compute_unit_hessian(build_evidence(inputs, Statistic.HESSIAN).inputs, DAMPING)
+    removed = draw_gaussian(ROWS, COLUMNS, seed=3) > 0
     removed[0], removed[1] = False, True
     weight[2, ~removed[2]] = 0  # what is kept is worth nothing, and yet it makes up for the rest
-    together = least_squares(weight, removed, hessian, 500, tolerance)
+    together = solve_least_squares(weight, removed, hessian, 500, tolerance)
     assert torch.equal(together[0], weight[0])
     for row in range(2, ROWS):
-        alone = least_squares(weight[[row]], removed[[row]], hessian, 500, tolerance)
+        alone = solve_least_squares(weight[[row]], removed[[row]], hessian, 500, tolerance)
         kept = ~removed[row]
         assert_close(together[row][kept], alone[0][kept], rtol=1e-3, atol=1e-4)
     if tolerance == 1e-1:  # rows that were solved have waited for the others
@@ -152,7 +154,7 @@ def test_each_row_is_a_problem_of_its_own(tolerance: float) -> None:
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-4])
 def test_rows_stop_when_their_residual_is_small_enough(tolerance: float) -> None:
     weight, inputs = problem()
-    known, hessian = evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
+    known, hessian = build_evidence(inputs, Statistic.HESSIAN), hessian_of(inputs)
     scale = hessian.diagonal().sqrt()
     removed = prune(weight, inputs, 600, WandaPruner()) == 0
 
@@ -160,7 +162,9 @@ def test_rows_stop_when_their_residual_is_small_enough(tolerance: float) -> None
         gradient = ((weights - weight).double() @ hessian) / scale
         return gradient.masked_fill(removed, 0).norm(dim=1)
 
-    found = least_squares(weight, removed, unit_hessian(known.inputs, DAMPING), 500, tolerance)
+    found = solve_least_squares(
+        weight, removed, compute_unit_hessian(known.inputs, DAMPING), 500, tolerance
+    )
     share = residual(found.masked_fill(removed, 0)) / residual(weight.masked_fill(removed, 0))
     assert (share <= tolerance * 1.01).all()
     # A step or two more than needed would show as a much smaller residual.
@@ -188,7 +192,7 @@ def test_iterations_are_a_bound() -> None:
 def test_tiny_weights(exponent: int) -> None:
     weight, inputs = problem()
     variants = RefitPruner().prune(
-        weight * 10.0**exponent, evidence(inputs, Statistic.HESSIAN), [600], seed=0
+        weight * 10.0**exponent, build_evidence(inputs, Statistic.HESSIAN), [600], seed=0
     )
     assert int((variants.at(weight, 600) == 0).sum()) == 600
 
@@ -213,20 +217,20 @@ def test_dead_inputs() -> None:
 
 
 def test_one_hessian_serves_all_siblings_and_counts() -> None:
-    known = evidence(problem()[1], Statistic.HESSIAN)
+    known = build_evidence(problem()[1], Statistic.HESSIAN)
     for seed in range(3):
-        RefitPruner().prune(gaussian(8, COLUMNS, seed=seed), known, [10, 50], seed=0)
+        RefitPruner().prune(draw_gaussian(8, COLUMNS, seed=seed), known, [10, 50], seed=0)
     assert len(known.inputs._derived) == 2  # and the factor
-    other = RefitPruner(damping=0.1).prune(gaussian(8, COLUMNS), known, [100], seed=0)
+    other = RefitPruner(damping=0.1).prune(draw_gaussian(8, COLUMNS), known, [100], seed=0)
     assert torch.equal(
-        other.at(gaussian(8, COLUMNS), 100),
-        prune(gaussian(8, COLUMNS), problem()[1], 100, RefitPruner(damping=0.1)),
+        other.at(draw_gaussian(8, COLUMNS), 100),
+        prune(draw_gaussian(8, COLUMNS), problem()[1], 100, RefitPruner(damping=0.1)),
     )
 
 
 def test_counts_together_are_counts_alone() -> None:
     weight, inputs = problem()
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     together = RefitPruner().prune(weight, known, [100, 600, 1100], seed=0)
     for count in together.counts:
         alone = RefitPruner().prune(weight, known, [count], seed=0)
@@ -236,7 +240,7 @@ def test_counts_together_are_counts_alone() -> None:
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_mask_is_that_of_the_seed(seed: int) -> None:
     weight, inputs = torch.ones(ROWS, COLUMNS), problem()[1]
-    known = evidence(inputs, Statistic.HESSIAN)
+    known = build_evidence(inputs, Statistic.HESSIAN)
     ours, source = (
         p.prune(weight, known, [500], seed=seed).at(weight, 500) == 0
         for p in (RefitPruner(mask=MagnitudePruner()), MagnitudePruner())
@@ -247,7 +251,9 @@ def test_the_mask_is_that_of_the_seed(seed: int) -> None:
 def test_without_a_factor_the_diagonal_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem()
     monkeypatch.setattr("sparsity_search.evidence.statistics._inverse_cholesky", lambda *_: None)
-    variants = RefitPruner().prune(weight, evidence(inputs, Statistic.HESSIAN), [500], seed=0)
+    variants = RefitPruner().prune(
+        weight, build_evidence(inputs, Statistic.HESSIAN), [500], seed=0
+    )
     assert variants.notes == ("the Hessian cannot be factorised: its diagonal was used",)
     assert torch.equal(variants.at(weight, 500), prune(weight, inputs, 500, WandaPruner()))
 

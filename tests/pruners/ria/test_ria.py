@@ -7,13 +7,18 @@ from torch import Tensor
 from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.pruners.ria import RiaPruner
-from sparsity_search.pruners.ria.permutation import METHODS, retained
-from sparsity_search.testing.pruner import assert_exact, correlated_inputs, evidence, gaussian
+from sparsity_search.pruners.ria.permutation import METHODS, sum_retained
+from sparsity_search.testing.pruner import (
+    assert_exact,
+    build_evidence,
+    draw_correlated_inputs,
+    draw_gaussian,
+)
 
 ROWS, COLUMNS = 8, 24
 SIZE = ROWS * COLUMNS
-WEIGHT, INPUTS = gaussian(ROWS, COLUMNS), correlated_inputs(50, COLUMNS)
-KNOWN = evidence(INPUTS, Statistic.NORM)
+WEIGHT, INPUTS = draw_gaussian(ROWS, COLUMNS), draw_correlated_inputs(50, COLUMNS)
+KNOWN = build_evidence(INPUTS, Statistic.NORM)
 COUNTS = range(0, SIZE + 1, 7)
 GROUPED = range(0, SIZE + 1, SIZE // 4)
 
@@ -45,7 +50,7 @@ def test_equals_the_naive_method(exponent: float) -> None:
 
 def test_by_hand() -> None:
     weight = torch.tensor([[1.0, -3.0], [1.0, 1.0]])
-    known = evidence(torch.tensor([[4.0, 1.0]]), Statistic.NORM)
+    known = build_evidence(torch.tensor([[4.0, 1.0]]), Statistic.NORM)
     assert RiaPruner().score(weight, known).tolist() == [[1.5, 1.5], [2.0, 0.75]]
 
 
@@ -62,7 +67,7 @@ def test_zero_rows_and_columns_count_as_nothing() -> None:
 
 def test_what_does_not_matter() -> None:
     def codes(pruner: RiaPruner, weight: Tensor = WEIGHT, inputs: Tensor = INPUTS) -> Tensor:
-        return pruner.prune(weight, evidence(inputs, Statistic.NORM), COUNTS, seed=0).codes
+        return pruner.prune(weight, build_evidence(inputs, Statistic.NORM), COUNTS, seed=0).codes
 
     expected = codes(RiaPruner())
     assert torch.equal(codes(RiaPruner(), weight=WEIGHT * 8), expected)
@@ -101,7 +106,7 @@ def test_permutations_keep_more(keep: int) -> None:
         mask = pruner.prune(WEIGHT, KNOWN, [count], seed=0).at(WEIGHT, count) != 0
         kept.append(float(pruner.score(WEIGHT, KNOWN)[mask].double().sum()))
     assert kept[0] < kept[1] < kept[2]
-    assert kept[0] == pytest.approx(retained(RiaPruner().score(WEIGHT, KNOWN), keep, 4))
+    assert kept[0] == pytest.approx(sum_retained(RiaPruner().score(WEIGHT, KNOWN), keep, 4))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +120,7 @@ def test_the_order_suits_what_the_pattern_keeps(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_permuted_groups_hold_with_zeros_and_ties(method: str) -> None:
-    weight = (gaussian(ROWS, COLUMNS) * 2).trunc()
+    weight = (draw_gaussian(ROWS, COLUMNS) * 2).trunc()
     weight[2, :12] = 0
     existing = int((weight == 0).sum())
     counts = sorted({existing, *GROUPED})

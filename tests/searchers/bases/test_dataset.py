@@ -16,16 +16,16 @@ from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.testing.problems import (
     SAVINGS,
     SeparableProblem,
+    build_uneven_spaces,
     toy_history,
     toy_parametric,
     toy_space,
-    uneven_spaces,
 )
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import write_json
 
 SPACES = {"equal": toy_space(), "tied": toy_space(genes=((0, 4), (1,), (2, 3), (5,))),
-          **uneven_spaces()}  # fmt: skip
+          **build_uneven_spaces()}  # fmt: skip
 
 
 def some(space: SearchSpace, n: int = 12) -> Dataset:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.searchers.bases.models import (
-    Boosted,
+    BoostedModel,
     ModelSettings,
-    Pairs,
-    Ridge,
+    RidgeModel,
+    TrainingPairs,
     centre_groups,
     fit,
 )
@@ -28,21 +28,21 @@ ALL = [
 ]
 
 
-def toy_pairs(n: int = 60, genes: int = 5, seed: int = 0, offset: float = 100.0) -> Pairs:
+def toy_pairs(n: int = 60, genes: int = 5, seed: int = 0, offset: float = 100.0) -> TrainingPairs:
     """Return scores that rise with the first level, in two groups far apart."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(-4, 5, (n, genes)).astype(float)
     groups = np.arange(n) % 2
     scores = levels[:, 0] + 0.2 * levels[:, 1] ** 2 + offset * groups + 0.1 * rng.normal(size=n)
     blocks = {"levels": levels, "means": levels.mean(axis=1, keepdims=True)}
-    return Pairs(blocks, scores, groups)
+    return TrainingPairs(blocks, scores, groups)
 
 
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(4, 40), genes=st.integers(1, 30), seed=st.integers(0, 99))
 def test_ridge_equals_the_normal_equations(n: int, genes: int, seed: int) -> None:
     pairs = toy_pairs(n, genes, seed) if genes > 1 else toy_pairs(n, 2, seed)
-    model = Ridge.fit(pairs)
+    model = RidgeModel.fit(pairs)
     blocks = {**pairs.blocks, "squares": pairs.blocks["levels"] ** 2}
     columns = []
     for block in blocks.values():
@@ -64,7 +64,7 @@ def test_ridge_equals_the_normal_equations(n: int, genes: int, seed: int) -> Non
 
 def test_ridge_takes_the_likeliest_ratio() -> None:
     pairs = toy_pairs(30)
-    model = Ridge.fit(pairs)
+    model = RidgeModel.fit(pairs)
 
     def likelihood(ratio: float) -> float:
         blocks = {**pairs.blocks, "squares": pairs.blocks["levels"] ** 2}
@@ -111,7 +111,7 @@ def test_rank_never_compares_groups() -> None:
     rng = np.random.default_rng(0)
     levels = rng.uniform(-4, 4, (80, 2))
     groups = (levels[:, 1] > 3).astype(int)
-    pairs = Pairs({"levels": levels}, levels[:, 0] - 1000.0 * groups, groups)
+    pairs = TrainingPairs({"levels": levels}, levels[:, 0] - 1000.0 * groups, groups)
     model = ModelSettings(model="xgboost", objective="rank", members=1, trees=30)
     at = {"levels": np.array([[1.0, -3.9], [-1.0, 3.9]])}
     worse, better = fit(pairs, model, 0).predict(at)[0]
@@ -122,23 +122,23 @@ def test_rank_never_compares_groups() -> None:
 def test_trees_survive_their_json(objective: str) -> None:
     pairs = toy_pairs()
     fitted = fit(pairs, ModelSettings(model="xgboost", objective=objective, **FAST), 0)
-    assert isinstance(fitted, Boosted)
+    assert isinstance(fitted, BoostedModel)
     stored = json.loads(json.dumps(fitted.to_json()))
-    loaded = Boosted.from_json(stored, rank=objective == "rank")
+    loaded = BoostedModel.from_json(stored, rank=objective == "rank")
     np.testing.assert_array_equal(loaded.predict(pairs.blocks), fitted.predict(pairs.blocks))
 
 
 def test_importance_is_of_the_feature_that_matters() -> None:
     fitted = fit(toy_pairs(200), ModelSettings(model="xgboost", **FAST), 0)
-    assert isinstance(fitted, Boosted)
+    assert isinstance(fitted, BoostedModel)
     found = fitted.importance(6)
     assert found.argmax() == 0
     assert found[0] > 2 * found[2:5].max()
 
 
 def test_constant_scores_and_features() -> None:
-    pairs = Pairs({"levels": np.zeros((4, 3))}, np.ones(4), np.zeros(4, dtype=int))
-    mean, spread = Ridge.fit(pairs).predict({"levels": np.ones((2, 3))})
+    pairs = TrainingPairs({"levels": np.zeros((4, 3))}, np.ones(4), np.zeros(4, dtype=int))
+    mean, spread = RidgeModel.fit(pairs).predict({"levels": np.ones((2, 3))})
     assert mean.tolist() == [0, 0]
     assert np.isfinite(spread).all()
 

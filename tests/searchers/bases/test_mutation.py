@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.searchers.bases.mutation import Mutation, stride_shares
+from sparsity_search.searchers.bases.mutation import Mutation, compute_stride_shares
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.testing.problems import ROLES, toy_space, uneven_spaces
+from sparsity_search.testing.problems import ROLES, build_uneven_spaces, toy_space
 from sparsity_search.testing.searcher import SPACES, assert_legal
-from sparsity_search.utils.random import generator
+from sparsity_search.utils.random import create_generator
 
 #: Spaces of levels, of all kinds.
 LEVELS = {name: space.of_levels for name, space in SPACES.items() if not space.parameters}
@@ -20,14 +20,14 @@ SPACE = toy_space(*(100,) * 12, reach=4)
 
 def hinted(space: SearchSpace, seed: int = 0) -> SearchSpace:
     """Return the space with a random hint that rises with every level."""
-    rng, levels = generator(seed, "hint"), space.limits
+    rng, levels = create_generator(seed, "hint"), space.limits
     spans = levels.upper - levels.lower + 1
     losses = tuple(rng.uniform(0, 1, span).cumsum() for span in spans)
     return space.with_hints([Hint("random", levels.lower, losses)])
 
 
 def children(space: SearchSpace, mutation: Mutation, n: int = 200) -> np.ndarray:
-    rng = generator(0, "children")
+    rng = create_generator(0, "children")
     return np.array([mutation.child(space, space.origin, rng) for _ in range(n)])
 
 
@@ -53,9 +53,9 @@ def test_the_child_of_least_predicted_loss_wins() -> None:
     """The winner of a tournament is the best of as many children drawn one by one."""
     space = hinted(SPACE)
     single, of_five = Mutation(), Mutation(tournament=5)
-    rng = generator(0, "same")
+    rng = create_generator(0, "same")
     drawn = [single.child(space.with_hints([]), space.origin, rng) for _ in range(50)]
-    rng = generator(0, "same")
+    rng = create_generator(0, "same")
     for group in range(10):
         best = min(drawn[5 * group : 5 * group + 5], key=space.hints[0].loss)
         assert of_five.child(space, space.origin, rng) == best
@@ -65,10 +65,10 @@ def test_without_a_hint_there_is_no_tournament() -> None:
     assert (children(SPACE, Mutation(tournament=7)) == children(SPACE, Mutation())).all()
 
 
-@pytest.mark.parametrize("name", uneven_spaces())
+@pytest.mark.parametrize("name", build_uneven_spaces())
 def test_tournaments_where_steps_differ(name: str) -> None:
-    space = hinted(uneven_spaces()[name])
-    rng, advice = generator(0, "uneven"), space.hints[0]
+    space = hinted(build_uneven_spaces()[name])
+    rng, advice = create_generator(0, "uneven"), space.hints[0]
     start = space.sample(rng)
     picked = [Mutation(tournament=8).child(space, start, rng) for _ in range(40)]
     plain = [Mutation().child(space, start, rng) for _ in range(40)]
@@ -85,12 +85,12 @@ def test_a_hint_counts_each_gene_at_its_level() -> None:
 def test_strides_that_won_become_likelier() -> None:
     start = (0, 0, 0)
     winners = [(start,), ((4, -4, 0),), ((4, -4, 0),), ((4, -8, 4),)]
-    shares = stride_shares((1, 2, 4), winners)
+    shares = compute_stride_shares((1, 2, 4), winners)
     # two wins of stride 4; a later round that changes nothing fades the first by a tenth
     points = 1 + (1 * 0.9 * 0.9) + 1
     assert shares == pytest.approx(np.array([1, 1, points]) / (2 + points))
-    assert stride_shares((1, 2), [(start,)]).tolist() == [0.5, 0.5]
-    assert stride_shares((1, 2), [(start,), ()]).tolist() == [0.5, 0.5]
+    assert compute_stride_shares((1, 2), [(start,)]).tolist() == [0.5, 0.5]
+    assert compute_stride_shares((1, 2), [(start,), ()]).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_every_child_of_a_long_chain_is_in_budget(name: str) -> None:
         for gene in range(space.n_genes)
     ]
     budget = space.budget.n_removed(space.layout)
-    rng, child, seen = generator(0, name), space.sample(generator(1, name)), set()
+    rng, child, seen = create_generator(0, name), space.sample(create_generator(1, name)), set()
     for _ in range(1_500):
         child = mutation.child(space, child, rng)
         places = np.array(child) - low

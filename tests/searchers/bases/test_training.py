@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from sparsity_search.searchers.bases.models import ModelSettings, Pairs, fit
+from sparsity_search.searchers.bases.models import ModelSettings, TrainingPairs, fit
 from sparsity_search.searchers.bases.training import (
     RankCorrelation,
     build_pairs,
     can_fit,
+    compute_kendall,
     correlate_ranks,
     drop_failed,
     join,
     judge,
-    kendall,
     log_scores,
-    split,
+    split_pairs,
 )
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.testing.problems import toy_space
@@ -51,14 +51,14 @@ def measured(rounds: int = 4, n: int = 8, space: SearchSpace = SPACE) -> list[Me
 def test_kendall_is_tau_b(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs).T
     expected = kendalltau(first, second).statistic
-    assert kendall(first, second) == pytest.approx(0.0 if np.isnan(expected) else expected)
+    assert compute_kendall(first, second) == pytest.approx(0.0 if np.isnan(expected) else expected)
 
 
 def test_kendall_within_groups() -> None:
     first, second = np.array([1, 2, 11, 12]), np.array([12, 11, 2, 1])
     groups = np.array([0, 0, 1, 1])
-    assert kendall(first, second, groups) == -1
-    assert kendall(first, np.array([1, 2, -2, -1]), groups) == 1
+    assert compute_kendall(first, second, groups) == -1
+    assert compute_kendall(first, np.array([1, 2, -2, -1]), groups) == 1
 
 
 def test_pairs_are_logs_in_groups_of_equal_tokens() -> None:
@@ -106,7 +106,7 @@ def test_a_round_is_predicted_by_the_rounds_before_it() -> None:
     assert [(entry.round, entry.n) for entry in found] == [(1, 8), (2, 8), (3, 8)]
     before, now = build_pairs(SPACE, history[:24]), build_pairs(SPACE, history[24:])
     predicted, _ = fit(before, ModelSettings(), 3).predict(now.blocks)
-    assert found[-1].tau == pytest.approx(kendall(predicted, now.scores))
+    assert found[-1].tau == pytest.approx(compute_kendall(predicted, now.scores))
     assert found[-1].tau > 0.5
 
 
@@ -120,7 +120,7 @@ def test_later_rounds_do_not_change_a_correlation() -> None:
 
 def test_split_parts_the_pairs() -> None:
     pairs = build_pairs(SPACE, measured(2, 10))
-    first, second = split(pairs, 0.7, np.random.default_rng(0))
+    first, second = split_pairs(pairs, 0.7, np.random.default_rng(0))
     assert (len(first), len(second)) == (14, 6)
     assert sorted([*first.scores, *second.scores]) == sorted(pairs.scores)
 
@@ -136,7 +136,7 @@ class Fixed:
 
 
 def test_figures_take_no_account_of_offsets() -> None:
-    pairs = Pairs({"levels": np.zeros((4, 1))}, np.array([1.0, 3.0, 11.0, 13.0]),
+    pairs = TrainingPairs({"levels": np.zeros((4, 1))}, np.array([1.0, 3.0, 11.0, 13.0]),
                   np.array([0, 0, 1, 1]))  # fmt: skip
     exact = judge(Fixed([0.0, 2.0, -7.0, -5.0]), pairs)
     assert (exact.r2, exact.mae, exact.tau, exact.n) == (1.0, 0.0, 1.0, 4)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.gradients import weight_gradients
-from sparsity_search.models.running.head import last_hidden
+from sparsity_search.models.running.gradients import compute_weight_gradients
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.walk import walk
 from sparsity_search.workflow.compare.meter import Cost, Meter
@@ -18,8 +18,8 @@ from sparsity_search.workflow.compare.meter import Cost, Meter
 
 def test_whole_passes_are_counted(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     with Meter(tiny_subject.blocks, tiny_tokens.numel()) as meter, torch.inference_mode():
-        last_hidden(tiny_subject.model, tiny_tokens)
-        last_hidden(tiny_subject.model, tiny_tokens[:5, :8])
+        compute_last_hidden(tiny_subject.model, tiny_tokens)
+        compute_last_hidden(tiny_subject.model, tiny_tokens[:5, :8])
     assert meter.cost.passes == pytest.approx(1.25)
     assert meter.cost.gradient_passes == 0
 
@@ -58,16 +58,16 @@ def test_passes_with_gradients_are_counted_apart(
     tiny_subject: PrunableModel, tiny_tokens: Tensor
 ) -> None:
     with Meter(tiny_subject.blocks, tiny_tokens.numel()) as meter:
-        weight_gradients(tiny_subject, tiny_tokens[:5])
+        compute_weight_gradients(tiny_subject, tiny_tokens[:5])
         with torch.enable_grad():
-            last_hidden(tiny_subject.model, tiny_tokens)  # nothing requires a gradient
+            compute_last_hidden(tiny_subject.model, tiny_tokens)  # nothing requires a gradient
     assert meter.cost.passes == pytest.approx(1.0)
     assert meter.cost.gradient_passes == pytest.approx(0.5)
 
 
 def test_copies_of_a_block_count_too(tiny_subject: PrunableModel, tiny_tokens: Tensor) -> None:
     with Meter(tiny_subject.blocks, tiny_tokens.numel()) as meter, torch.inference_mode():
-        last_hidden(copy.deepcopy(tiny_subject.model), tiny_tokens)
+        compute_last_hidden(copy.deepcopy(tiny_subject.model), tiny_tokens)
     assert meter.cost.passes == pytest.approx(1.0)
 
 

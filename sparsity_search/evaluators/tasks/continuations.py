@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import DataError
-from sparsity_search.models.running.head import last_hidden, loss
+from sparsity_search.models.running.head import compute_last_hidden, compute_loss
 
 
-class Encoded(NamedTuple):
+class EncodedContinuation(NamedTuple):
     """A continuation after its context.
 
     Attributes:
@@ -24,7 +24,9 @@ class Encoded(NamedTuple):
     targets: Tensor
 
 
-def encode(tokenizer: Any, context: str, continuation: str, longest: int | None) -> Encoded:
+def encode(
+    tokenizer: Any, context: str, continuation: str, longest: int | None
+) -> EncodedContinuation:
     """Return the tokens of a continuation after its context.
 
     As in lm-eval, trailing spaces of the context go to the continuation, both are tokenised as
@@ -40,8 +42,8 @@ def encode(tokenizer: Any, context: str, continuation: str, longest: int | None)
         DataError: The continuation has no tokens of its own, or more than the model can read.
     """
     stripped = context.rstrip()
-    before = _ids(tokenizer, stripped)
-    targets = _ids(tokenizer, context + continuation)[len(before) :]
+    before = _tokenise(tokenizer, stripped)
+    targets = _tokenise(tokenizer, context + continuation)[len(before) :]
     if not targets or (longest is not None and len(targets) > longest):
         raise DataError(
             f"the choice {continuation.strip()[:40]!r} has {len(targets)} tokens: it needs 1"
@@ -49,12 +51,12 @@ def encode(tokenizer: Any, context: str, continuation: str, longest: int | None)
         )
     whole = before + targets
     kept = whole if longest is None else whole[-(longest + 1) :]
-    return Encoded(torch.tensor(kept[:-1]), torch.tensor(targets))
+    return EncodedContinuation(torch.tensor(kept[:-1]), torch.tensor(targets))
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: nn.Module, sequences: Sequence[Encoded], batch_size: int
+def compute_log_likelihoods(
+    model: nn.Module, sequences: Sequence[EncodedContinuation], batch_size: int
 ) -> list[float]:
     """Return the log-likelihood of each continuation in nats, summed over its tokens.
 
@@ -69,14 +71,14 @@ def log_likelihoods(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         inputs = [sequences[i].inputs for i in batch]
-        hidden = last_hidden(model, nn.utils.rnn.pad_sequence(inputs, batch_first=True))
+        hidden = compute_last_hidden(model, nn.utils.rnn.pad_sequence(inputs, batch_first=True))
         for i, states in zip(batch, hidden, strict=True):
             stop, targets = len(sequences[i].inputs), sequences[i].targets.to(states.device)
-            scores[i] = -float(loss(model, states[stop - len(targets) : stop], targets))
+            scores[i] = -float(compute_loss(model, states[stop - len(targets) : stop], targets))
     return scores
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _tokenise(tokenizer: Any, text: str) -> list[int]:
     # verbose=False: texts that are too long for the model are cut later
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return ids

@@ -14,7 +14,7 @@ from sparsity_search.errors import ModelError
 _ALIGNMENT = 64
 
 
-class Mapped(Mapping[str, Tensor]):
+class MappedTensors(Mapping[str, Tensor]):
     """Copies of tensors in a temporary file, read and written in place, on the CPU.
 
     The system keeps the pages in use in memory while there is room. The file has no name, so it

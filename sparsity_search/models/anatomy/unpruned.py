@@ -13,7 +13,7 @@ _ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.|$)|[Rr]outer$")
 
 
 @dataclass(frozen=True)
-class LeftAlone:
+class UnprunedParameter:
     """A parameter outside of all units, or an excluded unit.
 
     Attributes:
@@ -27,7 +27,7 @@ class LeftAlone:
     why: str
 
 
-def left_alone(subject: PrunableModel) -> list[LeftAlone]:
+def list_unpruned(subject: PrunableModel) -> list[UnprunedParameter]:
     """Return all weights outside of the units; together they are all weights of the model."""
     model = subject.model
     pruned = {id(parameter) for parameter in subject.parameters()}
@@ -35,14 +35,16 @@ def left_alone(subject: PrunableModel) -> list[LeftAlone]:
     for name, view in subject.excluded.items():
         count, cost = view.size
         excluded |= {id(parameter) for parameter in view.parameters()}
-        result.append(LeftAlone(name, count * cost, "excluded by --exclude"))
+        result.append(UnprunedParameter(name, count * cost, "excluded by --exclude"))
     for name, parameter in model.named_parameters():
         if id(parameter) not in pruned | excluded:
-            result.append(LeftAlone(name, parameter.numel(), _explain(subject, name, parameter)))
+            result.append(
+                UnprunedParameter(name, parameter.numel(), _explain(subject, name, parameter))
+            )
     return result
 
 
-def shared_names(model: nn.Module) -> list[tuple[str, ...]]:
+def find_shared_names(model: nn.Module) -> list[tuple[str, ...]]:
     """Return the names of each parameter with more than one name, e.g. tied weights."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -11,13 +11,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHIFTS = torch.arange(8, dtype=torch.uint8)
 
 
-def keep(tensor: Tensor, kept: Tensor) -> Tensor:
+def apply_mask(tensor: Tensor, kept: Tensor) -> Tensor:
     """Return ``tensor`` with 0.0 (not -0.0) where the bool tensor ``kept`` is false."""
     integers = _INTEGERS[tensor.element_size()]
     return (tensor.view(integers) & kept.to(integers).neg_()).view(tensor.dtype)
 
 
-def to_bits(mask: Tensor) -> Tensor:
+def pack_mask(mask: Tensor) -> Tensor:
     """Pack a bool vector into bytes, the first entry in the lowest bit."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
@@ -25,7 +25,7 @@ def to_bits(mask: Tensor) -> Tensor:
     return (padded << _SHIFTS.to(mask.device)).sum(dim=1, dtype=torch.uint8)
 
 
-def fill(target: Tensor, bits: Tensor, values: Tensor) -> None:
+def write_at_bits(target: Tensor, bits: Tensor, values: Tensor) -> None:
     """Write ``values`` in order to the entries of a zero vector whose bits are set."""
     if target.device.type == "cpu":
         unpacked = np.unpackbits(bits.numpy(), count=len(target), bitorder="little")

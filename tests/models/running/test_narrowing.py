@@ -11,8 +11,8 @@ from sparsity_search.errors import ModelError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.io.offload import Offload
-from sparsity_search.models.running import narrow as module
-from sparsity_search.models.running.narrow import Narrow
+from sparsity_search.models.running import narrowing as module
+from sparsity_search.models.running.narrowing import LayerNarrower
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES
 
@@ -77,7 +77,7 @@ def smaller(subject: PrunableModel, full: dict[str, Tensor]) -> set[str]:
 def test_outputs_are_those_of_zeros(family: str, kind: str, tiny_tokens: Tensor) -> None:
     subject = subject_of(family, kind)
     with subject.preserved() as dense:
-        before, narrow = parameters(subject), Narrow(subject, dense)
+        before, narrow = parameters(subject), LayerNarrower(subject, dense)
         with narrow.at(dict.fromkeys(subject.views)):  # tries units out
             assert_equal(parameters(subject), before)
         assert_equal(parameters(subject), before)
@@ -102,7 +102,7 @@ def sizes(view: StructuredView) -> list[int]:
 def test_which_units_are_narrow(family: str) -> None:
     subject = subject_of(family, "width")
     with subject.preserved() as dense:
-        narrow = Narrow(subject, dense)
+        narrow = LayerNarrower(subject, dense)
         for unit in subject.layout:
             view, weight = structured(subject, unit.name), dense[unit.name].clone()
             view.structures.bodies(weight)[:, : unit.count // 2] = 0
@@ -127,7 +127,7 @@ def test_widths_are_rounded_up(removed: int, left: int) -> None:
         view, weight = structured(subject, unit.name), dense[unit.name].clone()
         view.structures.bodies(weight)[:, 64 - removed :] = 0
         view.write(weight)
-        with Narrow(subject, dense).at({unit.name: 0}):
+        with LayerNarrower(subject, dense).at({unit.name: 0}):
             assert widths(subject) == (32, left)
 
 
@@ -137,7 +137,7 @@ def test_an_empty_attention_keeps_one_group(tiny_tokens: Tensor) -> None:
     with subject.preserved() as dense:
         subject.views[name].write(torch.zeros_like(dense[name]))
         expected = logits(subject, tiny_tokens)
-        with Narrow(subject, dense).at({name: 0}):
+        with LayerNarrower(subject, dense).at({name: 0}):
             assert widths(subject) == (16, 64)
             assert_close(logits(subject, tiny_tokens), expected, rtol=1e-5, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_a_unit_that_would_write_something_else_keeps_its_zeros(
     model.model.layers[1].mlp.act_fn = activation()  # any size will do for it
     subject = PrunableModel(model, units="width")
     with subject.preserved() as dense:
-        narrow, states = Narrow(subject, dense), {}
+        narrow, states = LayerNarrower(subject, dense), {}
         for unit in subject.layout:
             view, weight = structured(subject, unit.name), dense[unit.name].clone()
             view.structures.bodies(weight)[:, : unit.count // 2] = 0
@@ -185,7 +185,7 @@ def test_padded_text(kind: str, tiny_tokens: Tensor) -> None:
     with subject.preserved() as dense, torch.inference_mode():
         states = remove(subject, 0)
         expected = subject.model(input_ids=tiny_tokens, attention_mask=mask).logits
-        with Narrow(subject, dense).at(states):
+        with LayerNarrower(subject, dense).at(states):
             found = subject.model(input_ids=tiny_tokens, attention_mask=mask).logits
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_rounding_is_no_difference(dtype: torch.dtype) -> None:
     subject = PrunableModel(tiny_llama(dtype=dtype, intermediate_size=512), units="width")
     with subject.preserved() as dense:
         states, full = remove(subject, 0, share=1.0), parameters(subject)
-        with Narrow(subject, dense).at(states):
+        with LayerNarrower(subject, dense).at(states):
             assert len(smaller(subject, full)) == 3 * (4 + 3) - 4  # one attention is whole
 
 
@@ -204,7 +204,7 @@ def test_trying_out_leaves_a_pruned_model_as_it_is() -> None:
     with subject.preserved() as dense:
         remove(subject, 0, share=1.0)
         before = parameters(subject)
-        with Narrow(subject, dense).at({subject.layout[0].name: 0}):
+        with LayerNarrower(subject, dense).at({subject.layout[0].name: 0}):
             assert len(smaller(subject, before)) == 4
         assert_equal(parameters(subject), before)
 
@@ -218,7 +218,7 @@ def test_full_sizes_return(error: type[BaseException]) -> None:
     def run() -> None:
         with subject.preserved() as dense:
             states = remove(subject, 0)
-            with Narrow(subject, dense).at(states):
+            with LayerNarrower(subject, dense).at(states):
                 assert smaller(subject, before)
                 raise error
 
@@ -232,7 +232,7 @@ def test_full_sizes_return(error: type[BaseException]) -> None:
 def test_only_changed_units_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, made = PrunableModel(tiny_llama(), units="width"), []
     with subject.preserved() as dense:
-        narrow, states = Narrow(subject, dense), remove(subject, 0)
+        narrow, states = LayerNarrower(subject, dense), remove(subject, 0)
         with narrow.at(states):
             pass
         original = module._narrow
@@ -256,7 +256,7 @@ def test_offloaded_models_keep_their_size(tiny_tokens: Tensor) -> None:
     with subject.preserved() as dense:
         states, full = remove(subject, 0), parameters(subject)
         expected = logits(subject, tiny_tokens)
-        with Narrow(subject, dense).at(states):
+        with LayerNarrower(subject, dense).at(states):
             assert smaller(subject, full) == set()
             assert torch.equal(logits(subject, tiny_tokens), expected)
 
@@ -265,5 +265,5 @@ def test_single_weights_keep_their_size() -> None:
     subject = PrunableModel(tiny_llama())
     with subject.preserved() as dense:
         full = parameters(subject)
-        with Narrow(subject, dense).at({unit.name: 0 for unit in subject.layout}):
+        with LayerNarrower(subject, dense).at({unit.name: 0 for unit in subject.layout}):
             assert smaller(subject, full) == set()

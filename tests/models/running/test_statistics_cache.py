@@ -19,8 +19,8 @@ from sparsity_search.models.running.walk import Visit, walk
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.supernet.build import SupernetPlan, build
-from sparsity_search.testing.evaluator import random_tokens, weights_of
+from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.families import ALL_FAMILIES
 from tests.helpers.keeping import keeping, plain, told, visits_of
@@ -32,7 +32,7 @@ Q, K = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
 @pytest.fixture
 def tokens() -> Tensor:
     """Nine sequences: one full batch of the block runner, and a smaller one."""
-    return random_tokens(9, 12)
+    return draw_random_tokens(9, 12)
 
 
 @pytest.fixture
@@ -370,9 +370,9 @@ def test_supernets_on_dense_inputs(
     )
     found = []
     for of in (plain(subject), subject, subject):
-        with build(of, tokens, plan).resident() as switch:
+        with build_supernet(of, tokens, plan).resident() as switch:
             switch.to(profile)
-            found.append(weights_of(subject.model))
+            found.append(copy_weights(subject.model))
         if len(found) == 2:
             no_text()
     for made in found[1:]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ModelError
-from sparsity_search.models.io.mapped import Mapped
+from sparsity_search.models.io.mapped_tensors import MappedTensors
 
 TENSORS = {
     "a": torch.randn(3, 5),
@@ -24,7 +24,7 @@ TENSORS = {
 
 
 def test_copies_are_equal_and_apart() -> None:
-    mapped = Mapped(TENSORS.items())
+    mapped = MappedTensors(TENSORS.items())
     assert list(mapped) == list(TENSORS)
     for name, tensor in TENSORS.items():
         assert torch.equal(mapped[name], tensor)
@@ -35,7 +35,7 @@ def test_copies_are_equal_and_apart() -> None:
 
 
 def test_what_is_written_survives_a_release() -> None:
-    mapped = Mapped(TENSORS.items())
+    mapped = MappedTensors(TENSORS.items())
     mapped["a"][1] = 7
     mapped.release()
     assert (mapped["a"][1] == 7).all()
@@ -43,18 +43,18 @@ def test_what_is_written_survives_a_release() -> None:
 
 
 def test_nothing_at_all() -> None:
-    assert len(Mapped([])) == 0
+    assert len(MappedTensors([])) == 0
 
 
 def test_tensors_outlive_the_mapping() -> None:
-    tensor = Mapped(TENSORS.items())["a"]
+    tensor = MappedTensors(TENSORS.items())["a"]
     gc.collect()
     assert torch.equal(tensor, TENSORS["a"])
 
 
 def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    mapped = Mapped(TENSORS.items())
+    mapped = MappedTensors(TENSORS.items())
     assert not list(tmp_path.iterdir())
     assert len(mapped) == len(TENSORS)
 
@@ -68,7 +68,7 @@ def test_each_tensor_is_asked_for_when_the_one_before_is_written() -> None:
             yield str(index), tensor
             alive.append(index)
 
-    assert [float(t[0]) for t in Mapped(stream()).values()] == [0, 1, 2]
+    assert [float(t[0]) for t in MappedTensors(stream()).values()] == [0, 1, 2]
     assert alive == [0, 1, 2]
 
 
@@ -81,7 +81,7 @@ def _resident(field: str = "RssFile") -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
 def test_release_takes_pages_out_of_memory() -> None:
-    mapped = Mapped([("a", torch.ones(2**20))])
+    mapped = MappedTensors([("a", torch.ones(2**20))])
     before = _resident()
     mapped["a"].add_(1)
     assert _resident() - before > 3.5 * 2**20
@@ -99,4 +99,4 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         yield "a", torch.zeros(1)
 
     with pytest.raises(ModelError, match=r"No space left on device.*TMPDIR"):
-        Mapped(stream())
+        MappedTensors(stream())

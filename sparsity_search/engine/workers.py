@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.job import Job
+from sparsity_search.engine.job import SearchJob
 
 #: Environment variable with the URL of the storage, which may hold a password.
 STORAGE = "SPARSITY_SEARCH_STORAGE"
@@ -29,7 +29,7 @@ def share_cores(config: RunConfig) -> None:
 
 
 @contextmanager
-def run_crew(job: Job) -> Iterator[None]:
+def run_crew(job: SearchJob) -> Iterator[None]:
     """Run the other workers of a search: on the GPUs in turn, or all on the CPU.
 
     Their output goes to ``worker-N.log`` in the run directory. If one fails, a warning says so
@@ -39,11 +39,11 @@ def run_crew(job: Job) -> Iterator[None]:
     with ExitStack() as stack:
         processes = []
         for number in range(1, n_others + 1):
-            log = stack.enter_context(_log(job, number).open("wb"))
+            log = stack.enter_context(_get_log_file(job, number).open("wb"))
             processes.append(
                 subprocess.Popen(
-                    _command(job, number),
-                    env=_environment(job),
+                    _build_command(job, number),
+                    env=_build_environment(job),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -52,14 +52,14 @@ def run_crew(job: Job) -> Iterator[None]:
         try:
             yield
         finally:
-            _end(job, processes)
+            _end_workers(job, processes)
 
 
-def _log(job: Job, number: int) -> Path:
+def _get_log_file(job: SearchJob, number: int) -> Path:
     return job.directory.worker_log(number)
 
 
-def _command(job: Job, number: int) -> list[str]:
+def _build_command(job: SearchJob, number: int) -> list[str]:
     device = job.session.loaded.model.device
     name = device.type
     if name == "cuda":
@@ -68,14 +68,14 @@ def _command(job: Job, number: int) -> list[str]:
     return [sys.executable, "-m", "sparsity_search", *command]
 
 
-def _environment(job: Job) -> dict[str, str]:
+def _build_environment(job: SearchJob) -> dict[str, str]:
     more = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # results depend on it
     if job.config.study.storage:
         more[STORAGE] = job.config.study.storage
     return {**os.environ, **more}
 
 
-def _end(job: Job, processes: list[subprocess.Popen[bytes]]) -> None:
+def _end_workers(job: SearchJob, processes: list[subprocess.Popen[bytes]]) -> None:
     """End the workers, and warn about those that have failed."""
     for process in processes:
         if process.poll() is None:
@@ -87,6 +87,6 @@ def _end(job: Job, processes: list[subprocess.Popen[bytes]]) -> None:
             process.kill()
             process.wait()
         if process.returncode in (1, 2):
-            lines = _log(job, number).read_text("utf-8", "replace").strip().splitlines()
+            lines = _get_log_file(job, number).read_text("utf-8", "replace").strip().splitlines()
             told = lines[-1] if lines else "no message"
             warnings.warn(f"worker {number} of {job.directory.path} failed: {told}", stacklevel=2)

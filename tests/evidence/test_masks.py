@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_search.evidence.bits import fill, keep, to_bits
+from sparsity_search.evidence.masks import apply_mask, pack_mask, write_at_bits
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64]
 
@@ -19,7 +19,7 @@ def test_keep(dtype: torch.dtype, transposed: bool) -> None:
     if transposed:
         tensor, kept = tensor.T, kept.T
     before = tensor.clone()
-    found = keep(tensor, kept)
+    found = apply_mask(tensor, kept)
     assert torch.equal(found, tensor.masked_fill(~kept, 0))
     assert not found.signbit()[~kept].any()
     assert torch.equal(tensor, before)
@@ -27,8 +27,8 @@ def test_keep(dtype: torch.dtype, transposed: bool) -> None:
 
 def test_keep_hides_what_is_not_finite() -> None:
     tensor = torch.tensor([torch.inf, torch.nan, -torch.inf, 1.0])
-    assert keep(tensor, torch.tensor([False, False, False, True])).tolist() == [0, 0, 0, 1]
-    assert keep(tensor, torch.tensor([True, False, True, False])).tolist() == [
+    assert apply_mask(tensor, torch.tensor([False, False, False, True])).tolist() == [0, 0, 0, 1]
+    assert apply_mask(tensor, torch.tensor([True, False, True, False])).tolist() == [
         torch.inf,
         0,
         -torch.inf,
@@ -39,7 +39,7 @@ def test_keep_hides_what_is_not_finite() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_bits(mask: list[bool]) -> None:
-    bits = to_bits(torch.tensor(mask))
+    bits = pack_mask(torch.tensor(mask))
     expected = [
         sum(bit << place for place, bit in enumerate(mask[i : i + 8]))
         for i in range(0, len(mask), 8)
@@ -48,6 +48,6 @@ def test_bits(mask: list[bool]) -> None:
     assert bits.dtype == torch.uint8
     values = torch.arange(1.0, sum(mask) + 1)
     made = torch.zeros(len(mask))
-    fill(made, bits, values)
+    write_at_bits(made, bits, values)
     assert made[torch.tensor(mask)].tolist() == values.tolist()
     assert int((made != 0).sum()) == sum(mask)

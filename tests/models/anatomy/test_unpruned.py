@@ -5,14 +5,14 @@ from collections import Counter
 import pytest
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.anatomy.remainder import left_alone, shared_names
+from sparsity_search.models.anatomy.unpruned import find_shared_names, list_unpruned
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.families import FAMILIES
 
 
 def reasons(subject: PrunableModel) -> dict[str, int]:
     found: Counter[str] = Counter()
-    for entry in left_alone(subject):
+    for entry in list_unpruned(subject):
         found[entry.why] += entry.weights
     return dict(found)
 
@@ -36,8 +36,8 @@ def test_llama() -> None:
 def test_tied_weights_count_once() -> None:
     model = tiny_llama(tied=True)
     assert reasons(PrunableModel(model)) == {"embedding": 128 * 32, "norm": 7 * 32}
-    assert shared_names(model) == [("model.embed_tokens.weight", "lm_head.weight")]
-    assert shared_names(tiny_llama()) == []
+    assert find_shared_names(model) == [("model.embed_tokens.weight", "lm_head.weight")]
+    assert find_shared_names(tiny_llama()) == []
 
 
 def test_biases_and_excluded_units() -> None:

@@ -10,7 +10,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.evidence.structures import fullest
+from sparsity_search.evidence.structures import select_fullest
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
@@ -27,7 +27,7 @@ _MULTIPLE = 8
 Narrowed = tuple[nn.Linear, dict[str, nn.Parameter]]
 
 
-class Narrow:
+class LayerNarrower:
     """A model that runs without its zero structures.
 
     Each unit is tested once, because a model's code may depend on a size. A unit that fails the
@@ -103,7 +103,7 @@ def _narrow(view: StructuredView) -> list[Narrowed]:
     unread, shape = view.unread(), view.structures
     step = _MULTIPLE // gcd(_MULTIPLE, shape.inner)
     most = max(1, int((~unread).sum()))  # some models do not run without any
-    kept = fullest(unread, min(-(-most // step) * step, shape.count))
+    kept = select_fullest(unread, min(-(-most // step) * step, shape.count))
     if len(kept) == shape.count:
         return []
     layers = [(part.linear, part.narrowed(kept)) for part in view.parts]

@@ -24,7 +24,7 @@ from sparsity_search.evidence.evidence import Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.block_files import BlockFiles
-from sparsity_search.models.io.loading import weights_digest
+from sparsity_search.models.io.loading import compute_weights_digest
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.utils import files as artefacts
 
@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 _ROUTING = ("tokens", "saliency", "coactivation")
 
 
-class Gathered(NamedTuple):
+class GatheredBlock(NamedTuple):
     """Statistics and routing gathered from one run of a block, by unit name."""
 
     block: int
@@ -47,18 +47,18 @@ class Gathered(NamedTuple):
 
 
 #: Yields the data gathered in each block, except in the given ones.
-Gather = Callable[[Collection[int]], Iterator[Gathered]]
+Gather = Callable[[Collection[int]], Iterator[GatheredBlock]]
 
 
 @dataclass(frozen=True)
-class KeptStatistics:
+class StatisticsCache:
     """Cache of the statistics of one dense model.
 
     Attributes:
         folder: The folder; it has a subfolder for each text, choice of units and kind of
             statistic.
-        dense: The `weights_digest` of the dense model. While the model has other weights, e.g.
-            pruned ones, the cache is neither read nor written.
+        dense: The `compute_weights_digest` of the dense model. While the model has other
+            weights, e.g. pruned ones, the cache is neither read nor written.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class KeptStatistics:
 
     def reused(
         self, subject: PrunableModel, tokens: Tensor, statistic: Statistic, gather: Gather
-    ) -> Iterator[Gathered]:
+    ) -> Iterator[GatheredBlock]:
         """Yield the cached data of each block; gather and store missing blocks.
 
         The text is run only up to the last missing block. A missing block is gathered before the
@@ -79,11 +79,11 @@ class KeptStatistics:
             statistic: Kind of statistic to gather.
             gather: Gathers the missing blocks.
         """
-        if weights_digest(subject.model) != self.dense:
+        if compute_weights_digest(subject.model) != self.dense:
             yield from gather(())
             return
         facts = {"model": self.dense, **_collect_facts(subject, tokens, statistic)}
-        files = _Folder(self.folder / artefacts.digest(facts), facts, subject)
+        files = _Folder(self.folder / artefacts.compute_digest(facts), facts, subject)
         n_blocks, next_block = len(subject.blocks), 0
         for missing in gather([block for block in range(n_blocks) if files.has(block)]):
             files.save(missing)
@@ -104,7 +104,7 @@ class _Folder:
     def has(self, block: int) -> bool:
         return self._files.has(block)
 
-    def save(self, gathered: Gathered) -> None:
+    def save(self, gathered: GatheredBlock) -> None:
         """Write a block, with statistics that units share only once; warn if it fails.
 
         The folder is locked only while the block is written, so that other runs do not wait for
@@ -132,7 +132,7 @@ class _Folder:
         except OSError as error:
             _LOG.warning("cannot store statistics in %s: %s", self._path, error)
 
-    def load(self, block: int) -> Gathered:
+    def load(self, block: int) -> GatheredBlock:
         tensors, metadata = self._files.load(block)
         facts = json.loads(metadata["facts"])
         distinct = [
@@ -141,7 +141,7 @@ class _Folder:
             )
             for place, (statistic, n_tokens, device) in enumerate(facts["statistics"])
         ]
-        return Gathered(
+        return GatheredBlock(
             block=block,
             units=self._subject.units_of(block),
             last=True,
@@ -161,12 +161,12 @@ def _collect_facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic)
     config: Any = subject.model.config
     device = next(subject.model.parameters()).device
     return {
-        "config": artefacts.digest(config.to_json_string()),
+        "config": artefacts.compute_digest(config.to_json_string()),
         "attention": config._attn_implementation,
         "experts": getattr(config, "_experts_implementation", None),
         "layout": subject.layout.digest,
         "units": subject.units,
-        "text": sequences.digest(tokens),
+        "text": sequences.compute_digest(tokens),
         "statistic": statistic.name,
         "device": str(device),
         "processor": _get_processor(device),

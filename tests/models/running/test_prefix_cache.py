@@ -15,9 +15,9 @@ from sparsity_search.evaluators.hidden_state import HiddenStateEvaluator
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import last_hidden
-from sparsity_search.models.running.prefixes import Prefixes
-from sparsity_search.testing.evaluator import random_tokens
+from sparsity_search.models.running.head import compute_last_hidden
+from sparsity_search.models.running.prefix_cache import PrefixCache
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import ALL_FAMILIES
 
@@ -50,9 +50,11 @@ class Candidates:
 
 
 @torch.inference_mode()
-def hidden(candidates: Candidates, prefixes: Prefixes, states: States, tokens: Tensor) -> Tensor:
+def hidden(
+    candidates: Candidates, prefixes: PrefixCache, states: States, tokens: Tensor
+) -> Tensor:
     with prefixes.at(candidates.switch(states)) as model:
-        return last_hidden(model, tokens).clone()
+        return compute_last_hidden(model, tokens).clone()
 
 
 def random_states(n_blocks: int, n: int) -> list[States]:
@@ -76,8 +78,8 @@ def watched(candidates: Candidates, block: int) -> Iterator[list[Tensor]]:
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_family_gives_the_same(family: str) -> None:
     candidates = Candidates(PrunableModel(ALL_FAMILIES[family]()))
-    whole, skipping = (Prefixes(candidates.subject, limit) for limit in (0, PLENTY))
-    texts = [random_tokens(2, 12), random_tokens(3, 12)]
+    whole, skipping = (PrefixCache(candidates.subject, limit) for limit in (0, PLENTY))
+    texts = [draw_random_tokens(2, 12), draw_random_tokens(3, 12)]
     ran = {0: 0, PLENTY: 0}
     for states in random_states(3, 8):
         for text in texts:
@@ -106,13 +108,13 @@ def n_nodes(path: Sequence[States]) -> int:
 def test_each_node_of_the_tree_runs_once(path: list[States]) -> None:
     candidates = LLAMA
     candidates.runs.clear()
-    prefixes, text = Prefixes(candidates.subject, PLENTY), random_tokens(1, 8)
+    prefixes, text = PrefixCache(candidates.subject, PLENTY), draw_random_tokens(1, 8)
     for states in path:
         hidden(candidates, prefixes, states, text)
     assert len(candidates.runs) == n_nodes(path)
     every_beginning = {p[: i + 1] for p in path for i in range(4)}
     candidates.runs.clear()
-    prefixes = Prefixes(candidates.subject, PLENTY)
+    prefixes = PrefixCache(candidates.subject, PLENTY)
     for states in sorted(path):
         hidden(candidates, prefixes, states, text)
     assert len(candidates.runs) == len(every_beginning)
@@ -134,7 +136,7 @@ SIZE = 8 * 32 * 4
     ],
 )
 def test_less_memory_skips_less(limit: int, runs: list[int]) -> None:
-    prefixes, text = Prefixes(LLAMA.subject, limit), random_tokens(1, 8)
+    prefixes, text = PrefixCache(LLAMA.subject, limit), draw_random_tokens(1, 8)
     hidden(LLAMA, prefixes, (0, 0, 0, 0), text)
     LLAMA.runs.clear()
     hidden(LLAMA, prefixes, (0, 0, 0, 1), text)
@@ -142,25 +144,25 @@ def test_less_memory_skips_less(limit: int, runs: list[int]) -> None:
     assert prefixes.used <= limit
 
 
-def kept(prefixes: Prefixes) -> int:
+def kept(prefixes: PrefixCache) -> int:
     """Return the bytes of all outputs."""
     return sum(o.nbytes for path in prefixes._paths.values() for o in path.outputs.values())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12])
 def test_the_bound_holds_with_many_texts(size: int) -> None:
-    whole, prefixes = Prefixes(LLAMA.subject, 0), Prefixes(LLAMA.subject, size * SIZE)
+    whole, prefixes = PrefixCache(LLAMA.subject, 0), PrefixCache(LLAMA.subject, size * SIZE)
     for states in random_states(4, 6):
         for seed in range(3):
-            text = random_tokens(1, 8, seed=seed)
+            text = draw_random_tokens(1, 8, seed=seed)
             found = hidden(LLAMA, prefixes, states, text)
             assert torch.equal(found, hidden(LLAMA, whole, states, text))
             assert prefixes.used == kept(prefixes) <= size * SIZE
 
 
 def test_the_text_used_longest_ago_goes_first() -> None:
-    prefixes = Prefixes(LLAMA.subject, 8 * SIZE)
-    one, two, three = (random_tokens(1, 8, seed=seed) for seed in range(3))
+    prefixes = PrefixCache(LLAMA.subject, 8 * SIZE)
+    one, two, three = (draw_random_tokens(1, 8, seed=seed) for seed in range(3))
     for text in (one, two, one, three):
         hidden(LLAMA, prefixes, (0, 0, 0, 0), text)
     LLAMA.runs.clear()
@@ -173,8 +175,8 @@ def test_the_text_used_longest_ago_goes_first() -> None:
 @pytest.mark.parametrize("limit", [SIZE, 2 * SIZE, 3 * SIZE, PLENTY])
 @pytest.mark.parametrize("block", range(4))
 def test_outputs_that_are_looked_at_are_right(limit: int, block: int) -> None:
-    whole, prefixes = Prefixes(LLAMA.subject, 0), Prefixes(LLAMA.subject, limit)
-    text = random_tokens(1, 8)
+    whole, prefixes = PrefixCache(LLAMA.subject, 0), PrefixCache(LLAMA.subject, limit)
+    text = draw_random_tokens(1, 8)
     for states in [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 1), (0, 0, 1, 1), (1, 0, 1, 1)]:
         with watched(LLAMA, block) as expected:
             hidden(LLAMA, whole, states, text)
@@ -188,8 +190,8 @@ def test_outputs_that_are_looked_at_are_right(limit: int, block: int) -> None:
 @pytest.mark.parametrize("limit", [SIZE, 2 * SIZE, PLENTY])
 @pytest.mark.parametrize("block", range(4))
 def test_somebody_looks_only_later(limit: int, block: int) -> None:
-    whole, prefixes = Prefixes(LLAMA.subject, 0), Prefixes(LLAMA.subject, limit)
-    states, text = (0, 1, 0, 1), random_tokens(1, 8)
+    whole, prefixes = PrefixCache(LLAMA.subject, 0), PrefixCache(LLAMA.subject, limit)
+    states, text = (0, 1, 0, 1), draw_random_tokens(1, 8)
     hidden(LLAMA, prefixes, states, text)
     with watched(LLAMA, block) as expected:
         hidden(LLAMA, whole, states, text)
@@ -210,8 +212,8 @@ def test_somebody_looks_only_later(limit: int, block: int) -> None:
 @pytest.mark.parametrize("limit", [5 * SIZE, PLENTY])
 def test_evaluators_score_the_same(evaluator: Evaluator, limit: int) -> None:
     candidates = Candidates(PrunableModel(tiny_llama(layers=4)))
-    proxy = evaluator.bind(candidates.subject.model, random_tokens(4, 8))
-    whole, prefixes = (Prefixes(candidates.subject, size) for size in (0, limit))
+    proxy = evaluator.bind(candidates.subject.model, draw_random_tokens(4, 8))
+    whole, prefixes = (PrefixCache(candidates.subject, size) for size in (0, limit))
     for states in random_states(4, 8):
         for rows in ([0], [1, 2, 3]):
             with whole.at(candidates.switch(states)) as model:
@@ -222,7 +224,7 @@ def test_evaluators_score_the_same(evaluator: Evaluator, limit: int) -> None:
 
 def test_a_mask_is_part_of_the_text() -> None:
     candidates = Candidates(PrunableModel(tiny_llama(layers=4)))
-    prefixes, text = Prefixes(candidates.subject, PLENTY), random_tokens(1, 8)
+    prefixes, text = PrefixCache(candidates.subject, PLENTY), draw_random_tokens(1, 8)
     masks = [torch.ones(1, 8, dtype=torch.int64) for _ in range(2)]
     masks[1][0, :3] = 0
     with torch.inference_mode(), prefixes.at(candidates.switch((0,) * 4)) as model:
@@ -235,7 +237,7 @@ def test_a_mask_is_part_of_the_text() -> None:
 def test_nothing_stays_in_the_model() -> None:
     model = tiny_llama(layers=4)
     candidates = Candidates(PrunableModel(model))
-    prefixes = Prefixes(candidates.subject, PLENTY)
+    prefixes = PrefixCache(candidates.subject, PLENTY)
     with pytest.raises(ZeroDivisionError), prefixes.at(candidates.switch((0,) * 4)):
         _ = 1 / 0
     assert not any("forward" in module.__dict__ for module in model.modules())

@@ -9,22 +9,27 @@ import torch
 from torch import Tensor
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.head import check_head, divergence, last_hidden, logits
+from sparsity_search.models.running.head import (
+    check_head,
+    compute_divergence,
+    compute_last_hidden,
+    compute_logits,
+)
 from sparsity_search.models.running.recording import (
     BATCH,
-    Backward,
+    BackwardPass,
     Recordings,
-    drawn_labels,
-    linears_of,
+    choose_positions,
+    compute_slopes,
+    compute_total_slope,
+    draw_labels,
+    find_affected_linears,
     record,
-    runs,
-    slope,
-    slopes,
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Divergence:
+class DivergenceExpansion:
     """``KL(dense ‖ pruned)`` on a text, mean over tokens in nats, around any profile.
 
     Args:
@@ -44,7 +49,7 @@ class Divergence:
     seed: int
 
     def __post_init__(self) -> None:
-        linears_of(self.subject)
+        find_affected_linears(self.subject)
         check_head(self.subject.model, self.text)
         object.__setattr__(self, "_teacher", [self._hidden(rows) for rows in self._batches()])
 
@@ -53,7 +58,7 @@ class Divergence:
         """Return the divergence of the model with its current weights."""
         total = 0.0
         for index, rows in enumerate(self._batches()):
-            total += divergence(self.subject.model, self._dense(index), self._hidden(rows))
+            total += compute_divergence(self.subject.model, self._dense(index), self._hidden(rows))
         return max(total, 0.0) / self.text.numel()  # in this order NaN stays NaN
 
     def recorded(self) -> tuple[float, Recordings]:
@@ -64,23 +69,23 @@ class Divergence:
         """
         total = 0.0
 
-        def backward(scores: Tensor, rows: slice) -> Iterator[Backward]:
+        def backward(scores: Tensor, rows: slice) -> Iterator[BackwardPass]:
             nonlocal total
             expected = self._expected(rows.start // BATCH)
             total += _sum_divergences(expected, scores)
             gradient = scores.float().softmax(-1) - expected.exp()
-            yield Backward(gradient.to(scores.dtype), summed=True)
-            yield from drawn_labels(scores, 1, self.seed, rows.start)
+            yield BackwardPass(gradient.to(scores.dtype), summed=True)
+            yield from draw_labels(scores, 1, self.seed, rows.start)
 
-        positions = runs(self.text.shape[1], self.positions, 1)
+        positions = choose_positions(self.text.shape[1], self.positions, 1)
         recordings = record(self.subject, self.text, positions, backward)
         return max(total, 0.0) / self.text.numel(), recordings
 
     def change(self, name: str, change: Tensor, recordings: Recordings) -> float:
         """Return the predicted increase of the divergence when one unit's weights change."""
         view = self.subject.views[name]
-        first = slope(view, change, recordings) / self.text.numel()
-        return first + float(slopes(view, change, recordings).square().mean()) / 2
+        first = compute_total_slope(view, change, recordings) / self.text.numel()
+        return first + float(compute_slopes(view, change, recordings).square().mean()) / 2
 
     def _batches(self) -> list[slice]:
         count = len(self.text)
@@ -88,7 +93,7 @@ class Divergence:
 
     @torch.inference_mode()
     def _hidden(self, rows: slice) -> Tensor:
-        return last_hidden(self.subject.model, self.text[rows])
+        return compute_last_hidden(self.subject.model, self.text[rows])
 
     def _dense(self, index: int) -> Tensor:
         teacher: list[Tensor] = self._teacher  # type: ignore[attr-defined]
@@ -97,7 +102,7 @@ class Divergence:
     @torch.no_grad()
     def _expected(self, index: int) -> Tensor:
         """Return the dense model's log-probabilities for a batch, in float32."""
-        return logits(self.subject.model, self._dense(index)).float().log_softmax(-1)
+        return compute_logits(self.subject.model, self._dense(index)).float().log_softmax(-1)
 
 
 def _sum_divergences(expected: Tensor, scores: Tensor) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.models.anatomy.blocks import replaced
+from sparsity_search.models.anatomy.blocks import replace_forwards
 from sparsity_search.models.anatomy.prunable import PrunableModel
 
 
@@ -45,7 +45,7 @@ class _Path:
         return shared
 
 
-class Prefixes:
+class PrefixCache:
     """A model whose forward passes start at the first block that differs from the last pass.
 
     A block's output depends on the text and the states of the blocks up to it. For every text,
@@ -85,7 +85,7 @@ class Prefixes:
         blocks = self._blocks if self._limit else ()
         forwards = [self._skipping(index, block.forward) for index, block in enumerate(blocks)]
         try:
-            with replaced(self._blocks, forwards):
+            with replace_forwards(self._blocks, forwards):
                 yield self._model
         finally:
             handle.remove()
