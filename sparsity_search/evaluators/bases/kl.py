@@ -48,8 +48,8 @@ class PoolDivergence:
 
     For teacher probabilities ``p`` and student logits ``z`` at one position,
     ``KL = Σ p log p − Σ p z + logsumexp z``. It is computed in float32 within parts of the
-    vocabulary, which `DivergenceParts` joins. The probabilities of the first rows in use are kept, up
-    to a memory bound.
+    vocabulary, which `DivergenceParts` joins. The probabilities of the first rows in use are kept,
+    up to a memory bound.
 
     Args:
         hidden: Last hidden states of the dense model, ``(n_sequences, length, hidden)``.
