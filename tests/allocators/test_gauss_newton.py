@@ -363,7 +363,7 @@ def test_settings(given_: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("units", "pruner", "message"),
     [
-        ("width", "wanda", "WandaPruner needs units weights"),
+        ("width", "wanda", "needs units weights"),
         ("blocks", "laco", "search with drop"),
         ("weights", "wanda", "leave experts out"),
     ],

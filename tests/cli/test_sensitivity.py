@@ -90,7 +90,7 @@ def test_other_methods_and_units(
         (["--set", "sensitivity.draws=0"], ["draws must be at least 1"]),
         (["--set", "sensitivity.drws=2"], ["'draws'"]),
         (["--sensitivity", "layer_error", "--units", "blocks", "--pruner", "drop"],
-         ["LayerErrorSensitivity needs units", "not blocks"]),
+         ["needs units weights", "not blocks"]),
         (["--units", "width", "--pruner", "wanda"], ["wanda", "not width"]),
         (["--pruner", "laco"], ["use drop instead"]),
         (["--calibration", "file:absent.txt"], ["absent.txt"]),
