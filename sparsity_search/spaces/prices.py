@@ -19,7 +19,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
-#: Name of the file of prices.
+#: Format of the file of prices.
 PRICES_JSON = VersionedJson("a file of prices", 1, ("measure", "units"), ConfigError)
 
 
