@@ -100,7 +100,7 @@ class Knapsack:
 
     @property
     def steps(self) -> list[int]:
-        """Weights between the levels of each group, or 1 for a group of one level."""
+        """Return the weights between neighbouring levels of all groups; ``[1]`` if there are none."""
         return [int(step) for saved in self.table.saved for step in np.diff(saved)] or [1]
 
     def losses(self, scores: Scores) -> tuple[np.ndarray, ...]:
