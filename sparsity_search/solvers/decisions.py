@@ -100,7 +100,7 @@ class Knapsack:
 
     @property
     def steps(self) -> list[int]:
-        """Return the weights between neighbouring levels of all groups; ``[1]`` if there are none."""
+        """Weights between neighbouring levels of each group; ``[1]`` if no group has several."""
         return [int(step) for saved in self.table.saved for step in np.diff(saved)] or [1]
 
     def losses(self, scores: Scores) -> tuple[np.ndarray, ...]:
