@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 #: Ends of class names that say a plugin's kind; `describe` leaves them out.
 _SUFFIXES = ("Pruner", "Allocator", "Searcher", "Evaluator", "Sensitivity", "Measure", "Format")
-#: The folder beside the plugins for their shared base classes and mathematics.
+#: The folder next to the plugins for their shared base classes and mathematics.
 _BASES = "bases"
 
 

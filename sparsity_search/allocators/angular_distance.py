@@ -52,7 +52,7 @@ def _compute_cost(layout: Layout, positions: list[int]) -> int:
 def _find_runs(
     layout: Layout, candidates: list[int], removal: RemovalState
 ) -> dict[tuple[int, int], list[int]]:
-    """Return what each run of blocks, named by its ends, would newly remove within the budget.
+    """Return the units that each run of blocks would newly remove within the budget, by its ends.
 
     Blocks that are removed already do not interrupt a run.
     """

@@ -20,7 +20,7 @@ from sparsity_search.models.running.walk import walk
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import split_by_pattern
 
-#: Bytes of work for each weight of a unit that is pruned: scores, their order, and copies of both.
+#: Working memory in bytes for each weight of a pruned unit: scores, their order, copies of both.
 _WORK = 32
 
 
@@ -29,15 +29,15 @@ class SearchEstimate:
     """Time and memory that a search needs on this machine.
 
     Attributes:
-        evaluation_seconds: One evaluation at each rung, by its tokens.
-        round_seconds: One round of the ladder, at most.
-        supernet_seconds: Building the supernet.
-        supernet_bytes: Its size, in memory or on disk.
+        evaluation_seconds: Time of one evaluation at each rung, by its tokens.
+        round_seconds: Greatest time of one round of the ladder.
+        supernet_seconds: Time to build the supernet.
+        supernet_bytes: Size of the supernet, in memory or on disk.
         build_bytes: Memory while the supernet is built, without that of the libraries.
-        search_bytes: Memory of model, dense copy of the prunable weights, supernet and shared
-            prefixes in the search, without that of a forward pass.
-        file_bytes: Room for offloaded weights in the folder for temporary files.
-        checkpoint_bytes: The pruned checkpoint on disk.
+        search_bytes: Memory of the model, the dense copy of the prunable weights, the supernet
+            and the shared prefixes in the search, without that of a forward pass.
+        file_bytes: Size of offloaded weights in the folder for temporary files.
+        checkpoint_bytes: Size of the pruned checkpoint on disk.
     """
 
     evaluation_seconds: dict[int, float]
@@ -55,7 +55,7 @@ class _Sample:
     """Time and memory of the first block of a supernet.
 
     Attributes:
-        seconds: To build the whole supernet, extrapolated.
+        seconds: Time to build the whole supernet, extrapolated.
         variants: Bytes of the block's variants.
         statistics: Bytes of its input statistics.
         largest: Bytes of the largest input's statistics.
@@ -77,8 +77,8 @@ def estimate(
     Args:
         session: The model; its text is not used.
         config: Configuration of the search.
-        pruner: Makes the supernet.
-        proxy: Scores candidates, bound to one sequence of the search's length.
+        pruner: Pruner that makes the supernet.
+        proxy: Proxy that scores candidates, bound to one sequence of the search's length.
         space: The search space.
     """
     sequence = _time_score(proxy, session)
@@ -109,9 +109,9 @@ def estimate(
 
 
 def draw_tokens(session: Session, length: int) -> Tensor:
-    """Return one sequence of random tokens, of the model's context at most.
+    """Return one sequence of random tokens, at most as long as the model's context.
 
-    They take as long as any.
+    Random tokens take as long as real text.
     """
     length = cap_length(length, session.loaded)
     vocabulary = session.loaded.model.config.get_text_config().vocab_size
@@ -120,7 +120,7 @@ def draw_tokens(session: Session, length: int) -> Tensor:
 
 
 def _sum_weights(session: Session, dense: int) -> int:
-    """Return the bytes of weights in memory at once, with the dense copies that are put back."""
+    """Return the bytes of weights in memory at once, including the dense copies."""
     model, blocks = session.loaded.model, session.subject.blocks
     if session.subject.offload is None:
         return _count_bytes(model) + dense
@@ -130,7 +130,7 @@ def _sum_weights(session: Session, dense: int) -> int:
 def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
     """Return the bytes that building a supernet needs in addition to the weights.
 
-    They are the statistics of two blocks, and of one block the outputs of its modules, its
+    They are the statistics of two blocks, and for one block the outputs of its modules, its
     variants twice (in memory and while they are written) and the work on its largest unit.
     """
     data = config.data
@@ -140,7 +140,7 @@ def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
 
 
 def _estimate_prefixes(session: Session, config: RunConfig) -> int:
-    """Return the bytes of all blocks' outputs of the top rung's tokens, up to their bound."""
+    """Return the bytes of all blocks' outputs for the top rung's tokens, at most their limit."""
     tokens = config.ladder.rungs[-1].tokens
     whole = len(session.subject.blocks) * tokens * _get_width(session)
     return min(whole, config.supernet.prefix_mib * 2**20)
@@ -158,7 +158,7 @@ def _count_bytes(module: nn.Module) -> int:
 
 
 def _time_score(proxy: Proxy, session: Session) -> float:
-    """Return the seconds to score one sequence, after one that warms up."""
+    """Return the seconds to score one sequence, after a warm-up."""
     proxy.score(session.loaded.model, [0])
     started = time.monotonic()
     proxy.score(session.loaded.model, [0])
@@ -198,7 +198,7 @@ def _sample_block(
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started
     visits.close()
-    # a build passes each block twice, and before it makes what the sample's walk has made
+    # a build passes each block twice, and first does the work of the sample's walk
     passes = (2 * whole + walked) * data.calibration_sequences
     known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
     # a block runs twice in the sample: to capture its arguments, and with its statistics
@@ -210,7 +210,7 @@ def _sample_block(
 
 @contextmanager
 def _count_outputs(block: nn.Module) -> Iterator[list[int]]:
-    """Yield a list that gets the bytes of each tensor that a block's modules put out."""
+    """Yield a list that collects the bytes of each output tensor of a block's modules."""
     sizes: list[int] = []
 
     def count(_: nn.Module, __: object, output: object) -> None:

@@ -22,14 +22,14 @@ class StudyKey:
 
     Attributes:
         name: Name of its Optuna study.
-        fingerprint: Everything that its measurements depend on, flat.
+        fingerprint: Everything that its measurements depend on, as a flat mapping.
     """
 
     name: str
     fingerprint: Mapping[str, Any]
 
     def at_stage(self, number: int, space: SearchSpace) -> StudyKey:
-        """Return the key of a stage, numbered from 1, given that of the first one."""
+        """Return the key of a stage, numbered from 1; this is the key of stage 1."""
         if number == 1:
             return self
         return StudyKey(
@@ -74,6 +74,6 @@ def _fingerprint(job: SearchJob) -> dict[str, Any]:
 
 
 def _lies_around_start(job: SearchJob) -> bool:
-    """Whether a first space of levels lies around the first of the initial profiles."""
+    """Whether the first space of levels lies around the first initial profile."""
     wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
     return wanted and job.space.movable

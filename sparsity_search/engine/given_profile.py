@@ -1,4 +1,4 @@
-"""A profile that exists already, as a start for a search or a row of a comparison."""
+"""An existing profile, as a start for a search or a row of a comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsity_search.registry import FORMATS
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GivenProfile(Allocator):
-    """The profile in a file, moved to the model's units and the budget.
+    """The profile in a file, transferred to the model's units and the budget.
 
     Args:
         profile: The profile in the file.
@@ -32,7 +32,7 @@ class GivenProfile(Allocator):
 
         Raises:
             ConfigError: The file cannot be read.
-            ProfileError: It holds no profile.
+            ProfileError: The file holds no profile.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ class GivenProfile(Allocator):
         return cls(profile=found)
 
     def propose(self, problem: AllocationProblem) -> Allocation:
-        """Return the profile; the same units keep its shape, others take it over by depth."""
+        """Return the profile; equal units keep its shape, others get it by relative depth."""
         moved = transfer(self.profile, problem.layout, problem.budget, problem.bounds)
         return Allocation(moved)
 

@@ -1,4 +1,4 @@
-"""Advice for searchers: losses that sensitivities predict for the levels of a stage."""
+"""Hints for searchers: losses that sensitivities predict for the levels of a stage."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import compute_digest
 
-#: The hint that is taken of the pruned model; all others are of the dense one.
+#: Name of the hint that is measured on the pruned model; all others use the dense one.
 GRADIENTS = "gradients"
 
 
 def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
-    """Check, before any work, that hints can be measured, or read.
+    """Check, before any work, that hints can be measured or read.
 
     Raises:
         UnknownNameError: There is no such sensitivity.
-        ConfigError: It cannot measure units of this kind, or a file cannot be read.
+        ConfigError: A sensitivity cannot measure units of this kind, or a file cannot be read.
         ProfileError: A file holds no scores, or those of another model.
     """
     for name in names:
@@ -40,11 +40,11 @@ def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
 
 
 def identify_hint(name: str) -> str:
-    """Return the hint's fingerprint key: its name, or for a file also a digest of its contents.
+    """Return the hint's fingerprint key: its name, and for a file a digest of its contents.
 
     Raises:
         ConfigError: The file cannot be read.
-        ProfileError: It holds no scores.
+        ProfileError: The file holds no scores.
     """
     if not name.endswith(".json"):
         return name
@@ -52,7 +52,7 @@ def identify_hint(name: str) -> str:
 
 
 def read_hints(job: SearchJob, stage: int, space: SearchSpace) -> dict[str, Hint]:
-    """Return the hints of a stage that an earlier session left, by name.
+    """Return the hints of a stage that an earlier session recorded, by name.
 
     Args:
         job: The search.
@@ -64,7 +64,7 @@ def read_hints(job: SearchJob, stage: int, space: SearchSpace) -> dict[str, Hint
 
 
 def measure_hint(job: SearchJob, name: str, space: SearchSpace) -> Hint:
-    """Return the hint of a sensitivity of the dense model, or of a file of scores.
+    """Return the hint from a sensitivity on the dense model, or from a file of scores.
 
     Raises:
         NumericalError: A loss is not finite.

@@ -24,14 +24,14 @@ class SearchJob:
 
     Attributes:
         config: The configuration.
-        plugins: Its plugins.
+        plugins: Plugins of the configuration.
         session: Model and text.
         space: The search space over the model.
         directory: The run directory.
-        monitor: Watches the job.
+        monitor: Monitor of the job.
         parameters: The space of an allocator's settings over `space`, if these are searched.
-        resident: The model while a supernet is in it.
-        claims: Claims of this worker, if there are several.
+        resident: Holder of the supernet that is in the model.
+        claims: Claims of this worker, if there are several workers.
     """
 
     config: RunConfig
@@ -46,11 +46,11 @@ class SearchJob:
 
     @property
     def search_text(self) -> Tensor:
-        """Text that candidates are scored on, ``(n_sequences, length)``; none if none is read."""
+        """Text that candidates are scored on, ``(n_sequences, length)``; empty if not needed."""
         none = torch.empty((0, self.config.data.search_length), dtype=torch.int64)
         return self.session.text.get("search", none)
 
     @property
     def pool(self) -> tuple[int, int]:
-        """Rows that candidates are scored on, and how many tokens of a rung stand for one."""
+        """Number of rows to score candidates on, and tokens of a rung for each row."""
         return self.config.data.search_sequences, self.search_text.shape[1]

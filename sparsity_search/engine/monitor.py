@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 from sparsity_search.trials.history import Measurement
 
-#: Call it after each part of a step.
+#: Function to call after each part of a step.
 Advance = Callable[..., None]
 
 
 class Monitor:
-    """Watches a job. This one is silent and never stops it."""
+    """A monitor of a job. This base class shows nothing and never stops the job."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Opening a search: its configuration is checked, its model and text are loaded."""
+"""Opening of a search: checks of its configuration, and loading of its model and text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     """Load model and text of a search, and check that it can run in ``out``; nothing is written.
 
     Raises:
-        SparsitySearchError: Something given is not legal.
+        SparsitySearchError: The configuration is not legal.
     """
     directory, plugins, file = RunDirectory(out), Plugins.of(config), load_space(config.space)
     of_levels = file.of_levels
@@ -56,7 +56,7 @@ def _check_stages(config: RunConfig, space: SpaceFile) -> None:
 
 
 def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
-    """Check that an evaluator's own data set has rows to search on and others to compare on."""
+    """Check that an evaluator's own data set has separate rows for search and comparison."""
     own = plugins.evaluator.own_data()
     if own is not None:
         needed = config.data.search_sequences + config.data.final_sequences
@@ -68,7 +68,7 @@ def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
 
 
 def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
-    """Return the text that is needed: none to search on if the rows are the evaluator's own."""
+    """Return the text needed: no search text if the evaluator has its own rows."""
     requests = request_search_text(config.data)
     if plugins.evaluator.own_data() is None or GRADIENTS in config.hints:
         return requests

@@ -1,4 +1,4 @@
-"""The space that a search's study is in: of levels, or of an allocator's settings."""
+"""The space of a search's study: levels, or an allocator's settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def check_parameters(config: RunConfig, file: SpaceFile | ParametricFile) -> Non
     """Check, before any work, that a space of parameters can be searched.
 
     Args:
-        config: Of the search.
-        file: The space's file; one of levels is legal.
+        config: Configuration of the search.
+        file: The space's file; a space of levels always passes.
 
     Raises:
         UnknownNameError: There is no such allocator.
-        ConfigError: It has no such setting or refuses the one that the study starts from, or the
-            search has stages.
+        ConfigError: The allocator has no such setting or refuses the initial one, or the search
+            has stages.
     """
     if not isinstance(file, ParametricFile):
         return
@@ -49,11 +49,11 @@ def build_parametric_space(
     """Return the space of parameters over one of levels; None if the search is in levels.
 
     Args:
-        config: Of the search.
+        config: Configuration of the search.
         file: The space's file.
         session: Model and text.
         space: The space of levels that profiles are rounded to.
-        make_dense: Gives the model its dense weights; called before each allocation.
+        make_dense: Function that restores the dense weights, called before each allocation.
     """
     if not isinstance(file, ParametricFile):
         return None
@@ -70,8 +70,7 @@ def build_parametric_space(
 def get_allocation_bounds(space: SearchSpace) -> Bounds:
     """Return the bounds of an allocator whose profile is rounded to a space.
 
-    Among options or with prices its numbers are taken as savings: limits of zeros do not bound
-    them.
+    With options or prices, the allocator's counts are savings, so limits of zeros do not apply.
     """
     if space.in_weights:
         return space.bounds

@@ -25,11 +25,11 @@ class Plugins:
     """The plugins that a configuration names.
 
     Attributes:
-        pruner: Makes the supernet.
-        final: Rebuilds profiles after the search; the same one, unless another is named.
-        searcher: Proposes candidates.
-        evaluator: Scores them.
-        initial: Allocators to start from, by name.
+        pruner: Pruner that makes the supernet.
+        final: Pruner that rebuilds profiles after the search; by default the same one.
+        searcher: Searcher that proposes candidates.
+        evaluator: Evaluator that scores candidates.
+        initial: Allocators of the initial profiles, by name.
     """
 
     pruner: Pruner
@@ -40,7 +40,7 @@ class Plugins:
 
     @classmethod
     def of(cls, config: RunConfig) -> Plugins:
-        """Return them.
+        """Return the plugins of a configuration.
 
         Raises:
             UnknownNameError: There is no such plugin.
@@ -58,13 +58,13 @@ class Plugins:
 
 
 def _name_start(name: str) -> str:
-    """Return the name of an initial profile: the allocator's, or one made from its file's path."""
+    """Return the name of an initial profile: the allocator's, or one from its file's path."""
     path = Path(name)
     return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
 
 
 def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
-    """Return the pruner that profiles are rebuilt with, in the pattern of the search's.
+    """Return the pruner that rebuilds profiles, with the pattern of the search's pruner.
 
     Raises:
         UnknownNameError: There is no such pruner.
@@ -86,14 +86,14 @@ def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
 
 
 def build_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
-    """Return the budget of a search: a sparsity, or a saving where states have prices.
+    """Return the budget of a search: a sparsity, or a saving if states have prices.
 
-    Prices are a measure's, or written beside the options of a space. With both a saving is the
-    fraction to save of what all dense units cost.
+    Prices come from a measure or from the options of a space. A saving is a fraction of the
+    total cost of all dense units.
 
     Raises:
-        ConfigError: The other one is given, none or both, the pruner cannot have the space's
-            options, or these have no prices or two.
+        ConfigError: There is not exactly one of sparsity and saving, or it is the wrong one; the
+            pruner does not support the space's options; or these have no prices, or two.
     """
     options = space.options or {}
     if config.measure is None and not options:
@@ -112,10 +112,10 @@ def build_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:
 
 
 def _check_prices(config: RunConfig, space: SpaceFile) -> None:
-    """Check that states have the prices of a measure, or of the space's options, not both."""
+    """Check that prices come from a measure or from the space's options, not from both."""
     if config.measure is None and space.unpriced:
         raise ConfigError(
-            f"the space {config.space!r} does not say what its options save: name a measure with "
+            f"the space {config.space!r} has no savings for its options: name a measure with "
             "--measure, or write a fraction behind each"
         )
     if config.measure is not None and space.pattern:
@@ -134,7 +134,7 @@ def choose_units(config: RunConfig, pruner: Pruner) -> str:
     """Return the kind of units that a pruner removes.
 
     Raises:
-        ConfigError: The configuration names a kind that it cannot.
+        ConfigError: The configuration names a kind that the pruner cannot remove.
     """
     wanted = config.model.units or pruner.units[0]
     if wanted not in pruner.units:
@@ -146,8 +146,8 @@ def choose_units(config: RunConfig, pruner: Pruner) -> str:
 def build_factory(config: RunConfig) -> Factory:
     """Return the factory of a run's plugins.
 
-    Allocators have the run's pruner and seed and the settings in `RunConfig.allocators`, also
-    where one is a setting of another.
+    Allocators get the run's pruner and seed and the settings in `RunConfig.allocators`, also if
+    one allocator is a setting of another.
 
     Raises:
         UnknownNameError: There is no such pruner.
@@ -171,12 +171,12 @@ def build_pruner(config: RunConfig) -> Pruner:
 def build_allocator(
     config: RunConfig, name: str, more: Mapping[str, Any] | None = None
 ) -> Allocator:
-    """Return an allocator with the hyper-parameters that the configuration has for it.
+    """Return an allocator with its hyper-parameters from the configuration.
 
-    A name that ends in ``.json`` is a file with a profile, which is moved to the budget.
+    A name that ends in ``.json`` is a file with a profile, which is transferred to the budget.
 
-    If it has fields ``pruner`` and ``seed``, these are the run's unless they are set. The
-    hyper-parameters in ``more`` override all others.
+    Fields ``pruner`` and ``seed`` default to the run's. The hyper-parameters in ``more`` override
+    all others.
 
     Raises:
         UnknownNameError: There is no such allocator.

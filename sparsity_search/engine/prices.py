@@ -1,4 +1,4 @@
-"""The prices of a search whose budget is not in weights: measured once, then kept."""
+"""The prices of a search whose budget is not in weights, measured once and then kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def check_measure(config: RunConfig, kind: str, patterns: Sequence[str] = ()) ->
 
     Raises:
         UnknownNameError: There is no such measure.
-        ConfigError: It refuses its settings, the units or the patterns, or there is no such file.
+        ConfigError: The measure refuses its settings, the units or the patterns, or there is no
+            such file.
     """
     if config.measure is None:
         return
@@ -40,18 +41,18 @@ def get_prices(
 ) -> Prices | None:
     """Return the prices that a search measures or reads; None if it names no measure.
 
-    A run that goes on keeps those that it began with.
+    A resumed run keeps its first prices.
 
     Args:
-        config: Of the search.
+        config: Configuration of the search.
         subject: The dense model.
         run: Directory of the search.
-        monitor: Watches the job.
-        patterns: N:M patterns to price besides.
+        monitor: Monitor of the job.
+        patterns: N:M patterns to price in addition.
 
     Raises:
         ConfigError: The units cannot be priced, or the file has no prices of them.
-        ModelError: The architecture cannot be made smaller, as it is for measuring.
+        ModelError: The measure needs a smaller model, which the architecture does not allow.
     """
     if config.measure is None:
         return None

@@ -1,4 +1,4 @@
-"""The model of a search while a supernet's variants stand in for its weights."""
+"""The model of a search while a supernet's variants replace its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsity_search.supernet.switch import Supernet, Switch
 
 
 class ResidentModel:
-    """Knows the switch of the supernet that the model holds, if it holds one.
+    """Holder of the switch of the supernet in the model, if there is one.
 
     An allocator whose settings are searched needs the dense model between two measurements.
     """
@@ -28,6 +28,6 @@ class ResidentModel:
                 self._switch = None
 
     def make_dense(self) -> None:
-        """Give the model its dense weights; the next switch sets every unit anew."""
+        """Restore the dense weights; the next switch sets every unit again."""
         if self._switch is not None:
             self._switch.dense()

@@ -1,4 +1,4 @@
-"""The model, its prunable units and the text, which almost every job begins with."""
+"""Sessions: the model, its prunable units and the text, the start of almost every job."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Session:
         }
 
     def origin(self, command: Sequence[str]) -> dict[str, Any]:
-        """Return command, time, versions, threads, device and dtype, for artefacts.
+        """Return the command, time, versions, threads, device and dtype, for artefacts.
 
         Args:
             command: The command line.
@@ -105,10 +105,10 @@ def open_session(
     """Load the model and draw the text.
 
     Args:
-        model: Which model.
-        requests: The text to draw.
-        seed: Seed of the text that the model writes.
-        monitor: Watches the job.
+        model: Section of the configuration about the model.
+        requests: Requests for text.
+        seed: Seed of text that the model generates.
+        monitor: Monitor of the job.
         units: Kind of the units; by default that of ``model``, or single weights.
         statistics: Folder for statistics of the dense model's inputs; None keeps nothing.
 
@@ -142,7 +142,7 @@ def open_session(
 
 
 def _make_folder(statistics: Path) -> Path:
-    """Return the folder for statistics, which is there now."""
+    """Make the folder for statistics, and return it."""
     try:
         statistics.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,6 +168,6 @@ def request_search_text(data: DataSection) -> list[Request]:
 
 
 def cap_length(length: int, loaded: LoadedModel) -> int:
-    """Return the length of sequences: as asked for, but at most the model's context."""
+    """Return the length of sequences: ``length``, but at most the model's context."""
     config = loaded.model.config.get_text_config()
     return min(length, getattr(config, "max_position_embeddings", None) or length)

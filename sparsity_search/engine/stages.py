@@ -43,8 +43,8 @@ class StagesResult:
         profile: Profile of the best candidate.
         starts: Profiles that the first stage started from, by allocator.
         histories: The history of each stage.
-        notes: Lines of the searcher about them.
-        parameters: Values that gave the profile, by name; None if the search was in levels.
+        notes: Lines of the searcher about the stages.
+        parameters: Values of the best parameters, by name; None if the search was in levels.
     """
 
     profile: SparsityProfile
@@ -57,14 +57,14 @@ class StagesResult:
 def run_stages(
     job: SearchJob, storage: BaseStorage | str | None = None, command: Sequence[str] = ()
 ) -> StagesResult | None:
-    """Run the stages of a search, or go on with them, and record them in its directory.
+    """Run or resume the stages of a search, and record them in its directory.
 
     Each stage after the first searches the space around the last result with half the step, and
-    builds its supernet anew from the dense weights (Týr-the-Pruner, arXiv 2503.09657, section 3).
+    builds a new supernet from the dense weights (Týr-the-Pruner, arXiv 2503.09657, section 3).
 
     Args:
         job: The search; the caller owns its directory (`RunDirectory.lock`).
-        storage: Where measurements are kept; by default a journal in the run directory.
+        storage: Storage of the measurements; by default a journal in the run directory.
         command: The command line, for the record.
 
     Returns:
@@ -99,13 +99,13 @@ def run_stages(
 def find_present_stage(
     job: SearchJob, storage: BaseStorage | str, key: StudyKey
 ) -> SearchStage | None:
-    """Return the stage that a search is in by now; None if it has not come to its first."""
+    """Return the present stage of a search; None if the first one has not begun."""
     starts = job.directory.read_starts(job.space.layout)
     return _build_stage(job, key, starts, storage) if starts else None
 
 
 def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
-    """Write ``run.json``, with credentials hidden, or check that this run may go on."""
+    """Write ``run.json``, with credentials hidden, or check that this run may resume."""
     facts: dict[str, Any] = {
         **job.session.origin(command),
         "config": job.config.model_dump(mode="json"),
@@ -120,13 +120,13 @@ def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
 
 
 def _allocate_starts(job: SearchJob) -> dict[str, SparsityProfile]:
-    """Return the initial allocators' profiles, as the space can have them."""
+    """Return the profiles of the initial allocators, projected onto the space."""
     profiles, bounds = {}, get_allocation_bounds(job.space)
     for name, allocator in job.plugins.initial.items():
         with job.monitor.step(f"allocate {name}"):
             text = job.session.text["calibration"]
             profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
-            profiles[name] = job.space.project(profile)  # itself, but where steps are given
+            profiles[name] = job.space.project(profile)  # unchanged in spaces of equal steps
     return profiles
 
 
@@ -155,15 +155,15 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class SearchStage:
-    """One stage.
+    """One stage of a search.
 
     Attributes:
         job: The search.
         space: Space of this stage.
         number: Number of this stage, from 1.
-        starts: Profiles of round 0; settings that give them are not known.
-        storage: Where its measurements are kept.
-        key: Key of its study there.
+        starts: Profiles of round 0; spaces of parameters ignore them.
+        storage: Storage of its measurements.
+        key: Key of its study in the storage.
     """
 
     job: SearchJob
@@ -175,7 +175,7 @@ class SearchStage:
 
     @cached_property
     def searched(self) -> Space:
-        """The space of levels, or that of parameters over it."""
+        """The space that is searched: the levels, or the parameters over them."""
         return self.space if self.job.parameters is None else self.job.parameters
 
     @cached_property
@@ -191,7 +191,7 @@ class SearchStage:
         return [f"stage {self.number}: {line}" if several else line for line in lines]
 
     def run(self) -> StageOutcome:
-        """Search. Recorded measurements are not repeated, and need no supernet."""
+        """Search, and return the outcome. Recorded measurements need no supernet."""
         if self.searched.parameters:
             with self.job.monitor.step("allocate start"):
                 self.searched.profile(self.searched.origin)  # before a supernet is built
@@ -200,7 +200,7 @@ class SearchStage:
         return self._measure(hints) if recorded is None else StageOutcome(recorded, hints)
 
     def ready(self) -> bool:
-        """Return whether hints, supernet and round 0 are there, so that others can take part."""
+        """Return whether hints, supernet and round 0 are ready, so that workers can join."""
         hints = read_hints(self.job, self.number, self.space)
         return self._find_recorded(hints, Limits(rounds=0)) is not None and (
             self._supernet.is_kept()
@@ -227,14 +227,14 @@ class SearchStage:
             if divergence is not None:
                 hints[GRADIENTS] = self._measure_gradients(objective, switch, divergence)
             if job.claims is not None:
-                self._measure_starts(objective)  # they are known by their places in the record
+                self._measure_starts(objective)  # the record knows them by their positions
             with job.monitor.step("search"), run_crew(job):
                 history = self._study(hints, objective).run(self._limits)
         return StageOutcome(history, hints)
 
     @cached_property
     def _limits(self) -> Limits:
-        """Rounds of each stage, and its share of the time."""
+        """Limits of each stage: its rounds and its share of the time."""
         study = self.job.config.study
         seconds = study.time_limit and 60 * study.time_limit / study.stages
         return Limits(study.rounds, seconds, self.job.monitor.stopped)
@@ -276,7 +276,7 @@ class SearchStage:
     def _measure_gradients(
         self, objective: Objective, switch: Switch, divergence: DivergenceExpansion
     ) -> Hint:
-        """Measure and record the hint that the gradients at the best start give."""
+        """Measure and record the hint from gradients at the best start, and return it."""
         history = self._measure_starts(objective)
         start = history.survivors[0] if history.survivors else self.space.origin
         with self.job.monitor.step("measure gradients"):
@@ -285,13 +285,13 @@ class SearchStage:
         return hint
 
     def _measure_starts(self, objective: Objective) -> History:
-        """Measure round 0; the search shows it when it comes to it."""
+        """Measure round 0 silently, and return its history; the search shows it later."""
         silent = replace(self._study({}, objective), on_measured=lambda _: None)
         return silent.run(replace(self._limits, rounds=0))
 
     @cached_property
     def _supernet(self) -> StageSupernet:
-        """Around the start of the search, or the result of the stage before."""
+        """The supernet around the start of the search, or around the last stage's result."""
         centre = self.space.base
         if self.job.config.supernet.propagate == "start" and self.starts:
             centre = self.space.profile(self.space.nearest(self.starts[0]))
@@ -299,5 +299,5 @@ class SearchStage:
 
 
 def _refuse(profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None) -> Score:
-    """Stand for an objective where nothing is left to be measured."""
+    """Fail: the objective of a study whose measurements are all recorded."""
     raise AssertionError(f"{profile.digest} is to be measured on {fidelity}, after {known}")

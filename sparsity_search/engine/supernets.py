@@ -1,4 +1,4 @@
-"""The supernet of a stage: the profile that it is built around, and the place where it is kept."""
+"""The supernet of a stage: the profile that it is built around, and its storage."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class StageSupernet:
         job: The search.
         space: Space of the stage.
         stage: Number of the stage, from 1.
-        centre: The profile whose outputs later blocks see while the supernet is built. Near it,
-            a supernet gives the scores of sequential pruning.
+        centre: The profile whose outputs are the inputs of later blocks while the supernet is
+            built. Near it, a supernet gives the scores of sequential pruning.
         fingerprint: Fingerprint of the stage's study.
     """
 
@@ -44,7 +44,7 @@ class StageSupernet:
     fingerprint: Mapping[str, Any]
 
     def build(self) -> Supernet:
-        """Return the supernet; blocks that are kept already are read."""
+        """Return the supernet; stored blocks are read, others are built."""
         job, settings = self.job, self.job.config.supernet
         plan = SupernetPlan(
             pruner=job.plugins.pruner,
@@ -63,12 +63,12 @@ class StageSupernet:
             return build_supernet(subject, text, plan, folder, advance)
 
     def is_kept(self) -> bool:
-        """Return whether all of it is on disk, so that other workers can read it."""
+        """Return whether the whole supernet is on disk, so that other workers can read it."""
         with self._open_folder() as folder:
             return folder is not None and folder.complete(len(self.job.session.subject.blocks))
 
     def _open_folder(self) -> AbstractContextManager[SupernetFolder | None]:
-        """Return where the supernet is kept; None is the memory."""
+        """Return the folder of the supernet; None if it stays in memory."""
         facts = {**{key: self.fingerprint[key] for key in _KEYS}, "centre": self.centre.digest}
         settings = self.job.config.supernet
         if settings.cache is not None:
@@ -84,5 +84,5 @@ class StageSupernet:
         except RunMismatchError:
             if self.stage == 1:
                 raise
-            shutil.rmtree(path)  # more rounds have changed what the stage before found
+            shutil.rmtree(path)  # more rounds have changed the result of the stage before
             return SupernetFolder(path, facts)

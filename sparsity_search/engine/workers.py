@@ -22,7 +22,7 @@ _PATIENCE = 60.0
 
 
 def share_cores(config: RunConfig) -> None:
-    """Take this process's share of the cores, unless ``OMP_NUM_THREADS`` says how many it has."""
+    """Limit this process to its share of the cores, unless ``OMP_NUM_THREADS`` is set."""
     on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.study.workers > 1 and on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.study.workers))
@@ -32,8 +32,8 @@ def share_cores(config: RunConfig) -> None:
 def run_crew(job: SearchJob) -> Iterator[None]:
     """Run the other workers of a search: on the GPUs in turn, or all on the CPU.
 
-    Their output goes to ``worker-N.log`` in the run directory. If one fails, a warning says so
-    and the others do its work.
+    Their output goes to ``worker-N.log`` in the run directory. If a worker fails, there is a
+    warning and the others do its work.
     """
     n_others = job.config.study.workers - 1
     with ExitStack() as stack:

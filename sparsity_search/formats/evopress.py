@@ -101,7 +101,7 @@ class EvopressFormat(Format):
         return "".join(lines)
 
     def _scale(self) -> tuple[float, int]:
-        """Return what levels mean: the sparsity of level 0, and the weights that one moves."""
+        """Return the scale of levels: the sparsity of level 0, and the weights of one level."""
         if self.sparsity is None:
             raise _build_unknown_error("the sparsity of level 0", "sparsity=0.7")
         if self.step is None:

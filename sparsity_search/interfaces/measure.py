@@ -1,4 +1,4 @@
-"""The interface of a measure: what each unit saves of it in each of its states."""
+"""The interface of a measure: the savings of each unit in each of its states."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sparsity_search.spaces.prices import PriceCurve, Prices
 
 
 class Measure(ABC):
-    """Prices the states of units. Plugins are frozen keyword-only dataclasses.
+    """A measure of the cost of units. Plugins are frozen keyword-only dataclasses.
 
-    The state of a unit is a number of items removed: weights, heads, channels, a whole block. Or
-    it is an N:M pattern of its weights. A measure says what a unit saves in a state, in any unit
-    of measure; a search of ``--measure`` saves a fraction of what all units cost together.
+    The state of a unit is a number of items removed (weights, heads, channels, a whole block), or
+    an N:M pattern of its weights. A measure gives the saving of a unit in a state, in any unit of
+    measure. A search with ``--measure`` saves a fraction of the total cost of all units.
 
     Attributes:
-        units: The kinds of units that it can price; see `models/units/`.
-        prices_patterns: Whether it prices N:M patterns too, by `pattern_savings`.
+        units: Kinds of units that it can price; see `models/units/`.
+        prices_patterns: Whether it also prices N:M patterns, by `pattern_savings`.
     """
 
     units: ClassVar[tuple[str, ...]] = ("width", "heads")
@@ -29,25 +29,25 @@ class Measure(ABC):
 
     @abstractmethod
     def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
-        """Return what each unit saves by its items removed, in the layout's order.
+        """Return the saving of each unit by its items removed, in the layout's order.
 
-        Other units are dense. The first point of a curve is no item removed and nothing saved,
-        the last one all items of the unit; in between it may have any points.
+        Other units are dense. A curve begins at no items removed and nothing saved, and ends at
+        all items of the unit; it may have any points in between.
 
         Args:
             subject: The dense model, with units of a kind in `units`; unchanged afterwards.
 
         Raises:
-            ConfigError: The units are unlike each other, where that is needed.
-            ModelError: The architecture cannot be made smaller as it needs.
+            ConfigError: The measure needs units of one size, and these differ.
+            ModelError: The measure needs a smaller model, which the architecture does not allow.
         """
 
     def pattern_savings(self, subject: PrunableModel, pattern: str) -> Sequence[float]:
-        """Return what each unit saves in a pattern, in the unit of measure of `curves`.
+        """Return the saving of each unit in a pattern, in the unit of measure of `curves`.
 
         Args:
             subject: The dense model, with units of single weights; unchanged afterwards.
-            pattern: ``N:M``: of M consecutive inputs N weights are kept.
+            pattern: Pattern ``N:M``, which keeps N weights of M consecutive inputs.
 
         Returns:
             Finite numbers in the layout's order, not negative.
@@ -59,7 +59,7 @@ class Measure(ABC):
         raise ConfigError(f"{name_plugin(self)} does not price the pattern {pattern}")
 
     def check(self, kind: str, patterns: Sequence[str] = ()) -> None:
-        """Check that units of a kind can be priced, and N:M patterns of them.
+        """Check that units of a kind, and N:M patterns of them, can be priced.
 
         Raises:
             ConfigError: They cannot.
@@ -71,7 +71,7 @@ class Measure(ABC):
         if patterns and not self.prices_patterns:
             raise ConfigError(
                 f"{name} does not price N:M patterns such as {patterns[0]}: name another "
-                "measure, or write what each pattern saves into the space"
+                "measure, or write the saving of each pattern into the space"
             )
 
     def price(self, subject: PrunableModel, name: str, patterns: Sequence[str] = ()) -> Prices:
@@ -79,12 +79,12 @@ class Measure(ABC):
 
         Args:
             subject: The dense model; unchanged afterwards.
-            name: The measure's, for records.
-            patterns: N:M patterns to price besides.
+            name: Name of the measure, for records.
+            patterns: N:M patterns to price in addition.
 
         Raises:
             ConfigError: The units or patterns cannot be priced, or nothing is saved.
-            ModelError: The architecture cannot be made smaller as it needs.
+            ModelError: The measure needs a smaller model, which the architecture does not allow.
         """
         self.check(subject.units, patterns)
         savings = {pattern: self.pattern_savings(subject, pattern) for pattern in patterns}

@@ -15,18 +15,19 @@ from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.spaces.prices import PriceCurve
 
-#: How many of its channels attention multiplies with each token of the context, for each row or
-#: column of a layer. Fused queries are as many as the values that the output layer reads.
+#: Channels that attention multiplies with each token of the context, for each row or column of
+#: a layer. Fused queries are as many as the values that the output layer reads.
 _OVER_CONTEXT = {"q": 1, "o": 1}
 _OVER_CONTEXT_IF_FUSED = {"o": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsMeasure(Measure):
-    """Floating-point operations of one token: two a weight, and those of its attention.
+    """Floating-point operations of one token: two for each weight, and those of attention.
 
-    A query channel meets the keys of the context, and a value channel its weights: two
-    operations for each token before and the token itself, ``(length + 1) / 2`` in the mean.
+    A query channel is multiplied with the keys of the context, a value channel with the
+    attention weights: two operations for each earlier token and the token itself, which are
+    ``(length + 1) / 2`` tokens on average.
 
     Args:
         length: Tokens of a sequence.

@@ -1,4 +1,4 @@
-"""Time on this machine."""
+"""Latency on this machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from sparsity_search.spaces.prices import PriceCurve
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyMeasure(Measure):
-    """Seconds of a forward pass on this machine, measured on really smaller models.
+    """Seconds of a forward pass on this machine, measured on smaller models.
 
-    The first blocks of the model are materialised with every one of a role equally narrow, and
-    run in turns with the dense ones. What a narrower one saves in the median is shared among its
-    blocks. One item stays where all are removed: no architecture has a block without.
+    The first blocks of the model are materialised with all units of a role equally narrow, and
+    run alternately with the dense blocks. The median saving is shared equally among the blocks.
+    Removing all items saves as much as leaving one: no architecture has a block without any.
 
     Args:
         length: Tokens of a sequence.
-        batch: Sequences that run at once.
-        points: Widths of each role that are timed, besides the dense one.
-        repeats: Passes of each.
-        blocks: Blocks that run.
+        batch: Number of sequences that run at once.
+        points: Number of widths timed for each role, besides the dense one.
+        repeats: Number of timed passes for each width.
+        blocks: Number of blocks that run.
     """
 
     length: int = 512
@@ -47,7 +47,7 @@ class LatencyMeasure(Measure):
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def curves(self, subject: PrunableModel) -> Sequence[PriceCurve]:
-        """Return the curve of each unit's role; units of one role must be alike."""
+        """Return the curve of each unit's role; all units of a role must have one size."""
         whole = PrunableModel(subject.model, units=subject.units, roles=subject.roles)
         sizes = {(unit.role, unit.count, unit.cost) for unit in whole.layout}
         counts = {role: count for role, count, _ in sizes}
@@ -82,7 +82,7 @@ class LatencyMeasure(Measure):
 def _build_shape(
     subject: PrunableModel, n_blocks: int, removed: Mapping[str, int]
 ) -> MaterialisedShape:
-    """Return the first blocks, less some items of each unit of a role."""
+    """Return the shape of the first blocks without some items of each unit, by role."""
     kept = {
         unit.name: torch.arange(unit.count - removed.get(unit.role, 0))
         for unit in subject.layout

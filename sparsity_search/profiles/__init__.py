@@ -1,1 +1,1 @@
-"""What a profile is: units, counts of zeros, the budget, patterns, measured scores."""
+"""Profiles and their parts: units, counts of zeros, the budget, patterns, measured scores."""

@@ -1,4 +1,4 @@
-"""The global budget, and the one projection that makes any ratios legal and exact."""
+"""The global budget, and the projection that makes any sparsities meet it exactly."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Bounds:
     def of(
         cls, layout: Layout, lower: np.ndarray | float = 0.0, upper: np.ndarray | float = 1.0
     ) -> Bounds:
-        """Return the bounds that sparsities in ``[0, 1]`` mean for ``layout``.
+        """Return the bounds in items for limits of sparsity in ``[0, 1]``.
 
-        Items that are zero in the dense model are always removed, so they bound from below.
+        Items that are zero in the dense model are always removed, so they are a lower bound.
 
         Raises:
             InfeasibleBudgetError: A unit's lower bound lies above its upper bound.
@@ -72,7 +72,7 @@ class Budget:
         """Check that some profile within ``bounds`` meets the budget.
 
         Raises:
-            InfeasibleBudgetError: None does; the message names the feasible range.
+            InfeasibleBudgetError: No profile does; the message names the feasible range.
         """
         low, high = (int(counts @ layout.costs) for counts in (bounds.lower, bounds.upper))
         if not low <= self.n_removed(layout) <= high:
@@ -93,13 +93,13 @@ class Budget:
 
         Water-filling: the size-weighted least-squares projection onto the budget shifts all
         sparsities by one constant and clips them to the bounds (its KKT conditions). The result
-        is rounded by largest remainder, so with single weights the budget is met to the weight,
-        with structures to within the largest structure.
+        is rounded by largest remainder: single weights meet the budget exactly, structures to
+        within the largest one.
 
         Args:
             layout: The units.
             sparsities: Wanted sparsity of each unit, ``(n_units,)``; any finite numbers.
-            bounds: Limits in items; by default from the zeros there already to all.
+            bounds: Limits in items; by default from the zeros of the dense model to all items.
 
         Raises:
             InfeasibleBudgetError: No profile within the bounds meets the budget.
@@ -142,7 +142,7 @@ def water_fill(
         values: ``(n,)`` float64.
         slopes: How far the common shift moves each value, ``(n,)``, positive.
         bounds: Limits of each integer, ``(n,)``.
-        costs: What one step of each integer costs, ``(n,)``, positive.
+        costs: Cost of one step of each integer, ``(n,)``, positive.
         total: The cost to meet, within what the bounds allow.
 
     Returns:
@@ -162,8 +162,8 @@ def water_fill(
 def _round(exact: np.ndarray, bounds: Bounds, costs: np.ndarray, total: int) -> np.ndarray:
     """Round to integers that cost ``total``: the largest remainders go up first.
 
-    Equal remainders (many units of one shape) go up spread evenly over the units: structures are
-    few and large, and one end of a model must not lose them all.
+    Units of equal remainders (many have one shape) go up in an order spread evenly over the
+    model: structures are few and large, and one end of a model must not lose them all.
     """
     result: np.ndarray = np.clip(np.floor(exact).astype(np.int64), bounds.lower, bounds.upper)
     left = total - int(result @ costs)

@@ -121,8 +121,8 @@ class Layout(Sequence[Unit]):
     def divisible(self) -> bool:
         """Whether all items have the same cost and every unit has several of them.
 
-        Then a step can be the same in all units. Units of one item (depth pruning) have no uniform
-        share from which steps could start.
+        If so, a step can be the same in all units. Units of one item (depth pruning) have no
+        uniform share from which steps could start.
         """
         return len(set(self.costs)) == 1 and int(self.counts.min()) > 1
 

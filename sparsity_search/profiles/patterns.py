@@ -1,4 +1,4 @@
-"""Which weights of a matrix compete with each other: the patterns that a mask can have."""
+"""Patterns of masks: the sets of weights of a matrix that compete with each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GROUPS = re.compile(r"(\d+|\*):(\d+)")
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which weights of a matrix compete with each other.
+    """The sets of weights of a matrix that compete with each other.
 
     Attributes:
         scope: ``layer``, ``row``, ``block`` (128 columns of all rows) or ``group`` (some
@@ -32,14 +32,14 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Return the pattern that ``text`` means.
+        """Return the pattern that ``text`` describes.
 
         Args:
             text: ``layer``, ``row``, ``block``, ``N:M`` (**keep** N of M consecutive inputs, or
                 leave the unit dense) or ``*:M`` (the counts decide how many of M are kept).
 
         Raises:
-            ConfigError: It is none of these.
+            ConfigError: ``text`` is none of these.
         """
         if not isinstance(text, str):  # YAML reads 2:4 as a number to the base 60
             raise ConfigError(f'pattern must be text, not {text!r}: write "2:4" with quotes')
@@ -50,7 +50,7 @@ class Pattern:
 
     @classmethod
     def parse_groups(cls, text: str) -> Pattern | None:
-        """Return the pattern that ``N:M`` or ``*:M`` means; None for any other text.
+        """Return the pattern of ``N:M`` or ``*:M``; None for any other text.
 
         >>> str(Pattern.parse_groups("2:4")), Pattern.parse_groups("5:4")
         ('2:4', None)
@@ -78,13 +78,13 @@ class Pattern:
         return None if self.keep is None else 1 - self.keep / self.group
 
     def fits(self, n_weights: int) -> bool:
-        """Whether so many weights are whole groups."""
+        """Whether ``n_weights`` is a whole number of groups."""
         return n_weights % self.group == 0
 
     def counts(self, n_weights: int) -> list[int]:
-        """Return how many of ``n_weights``, which are whole groups, can be zero, increasing.
+        """Return the possible numbers of zeros among ``n_weights`` in whole groups, increasing.
 
-        Weights that are left dense are not among them.
+        The dense state, without zeros, is not included.
 
         >>> Pattern.parse("2:4").counts(8), Pattern.parse("*:4").counts(8)
         ([4], [2, 4, 6, 8])
@@ -93,15 +93,15 @@ class Pattern:
         return [n_weights // self.group * (self.group - keep) for keep in reversed(kept)]
 
     def check(self, shape: Sequence[int], counts: Sequence[int]) -> None:
-        """Check that counts of zeros, more than there are already, are possible.
+        """Check that counts of zeros, greater than those of the dense matrix, are possible.
 
         Args:
             shape: Rows and columns of the matrix.
-            counts: Zeros in all of it.
+            counts: Numbers of zeros in the whole matrix.
 
         Raises:
-            ConfigError: The columns are not whole groups, or a count is not the same number for
-                every group, or not the number that the pattern says.
+            ConfigError: The columns are not whole groups, a count cannot be shared equally among
+                the groups, or it is not the number that the pattern requires.
         """
         if not self.is_grouped:
             return
@@ -122,5 +122,5 @@ class Pattern:
                 )
 
     def removed_in_group(self, count: int, n_weights: int) -> int:
-        """Return how many weights of each group are zero when ``count`` of ``n_weights`` are."""
+        """Return the zeros of each group if ``count`` of ``n_weights`` are zero."""
         return count * self.group // n_weights

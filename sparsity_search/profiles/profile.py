@@ -1,7 +1,7 @@
-"""A layer-wise sparsity profile: how many items are removed from each unit, as integers.
+"""A layer-wise sparsity profile: the number of items removed from each unit.
 
-Integers make what is asked for and what is realised the same thing: budgets are met exactly,
-and equality and hashing are exact.
+Counts are integers, so the requested and the realised profile are the same: budgets are met
+exactly, and equality and hashing are exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
-#: The file of a profile, ``profile.json``.
+#: Format of a profile's file, ``profile.json``.
 PROFILE_JSON = VersionedJson("a sparsity profile", 1, ("units",), ProfileError)
 
 
@@ -29,13 +29,13 @@ class SparsityProfile:
 
     Args:
         layout: The units.
-        removed: Items removed from each, in the layout's order.
-        patterns: What the zeros of each must be besides: ``N:M``, or ``""`` where nothing is
-            said. Empty where nothing is said of any.
+        removed: Items removed from each unit, in the layout's order.
+        patterns: Pattern of the zeros of each unit: ``N:M``, or ``""`` for none. Empty if no
+            unit has a pattern.
 
     Raises:
-        ProfileError: Wrong number of counts or patterns, a count outside ``[0, unit.count]``, or
-            not the one that the unit's pattern means.
+        ProfileError: The number of counts or patterns is wrong, a count lies outside
+            ``[0, unit.count]``, or it does not match the unit's pattern.
 
     >>> from sparsity_search.profiles.layout import Unit
     >>> layout = Layout([Unit(name="a", block=0, role="q", count=10),
@@ -87,7 +87,7 @@ class SparsityProfile:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies layout, counts and patterns: 16 hexadecimal digits."""
+        """Identifier of layout, counts and patterns, 16 hexadecimal digits."""
         patterns = [list(self.patterns)] if self.patterns else []
         return compute_digest([self.layout.digest, list(self.removed), *patterns])
 
@@ -102,7 +102,7 @@ class SparsityProfile:
         return {key: removed[key] / sizes[key] for key in sizes}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the profile as a JSON object: counts with totals, one entry a unit."""
+        """Return the profile as a JSON object: totals, and the counts of each unit."""
         return {
             "format": PROFILE_JSON.version,
             "layout": self.layout.digest,
@@ -128,7 +128,7 @@ class SparsityProfile:
         """Return the profile of ``layout`` that a JSON object describes.
 
         Raises:
-            ProfileError: Not a profile, of another format, or of another model.
+            ProfileError: ``value`` is not a profile, has another format, or is of another model.
         """
         units = PROFILE_JSON.check(value)["units"]
         try:
@@ -168,7 +168,7 @@ def _check_same_model(layout: Layout, counts: dict[str, tuple[int, int]]) -> Non
 def from_counts(
     layout: Layout, removed: Sequence[int] | np.ndarray, patterns: Sequence[str] = ()
 ) -> SparsityProfile:
-    """Return a profile from any sequence of integers, and one of patterns if there are any."""
+    """Return a profile from any sequence of integers and, optionally, patterns."""
     return SparsityProfile(layout, tuple(int(count) for count in removed), tuple(patterns))
 
 
@@ -180,7 +180,7 @@ def count_pattern_zeros(unit: Unit, pattern: str) -> int:
         pattern: ``N:M``.
 
     Raises:
-        ProfileError: No such pattern, or the unit is no whole number of groups.
+        ProfileError: The pattern is not legal, or the unit is not a whole number of groups.
     """
     groups = Pattern.parse_groups(pattern)
     whole = groups is not None and unit.cost == 1 and groups.fits(unit.count)

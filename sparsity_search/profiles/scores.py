@@ -1,4 +1,4 @@
-"""What removing items from each unit costs: curves, measured once and solved for any budget."""
+"""Scores: the loss of each unit by items removed, measured once and usable for any budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.utils.versioned import VersionedJson
 
-#: The file of scores.
+#: Format of the file of scores.
 SCORES_JSON = VersionedJson("a table of scores", 1, ("layout", "units"), ProfileError)
 
 
@@ -29,11 +29,11 @@ class Scores:
     Attributes:
         layout: The units.
         counts: Items removed at each level of each unit, ``(n_levels,)`` int64 and increasing.
-        losses: What is lost there, ``(n_levels,)`` float64 each, not negative. The sensitivity
-            says in which measure.
-        pairs: What two entries of different units lose together beyond the sum of both,
+        losses: Loss at each level, ``(n_levels,)`` float64 each, not negative, in the
+            sensitivity's unit of measure.
+        pairs: Loss of two entries of different units in addition to the sum of both,
             ``(n_entries, n_entries)`` float32, symmetric, zero within a unit; None if not known.
-        facts: How they were made, for artefacts.
+        facts: Record of the measurement, for artefacts.
 
     Raises:
         ProfileError: The arrays do not fit the layout or each other.
@@ -71,7 +71,7 @@ class Scores:
         )
 
     def loss(self, profile: SparsityProfile) -> float:
-        """Return what a profile is predicted to lose: the sum over units, without pairs."""
+        """Return the predicted loss of a profile: the sum over units, without pairs."""
         counted = zip(self.curves, profile.removed, strict=True)
         return float(sum(curve(np.array([count]))[0] for curve, count in counted))
 
@@ -92,7 +92,7 @@ class Scores:
         """Return the scores that a JSON object describes.
 
         Raises:
-            ProfileError: It describes none, or its format is another.
+            ProfileError: ``value`` does not describe scores, or has another format.
         """
         facts = dict(SCORES_JSON.check(value))
         del facts["format"]
@@ -111,13 +111,13 @@ class Scores:
 class LossCurve:
     """The loss of one unit between and beyond its measured counts.
 
-    The root of the loss is interpolated: for a loss of second order it is the size of a change,
-    smooth and about straight where the loss itself bends. Monotone cubic (PCHIP) keeps it rising
-    if the measured losses rise.
+    The square root of the loss is interpolated: for a loss of second order it is the size of a
+    change, smooth and almost straight where the loss itself bends. Monotone cubic interpolation
+    (PCHIP) makes it rise if the measured losses rise.
 
     Attributes:
-        counts: Where the loss is known, ``(n,)`` int64, increasing.
-        roots: Its square root there, ``(n,)``.
+        counts: Counts at which the loss is known, ``(n,)`` int64, increasing.
+        roots: Square root of the loss at each count, ``(n,)``.
     """
 
     counts: np.ndarray
@@ -133,7 +133,7 @@ class LossCurve:
         )
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """Return the losses at any counts; beyond the last one the root goes on straight."""
+        """Return the losses at any counts; the root is extrapolated linearly at the end."""
         if len(self.counts) == 1:
             return np.zeros(len(counts))
         at = np.maximum(counts, self.counts[0])

@@ -90,15 +90,15 @@ class ALPSPruner(UpdatePruner):
             yield UpdatedWeight(weights + change / spectrum.scale, found.removed)
 
     def support(self, scaled: Tensor, spectrum: Spectrum, choose: Choose) -> Support:
-        """Return what ADMM keeps, section 3.2 and algorithm 1.
+        """Return the support that ADMM finds, section 3.2 and algorithm 1.
 
         With the scaled dual ``U = V / ρ`` an iteration is, in this order,
         ``W = W₀ + (D - U - W₀) · ρ (H + ρ I)⁻¹``, ``D = project(W + U)``, ``U = U + W - D``.
 
         Args:
             scaled: ``(rows, columns)``, the dense weights ``W₀`` in the scaled space.
-            spectrum: Of the scaled Hessian.
-            choose: What the projection removes.
+            spectrum: Spectrum of the scaled Hessian.
+            choose: Function that finds the entries that the projection removes.
         """
         first = seen = choose(scaled)
         kept = scaled.numel() - int(first.sum())
@@ -198,7 +198,7 @@ def _decompose(inputs: InputStatistics, damping: float) -> Spectrum:
 
 
 def build_smallest_choice(pattern: Pattern, count: int, zero: Tensor, ties: Tensor) -> Choose:
-    """Return what finds the ``count`` entries of least magnitude, in the pattern.
+    """Return a function that finds the ``count`` entries of least magnitude, in the pattern.
 
     Args:
         pattern: All entries compete, or those of each group.

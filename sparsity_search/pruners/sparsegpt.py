@@ -77,7 +77,7 @@ class SparseGPTPruner(MaskedPruner):
         counts: Sequence[int],
         seed: int,
     ) -> tuple[Choose, int]:
-        """Return what is removed of each block of the stacked counts, and a block's width."""
+        """Return a function that chooses the removed weights of a block, and a block's width."""
         if self.mask is not None:
             removed = torch.cat(compute_masks(self.mask, weight, evidence, counts, seed))
             return lambda _, columns: removed[:, columns], self.block_size

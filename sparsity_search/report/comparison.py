@@ -40,7 +40,7 @@ SHARED = "*"
 #: What the columns mean, for people.
 LEGEND = (
     "Perplexity is the mean over seeds; ÷ uniform the mean of the quotients by uniform of the "
-    "same seed, and beside it their range: differences within it are noise. Allocation is the "
+    "same seed, followed by their range: differences within it are noise. Allocation is the "
     "time to find the profile, CPU that of all threads, passes those of the calibration text "
     f"through the model. {SHARED}: paid once, in the row of another pruner."
 )

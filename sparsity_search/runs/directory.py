@@ -24,7 +24,7 @@ from sparsity_search.utils.versioned import VersionedJson
 RUN_JSON = VersionedJson("the record of a run", 1, ("config", "layout"), RunMismatchError)
 #: The file that says how a run ended.
 RESULTS_JSON = VersionedJson("the results of a run", 1, ("rows",), RunMismatchError)
-#: Name of the shipped profile's file, also beside a pruned checkpoint.
+#: Name of the shipped profile's file, also in the folder of a pruned checkpoint.
 PROFILE = "profile.json"
 
 #: Sections of the configuration that every run has.

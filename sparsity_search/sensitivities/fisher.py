@@ -102,7 +102,7 @@ class FisherSensitivity(ShortTextSensitivity):
 
 
 def compute_pair_losses(samples: Sequence[np.ndarray], span: int) -> np.ndarray:
-    """Return what entries of different units lose together, ``(n_entries, n_entries)`` float32.
+    """Return the joint losses of entries of different units, ``(n_entries, n_entries)`` float32.
 
     Args:
         samples: Sums of slopes over spans, ``(n_levels, n_spans)`` for each unit.

@@ -22,9 +22,9 @@ from sparsity_search.sensitivities.bases.short_text import ShortTextSensitivity
 class SingleKLSensitivity(ShortTextSensitivity):
     """``KL(dense ‖ pruned)`` with one unit pruned at a time, mean over tokens, in nats.
 
-    What additive methods assume to add up (EvoPress, arXiv 2410.14649, section 2, shows that it
-    does not quite). The hidden states before the unit's block are kept; only the blocks from
-    there on run, so a level costs half a forward pass on average.
+    Additive methods assume that these losses add up; EvoPress (arXiv 2410.14649, section 2) shows
+    that this is only approximate. The hidden states before the unit's block are kept, and only
+    the later blocks run, so a level costs half a forward pass on average.
     """
 
     sequences: int = 2

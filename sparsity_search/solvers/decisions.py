@@ -1,4 +1,4 @@
-"""What solvers solve: a multiple-choice knapsack of groups of tied units, and its rules."""
+"""The solvers' problem: a multiple-choice knapsack of groups of tied units, and its rules."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _COARSE = 0.04
 
 @dataclass(frozen=True, kw_only=True)
 class SolverRules:
-    """Which profiles are allowed, besides budget and bounds.
+    """Rules for the allowed profiles, besides budget and bounds.
 
     Attributes:
-        tied: Units that agree in these attributes share one sparsity.
+        tied: Attributes of units; units that agree in all of them share one sparsity.
         step: Distance of the levels of a unit, as a fraction of the smallest group.
-        pattern: ``N:M`` or ``*:M``: only counts that it allows.
+        pattern: ``N:M`` or ``*:M``, which restricts the counts to those it allows.
         limits: Sparsity limits of several units together, see `Limits`.
 
     Raises:
-        ConfigError: One of them is not legal.
+        ConfigError: A rule is not legal.
     """
 
     tied: tuple[str, ...] = ("name",)
@@ -74,21 +74,22 @@ class SolverRules:
         return tuple(map(tuple, found.values()))
 
     def equal_steps(self, layout: Layout) -> bool:
-        """Whether any number of weights can be removed of each unit, and only the total counts."""
+        """Whether units can lose any number of weights and only the total is limited."""
         return not self.limits and self.pattern is None and bool((layout.costs == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
 class Knapsack:
-    """A multiple-choice knapsack: one level of each group, and how many weights go in all.
+    """A multiple-choice knapsack: one level of each group, and a range for the total weights.
 
     Attributes:
-        table: The levels of each group, with the weights that they remove. Counts lie between
-            integers where the weights go in equal steps.
-        least: Weights to remove in all, at least.
-        greatest: And at most.
-        equal: Whether the weights go in equal steps.
-        fixed: Whether no weights can be added to a level: its counts are structures or patterns.
+        table: The levels of each group, with the weights that they remove. Counts are
+            fractional if levels have equal steps.
+        least: Fewest weights to remove in all.
+        greatest: Most weights to remove in all.
+        equal: Whether levels have equal steps.
+        fixed: Whether levels cannot be adjusted by single weights, since their counts are
+            structures or patterns.
     """
 
     table: DecisionTable
@@ -99,7 +100,7 @@ class Knapsack:
 
     @property
     def steps(self) -> list[int]:
-        """Weights between the levels of all groups that have several; else 1."""
+        """Weights between neighbouring levels of each group; ``[1]`` if no group has several."""
         return [int(step) for saved in self.table.saved for step in np.diff(saved)] or [1]
 
     def losses(self, scores: Scores) -> tuple[np.ndarray, ...]:
@@ -113,7 +114,7 @@ class Knapsack:
 def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRules) -> Knapsack:
     """Return the knapsack of single weights in equal steps, from the lower bounds on.
 
-    What is to be removed is rounded down to whole steps.
+    The weights to remove are rounded down to whole steps.
     """
     groups = rules.groups(layout)
     step = _find_common_step(layout, groups, rules.step)
@@ -133,12 +134,12 @@ def pose_steps(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRule
 def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRules) -> Knapsack:
     """Return the knapsack of whole counts: of structures, of patterns, or of a grid of weights.
 
-    With a pattern at least the budget is removed, as in search spaces (see `level_budget`), and
-    less than one step more. Otherwise at most the budget, and less than the smallest step below
-    it: `Budget.project` closes the rest as far as whole structures can.
+    With a pattern, the total is at least the budget, as in search spaces (see `level_budget`),
+    and exceeds it by less than one step. Otherwise it is at most the budget, and less than the
+    smallest step below it: `Budget.project` closes the gap as far as whole structures can.
 
     Raises:
-        InfeasibleBudgetError: The levels do not reach the budget; or a unit has none.
+        InfeasibleBudgetError: The levels do not reach the budget, or a unit has no level.
     """
     groups = rules.groups(layout)
     choices = (
@@ -157,10 +158,10 @@ def pose_counts(layout: Layout, budget: Budget, bounds: Bounds, rules: SolverRul
 
 
 def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
-    """Check that ``target`` weights lie within what the levels allow.
+    """Check that ``target`` weights lie in the reachable range ``low`` to ``high``.
 
     Raises:
-        InfeasibleBudgetError: They do not; the message names the reachable range.
+        InfeasibleBudgetError: They do not; the message names the range.
     """
     if not low <= target <= high:
         total = layout.n_weights
@@ -171,10 +172,10 @@ def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
 
 
 def match_role(layout: Layout, role: str) -> np.ndarray:
-    """Return which units have a role that wholly matches an expression, ``(n_units,)`` bool.
+    """Return a mask of the units whose whole role matches an expression, ``(n_units,)`` bool.
 
     Raises:
-        UnknownNameError: None has.
+        UnknownNameError: No role matches.
     """
     found = np.array([re.fullmatch(role, unit.role) is not None for unit in layout])
     if not found.any():
@@ -187,7 +188,7 @@ def parse_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
     """Return limits as a tuple from a mapping of role expressions to two sparsities.
 
     Raises:
-        ConfigError: It is no such mapping.
+        ConfigError: ``value`` is not such a mapping.
     """
     try:
         pairs = dict(value).items()
@@ -197,7 +198,7 @@ def parse_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
 
 
 def _find_common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -> int:
-    """Return a step in weights: if one is near, a divisor of all groups' sizes."""
+    """Return a step in weights, preferring a nearby divisor of all groups' sizes."""
     sizes = [int(layout.counts[list(group)].sum()) for group in groups]
     wanted = max(1, int(step * min(sizes)), math.ceil(sum(sizes) / MAX_STEPS))
     near = np.arange(wanted, wanted // 2, -1)
@@ -210,7 +211,7 @@ def _share_counts(
 ) -> np.ndarray:
     """Return counts of units of one sparsity that add up to ``grid``, ``(len(grid), n_units)``.
 
-    A unit that its bounds keep from that sparsity lies at the bound.
+    A unit whose bounds exclude that sparsity lies at the bound.
     """
     knots = np.unique(np.concatenate([low / sizes, high / sizes]))
     at_knots = np.clip(knots[:, None] * sizes, low, high)
@@ -219,7 +220,7 @@ def _share_counts(
 
 
 def _build_grid(layout: Layout, bounds: Bounds, step: float) -> Choices:
-    """Return counts of each unit about ``step`` of it apart, and its bounds."""
+    """Return counts of each unit, including its bounds, about ``step`` of its size apart."""
     apart = max(step, _COARSE)
     found = []
     for unit, low, high in zip(layout, bounds.lower, bounds.upper, strict=True):

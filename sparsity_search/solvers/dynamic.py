@@ -9,7 +9,7 @@ import numpy as np
 from sparsity_search.solvers.decisions import Knapsack
 from sparsity_search.solvers.lagrangian import solve_lagrangian
 
-#: Totals that are worked on at once, so that they stay in a core's cache.
+#: Totals processed at once, so that they stay in a core's cache.
 CHUNK = 2**14
 
 
@@ -18,11 +18,11 @@ def solve_dynamic(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarra
 
     ``f_g(j) = min_k f_{g-1}(j - k) + loss_g(k)`` over steps ``k`` of group ``g``: the least
     loss of the first groups that remove ``j`` steps (as in Xu et al., ICCV 2023, there over
-    single weights). Two things keep it small and change no result: levels that a Lagrangian
-    bound proves too costly are left out, and so are totals from which the budget cannot be met.
+    single weights). Two prunings that cannot change the result keep it small: it skips levels
+    that a Lagrangian bound proves too costly, and totals from which the budget cannot be met.
 
     Args:
-        knapsack: In equal steps.
+        knapsack: A knapsack of equal steps.
         losses: Loss of each level, ``(n_levels,)`` for each group.
     """
     kept = _find_useful_levels(knapsack, losses)
@@ -54,13 +54,13 @@ def _add_group(
     levels: np.ndarray,
     losses: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least loss at each total of a window with one group more, and its pick.
+    """Return the least loss at each total of a window with one more group, and its level there.
 
     Args:
-        best: Least losses without the group at totals from ``start`` on.
-        start: Total of the first of them.
+        best: Least losses without the group, at totals from ``start`` on.
+        start: Total of the first entry of ``best``.
         window: First and last total to fill.
-        levels: Levels of the group that are allowed.
+        levels: Allowed levels of the group.
         losses: Loss of each of its levels.
     """
     first, last = window
@@ -82,10 +82,10 @@ def _add_group(
 
 
 def _find_useful_levels(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the levels of each group that a choice of least loss may have.
+    """Return the levels of each group that an optimal choice may contain.
 
-    A choice with a level loses at least the Lagrangian bound and the level's reduced cost; if
-    that is more than some choice loses, the level is in no best choice.
+    A choice that contains a level loses at least the Lagrangian bound plus the level's reduced
+    cost. If a known choice loses less, the level is in no optimal choice.
     """
     priced = solve_lagrangian(knapsack, losses)
     known = sum(float(loss[at]) for loss, at in zip(losses, priced.levels, strict=True))
@@ -95,6 +95,6 @@ def _find_useful_levels(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> lis
 
 
 def _count_steps(knapsack: Knapsack) -> int:
-    """Return how many steps are to be removed beyond the first levels."""
+    """Return the number of steps to remove beyond the first levels."""
     least, _ = knapsack.table.range
     return (knapsack.least - least) // knapsack.steps[0]

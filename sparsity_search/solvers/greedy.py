@@ -1,4 +1,4 @@
-"""Step after step, the one that costs the least loss for each weight."""
+"""Greedy steps: always the one of least loss for each weight."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparsity_search.solvers.decisions import Knapsack
 def solve_greedy(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> np.ndarray:
     """Return a level of each group, ``(n_groups,)`` int64, by marginal gain.
 
-    From the first levels on, the next step with the least loss for each weight is taken, as
-    long as it fits, until enough weights are removed. If all steps are equal and losses convex,
-    the result is optimal; otherwise it need not be. Equal steps are taken in the groups' order.
+    Starting at the first levels, it takes the step of least loss for each weight that fits,
+    until enough weights are removed. If all steps are equal and losses convex, the result is
+    optimal; otherwise it need not be. Ties are broken by the groups' order.
     """
     return climb(knapsack, losses, np.zeros(len(knapsack.table.groups), dtype=np.int64))
 
@@ -42,9 +42,9 @@ def climb(knapsack: Knapsack, losses: Sequence[np.ndarray], start: np.ndarray) -
 
 
 def trim_steps(knapsack: Knapsack, losses: Sequence[np.ndarray], levels: np.ndarray) -> np.ndarray:
-    """Return levels of which no step can be taken back without removing too little.
+    """Return levels from which no step can be taken back without removing too little.
 
-    The step that relieves the most loss for each weight goes back first.
+    The step with the most loss for each weight is taken back first.
     """
     levels, saved = levels.copy(), knapsack.table.saved
     removed = knapsack.table.total(levels)

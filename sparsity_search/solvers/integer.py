@@ -23,12 +23,12 @@ _OPTIMAL, _TIME_OUT, _INFEASIBLE = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class ProgrammeSolution:
-    """What the solver found.
+    """The solution of an integer programme.
 
     Attributes:
         levels: A level of each group, ``(n_groups,)`` int64.
         counts: Counts of the units, ``(n_units,)`` int64.
-        gap: What another choice could lose less, at most, as a fraction; 0 for an optimum.
+        gap: Greatest possible improvement of the loss, as a fraction; 0 for an optimum.
     """
 
     levels: np.ndarray
@@ -38,14 +38,15 @@ class ProgrammeSolution:
 
 @dataclass(frozen=True, eq=False)
 class IntegerProgramme:
-    """One binary variable a level, one of them 1 in each group, and rows of weights.
+    """A programme with one binary variable for each level and constraints on total weights.
 
-    Under limits single weights cannot be closed by `Budget.project`. There each *cell*, the units
-    within the same limits, has an integer variable more: weights on top of the levels, fewer
-    than a step of the cell, at the loss that a weight costs without limits.
+    Exactly one variable of each group is 1. Under limits `Budget.project` cannot close the last
+    weights. So each *cell*, the units within the same limits, has one more integer variable:
+    weights in addition to the levels, fewer than a step of the cell, at the loss that a weight
+    costs without limits.
 
     Attributes:
-        knapsack: Of whole counts.
+        knapsack: A knapsack of whole counts.
         bounds: Limits of each unit.
         limits: Limits of several units together.
     """
@@ -91,11 +92,11 @@ class IntegerProgramme:
 
         Args:
             losses: Loss of each level, ``(n_levels,)`` for each group.
-            seconds: When to stop without a proof.
+            seconds: Time limit, after which the solver stops without a proof.
 
         Raises:
             InfeasibleBudgetError: No choice meets the budget and the limits.
-            ConfigError: None was found in time.
+            ConfigError: No choice was found in time.
         """
         price = solve_lagrangian(self.knapsack, losses).price
         flat = np.concatenate([*losses, np.full(len(self._cells), max(price, 0.0))])
@@ -134,7 +135,7 @@ class IntegerProgramme:
         )
 
     def _chosen(self, found: OptimizeResult) -> ProgrammeSolution:
-        """Return a solution as counts: those of the levels, and what closes each cell."""
+        """Return the solver's result as counts: those of the levels, with each cell closed."""
         cuts = np.flatnonzero(np.diff(self._group)) + 1
         n_levels = len(self._group)
         levels = np.array([part.argmax() for part in np.split(found.x[:n_levels], cuts)])
@@ -156,12 +157,12 @@ class IntegerProgramme:
 
     @cached_property
     def _unit(self) -> float:
-        """Weights of a mean level, to bring rows to the order of 1."""
+        """Mean weights of a level, which scale rows to the order of 1."""
         return max(1.0, float(np.mean(np.concatenate(self.table.saved))))
 
     @cached_property
     def _inside(self) -> list[np.ndarray]:
-        """Which units each limit is about, ``(n_units,)`` bool each."""
+        """Mask of the units of each limit, ``(n_units,)`` bool each."""
         return [match_role(self.table.layout, role) for role, _ in self.limits]
 
     @cached_property
@@ -176,7 +177,7 @@ class IntegerProgramme:
 
     @cached_property
     def _cells(self) -> list[np.ndarray]:
-        """Units within the same limits, ``(n_units,)`` bool each, where weights close them."""
+        """Masks of units within the same limits, ``(n_units,)`` bool; none if levels are fixed."""
         if self.knapsack.fixed or not self.limits:
             return []
         keys = np.stack(self._inside, axis=1)
@@ -184,7 +185,7 @@ class IntegerProgramme:
 
     @cached_property
     def _spare(self) -> np.ndarray:
-        """Weights that close each cell, at most: fewer than its greatest step."""
+        """Most additional weights of each cell: fewer than its greatest step."""
         found = []
         for cell in self._cells:
             inside = [any(cell[list(group)]) for group in self.table.groups]
@@ -193,7 +194,7 @@ class IntegerProgramme:
         return np.array(found, dtype=np.float64)
 
     def _of(self, units: np.ndarray) -> np.ndarray:
-        """Return the weights that each variable removes of some units, ``(n_variables,)``."""
+        """Return the weights that each variable removes from some units, ``(n_variables,)``."""
         costs = self.table.layout.costs * units
         pairs = zip(self.table.groups, self.table.rows, strict=True)
         found = [counts @ costs[list(group)] for group, counts in pairs]

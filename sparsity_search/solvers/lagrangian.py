@@ -1,4 +1,4 @@
-"""One price for each weight, the same for all groups."""
+"""Lagrangian solver: one price of a weight for all groups."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sparsity_search.solvers.greedy import climb
 
 @dataclass(frozen=True, eq=False)
 class PricedSolution:
-    """What one price gives.
+    """The solution at one price of a weight.
 
     Attributes:
         price: Loss that one weight is worth.
-        levels: A level of each group that meets the budget, ``(n_groups,)`` int64.
-        reduced: How much each level costs beyond the group's best at this price,
-            ``(n_levels,)`` each, not negative.
-        bound: No choice that meets the budget loses less.
+        levels: A level of each group, ``(n_groups,)`` int64; together they meet the budget.
+        reduced: Cost of each level beyond the best of its group at this price, ``(n_levels,)``
+            each, not negative.
+        bound: Lower bound of the loss of any choice that meets the budget.
     """
 
     price: float
@@ -30,13 +30,13 @@ class PricedSolution:
 
 
 def solve_lagrangian(knapsack: Knapsack, losses: Sequence[np.ndarray]) -> PricedSolution:
-    """Return the choice at the price of a weight where the budget is met.
+    """Return the choice at the price of a weight that meets the budget.
 
-    At a price, each group takes the level that minimises loss less price times weights: a
+    At a price, each group takes the level that minimises loss minus price times weights: a
     corner of its lower convex hull (Everett, Operations Research 1963; Shoham and Gersho, IEEE
-    Trans. ASSP 1988). The price is bisected over the slopes of the hulls. Between the corners
-    about the budget greedy steps follow; if the losses are convex and all steps equal, the
-    result is optimal.
+    Trans. ASSP 1988). The price is searched among the slopes of the hulls, and greedy steps
+    close the gap to the budget. If the losses are convex and all steps equal, the result is
+    optimal.
     """
     saved = knapsack.table.saved
     hulls = [find_hull(w, loss) for w, loss in zip(saved, losses, strict=True)]
@@ -77,7 +77,7 @@ def find_hull(weights: np.ndarray, losses: np.ndarray) -> np.ndarray:
 def _find_price(
     knapsack: Knapsack, losses: Sequence[np.ndarray], hulls: Sequence[np.ndarray]
 ) -> float:
-    """Return the slope of the hulls at which, in rising order, the budget is reached."""
+    """Return the slope of the hulls, taken in rising order, that reaches the budget."""
     sizes, slopes = [np.zeros(0)], [np.zeros(0)]
     for weights, values, corners in zip(knapsack.table.saved, losses, hulls, strict=True):
         sizes.append(np.diff(weights[corners]))

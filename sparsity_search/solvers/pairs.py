@@ -1,4 +1,4 @@
-"""Coordinate moves on losses with pairs: what two units lose together counts, too."""
+"""Coordinate moves on losses with pairs: the joint loss of two units counts too."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def move_coordinates(
     start: np.ndarray,
     shrink: float = 1.0,
 ) -> np.ndarray:
-    """Return levels after coordinate moves, ``(n_groups,)`` int64: of no more loss with pairs.
+    """Return levels after coordinate moves, ``(n_groups,)`` int64; the loss never rises.
 
     A move lowers one group by some levels and raises another by as many, while the total stays
-    legal. The best of all such moves is made, long ones before short ones, until none helps:
-    with strong pairs that is a local optimum.
+    legal. The best move is made, long ones before short ones, until none helps. With strong
+    pairs the result is a local optimum.
 
     Args:
-        knapsack: What each group can take.
-        losses: Of each level, without pairs.
-        scores: With pairs.
-        start: A level of each group.
-        shrink: Pairs are multiplied by it.
+        knapsack: The levels of each group and the legal totals.
+        losses: Loss of each level without pairs, ``(n_levels,)`` for each group.
+        scores: Scores with pairs.
+        start: A level of each group, ``(n_groups,)``.
+        shrink: Factor of the pairs.
     """
     state = _State(knapsack, losses, scores, start, shrink)
     lengths = [2**k for k in range(_LONGEST, -1, -1)]
@@ -49,7 +49,7 @@ def move_coordinates(
 
 
 def compute_pair_loss(scores: Scores, counts: np.ndarray) -> float:
-    """Return what counts ``(n_units,)`` lose beyond the sum over units."""
+    """Return the pair loss of counts ``(n_units,)``, in addition to the sum over units."""
     assert scores.pairs is not None
     at = np.concatenate([mix_entries(scores, i, float(count)) for i, count in enumerate(counts)])
     return float(at @ scores.pairs.astype(np.float64) @ at) / 2
@@ -58,8 +58,8 @@ def compute_pair_loss(scores: Scores, counts: np.ndarray) -> float:
 def mix_entries(scores: Scores, unit: int, count: float) -> np.ndarray:
     """Return a count as a mixture of a unit's entries, ``(n_levels,)``, linear in the root.
 
-    So the pair term of two units between their levels goes with the product of their curves'
-    roots. It falls to 0 with the loss, and grows in proportion beyond the last level.
+    So between levels the pair term of two units is proportional to the product of the roots of
+    their curves. It falls to 0 with the loss, and grows in proportion beyond the last level.
     """
     zeros = scores.layout[unit].zeros
     found = np.zeros(len(scores.counts[unit]))
@@ -82,12 +82,12 @@ def mix_entries(scores: Scores, unit: int, count: float) -> np.ndarray:
 
 
 class _State:
-    """The present levels, and what it would change to raise or lower each group.
+    """The present levels, and the effect of raising or lowering each group.
 
-    Rows 0 and 1 of the arrays are up and down.
+    Row 0 of the arrays is for raising, row 1 for lowering.
 
     Attributes:
-        levels: One of each group.
+        levels: Present level of each group, ``(n_groups,)`` int64.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class _State:
         self._least_gain = 1e-9 * sum(float(loss.max()) for loss in losses)
 
     def look(self, length: int) -> None:
-        """Find what all moves of a length would change."""
+        """Compute the effects of all moves of a length."""
         self._length = length
         for group in range(len(self.levels)):
             self._look_at(group)
         self._cross = self._change[0] @ self._pairs @ self._change[1].T
 
     def improve(self) -> bool:
-        """Make the best move; return whether there was one that helps."""
+        """Make the best move if it lowers the loss, and return whether it was made."""
         gain = self._gain + self._change @ self._field
         total = gain[0][:, None] + gain[1] + self._cross
         after = self._removed + self._size[0][:, None] + self._size[1]
@@ -144,7 +144,7 @@ class _State:
         return True
 
     def _look_at(self, group: int) -> None:
-        """Note what it would change to raise and to lower one group, others as they are."""
+        """Compute the effects of raising and of lowering one group alone."""
         now, losses, grid = (
             int(self.levels[group]),
             self._losses[group],

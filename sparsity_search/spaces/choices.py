@@ -24,10 +24,10 @@ def list_pattern_counts(layout: Layout, pattern: str) -> Choices:
     Args:
         layout: Units of single weights.
         pattern: ``N:M`` (N of M weights are **kept**, or the unit stays dense) or ``*:M`` (any
-            number of M). A dense unit has as many zeros as the dense model.
+            number of M). A dense unit has the zeros of the dense model.
 
     Raises:
-        ConfigError: No such pattern, or a unit is no whole number of groups.
+        ConfigError: The pattern is not legal, or a unit is not a whole number of groups.
     """
     groups = Pattern.parse_groups(pattern)
     if groups is None or groups.keep == groups.group:
@@ -49,11 +49,12 @@ def tie_counts(
 ) -> list[np.ndarray]:
     """Return the levels of genes whose units have few legal counts, ``(n_levels, n_units)`` each.
 
-    Tied units go through all sparsities that any of them can have, each at its nearest count.
+    Tied units have a level for each sparsity that any of them can have; each unit takes its
+    nearest count.
 
     Raises:
         ConfigError: A unit has no choices, or they do not increase.
-        InfeasibleBudgetError: The bounds leave a unit none of its choices.
+        InfeasibleBudgetError: The bounds exclude all choices of a unit.
     """
     if len(choices) != len(layout) or any(list(c) != sorted(set(c)) or not c for c in choices):
         raise ConfigError("a search space needs increasing choices for every unit")
@@ -76,15 +77,15 @@ def tie_counts(
 
 
 def option_prices(layout: Layout, savings: Mapping[str, float]) -> Prices:
-    """Return the prices of patterns that save fractions of a unit, which costs what it weighs.
+    """Return the prices of patterns that save fractions of a unit; its cost is its weights.
 
     Args:
         layout: Units of single weights.
         savings: Fraction of a dense unit's cost that each pattern ``N:M`` saves, in (0, 1].
 
     Raises:
-        ConfigError: Not a pattern, a unit is no whole number of groups, or two patterns save the
-            same.
+        ConfigError: A pattern is not legal, a unit is not a whole number of groups, or two
+            patterns save the same.
     """
     for pattern in savings:
         list_pattern_counts(layout, pattern)
@@ -103,9 +104,9 @@ class PatternOptions:
     """Patterns that units can have, in the order of their savings; the first, ``""``, is dense.
 
     Attributes:
-        patterns: ``(n_options,)``.
-        zeros: Zeros of each unit in each, ``(n_units, n_options)`` int64.
-        saved: What each unit saves in each, ``(n_units, n_options)`` int64; see `Prices`.
+        patterns: The patterns, ``(n_options,)``.
+        zeros: Zeros of each unit in each pattern, ``(n_units, n_options)`` int64.
+        saved: Saving of each unit in each pattern, ``(n_units, n_options)`` int64; see `Prices`.
     """
 
     patterns: tuple[str, ...]
@@ -114,11 +115,11 @@ class PatternOptions:
 
     @classmethod
     def of(cls, prices: Prices) -> PatternOptions:
-        """Return the options that prices of patterns are.
+        """Return the options whose savings are the prices of patterns.
 
         Raises:
-            ConfigError: Not a pattern, a unit is no whole number of groups, or all units together
-                save equally much in two options.
+            ConfigError: A pattern is not legal, a unit is not a whole number of groups, or the
+                total saving of two options is equal.
         """
         layout = prices.layout
         for pattern in prices.patterns:
@@ -139,13 +140,13 @@ class PatternOptions:
     def tie(
         self, bounds: Bounds, genes: Sequence[Sequence[int]], layout: Layout
     ) -> list[np.ndarray]:
-        """Return the levels of genes as numbers of options, ``(n_levels, n_units)`` each.
+        """Return the levels of genes as indices of options, ``(n_levels, n_units)`` each.
 
-        Tied units go through all options that any of them can have, each at the one nearest by
-        what it saves.
+        Tied units have a level for each option that any of them can have; each unit takes its
+        option of nearest saving.
 
         Raises:
-            InfeasibleBudgetError: The bounds leave a unit no option.
+            InfeasibleBudgetError: The bounds exclude all options of a unit.
         """
         low, high = bounds.lower[:, None], bounds.upper[:, None]
         legal = (low <= self.zeros) & (self.zeros <= high)
@@ -174,9 +175,9 @@ def step_counts(
 ) -> list[np.ndarray]:
     """Return the levels of genes in steps around counts, ``(n_levels, n_units)`` each.
 
-    A gene's levels lie about its one of ``steps``, in weights, apart from its counts in ``base``,
-    rounded to whole structures; where a structure holds more, one structure apart. The bounds are
-    levels too.
+    The levels of a gene start at its counts in ``base`` and lie about its entry of ``steps``, in
+    weights, apart. They are rounded to whole structures, and at least one structure apart. The
+    bounds are levels too.
     """
     levels = []
     for index, step in zip(map(list, genes), map(int, steps), strict=True):
@@ -192,7 +193,7 @@ def step_counts(
 
 
 def _take_share(room: np.ndarray, share: float, costs: np.ndarray) -> np.ndarray:
-    """Return a share of ``room`` in whole structures; smaller ones make up for what is rounded."""
+    """Return a share of ``room`` in whole structures; smaller ones absorb rounding errors."""
     result = np.zeros(len(room), dtype=np.int64)
     carry = 0.0
     for i in np.argsort(-costs, kind="stable"):

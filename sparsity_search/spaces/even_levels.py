@@ -18,15 +18,15 @@ from sparsity_search.spaces.levels import Candidate, LevelLimits, SearchSpace, a
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EvenLevels(SearchSpace):
-    """One level moves equally many weights in every gene, whatever its size.
+    """A space whose levels move equally many weights in every gene.
 
     So moving one gene up and another down keeps the budget exactly (EvoPress, arXiv 2410.14649,
     section 3). Units must be divisible and alike: single weights, or structures of one size.
 
     Args:
         step: Weights that one level moves.
-        centre: The profile of level 0, from which a search starts, or which it has found before
-            with longer steps; by default the uniform one. It meets the budget.
+        centre: The profile of level 0, which must meet the budget; by default the uniform
+            profile.
 
     Raises:
         ConfigError: ``step`` is not a whole number of items, or units have prices or differ.
@@ -82,11 +82,11 @@ class EvenLevels(SearchSpace):
         return self.balance((totals - self.totals(np.array(self.base.removed))) / self.step)
 
     def project(self, profile: SparsityProfile) -> SparsityProfile:
-        """Return the profile itself: between levels, too, it can be realised."""
+        """Return the profile itself: the space can realise profiles between levels."""
         return profile
 
     def balance(self, levels: np.ndarray) -> Candidate:
-        """Return the candidate nearest to any real levels, ``(n_genes,)``."""
+        """Return the candidate nearest to real levels, ``(n_genes,)``."""
         ones = np.ones(self.n_genes, dtype=np.int64)
         within = Bounds(lower=self.limits.lower, upper=self.limits.upper)
         return as_candidate(water_fill(np.asarray(levels, np.float64), ones, within, ones, 0))
@@ -102,7 +102,7 @@ class EvenLevels(SearchSpace):
         return replace(self, centre=centre, _counts={})
 
     def refined(self, centre: SparsityProfile) -> Self:
-        """Return the space around a profile of this one with half the step."""
+        """Return the space around a profile of this space, with half the step."""
         item = int(self.layout.costs[0])
         step = max(item, self.step // 2 // item * item)
         return replace(self, centre=centre, step=step, hints=(), _counts={})

@@ -10,13 +10,13 @@ __all__ = ["ParametricFile", "SpaceFile", "bounds_of", "load_space", "space_name
 
 
 def load_space(name: str) -> SpaceFile | ParametricFile:
-    """Return a space by name, or from a path that ends in ``.yaml``.
+    """Return the file of a space by name, or from a path that ends in ``.yaml``.
 
-    It is one of parameters if it names an allocator, else one of levels.
+    A file that names an allocator is a space of parameters, any other a space of levels.
 
     Raises:
-        UnknownNameError: No such space or file; the message names the nearest.
-        ConfigError: The file is no legal space.
+        UnknownNameError: There is no such space or file; the message names the nearest.
+        ConfigError: The file is not a legal space.
     """
     value = read_space(name)
     if has_parameters(value):

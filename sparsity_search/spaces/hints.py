@@ -1,4 +1,4 @@
-"""What is known of genes' levels before a search: a predicted loss for each. Numbers only."""
+"""Hints: the loss of each level of each gene, predicted before a search. Numbers only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 class Hint:
     """The losses that one sensitivity predicts for the levels of a search space.
 
-    A hint says nothing of how genes act together: a searcher takes it as advice, and what is
-    measured decides.
+    A hint ignores interactions between genes. A searcher may use it as advice; measurements
+    decide.
 
     Attributes:
-        name: Of the sensitivity, e.g. ``"fisher"``.
-        lower: The least level of each gene, ``(n_genes,)`` int64.
-        losses: For each gene the loss at each of its levels from ``lower`` on, ``(n_levels,)``
+        name: Name of the sensitivity, e.g. ``"fisher"``.
+        lower: Least level of each gene, ``(n_genes,)`` int64.
+        losses: Loss of each gene at each of its levels from ``lower`` on, ``(n_levels,)``
             float64 each.
     """
 

@@ -1,13 +1,12 @@
 """The budget of levels whose steps differ: N:M counts, patterns and structures.
 
-Where steps differ a total can rarely be met exactly. The budget's rule here, for a vector of
-levels:
+Where steps differ, a total can rarely be met exactly. A vector of levels is legal here if
 
-1. it saves at least the target, never less;
+1. it saves at least the target, and
 2. no single step can be taken back: one level less of any gene would fall below the target.
 
 So the surplus is smaller than the smallest step that could be taken back, and a search cannot
-gain by saving less than it was asked for. With equal steps all legal vectors have equal totals.
+gain by saving less than the target. With equal steps all legal vectors have equal totals.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ _EVEN = (0.6180339887498949, 0.7548776662466927)
 
 @dataclass(frozen=True, eq=False)
 class LevelBudget:
-    """Which levels of a table meet a budget by the rule above, and how others come to meet it.
+    """The budget rule above over the levels of a table, and ways to make levels legal.
 
     A vector of levels is ``(n_genes,)`` int64, each from 0 to the table's `top`; *real* levels
     are floats between them.
 
     Attributes:
         table: The levels of each gene.
-        target: To save in all: weights, or what the budget counts.
-        order: Evenly spread over roles and depth, ``(n_genes,)`` floats in [0, 1); decides ties.
+        target: Total amount to save: weights, or the quantity that the budget counts.
+        order: Rank of each gene, ``(n_genes,)`` floats in [0, 1), that decides ties. Ranks are
+            spread evenly over roles and depth.
     """
 
     table: DecisionTable
@@ -69,7 +69,7 @@ class LevelBudget:
 
     @cached_property
     def _padded(self) -> np.ndarray:
-        """What each level saves by gene and level; behind the last level it is repeated."""
+        """Saving by gene and level; behind a gene's last level its saving is repeated."""
         width = int(self.table.top.max()) + 2
         saved = [np.pad(s, (0, width - len(s)), mode="edge") for s in self.table.saved]
         return np.stack(saved)
@@ -79,16 +79,16 @@ class LevelBudget:
         return np.arange(len(self.table.groups))
 
     def surplus(self, levels: np.ndarray) -> int:
-        """Return what levels save over the target."""
+        """Return the savings of levels in excess of the target."""
         return int(self._padded[self._genes, levels].sum()) - self.target
 
     def back(self, levels: np.ndarray) -> np.ndarray:
-        """Return what one level less gives back, ``(n_genes,)``; more than all at level 0."""
+        """Return the saving that one level less loses, ``(n_genes,)``; huge at level 0."""
         steps = self._padded[self._genes, levels] - self._padded[self._genes, levels - 1]
         return np.where(levels > 0, steps, np.iinfo(np.int64).max)
 
     def on(self, levels: np.ndarray) -> np.ndarray:
-        """Return what one level more saves, ``(n_genes,)``; 0 at the greatest level."""
+        """Return the saving that one level more adds, ``(n_genes,)``; 0 at the greatest level."""
         return np.asarray(
             self._padded[self._genes, levels + 1] - self._padded[self._genes, levels]
         )
@@ -103,9 +103,10 @@ class LevelBudget:
         return np.array([np.interp(s, known, np.arange(len(known))) for s, known in pairs])
 
     def settle(self, wanted: np.ndarray) -> np.ndarray:
-        """Return legal levels near real ones, by largest remainder; legal ones give themselves.
+        """Return legal levels near real ones, by largest remainder.
 
-        One common shift makes the real levels save the target exactly.
+        One common shift first makes the real levels save the target exactly. Legal levels are
+        returned unchanged.
         """
         exact = self._shift(wanted)
         return self._round(exact, np.floor(exact) - exact)
@@ -113,7 +114,8 @@ class LevelBudget:
     def dither(self, saved: np.ndarray) -> np.ndarray:
         """Return legal levels at which each gene saves about ``saved``, ``(n_genes,)``.
 
-        Rounding is dithered: of genes alike, as many go up as their remainder says, spread evenly.
+        Rounding is dithered: among similar genes, a fraction equal to their remainder is rounded
+        up, spread evenly.
         """
         exact = self._shift(self.interpolate(saved))
         return self._round(exact, np.floor(exact) - exact + self.order)
@@ -121,7 +123,7 @@ class LevelBudget:
     def _round(self, exact: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         """Round down, then up in order of ``ranks`` until the target is met.
 
-        What is left over then is taken back, first where most was added.
+        Any surplus is then taken back, first from the genes that were raised most.
         """
         levels = np.floor(exact).astype(np.int64)
         order = np.lexsort((self.order, ranks))
@@ -136,17 +138,16 @@ class LevelBudget:
     def repair(
         self, levels: np.ndarray, rng: np.random.Generator, among: np.ndarray, up: int, down: int
     ) -> np.ndarray:
-        """Return levels after random single steps that make them legal, if steps can.
+        """Return levels after random single steps that make them legal, if that is possible.
 
-        A step is the more probable the nearer it is to the shortage or surplus.
+        A step is more probable the nearer its size is to the shortage or surplus.
 
         Args:
-            levels: Levels after a gene went ``up`` and another ``down``; that one stays down,
-                and the first is taken back last.
-            rng: Draws the genes to move.
+            levels: Levels after gene ``up`` rose and gene ``down`` fell, ``(n_genes,)``.
+            rng: Generator that draws the genes to move.
             among: The genes that may move.
-            up: A gene.
-            down: Another.
+            up: The gene that rose; it is lowered only as a last resort.
+            down: The gene that fell; it is not raised again.
         """
         levels = levels.copy()
         while (missing := -self.surplus(levels)) > 0:
@@ -164,7 +165,7 @@ class LevelBudget:
         return levels
 
     def around(self, centre: np.ndarray, reach: int) -> tuple[LevelBudget, np.ndarray]:
-        """Return the budget over at most ``reach`` levels around ``centre``, and its place."""
+        """Return the budget over ``reach`` levels around ``centre``, and its levels there."""
         table, place = self.table.around(centre, reach)
         return replace(self, table=table), place
 
@@ -184,7 +185,7 @@ class LevelBudget:
 
 
 def _draw(rng: np.random.Generator, genes: np.ndarray, steps: np.ndarray, gap: int) -> int:
-    """Return a gene whose step is not 0, the more probable the nearer it is to ``gap``."""
+    """Return a gene with a non-zero step; steps near ``gap`` are more probable."""
     fit = np.minimum(steps / gap, gap / np.maximum(steps, 1))
     return int(rng.choice(genes, p=fit / fit.sum()))
 
@@ -194,11 +195,11 @@ def check_saving(table: DecisionTable, budget: Budget, what: str) -> None:
 
     Args:
         table: The levels.
-        budget: Its target is a saving.
-        what: Which part of the space limits the savings, for the message.
+        budget: The budget, whose target is a saving.
+        what: Name of the part of the space that limits the savings, for the message.
 
     Raises:
-        InfeasibleBudgetError: None do; the message names the feasible range.
+        InfeasibleBudgetError: No levels meet it; the message names the feasible range.
     """
     least, most = table.range
     if not least <= budget.n_removed(table.layout) <= most:

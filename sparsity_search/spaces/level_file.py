@@ -45,25 +45,26 @@ class _Common(TypedDict):
 
 
 class SpaceFile(BaseModel):
-    """What a space file says.
+    """The contents of the file of a space of levels.
 
     Attributes:
         version: Version of this format.
         description: One line for `sparsity-search ls spaces`.
-        gene: Units that agree in all of these are tied to one level.
+        gene: Attributes that tie units: units that agree in all of them share one level.
         groups: Roles by group name, for a gene that names ``group``.
-        step: Weights that one level moves, as a fraction of the smallest gene; less where the
-            target leaves little room, so that the roomiest gene has four levels either way.
-            Structures move whole: a level is as many as the step holds, or one.
-        share: In its place, fraction of its own weights that one level moves each gene.
-        pattern: In place of both: ``N:M`` (each unit keeps N of M weights, or is dense) or
-            ``*:M`` (any number of M).
-        options: In place of all three: the ``N:M`` that a unit may have. The budget is in savings
-            then. Behind each stands what a unit saves with it, as a fraction of what it costs
-            when dense (time, bytes or energy, as measured), and a unit's cost is taken as
-            proportional to its weights; or a list has none, and a measure prices them.
+        step: Weights that one level moves, as a fraction of the smallest gene. If the target
+            leaves little room, it is reduced so that the gene with most room has four levels
+            either way. Structures move whole: a level is as many as the step holds, at least one.
+        share: Weights that one level moves each gene, as a fraction of its own; replaces
+            ``step``.
+        pattern: ``N:M`` (each unit keeps N of M weights, or is dense) or ``*:M`` (any number of
+            M); replaces ``step`` and ``share``.
+        options: The ``N:M`` patterns that a unit may have; replaces the three above. The budget
+            is then in savings. A mapping gives the saving of each pattern as a fraction of the
+            cost of a dense unit (measured time, bytes or energy); the cost of a unit is
+            proportional to its weights. A list has no savings: a measure prices its patterns.
         reach: Most levels up or down.
-        bounds: Least and greatest sparsity by role; roles that are not named have none.
+        bounds: Least and greatest sparsity by role; other roles have no bounds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,7 +87,7 @@ class SpaceFile(BaseModel):
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """Options whose savings a measure must say."""
+        """Options whose savings must come from a measure."""
         return tuple(p for p, saving in (self.options or {}).items() if saving is None)
 
     @field_validator("options", mode="before")
@@ -110,12 +111,12 @@ class SpaceFile(BaseModel):
         Args:
             layout: The units.
             budget: The global budget; with options or prices its target is a saving.
-            bounds: Sparsity limits by role, in place of the file's own for these roles.
-            prices: What the units save, in place of their weights.
+            bounds: Sparsity limits by role; they override the file's for these roles.
+            prices: Savings of the units, counted instead of their weights.
 
         Raises:
             UnknownNameError: A bound's role is not in the layout.
-            ConfigError: A pattern is none, or some unit cannot have it.
+            ConfigError: A pattern is not legal, or a unit cannot have it.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
         genes, within = self._genes(layout), bounds_of(layout, {**self.bounds, **bounds})
@@ -138,7 +139,7 @@ class SpaceFile(BaseModel):
         """Return the prices of the options: the file's, or a measure's.
 
         Raises:
-            ConfigError: The measure has none of an option.
+            ConfigError: The measure has no prices of an option.
         """
         savings = {p: s for p, s in (self.options or {}).items() if s is not None}
         if savings:
@@ -159,7 +160,7 @@ class SpaceFile(BaseModel):
         return tuple(map(tuple, genes.values()))
 
     def _step(self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: Groups) -> int:
-        """Return the step in weights: a whole number of items, of the smallest ones."""
+        """Return the step in weights, a whole number of the smallest items."""
         assert self.step is not None
 
         def most(items: np.ndarray) -> int:
@@ -174,11 +175,11 @@ class SpaceFile(BaseModel):
     def _groups(self, layout: Layout) -> dict[str, str]:
         """Return the group of each unit, by name.
 
-        Where no group names a unit's role, it goes with the others of its module; if they are in
-        no group or in several, the module is a group of its own, e.g. a Mamba mixer.
+        A unit whose role is in no group joins the group of the other units in its module. If
+        these are in no group or in several, the module is a group of its own, e.g. a Mamba mixer.
 
         Raises:
-            ConfigError: It is in no module of its block.
+            ConfigError: Such a unit is in no module of its block.
         """
         first = reversed(self.groups.items())
         named = {role: group for group, roles in first for role in roles}
@@ -201,7 +202,7 @@ class SpaceFile(BaseModel):
 
 
 def _module(unit: Unit) -> str | None:
-    """Return the name of the module that a unit is in, without numbers; None for the block."""
+    """Return the name of a unit's module without numbers; None if it is the block itself."""
     path = unit.name.split(".")[:-1]
     while path and path[-1].isdigit():
         path.pop()
@@ -220,7 +221,7 @@ def bounds_of(layout: Layout, bounds: RoleBounds) -> Bounds:
 
     Raises:
         UnknownNameError: A role is not in the layout.
-        ConfigError: Limits that are not ``0 <= low <= high <= 1``.
+        ConfigError: Limits do not satisfy ``0 <= low <= high <= 1``.
     """
     roles = {unit.role for unit in layout}
     for role, (low, high) in bounds.items():

@@ -1,8 +1,8 @@
 """Search spaces of levels: a candidate is a vector of levels, and every one meets the budget.
 
 A gene is one unit, or several tied together. Level 0 is its share of the base profile; each level
-up removes, or saves, more. `EvenLevels` and `TableLevels` say what a level is and which vectors
-meet the budget; what they have in common is here.
+up removes, or saves, more. `EvenLevels` and `TableLevels` define the levels and which vectors
+meet the budget. This module holds their common part.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class SearchSpace(ABC):
         bounds: Fewest and most items to remove from each unit.
         genes: Unit indices that share one level, for each gene; each unit in exactly one gene.
         reach: A gene's level lies in ``[-reach, reach]``, or less where the bounds bind.
-        prices: What states of units save; the budget is the fraction to save of it. By default
-            the budget is the fraction of weights to remove.
-        hints: What sensitivities predict for its levels; advice to searchers, and no part of
-            what is legal.
+        prices: Savings of the units in their states. The budget is then the fraction of the
+            total cost to save. By default it is the fraction of weights to remove.
+        hints: Losses that sensitivities predict for the levels. Searchers may use them; they
+            do not affect which candidates are legal.
 
     Raises:
         ConfigError: ``genes`` do not partition the units, or ``reach`` is less than 1.
@@ -98,11 +98,11 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def balance(self, levels: np.ndarray) -> Candidate:
-        """Return the candidate nearest to any real levels, ``(n_genes,)``."""
+        """Return the candidate nearest to real levels, ``(n_genes,)``."""
 
     @abstractmethod
     def refined(self, centre: SparsityProfile) -> SearchSpace:
-        """Return the space around a profile of this one with half the step: coarse to fine.
+        """Return the space around a profile of this space, with half the step.
 
         Raises:
             ConfigError: The levels are patterns, which have no step.
@@ -110,7 +110,7 @@ class SearchSpace(ABC):
 
     @property
     def movable(self) -> bool:
-        """Whether the space can lie around any profile, see `around`; by default it cannot."""
+        """Whether the space can be centred on any profile with `around`; by default False."""
         return False
 
     def around(self, centre: SparsityProfile) -> SearchSpace:
@@ -128,7 +128,7 @@ class SearchSpace(ABC):
     @property
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
-        """What identifies the levels, besides layout, budget, bounds, genes and reach."""
+        """Facts that identify the levels, besides layout, budget, bounds, genes and reach."""
 
     @property
     def of_levels(self) -> SearchSpace:
@@ -137,22 +137,22 @@ class SearchSpace(ABC):
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """None: genes have levels."""
+        """The parameters: none, since genes have levels."""
         return ()
 
     @property
     def unordered(self) -> frozenset[int]:
-        """None: levels have an order."""
+        """The genes without an order: none, since levels have one."""
         return frozenset()
 
     @property
     def n_genes(self) -> int:
-        """Genes of the space."""
+        """Number of genes."""
         return len(self.genes)
 
     @property
     def in_weights(self) -> bool:
-        """Whether the budget is in weights to remove, and not in something to save."""
+        """Whether the budget counts removed weights, not savings."""
         return self.prices is None
 
     @property
@@ -169,7 +169,7 @@ class SearchSpace(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the space: 16 hexadecimal digits."""
+        """Identifier of the space, 16 hexadecimal digits."""
         facts = {
             "layout": self.layout.digest,
             "target": self.budget.target,
@@ -187,7 +187,7 @@ class SearchSpace(ABC):
         return self.limits.hold(levels) and self.meets(levels)
 
     def profile(self, candidate: Candidate) -> SparsityProfile:
-        """Return the profile that a candidate means.
+        """Return the profile of a candidate.
 
         Raises:
             ConfigError: The candidate is not in the space.
@@ -209,7 +209,7 @@ class SearchSpace(ABC):
         return self.profile(self.nearest(profile))
 
     def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
-        """Return a random candidate: normal levels with deviation ``spread``, balanced."""
+        """Return a random candidate: balanced normal levels with deviation ``spread``."""
         return self.balance(rng.normal(0.0, spread, self.n_genes))
 
     def switch(
@@ -217,12 +217,12 @@ class SearchSpace(ABC):
     ) -> Candidate | None:
         """Move ``stride`` levels from one of ``genes`` to another, drawn at random.
 
-        Where steps differ, others of ``genes`` move by single levels, at random too, until the
-        budget is met again.
+        Where steps differ, more of ``genes``, drawn at random too, move by single levels until
+        the budget is met again.
 
         Returns:
-            The new candidate, or None where the bounds allow no such move, or it meets the
-            budget by no other moves of ``genes``.
+            The new candidate, or None if the bounds allow no such move or no moves of ``genes``
+            restore the budget.
         """
         levels = np.array(candidate)
         among = np.asarray(genes, dtype=np.int64)
@@ -242,22 +242,22 @@ class SearchSpace(ABC):
     def repair(
         self, levels: np.ndarray, rng: np.random.Generator, among: np.ndarray, up: int, down: int
     ) -> np.ndarray:
-        """Return levels after moves of genes ``among`` that make a switch meet the budget.
+        """Return levels after moves of genes ``among`` that restore the budget after a switch.
 
-        By default a switch meets it by itself.
+        By default the levels are returned unchanged, since every switch meets the budget.
 
         Args:
             levels: Levels after gene ``up`` rose and gene ``down`` fell, ``(n_genes,)``.
-            rng: Draws the moves.
+            rng: Generator that draws the moves.
             among: The genes that may move.
-            up: A gene.
-            down: Another.
+            up: The gene that rose.
+            down: The gene that fell.
         """
         del rng, among, up, down
         return levels
 
     def values(self, candidate: Candidate) -> dict[str, Value]:
-        """Return nothing: there are no parameters."""
+        """Return an empty mapping: there are no parameters."""
         del candidate
         return {}
 
@@ -271,10 +271,10 @@ class SearchSpace(ABC):
         return -half, half
 
     def real_levels(self, profiles: Sequence[SparsityProfile]) -> np.ndarray:
-        """Return the real levels of profiles, ``(n, n_genes)``: of a candidate's, its own.
+        """Return the real levels of profiles, ``(n, n_genes)``.
 
-        Between levels, and beyond the last one at its slope, the share that counts for the budget
-        decides.
+        The profile of a candidate has the candidate's levels. Between levels, the amount that
+        counts towards the budget is interpolated; beyond the last level it is extrapolated.
 
         Raises:
             ConfigError: Levels are patterns that the profiles do not have.
@@ -293,9 +293,9 @@ class SearchSpace(ABC):
         return replace(self, hints=tuple(hints))
 
     def saved(self, profile: SparsityProfile) -> np.ndarray:
-        """Return what each unit counts for in the budget, ``(n_units,)`` int64.
+        """Return the amount of each unit that counts towards the budget, ``(n_units,)`` int64.
 
-        That is the weights it loses, or what its state saves.
+        It is the number of weights that the unit loses, or the saving of its state.
 
         Raises:
             ConfigError: A unit has a pattern without a price.
@@ -303,16 +303,16 @@ class SearchSpace(ABC):
         return self.counted(range(len(self.layout)), np.array(profile.removed))
 
     def gene_saved(self, gene: int, level: int) -> np.ndarray:
-        """Return what a gene's units count for in the budget at a level, ``(n_units,)``."""
+        """Return the budgeted amount of each of a gene's units at a level, ``(n_units,)``."""
         return self.counted(self.genes[gene], self.gene_counts(gene, level))
 
     def gene_patterns(self, gene: int, level: int) -> Sequence[str]:
-        """Return the patterns of a gene's units at a level; ``""`` where nothing is said."""
+        """Return the patterns of a gene's units at a level; ``""`` for units without one."""
         del level
         return [""] * len(self.genes[gene])
 
     def states(self, gene: int, level: int) -> list[tuple[str, tuple[int, str]]]:
-        """Return name, count and pattern of a gene's units at a level within its limits."""
+        """Return the name, count and pattern of a gene's units at a level within its limits."""
         counts, patterns = self.gene_counts(gene, level), self.gene_patterns(gene, level)
         names = [self.layout[unit].name for unit in self.genes[gene]]
         states = zip(map(int, counts), patterns, strict=True)
@@ -327,7 +327,7 @@ class SearchSpace(ABC):
         return [tuple(filter(None, found)) for found in self._used(self.gene_patterns)]
 
     def _used(self, at: Callable[[int, int], Iterable[Any]]) -> list[dict[Any, None]]:
-        """Return what each unit has at any level, from what a gene's units have at one."""
+        """Return the entries of each unit over all levels; ``at`` gives those of one level."""
         used: list[dict[Any, None]] = [{} for _ in self.layout]
         for gene, units in enumerate(self.genes):
             for level in self.limits.of(gene):
@@ -336,19 +336,19 @@ class SearchSpace(ABC):
         return used
 
     def totals(self, removed: np.ndarray) -> np.ndarray:
-        """Return what counts, ``(n_units,)``, count for in the budget by gene, ``(n_genes,)``."""
+        """Return the budgeted amount of each gene, ``(n_genes,)``, from counts ``(n_units,)``."""
         counted = self.counted(range(len(self.layout)), removed)
         return np.array([counted[list(gene)].sum() for gene in self.genes])
 
     def counted(self, units: Sequence[int], removed: np.ndarray) -> np.ndarray:
-        """Return what items removed from units count for in the budget, ``(n_units,)``."""
+        """Return the budgeted amount of the items removed from units, ``(n_units,)``."""
         if self.prices is not None:
             return self.prices.at(units, removed)
         return np.asarray(removed * self.layout.costs[list(units)])
 
 
 def _extend(x: np.ndarray, known: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return ``levels`` at ``x`` between increasing ``known``, and on straight lines beyond."""
+    """Return ``levels`` at ``x``: interpolated between increasing ``known``, linear beyond."""
     if len(known) < 2:
         return np.full(len(x), float(levels[0]))
     real = np.interp(x, known, levels)

@@ -18,16 +18,16 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting of an allocator, and the values that it may have.
+    """One setting of an allocator, and its possible values.
 
     Attributes:
-        name: The setting; parts after dots are entries of it, ``knots.0`` or ``offsets.q``.
-        values: At least one, no two alike.
-        grid: How the values lie: ``choices`` as listed, or numbers that rise by equal
+        name: Name of the setting; dots lead to entries, ``knots.0`` or ``offsets.q``.
+        values: Distinct values, at least one.
+        grid: Spacing of the values: ``choices`` as listed, or numbers that rise by equal
             differences (``linear``) or equal factors (``log``).
 
     Raises:
-        ConfigError: No value, or two alike.
+        ConfigError: There is no value, or two are equal.
     """
 
     name: str
@@ -40,15 +40,16 @@ class Parameter:
 
     @property
     def ordered(self) -> bool:
-        """Whether the values are numbers that rise, so that neighbours are alike."""
+        """Whether the values are rising numbers, so that neighbours are similar."""
         if not all(_is_number(value) for value in self.values):
             return False
         return list(self.values) == sorted(self.values)  # type: ignore[type-var]
 
     def nearest(self, value: object) -> int:
-        """Return the index of a value, or of the nearest number; without any, of that next to 0.
+        """Return the index of a value, or of the nearest number.
 
-        Values that are no numbers have no distance: the first stands for what is not among them.
+        If ``value`` is not a number, the number nearest to 0 is taken. Values without an order
+        have no distance: for a value that is not listed the first one is taken.
         """
         for index, own in enumerate(self.values):
             if type(own) is type(value) and own == value:
@@ -63,7 +64,9 @@ class Parameter:
 
 
 def stepped(name: str, low: float, high: float, step: float) -> Parameter:
-    """Return the parameter of a grid with equal differences; of whole numbers if all are.
+    """Return the parameter of a grid with equal differences.
+
+    The values are integers if all arguments are.
 
     Raises:
         ConfigError: Not ``low < high``, or not a whole number of steps between them.
@@ -82,10 +85,10 @@ def stepped(name: str, low: float, high: float, step: float) -> Parameter:
 
 
 def spaced(name: str, low: float, high: float, points: int, *, log: bool = False) -> Parameter:
-    """Return the parameter of a grid with so many points, of equal differences or factors.
+    """Return the parameter of a grid of ``points`` values with equal differences or factors.
 
     Raises:
-        ConfigError: Not ``low < high``, fewer than two points, or a factor from 0 or less.
+        ConfigError: Not ``low < high``, fewer than two points, or ``low <= 0`` with ``log``.
 
     >>> spaced("m", 1, 100, 3, log=True).values
     (1.0, 10.0, 100.0)

@@ -1,9 +1,9 @@
 """Search spaces of few parameters: an allocator's settings in place of a level for each gene.
 
 A candidate is still a tuple of integers, here one index into the values of each parameter, so that
-histories, ladders, stores and searchers need not know the difference. What a candidate means is
-what the allocator makes of its settings, rounded to a space of levels: the profiles measured are
-those that a supernet has. Numbers and names only; the allocation itself is given.
+histories, ladders, stores and searchers need not know the difference. The profile of a candidate
+is the allocator's result for its settings, rounded to a space of levels, so that a supernet
+holds it. This module has numbers and names only; the caller passes the allocation.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Allocate = Callable[[Mapping[str, Any]], SparsityProfile]
 
 
 class RefusedSettingError(ConfigError):
-    """No profile follows from a setting; other settings of the space may be legal."""
+    """A setting without a profile; other settings of the space may be legal."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParametricSpace:
-    """Settings of an allocator, each with few values; each gives a profile of ``of_levels``.
+    """A space of an allocator's settings, each with few values, over a space of levels.
 
     Args:
-        parameters: What is searched, at least one.
-        allocate: Makes a profile of settings. It is asked once for each candidate; it raises
-            `ConfigError`, `InfeasibleBudgetError` or `NumericalError` where there is none.
+        parameters: The settings that are searched, at least one.
+        allocate: Function from settings to a profile, called once for each candidate. It raises
+            `ConfigError`, `InfeasibleBudgetError` or `NumericalError` if there is no profile.
         of_levels: The space of levels to which profiles are rounded.
         settings: Further settings, equal for all candidates.
-        defaults: The allocator with its default settings; `origin` is the nearest to them.
-        method: Identifies what else a profile depends on: the allocator with all its settings.
+        defaults: The allocator with its default settings; `origin` is nearest to them.
+        method: Identifier of the allocator and all its settings, part of the digest.
 
     Raises:
-        ConfigError: No parameter, two of one name, or one that is an entry of another.
+        ConfigError: There is no parameter, two share a name, or one is an entry of another.
     """
 
     parameters: tuple[Parameter, ...]
@@ -68,7 +68,7 @@ class ParametricSpace:
 
     @property
     def n_genes(self) -> int:
-        """Parameters of the space."""
+        """Number of parameters."""
         return len(self.parameters)
 
     @property
@@ -84,25 +84,25 @@ class ParametricSpace:
 
     @property
     def hints(self) -> tuple[Hint, ...]:
-        """None: sensitivities predict losses of levels, not of settings."""
+        """The hints: none, since sensitivities predict losses of levels, not of settings."""
         return ()
 
     @property
     def unordered(self) -> frozenset[int]:
-        """Which parameters have values without an order."""
+        """Indices of the parameters whose values have no order."""
         return frozenset(i for i, p in enumerate(self.parameters) if not p.ordered)
 
     @cached_property
     def origin(self) -> Candidate:
-        """The values nearest to the allocator's defaults; those next to 0 where it has none.
+        """The values nearest to the allocator's defaults, or to 0 where it has none.
 
-        A study starts from it. It is a uniform profile only if the allocator's default is.
+        A study starts here. Its profile is uniform only if that of the defaults is.
         """
         return tuple(p.nearest(get_value(self.defaults, p.name)) for p in self.parameters)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the space: 16 hexadecimal digits."""
+        """Identifier of the space, 16 hexadecimal digits."""
         return compute_digest(
             {
                 "on": self.of_levels.digest,
@@ -129,11 +129,11 @@ class ParametricSpace:
         return {p.name: p.values[i] for p, i in zip(self.parameters, candidate, strict=True)}
 
     def profile(self, candidate: Candidate) -> SparsityProfile:
-        """Return the profile that a candidate means, rounded to the space of levels.
+        """Return the profile of a candidate, rounded to the space of levels.
 
         Raises:
             ConfigError: The candidate is not in the space.
-            RefusedSettingError: The allocator makes no profile of it.
+            RefusedSettingError: The allocator refuses the settings.
         """
         values = self.values(candidate)
         if candidate not in self._profiles:
@@ -145,15 +145,15 @@ class ParametricSpace:
         return self._profiles[candidate]
 
     def starts(self, profiles: Sequence[SparsityProfile]) -> tuple[Candidate, ...]:
-        """Return nothing: settings that give a profile are not known."""
+        """Return no candidates: the settings that would give a profile are not known."""
         del profiles
         return ()
 
     def real_levels(self, profiles: Sequence[SparsityProfile]) -> np.ndarray:
-        """Refuse.
+        """Raise an error, since parameters have no levels.
 
         Raises:
-            ConfigError: Parameters have no levels.
+            ConfigError: Always.
         """
         del profiles
         raise ConfigError("a data set needs a space whose genes are units, e.g. per_linear")
@@ -164,7 +164,7 @@ class ParametricSpace:
         return self.limits.lower, self.limits.upper
 
     def with_hints(self, hints: Sequence[Hint]) -> Self:
-        """Return the space itself: hints are of levels."""
+        """Return the space itself: hints apply to levels only."""
         del hints
         return self
 
@@ -174,8 +174,8 @@ class ParametricSpace:
         return as_candidate(np.clip(wanted, self.limits.lower, self.limits.upper))
 
     def sample(self, rng: np.random.Generator, spread: float = 1.0) -> Candidate:
-        """Return a random candidate: every value is equally likely, whatever ``spread``."""
-        del spread  # of levels around the uniform profile, which parameters do not have
+        """Return a random candidate; all values are equally likely, ``spread`` is ignored."""
+        del spread  # a deviation of levels around the uniform profile
         return as_candidate(rng.integers(self.limits.lower, self.limits.upper + 1))
 
     def switch(
@@ -183,11 +183,11 @@ class ParametricSpace:
     ) -> Candidate | None:
         """Move one of ``genes``, drawn at random, by ``stride`` values up or down.
 
-        No other moves with it: all profiles meet the budget. Where values have no order, any
-        other one follows.
+        No other gene moves, since all profiles meet the budget. If the values have no order, the
+        new value is any other one.
 
         Returns:
-            The new candidate, or None if none of ``genes`` has such a value.
+            The new candidate, or None if none of ``genes`` can move.
         """
         moves = {gene: found for gene in genes if (found := self._moves(candidate, gene, stride))}
         if not moves:
@@ -197,7 +197,7 @@ class ParametricSpace:
         return (*candidate[:gene], index, *candidate[gene + 1 :])
 
     def _moves(self, candidate: Candidate, gene: int, stride: int) -> list[int]:
-        """Return the indices that a move of one parameter can end at."""
+        """Return the indices that a move of one parameter can lead to."""
         index, size = candidate[gene], len(self.parameters[gene].values)
         if gene in self.unordered:
             return [i for i in range(size) if i != index]
@@ -205,12 +205,12 @@ class ParametricSpace:
 
 
 def compose(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
-    """Return settings with values put in by their dotted names.
+    """Return settings with values inserted by their dotted names.
 
-    Entries that are numbered from 0 on make a tuple, others a mapping.
+    Entries that are numbered from 0 on become a tuple, others a mapping.
 
     Raises:
-        ConfigError: A name is an entry of something that has none, or numbers are missing.
+        ConfigError: A name leads into a value without entries, or numbers are missing.
 
     >>> compose({"knots": [0, 0, 0]}, {"knots.1": 0.5, "offsets.q": 0.1})
     {'knots': (0, 0.5, 0), 'offsets': {'q': 0.1}}
@@ -230,7 +230,7 @@ def compose(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[st
 
 
 def get_value(settings: object, name: str) -> object:
-    """Return what a dotted name means in an allocator's settings; None if there is nothing.
+    """Return the value of a dotted name in an allocator's settings; None if there is none.
 
     >>> get_value({"knots": (0.0, 0.5), "offsets": (("q", 0.1),)}, "offsets.q")
     0.1
@@ -245,7 +245,7 @@ def get_value(settings: object, name: str) -> object:
 
 
 def _open_lists(value: Any) -> Any:
-    """Return a setting whose lists are mappings from their numbers, copied."""
+    """Return a copy of a setting in which lists are mappings from their indices."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value)) or ()
     return (
@@ -254,7 +254,7 @@ def _open_lists(value: Any) -> Any:
 
 
 def _close_lists(name: str, value: Any) -> Any:
-    """Return a setting whose numbered mappings are tuples again."""
+    """Return a setting in which numbered mappings are tuples again."""
     if not isinstance(value, dict):
         return value
     inner = {key: _close_lists(f"{name}.{key}", entry) for key, entry in value.items()}

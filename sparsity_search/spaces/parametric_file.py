@@ -31,12 +31,12 @@ class ParameterValues(BaseModel):
     """The values of one parameter: a list, or a grid.
 
     Attributes:
-        values: Every one; they have an order if they are rising numbers.
-        low: In their place, the first of a grid.
-        high: Its last one.
-        step: The difference of neighbours; with whole numbers all values are.
-        points: In its place, how many there are.
-        log: With ``points``, neighbours have equal factors in place of equal differences.
+        values: List of all values; they have an order if they are rising numbers.
+        low: First value of a grid; replaces ``values``.
+        high: Last value of the grid.
+        step: Difference of neighbours. If all three are integers, the values are too.
+        points: Number of values; replaces ``step``.
+        log: Whether neighbours differ by equal factors, not equal differences; needs ``points``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class ParameterValues(BaseModel):
         """Return the parameter called ``name``.
 
         Raises:
-            ConfigError: Neither a list nor a grid, both, or no legal one.
+            ConfigError: There is neither a list nor a grid, or both, or it is not legal.
         """
         given = self.model_fields_set
         if self.values is not None and given == {"values"}:
@@ -69,15 +69,15 @@ class ParameterValues(BaseModel):
 
 
 class ParametricFile(BaseModel):
-    """What the file of a space of parameters says.
+    """The contents of the file of a space of parameters.
 
     Attributes:
         version: Version of this format.
         description: One line for `sparsity-search ls spaces`.
-        allocator: What makes a profile of the parameters, by name.
-        parameters: Its settings that are searched; dots lead to entries, ``knots.0``.
-        settings: Further ones, equal for all candidates.
-        space: The space of levels that profiles are rounded to: a name or a path.
+        allocator: Name of the allocator that turns parameters into a profile.
+        parameters: Settings of it that are searched; dots lead to entries, ``knots.0``.
+        settings: Further settings, equal for all candidates.
+        space: Name or path of the space of levels that profiles are rounded to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -105,8 +105,8 @@ class ParametricFile(BaseModel):
         """The file of the space of levels that profiles are rounded to; it is read once.
 
         Raises:
-            UnknownNameError: There is none of that name.
-            ConfigError: It is itself one of parameters, or not legal.
+            UnknownNameError: There is no space of that name.
+            ConfigError: It is itself a space of parameters, or not legal.
         """
         value = read_space(self.space)
         if has_parameters(value):
@@ -117,7 +117,7 @@ class ParametricFile(BaseModel):
         """Return the parameters in the order of the file.
 
         Raises:
-            ConfigError: Values that are neither a list nor a grid.
+            ConfigError: The values of a parameter are neither a list nor a grid.
         """
         return tuple(values.build(name) for name, values in self.parameters.items())
 
@@ -128,8 +128,8 @@ class ParametricFile(BaseModel):
 
         Args:
             of_levels: The space of levels, built from `of_levels`.
-            allocate: Makes a profile of the allocator's settings, see `ParametricSpace`.
-            defaults: The allocator as it is without the parameters: where a study starts.
+            allocate: Function from the allocator's settings to a profile, see `ParametricSpace`.
+            defaults: The allocator without the parameters; a study starts from it.
         """
         return ParametricSpace(
             parameters=self.build_parameters(),
@@ -142,5 +142,5 @@ class ParametricFile(BaseModel):
 
 
 def has_parameters(value: Any) -> bool:
-    """Whether a space file is one of parameters: it names an allocator."""
+    """Whether a space file has parameters, that is, names an allocator."""
     return isinstance(value, dict) and "allocator" in value

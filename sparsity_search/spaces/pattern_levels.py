@@ -1,4 +1,4 @@
-"""Levels of units that choose among N:M patterns, by their counts or by what they save."""
+"""Levels of units that choose among N:M patterns, by their counts or by their savings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CountLevels(TableLevels):
     """Levels are the counts that units may have, e.g. those of an N:M pattern.
 
     Args:
-        choices: Counts of each unit, increasing.
+        choices: Legal counts of each unit, increasing.
 
     Raises:
         ConfigError: ``choices`` do not increase.
@@ -46,11 +46,11 @@ class CountLevels(TableLevels):
 class PatternLevels(TableLevels):
     """Levels are N:M patterns, in the order of their savings; the first is dense.
 
-    2:4 and 4:8 remove equally many weights, and 4:8 is never worse, so that no budget in weights
-    could decide between them: the budget is the fraction to save of the cost of all dense units.
+    The budget is the fraction to save of the cost of all dense units. A budget in weights could
+    not decide between 2:4 and 4:8: both remove equally many, and 4:8 is never worse.
 
     Args:
-        prices: What each unit saves in each pattern.
+        prices: Saving of each unit in each pattern.
     """
 
     prices: Prices = field()  # no default, unlike other spaces'
@@ -62,7 +62,7 @@ class PatternLevels(TableLevels):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The patterns, and what they save."""
+        """The patterns and their savings."""
         options = self.options
         return {"step": 1, "options": [options.patterns, options.saved.tolist()]}
 
@@ -76,7 +76,7 @@ class PatternLevels(TableLevels):
         return LevelBudget.of(table, self.budget)
 
     def saved(self, profile: SparsityProfile) -> np.ndarray:
-        """Return what each unit's pattern saves, ``(n_units,)`` int64.
+        """Return the saving of each unit's pattern, ``(n_units,)`` int64.
 
         Raises:
             ConfigError: A pattern is none of the options.
@@ -91,14 +91,14 @@ class PatternLevels(TableLevels):
         """Return the real levels of profiles with patterns, ``(n, n_genes)``.
 
         Raises:
-            ConfigError: A profile has none.
+            ConfigError: A profile has no patterns.
         """
         if not all(profile.patterns for profile in profiles):
             raise ConfigError("the space has options, and the data set's profiles no patterns")
         return super().real_levels(profiles)
 
     def gene_saved(self, gene: int, level: int) -> np.ndarray:
-        """Return what the patterns of a gene's units save at a level, ``(n_units,)``."""
+        """Return the savings of the patterns of a gene's units at a level, ``(n_units,)``."""
         return np.asarray(self.options.saved[list(self.genes[gene]), self._row(gene, level)])
 
     def gene_counts(self, gene: int, level: int) -> np.ndarray:
@@ -110,7 +110,7 @@ class PatternLevels(TableLevels):
         return [self.options.patterns[option] for option in self._row(gene, level)]
 
     def _totals_of(self, profile: SparsityProfile) -> np.ndarray:
-        """Return what a profile saves by gene; the counts of an allocator are savings."""
+        """Return the saving of each gene in a profile; counts of an allocator are savings."""
         if not profile.patterns:
             return self.totals(np.array(profile.removed))
         saved = self.saved(profile)

@@ -1,8 +1,8 @@
-"""What units save in the states that they can have, in another measure than their weights.
+"""Prices: the savings of units in their states, in a measure other than their weights.
 
-Weights are a poor measure of time: heads of attention cost more than they weigh, and a matrix
-product takes its time in tiles. A budget in prices lets a search trade units by the quantity that
-matters. The state of a unit is a number of items removed, or an N:M pattern.
+Weights are a poor measure of time: an attention head costs more than its weights suggest, and
+the time of a matrix product changes in tiles. A budget in prices lets a search trade units by
+the relevant quantity. The state of a unit is a number of items removed, or an N:M pattern.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.versioned import VersionedJson
 
-#: The file of prices.
+#: Format of the file of prices.
 PRICES_JSON = VersionedJson("a file of prices", 1, ("measure", "units"), ConfigError)
 
 
 class PriceCurve(NamedTuple):
-    """What one unit saves at some numbers of items removed; straight lines lie between them.
+    """The saving of one unit by number of items removed, linear between the given points.
 
     Attributes:
-        removed: Rising, from 0 to all of the unit's items.
-        saved: At each, in any unit of measure.
+        removed: Numbers of items removed, rising from 0 to all of the unit's items.
+        saved: Saving at each number, in any unit of measure.
     """
 
     removed: tuple[int, ...]
@@ -37,21 +37,21 @@ class PriceCurve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What each unit saves in its states, as shares of the cost of all units together.
+    """The savings of each unit in its states, as shares of the total cost of all units.
 
-    Prices are whole numbers, so that sums are exact: all units removed save about as much as they
-    have weights.
+    Prices are integers, so that sums are exact. They are scaled so that removing all units
+    saves about the number of their weights.
 
     Args:
         layout: The units.
-        measure: What is saved, e.g. ``"flops"``.
-        curves: Of each unit, by items removed. All its items removed save its cost.
-        patterns: What each unit saves in an N:M pattern, ``(n_units,)`` for each pattern, in the
-            unit of measure of the curves.
+        measure: Name of the quantity saved, e.g. ``"flops"``.
+        curves: The curve of each unit. Its last point is the cost of the unit.
+        patterns: Saving of each unit in each N:M pattern, ``(n_units,)`` for each pattern, in
+            the unit of measure of the curves.
 
     Raises:
-        ConfigError: Not a curve or number for each unit, a curve that does not go from nothing to
-            all of its unit, a number that is not finite, or nothing is saved.
+        ConfigError: A unit has no curve or number, a curve does not span its unit from no items
+            to all, a number is not finite, or nothing is saved.
     """
 
     layout: Layout
@@ -80,29 +80,29 @@ class Prices:
             raise ConfigError(f"no unit saves any {self.measure}: choose another measure")
 
     def at(self, units: Sequence[int], removed: np.ndarray) -> np.ndarray:
-        """Return what units save with items removed, ``(…, n_units)`` int64.
+        """Return the savings of units with items removed, ``(…, n_units)`` int64.
 
-        Where a curve falls, nothing more is saved.
+        Savings never fall: where a curve falls, its greatest value so far is used.
 
         Args:
-            units: Their places in the layout.
+            units: Positions of the units in the layout.
             removed: Items removed from each, ``(…, n_units)`` int64.
         """
         columns = [self._whole(self._real(u, removed[..., i])) for i, u in enumerate(units)]
         return np.stack(columns, axis=-1)
 
     def of_pattern(self, pattern: str) -> np.ndarray:
-        """Return what each unit saves in a pattern, ``(n_units,)`` int64."""
+        """Return the saving of each unit in a pattern, ``(n_units,)`` int64."""
         return self._whole(np.asarray(self.patterns[pattern], dtype=np.float64))
 
     @cached_property
     def costs(self) -> np.ndarray:
-        """What each dense unit costs: all its items removed save it, ``(n_units,)`` int64."""
+        """Cost of each dense unit, saved if all its items are removed, ``(n_units,)`` int64."""
         return self.at(range(len(self.layout)), self.layout.counts)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies measure and prices: 16 hexadecimal digits."""
+        """Identifier of measure and prices, 16 hexadecimal digits."""
         if self.patterns or (self.layout.costs == 1).any():
             return compute_digest(self.to_json())
         counts = [np.arange(unit.count + 1) for unit in self.layout]  # few, of structures
@@ -110,7 +110,7 @@ class Prices:
         return compute_digest([self.measure, *(saved.tolist() for saved in each)])
 
     def _real(self, unit: int, removed: np.ndarray | int) -> np.ndarray:
-        """Return what a unit saves in its unit of measure, which never falls."""
+        """Return the savings of a unit in the measure's own unit, which never fall."""
         knots, saved = self.curves[unit].removed, np.array(self.curves[unit].saved)
         saved = saved - saved[0]
         before = np.maximum.accumulate(saved)[np.searchsorted(knots, removed, "right") - 1]
@@ -134,10 +134,10 @@ class Prices:
 
     @classmethod
     def from_json(cls, layout: Layout, value: Any) -> Prices:
-        """Return the prices that `to_json` described.
+        """Return the prices that `to_json` describes.
 
         Raises:
-            ConfigError: It did not, or they are not of these units.
+            ConfigError: ``value`` does not describe prices, or its units are not these.
         """
         units, measure = PRICES_JSON.check(value)["units"], str(value["measure"])
         try:

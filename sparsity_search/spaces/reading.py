@@ -23,10 +23,10 @@ def read_space(name: str) -> Any:
     """Return the contents of a space's file.
 
     Args:
-        name: A name, or a path that ends in ``.yaml``.
+        name: Name of a space, or a path that ends in ``.yaml``.
 
     Raises:
-        UnknownNameError: No such space or file; the message names the nearest.
+        UnknownNameError: There is no such space or file; the message names the nearest.
         ConfigError: The file is not YAML.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
@@ -39,10 +39,10 @@ def read_space(name: str) -> Any:
 
 
 def parse_space(kind: type[T], name: str, value: Any) -> T:
-    """Return a space's file from its contents.
+    """Return the model of a space's file from its contents.
 
     Raises:
-        ConfigError: The file is no legal space; the message names all faults.
+        ConfigError: The file is not a legal space; the message names all faults.
     """
     try:
         return kind.model_validate(value)

@@ -15,12 +15,12 @@ from sparsity_search.spaces.parameters import Parameter, Value
 
 
 class Space(Protocol):
-    """A set of candidates, each of which means a profile.
+    """A set of candidates, each of which has a profile.
 
     A candidate is a tuple of integers, one for each gene: a level in a space of levels
-    (`SearchSpace`), the index of a value in one of parameters (`ParametricSpace`). The methods
-    return legal candidates only. A searcher that needs more than this, such as what a level
-    removes, takes it from `of_levels`, or refuses a space that has `parameters` with a
+    (`SearchSpace`), the index of a value in a space of parameters (`ParametricSpace`). The
+    methods return legal candidates only. A searcher that needs more, such as the weights that a
+    level removes, uses `of_levels`, or refuses a space that has `parameters` with a
     `ConfigError`.
     """
 
@@ -42,15 +42,15 @@ class Space(Protocol):
 
     @property
     def unordered(self) -> frozenset[int]:
-        """Genes whose values have no order: neighbours are no more alike than others."""
+        """Genes whose values have no order: neighbours are no more similar than others."""
 
     @property
     def origin(self) -> Candidate:
-        """Where a study starts: level 0 everywhere, or the default settings."""
+        """The candidate that a study starts from: level 0 everywhere, or default settings."""
 
     @property
     def hints(self) -> tuple[Hint, ...]:
-        """Losses that are predicted for its levels; may be empty."""
+        """Predicted losses of the levels; may be empty."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -62,17 +62,17 @@ class Space(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies the space: 16 hexadecimal digits."""
+        """Identifier of the space, 16 hexadecimal digits."""
 
     def __contains__(self, candidate: object) -> bool:
         """Return whether a candidate is legal."""
 
     def profile(self, candidate: Candidate) -> SparsityProfile:
-        """Return the profile that a candidate means.
+        """Return the profile of a candidate.
 
         Raises:
             ConfigError: The candidate is not in the space.
-            RefusedSettingError: The allocator makes no profile of these parameters.
+            RefusedSettingError: The allocator refuses these parameters.
         """
 
     def values(self, candidate: Candidate) -> dict[str, Value]:
@@ -83,19 +83,21 @@ class Space(Protocol):
         """
 
     def starts(self, profiles: Sequence[SparsityProfile]) -> tuple[Candidate, ...]:
-        """Return the candidates nearest to profiles; empty where no values give a profile."""
+        """Return the candidates nearest to profiles; none in a space of parameters."""
 
     def real_levels(self, profiles: Sequence[SparsityProfile]) -> np.ndarray:
-        """Return the real levels of profiles, ``(n, n_genes)``: of a candidate's, its own.
+        """Return the real levels of profiles, ``(n, n_genes)``.
+
+        The profile of a candidate has the candidate's levels.
 
         Raises:
             ConfigError: Genes have no levels, or levels are patterns that the profiles lack.
         """
 
     def random_range(self, spread: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the real values between which random ones are drawn, ``(n_genes,)`` each.
+        """Return the ends of the range of random real values, ``(n_genes,)`` each.
 
-        Levels lie up to ``spread`` from the origin; parameters have all their values.
+        Levels lie up to ``spread`` from the origin; parameters range over all their values.
         """
 
     def balance(self, levels: np.ndarray) -> Candidate:
@@ -110,4 +112,4 @@ class Space(Protocol):
         """Return a candidate after one random move among ``genes``, if there is one."""
 
     def with_hints(self, hints: Sequence[Hint]) -> Self:
-        """Return the space with hints; without change if they cannot be of its genes."""
+        """Return the space with hints; unchanged if hints do not apply to its genes."""

@@ -1,4 +1,4 @@
-"""Levels a step apart: structures, of whatever size, and shares of units."""
+"""Levels a step apart: structures of any size, and shares of units."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _POINTS = 1024
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepLevels(TableLevels):
-    """Levels lie a step apart, as near as whole structures allow.
+    """A space whose levels lie a step apart, as near as whole structures allow.
 
     Args:
-        step: Weights that one level moves; where structures differ in size, about so many.
-        centre: The profile around which levels lie; by default the uniform one. It meets the
-            budget.
+        step: Weights that one level moves; approximate if structures differ in size.
+        centre: The profile around which levels lie, which must meet the budget; by default the
+            uniform profile.
     """
 
     step: int
@@ -43,7 +43,7 @@ class StepLevels(TableLevels):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The step, and centre and prices if there are any."""
+        """The step, and the centre and prices if there are any."""
         centre = {} if self.centre is None else {"centre": self.centre.removed}
         prices = {} if self.prices is None else {"prices": self.prices.digest}
         return {"step": self.step, **centre, **prices}
@@ -69,7 +69,7 @@ class StepLevels(TableLevels):
         return whole.settle(whole.interpolate(self.totals(self._middle)))
 
     def refined(self, centre: SparsityProfile) -> Self:
-        """Return the space around a profile of this one with half the step."""
+        """Return the space around a profile of this space, with half the step."""
         item = int(self.layout.costs.min())
         return replace(
             self, centre=centre, step=max(item, self.step // 2 // item * item), hints=()
@@ -78,11 +78,11 @@ class StepLevels(TableLevels):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ShareLevels(StepLevels):
-    """A level moves each gene by a fraction of its own weights.
+    """A space whose levels move each gene by a fraction of its own weights.
 
     Args:
         share: The fraction.
-        step: Without effect; digests of stored studies hold it.
+        step: Unused; kept because digests of stored studies include it.
     """
 
     share: float
@@ -90,7 +90,7 @@ class ShareLevels(StepLevels):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The share, and centre and prices if there are any."""
+        """The share, and the centre and prices if there are any."""
         return {**super().facts, "share": self.share}
 
     @property
@@ -101,7 +101,7 @@ class ShareLevels(StepLevels):
         return np.maximum(1, np.rint(self.share * own)).astype(int)
 
     def refined(self, centre: SparsityProfile) -> Self:
-        """Return the space around a profile of this one with half the share."""
+        """Return the space around a profile of this space, with half the share."""
         return replace(super().refined(centre), share=self.share / 2)
 
 
@@ -110,8 +110,8 @@ def share_equally(
 ) -> np.ndarray:
     """Return the counts nearest to equal sparsity that meet the budget, ``(n_units,)`` int64.
 
-    With prices it is each unit's saving that is about equal, and units of single weights take one
-    of about `_POINTS` counts.
+    With prices, the savings of units are about equal instead, and units of single weights take
+    one of about `_POINTS` counts.
     """
     rows = []
     for unit, low, high in zip(layout, bounds.lower, bounds.upper, strict=True):
@@ -136,7 +136,7 @@ def structure_budget(
 ) -> LevelBudget:
     """Return the budget over counts of structures, by their weights or their prices.
 
-    Of levels of equal price the one that removes the fewest stays.
+    Among levels of equal price, the one that removes the fewest structures is kept.
 
     Raises:
         InfeasibleBudgetError: No levels meet the budget.

@@ -1,7 +1,7 @@
 """Levels whose steps differ: each gene has a table of them.
 
-A move of one gene up and another down rarely meets the budget here, so that further genes move;
-`level_budget.py` says which levels meet it.
+Moving one gene up and another down rarely meets the budget here, so further genes move too.
+`level_budget.py` defines which levels meet it.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from sparsity_search.spaces.levels import Candidate, LevelLimits, SearchSpace, a
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TableLevels(SearchSpace):
-    """The levels of each gene are the rows of a table."""
+    """A space in which the levels of each gene are the rows of a table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.in_weights:
             self.budget.check(self.layout, self.bounds)
-        self._placed  # noqa: B018  finds out what is not feasible
+        self._placed  # noqa: B018  raises if the budget is infeasible
 
     @property
     @abstractmethod
     def _whole(self) -> LevelBudget:
-        """The budget over all levels, however far from level 0."""
+        """The budget over all levels, regardless of reach."""
 
     def _centre(self, whole: LevelBudget) -> np.ndarray:
-        """Return where level 0 is among all levels, ``(n_genes,)``: about equal shares."""
+        """Return the index of level 0 among all levels, ``(n_genes,)``: about equal shares."""
         return whole.dither(self.budget.target * self.totals(self.layout.counts))
 
     @cached_property
     def _placed(self) -> tuple[LevelBudget, np.ndarray]:
-        """The budget over the levels within reach, and where level 0 is in its table."""
+        """The budget over the levels within reach, and the index of level 0 in its table."""
         whole = self._whole
         return whole.around(self._centre(whole), self.reach)
 
@@ -56,7 +56,7 @@ class TableLevels(SearchSpace):
         return LevelLimits(lower=-centre, upper=within.table.top - centre)
 
     def meets(self, levels: np.ndarray) -> bool:
-        """Whether levels save enough, and no step of them can be taken back."""
+        """Whether levels save at least the target, and no step can be taken back."""
         within, centre = self._placed
         return within.legal(levels + centre)
 
@@ -66,19 +66,19 @@ class TableLevels(SearchSpace):
         return self.balance(within.interpolate(self._totals_of(profile)) - centre)
 
     def balance(self, levels: np.ndarray) -> Candidate:
-        """Return the candidate nearest to any real levels, ``(n_genes,)``."""
+        """Return the candidate nearest to real levels, ``(n_genes,)``."""
         within, centre = self._placed
         return as_candidate(within.settle(np.asarray(levels, np.float64) + centre) - centre)
 
     def repair(
         self, levels: np.ndarray, rng: np.random.Generator, among: np.ndarray, up: int, down: int
     ) -> np.ndarray:
-        """Return levels after moves of genes ``among`` that make a switch meet the budget."""
+        """Return levels after moves of genes ``among`` that restore the budget after a switch."""
         within, centre = self._placed
         return np.asarray(within.repair(levels + centre, rng, among, up, down) - centre)
 
     def refined(self, centre: SparsityProfile) -> Self:
-        """Refuse; spaces whose levels have a step do otherwise.
+        """Raise an error; subclasses whose levels have a step override this.
 
         Raises:
             ConfigError: The levels have no step.
@@ -96,5 +96,5 @@ class TableLevels(SearchSpace):
         return np.asarray(within.table.rows[gene][level + centre[gene]])
 
     def _totals_of(self, profile: SparsityProfile) -> np.ndarray:
-        """Return what a profile counts for in the budget by gene, ``(n_genes,)``."""
+        """Return the budgeted amount of each gene in a profile, ``(n_genes,)``."""
         return self.totals(np.array(profile.removed))

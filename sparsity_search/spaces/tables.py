@@ -1,4 +1,4 @@
-"""Decision tables: the levels that groups of tied units can take, and what each counts for."""
+"""Decision tables: the levels of groups of tied units, and the budgeted amount of each level."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Groups = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class DecisionTable:
-    """What each group of tied units can take.
+    """The levels of each group of tied units.
 
     A vector of levels is ``(n_groups,)`` int64, each from 0 to the group's `top`.
 
     Attributes:
         layout: The units.
         groups: Positions of the units of each group.
-        rows: What its units take at each level, ``(n_levels, n_units)`` each: counts, or numbers
-            of patterns. Solvers of equal steps have counts between integers.
-        saved: What each level counts for in the budget, ``(n_levels,)`` int64 and increasing:
-            weights removed, or savings.
+        rows: Counts, or indices of patterns, of each group's units at each level,
+            ``(n_levels, n_units)`` each. Solvers of equal steps use fractional counts.
+        saved: Budgeted amount of each level, ``(n_levels,)`` int64 and increasing: weights
+            removed, or savings.
     """
 
     layout: Layout
@@ -41,15 +41,15 @@ class DecisionTable:
 
     @property
     def range(self) -> tuple[int, int]:
-        """What the least and the greatest levels count for in all."""
+        """Total budgeted amount of the least and of the greatest levels."""
         return self.total(np.zeros_like(self.top)), self.total(self.top)
 
     def total(self, levels: Sequence[int] | np.ndarray) -> int:
-        """Return what levels count for in all."""
+        """Return the total budgeted amount of levels."""
         return sum(int(saved[level]) for saved, level in zip(self.saved, levels, strict=True))
 
     def at(self, levels: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return what each unit takes at levels, ``(n_units,)``."""
+        """Return the row entry of each unit at levels, ``(n_units,)``."""
         taken = np.zeros(len(self.layout), dtype=np.result_type(*self.rows))
         for group, rows, level in zip(self.groups, self.rows, levels, strict=True):
             taken[list(group)] = rows[level]
@@ -58,11 +58,11 @@ class DecisionTable:
     def around(
         self, centre: np.ndarray, reach: int | np.ndarray
     ) -> tuple[DecisionTable, np.ndarray]:
-        """Return the table of at most ``reach`` levels around ``centre``, and its place there.
+        """Return the table of the levels around ``centre``, and the levels of ``centre`` in it.
 
         Args:
-            centre: Levels.
-            reach: Of all groups, or of each, ``(n_groups,)``.
+            centre: Levels, ``(n_groups,)``.
+            reach: Most levels up or down, one for all groups or ``(n_groups,)``.
         """
         low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach, self.top) + 1
         cut = [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
@@ -77,14 +77,14 @@ def build_table(
     rows: Sequence[np.ndarray],
     saved: Sequence[np.ndarray] | None = None,
 ) -> DecisionTable:
-    """Return the table of groups' rows: sorted by what they count for, each total once.
+    """Return the table of the groups' rows, sorted by budgeted amount without duplicates.
 
     Args:
         layout: The units.
         groups: Positions of the units of each group.
-        rows: What its units take, ``(n_levels, n_units)`` each.
-        saved: What each row counts for, ``(n_levels,)`` each; by default its weights, where rows
-            are counts. Of rows that count for equally much the first stays.
+        rows: Counts or indices of patterns of each group's units, ``(n_levels, n_units)`` each.
+        saved: Budgeted amount of each row, ``(n_levels,)`` each; by default the weights that
+            its counts remove. The first of several rows of equal amount is kept.
     """
     if saved is None:
         pairs = zip(groups, rows, strict=True)

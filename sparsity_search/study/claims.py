@@ -1,8 +1,8 @@
 """Claims: how several processes share the measurements of one study.
 
-All of them run the same loop on the same store, so they agree on the candidates to measure; a
-claim assigns one to a process. It is a lock on a file. The system frees it when its owner ends,
-in whatever way: nothing has to be cleaned up, and no process waits for one that has ended.
+All processes run the same loop on the same store, so they agree on the candidates to measure. A
+claim assigns one candidate to a process. It is a lock on a file, which the system frees even if
+its owner crashes: nothing has to be cleaned up, and no process waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Claims:
     """The claims of one worker.
 
     Args:
-        folder: Shared by the workers of a study; made if need be.
+        folder: Folder shared by the workers of a study; it is made if missing.
 
     Attributes:
-        seat: Number of this worker, the lowest that no living one has.
+        seat: Number of this worker: the lowest that no other running worker has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,15 +36,15 @@ class Claims:
     def order(self, n: int) -> Sequence[int]:
         """Return the places ``0 … n - 1`` in this worker's order.
 
-        Each worker begins at another place and goes on from there, so that workers seldom meet
-        and one of them gets neighbours, which have equal first genes.
+        Each worker begins at a different place, so that workers seldom meet and each measures
+        neighbours, which have equal first genes.
         """
         first = int(n * _van_der_corput(self.seat))
         return [*range(first, n), *range(first)]
 
     @contextmanager
     def claim(self, place: int) -> Iterator[bool]:
-        """Try to hold a place, and yield whether this worker holds it; it never waits."""
+        """Try to hold a place without waiting, and yield whether this worker holds it."""
         lock = FileLock(self._folder / f"place-{place}")
         mine = _try_acquire(lock)
         try:
@@ -63,7 +63,7 @@ def _try_acquire(lock: FileLock) -> bool:
 
 
 def _van_der_corput(index: int) -> float:
-    """Return 0, 1/2, 1/4, 3/4, 1/8, …: points that any number of workers share evenly.
+    """Return an entry of 0, 1/2, 1/4, 3/4, 1/8, …, whose beginnings are evenly spread.
 
     >>> [_van_der_corput(i) for i in range(5)]
     [0.0, 0.5, 0.25, 0.75, 0.125]

@@ -1,4 +1,4 @@
-"""The one loop: ask → measure → climb the ladder → record. Running it again resumes it."""
+"""The search loop: ask → measure → climb the ladder → record. Running it again resumes it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder
 from sparsity_search.utils.random import create_generator
 
-#: Seconds between looks at what others measure, when there is nothing else to do.
+#: Seconds between checks for other workers' measurements while this one has no work.
 _PAUSE = 0.02
 
 
 class Objective(Protocol):
-    """Scores profiles on stated tokens; lower is better."""
+    """A function that scores profiles on given tokens; lower is better."""
 
     def __call__(
         self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
@@ -33,13 +33,13 @@ class Objective(Protocol):
 
         Args:
             profile: The profile.
-            fidelity: On which tokens.
-            known: Its score on the first of these tokens, which are not read again.
+            fidelity: Tokens to score it on.
+            known: Score of the profile on the first of these tokens, which are not read again.
         """
 
 
 class Recorder(Protocol):
-    """Keeps measurements for good."""
+    """Permanent storage of measurements."""
 
     def load(self, after: int = 0) -> list[Measurement]:
         """Return the recorded measurements, oldest first, without the first ``after``."""
@@ -53,9 +53,9 @@ class Limits:
     """Stopping limits. They never affect results.
 
     Args:
-        rounds: Rounds after the initial one.
+        rounds: Number of rounds after the initial one.
         seconds: Search time over all sessions of the study.
-        stop: Asked before every measurement; true ends the study cleanly.
+        stop: Function called before every measurement; True ends the study cleanly.
     """
 
     rounds: int | None = None
@@ -69,23 +69,23 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Searches a space for the candidate with the lowest score.
+    """A search of a space for the candidate with the lowest score.
 
-    The measurements recorded so far are replayed instead of measured, so the same loop starts,
-    resumes and extends a study, and a resumed one equals an uninterrupted one.
+    Recorded measurements are replayed instead of repeated, so the same loop starts, resumes and
+    extends a study, and a resumed study equals an uninterrupted one.
 
     Args:
         space: The search space.
-        searcher: Proposes candidates.
-        objective: Scores profiles.
+        searcher: Searcher that proposes candidates.
+        objective: Function that scores profiles.
         ladder: Tokens and survivors of each rung.
-        store: Keeps the measurements.
-        initial: Candidates of round 0, measured at the top rung; the origin of the space
-            always is.
+        store: Storage of the measurements.
+        initial: Candidates of round 0, measured at the top rung in addition to the origin of
+            the space.
         seed: Seed of all random draws.
-        on_measured: Called after each new or replayed measurement.
-        claims: Claims of this worker, if others run the same study at the same time. A round is a
-            barrier, so together they give the result of one alone.
+        on_measured: Function called after each new or replayed measurement.
+        claims: Claims of this worker, if others run the same study at the same time. All workers
+            wait at the end of a round, so together they give the result of one alone.
     """
 
     space: Space
@@ -110,7 +110,7 @@ class Study:
         return run.history
 
     def recorded(self, limits: Limits) -> History | None:
-        """Return the history that `run` would, if nothing is left to be measured; else None."""
+        """Return the result of `run` if all its measurements are recorded; else None."""
         silent = replace(self, on_measured=lambda _: None)
         run = _Run(silent, replace(limits, stop=lambda: True))
         try:
@@ -164,7 +164,7 @@ class _Run:
         return candidates
 
     def _measure(self, candidates: Sequence[Candidate], empty: Measurement) -> list[Measurement]:
-        """Return a measurement of each candidate: known, replayed, or made by some worker now."""
+        """Return a measurement of each candidate: known, replayed, or made now by a worker."""
         found: dict[Candidate, Measurement] = {}
         try:
             self._look(candidates, empty.fidelity, found)
@@ -174,7 +174,7 @@ class _Run:
                     time.sleep(_PAUSE)
                     self._look(candidates, empty.fidelity, found)
         finally:
-            # in one order, also if other workers measured them
+            # in a fixed order, also if other workers measured them
             for candidate in filter(found.__contains__, candidates):
                 if self.history.known(empty.fidelity, candidate) is None:
                     self.history.add(found[candidate])
@@ -186,7 +186,7 @@ class _Run:
         fidelity: Fidelity,
         found: dict[Candidate, Measurement],
     ) -> None:
-        """Add known measurements to ``found``, also those that other workers have recorded."""
+        """Add known measurements to ``found``, including those of other workers."""
         if self._study.claims is not None:
             for new in self._study.store.load(after=len(self._recorded.measurements)):
                 self._recorded.add(new)
@@ -206,7 +206,7 @@ class _Run:
         empty: Measurement,
         found: dict[Candidate, Measurement],
     ) -> bool:
-        """Measure candidates that no other worker claims; return whether there were any."""
+        """Measure candidates that no other worker claims, and return whether there were any."""
         claims, before = self._study.claims, len(found)
         for place in range(len(candidates)) if claims is None else claims.order(len(candidates)):
             candidate = candidates[place]
@@ -225,7 +225,7 @@ class _Run:
             raise _Stopped
 
     def _score(self, empty: Measurement) -> Measurement:
-        """Measure one candidate, and record it; a setting that is refused is a failure."""
+        """Measure one candidate and record it; a refused setting is recorded as failed."""
         self._check()
         started = time.monotonic()
         try:

@@ -45,7 +45,7 @@ class AllocatorContract:
     def test_meets_the_budget(
         self, allocator: Allocator, tokens: Tensor, target: float, exclude: str | None
     ) -> None:
-        """As well as its units allow, at all targets, also where blocks differ in size."""
+        """Profiles meet all targets as well as units allow, even if blocks differ in size."""
         subject = PrunableModel(tiny_llama(), exclude, allocator.units[0])
         budget = Budget(target)
         profile = allocator.allocate(subject, tokens, budget, Bounds.of(subject.layout))
@@ -86,7 +86,7 @@ class AllocatorContract:
     def test_constant_bounds(
         self, allocator: Allocator, subject: PrunableModel, tokens: Tensor
     ) -> None:
-        """Where bounds leave one profile, that is the one."""
+        """If the bounds allow one profile only, the allocator returns it."""
         wanted = np.linspace(0.2, 0.8, len(subject.layout))
         only = np.rint(subject.layout.counts * wanted).astype(np.int64)
         budget = Budget(int(only @ subject.layout.costs) / subject.layout.n_weights)

@@ -1,4 +1,4 @@
-"""What every evaluator must do, whatever its score."""
+"""The rules that every evaluator keeps, see `interfaces.evaluator.Evaluator`."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class _Fixtures:
 class EvaluatorContract(_Fixtures):
     """Inherit in a test module that has a fixture ``evaluator``, and one of those below.
 
-    If the evaluator has own data, it must have at least `N_ROWS` rows that do not all score the
-    same, and the dense tiny model must do better on them than one with smaller weights.
+    If the evaluator has its own data, they must have at least `N_ROWS` rows that do not all score
+    the same, and the dense tiny model must score better on them than one with smaller weights.
     """
 
     def test_is_a_value(self, evaluator: Evaluator) -> None:
@@ -164,10 +164,10 @@ class EvaluatorContract(_Fixtures):
 
 
 class TextContract(_Fixtures):
-    """What holds if the rows are the sequences of the text."""
+    """Rules for evaluators whose rows are the sequences of the text."""
 
     def test_has_no_own_data(self, evaluator: Evaluator) -> None:
-        """The text is all that is read."""
+        """The evaluator reads the text only."""
         assert evaluator.own_data() is None
 
     def test_pool_does_not_matter(
@@ -191,7 +191,7 @@ class TextContract(_Fixtures):
     def test_a_device_is_waited_for_once(
         self, evaluator: Evaluator, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No number is read before the end: on a GPU each would wait for all work before it."""
+        """No number is read before the end: on a GPU each read waits for all work before it."""
         proxy = bind_proxy(evaluator, dense, draw_random_tokens(N_ROWS, LENGTH))
         proxy.score(dense, range(N_ROWS))
         for reading in ("__float__", "__int__", "item"):
@@ -200,10 +200,10 @@ class TextContract(_Fixtures):
 
 
 class OwnDataContract(_Fixtures):
-    """What holds if the rows are the evaluator's own."""
+    """Rules for evaluators with rows of their own."""
 
     def test_has_own_data(self, evaluator: Evaluator) -> None:
-        """It is told before any model is there, and always the same."""
+        """The data are known without a model, and always the same."""
         own = evaluator.own_data()
         assert own is not None
         assert own.n_rows >= N_ROWS
@@ -214,7 +214,7 @@ class OwnDataContract(_Fixtures):
     def test_the_text_is_not_read(
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
-        """Whatever is bound, even nothing, the scores are the same."""
+        """Scores do not depend on the bound text, even if it is empty."""
         scores = [
             bind_proxy(evaluator, dense, text).score(scale_model(0.5), [1, 3])
             for text in (tokens, tokens[:0], 0 * tokens)
@@ -224,7 +224,7 @@ class OwnDataContract(_Fixtures):
     def test_rows_that_are_not_there(
         self, evaluator: Evaluator, dense: nn.Module, tokens: Tensor
     ) -> None:
-        """The last row can be scored; rows do not begin again after it."""
+        """The last row can be scored; rows after it are refused."""
         own = evaluator.own_data()
         assert own is not None
         proxy = bind_proxy(evaluator, dense, tokens)

@@ -1,4 +1,4 @@
-"""What every measure must do, whatever it measures."""
+"""The rules that every measure keeps, see `interfaces.measure.Measure`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def priced_model(kind: str) -> PrunableModel:
 class MeasureContract:
     """Inherit in a test module that has a fixture ``measure``.
 
-    A measure may price any kinds of units, and N:M patterns or not; what it says that it prices
-    must have prices, and everything else must be refused.
+    A measure may price any kinds of units, and N:M patterns or not. The kinds that it declares
+    must have prices, and all others must be refused.
     """
 
     @pytest.fixture(params=UNITS.names())
@@ -42,7 +42,7 @@ class MeasureContract:
         assert "\n" not in repr(measure)
 
     def test_prices_some_known_kind(self, measure: Measure) -> None:
-        """It prices units, of kinds that there are; patterns are of single weights."""
+        """The measure prices known kinds of units; patterns need single weights."""
         assert measure.units
         assert set(measure.units) <= set(UNITS.names())
         assert not measure.prices_patterns or "weights" in measure.units

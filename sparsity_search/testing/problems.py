@@ -35,7 +35,7 @@ from sparsity_search.utils.random import create_generator
 ROW = 64
 ROLES = ("q", "k", "up", "down")
 
-#: What units of a toy space of options save.
+#: Saving of each option in a toy space of options, as a fraction of a unit.
 SAVINGS = {"2:4": 0.5, "4:8": 0.25}
 
 TOY_LADDER = Ladder(candidates=8, rungs=(Rung(ROW, 3), Rung(4 * ROW, 1)))
@@ -74,7 +74,7 @@ def toy_space(
     zeros: int = 0,
     curves: Sequence[PriceCurve] | None = None,
 ) -> SearchSpace:
-    """Return a space over `toy_layout`, six units of 100 unless told; one gene for each unit."""
+    """Return a space over `toy_layout`, by default six units of 100, each a gene."""
     layout = toy_layout(*(counts or (100,) * 6), cost=cost, zeros=zeros)
     common: dict[str, Any] = {
         "layout": layout,
@@ -96,7 +96,7 @@ def toy_space(
 
 
 def build_uneven_spaces() -> dict[str, SearchSpace]:
-    """Return spaces whose genes have unequal steps, by what is removed."""
+    """Return spaces whose genes have unequal steps, by the kind of items removed."""
     linears = (144, 48, 144, 384) * 4
     return {
         "2:4": toy_space(*linears, pattern="2:4", target=0.25, reach=1),
@@ -112,7 +112,7 @@ def build_uneven_spaces() -> dict[str, SearchSpace]:
 
 
 def toy_curves() -> tuple[PriceCurve, PriceCurve]:
-    """Return the times of three heads, and of 48 channels that are computed 16 at a time."""
+    """Return the savings of three heads, and of 48 channels that are computed 16 at a time."""
     tiles = PriceCurve((0, 15, 16, 31, 32, 47, 48), (0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 15.0))
     return PriceCurve((0, 1, 2, 3), (0.0, 9.0, 18.0, 27.0)), tiles
 
@@ -120,15 +120,15 @@ def toy_curves() -> tuple[PriceCurve, PriceCurve]:
 def toy_parametric(
     *parameters: Parameter, of_levels: SearchSpace | None = None, limit: float = math.inf
 ) -> ParametricSpace:
-    """Return a space of the settings of a toy allocator, over six units unless told.
+    """Return a space of the settings of a toy allocator, by default over six units.
 
     Its settings are ``tilt`` (how sparsity rises over the units), ``knots`` (offsets of the first
     units), ``m`` (a factor of all of them) and ``shape`` (``line``, ``bend``, ``step``).
 
     Args:
-        parameters: By default some of each kind.
+        parameters: The parameters; by default some of each kind.
         of_levels: The space of levels; by default `toy_space`.
-        limit: A ``tilt`` above it is refused.
+        limit: Greatest ``tilt`` that the allocator accepts.
     """
     levels = of_levels or toy_space(reach=8)
 
@@ -161,7 +161,7 @@ def toy_parametric(
 
 
 def build_parametric_spaces() -> dict[str, ParametricSpace]:
-    """Return spaces of parameters, by what is special about them."""
+    """Return spaces of parameters, by their special property."""
     return {
         "parameters": toy_parametric(),
         "one parameter": toy_parametric(stepped("tilt", -0.5, 0.5, 0.015625)),
@@ -177,17 +177,17 @@ def build_parametric_spaces() -> dict[str, ParametricSpace]:
 
 
 class MemoryStore:
-    """Keeps measurements in a list.
+    """A store of measurements in a list.
 
     Args:
-        measurements: Those recorded before.
+        measurements: Measurements recorded before.
     """
 
     def __init__(self, measurements: Sequence[Measurement] = ()) -> None:
         self.measurements = list(measurements)
 
     def load(self, after: int = 0) -> list[Measurement]:
-        """Return what was recorded, oldest first, but for the first ``after``."""
+        """Return the recorded measurements, oldest first, without the first ``after``."""
         return self.measurements[after:]
 
     def add(self, measurement: Measurement) -> None:
@@ -199,13 +199,13 @@ class MemoryStore:
 class SeparableProblem:
     """An objective that is a sum over units: ``Σ w_u · exp(3 · sparsity_u)``.
 
-    Among options it is what a unit saves that counts, in place of its sparsity.
+    With options, the saving of a unit replaces its sparsity.
 
     Args:
-        space: Where the optimum is sought: levels, or parameters.
-        weights: How much each unit matters, ``(n_units,)``; by default rising from 1 by 1.
+        space: Space of the optimum: levels, or parameters.
+        weights: Weight of each unit in the sum, ``(n_units,)``; by default 1, 2, 3, ….
         noise: Deviation of a part of a score, equal for equal profile, subset and row.
-        fails: Profiles whose score is not finite.
+        fails: Predicate of the profiles whose score is not finite.
     """
 
     space: Space
@@ -217,9 +217,9 @@ class SeparableProblem:
     def __call__(
         self, profile: SparsityProfile, fidelity: Fidelity, known: Score | None = None
     ) -> Score:
-        """Return the score of a profile; every call is noted in `calls`.
+        """Return the score of a profile, and record the call in `calls`.
 
-        What is known of it must be what is found for the first rows.
+        The known score must equal the computed one on the first rows.
         """
         self.calls.append((profile, fidelity))
         found = self._score(profile, fidelity)
@@ -233,9 +233,10 @@ class SeparableProblem:
     def optimum(self) -> tuple[Candidate, float]:
         """Return the best candidate of the space and its score.
 
-        In a space of levels by dynamic programming: a gene's score depends on its own level only,
-        and what is legal on the weights removed and on the least that one level less gives back,
-        so the best candidate is the cheapest path over these two. Of parameters all are tried.
+        In a space of levels, dynamic programming finds it: the score of a gene depends on its own
+        level only, and legality on the total weights and on the least saving that one level less
+        loses, so the best candidate is the cheapest path over these two. In a space of parameters
+        all candidates are tried.
         """
         if self.space.parameters:
             return self._best_of_all()
@@ -261,7 +262,7 @@ class SeparableProblem:
         return candidate, score
 
     def _gene_levels(self, gene: int) -> dict[int, tuple[float, int, int]]:
-        """Return for each level its score, its weights, and how many less the level below has."""
+        """Return the score, the weights, and the weights less at the level below, by level."""
         space = self.space.of_levels
         units = list(space.genes[gene])
         found: dict[int, tuple[float, int, int]] = {}
@@ -291,7 +292,7 @@ class SeparableProblem:
 
 
 def toy_history(searcher: Searcher, problem: SeparableProblem, rounds: int = 2) -> History:
-    """Return what a study of a toy problem finds with a searcher in some rounds."""
+    """Return the history of a study of a toy problem with a searcher in some rounds."""
     study = Study(
         space=problem.space,
         searcher=searcher,

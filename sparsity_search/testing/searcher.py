@@ -1,4 +1,4 @@
-"""What every searcher must do, whatever its method."""
+"""The rules that every searcher keeps, see `interfaces.searcher.Searcher`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ONE_GENE = toy_space(100, 100, genes=((0, 1),))  # one candidate
 FEW = toy_parametric(stepped("tilt", -1.0, 1.0, 0.5))  # five candidates
 
 
-#: Spaces that differ in what a searcher sees of them: steps, bounds, roles, kinds of values.
+#: Spaces that differ in their steps, bounds, roles and kinds of values.
 DIFFERENT = ("equal", "tied", "pinned", "*:8", "width", "blocks", "parameters", "refusals")
 #: Spaces in which every gene can move from the start.
 OPEN = ("equal", "*:8", "sublayers", "prices", "parameters", "names")
@@ -57,8 +57,8 @@ FEWEST = ("equal", "blocks", "parameters")
 class SearcherContract:
     """Inherit in a test module that has a fixture ``searcher``: a new one with its defaults.
 
-    Spaces are of levels and of parameters; a searcher that cannot have the latter refuses them
-    with a `ConfigError`.
+    Spaces are of levels and of parameters; a searcher that does not support parameters refuses
+    them with a `ConfigError`.
     """
 
     def test_is_a_value(self, searcher: Searcher) -> None:
@@ -68,7 +68,7 @@ class SearcherContract:
         assert "\n" not in repr(searcher)
 
     def test_reads_no_files_by_default(self, searcher: Searcher) -> None:
-        """Files are named by settings, and what they hold has a digest."""
+        """By default a searcher has no files, so its data have no digest."""
         assert searcher.data_digest() is None
 
     @pytest.mark.parametrize("name", DIFFERENT)
@@ -84,9 +84,9 @@ class SearcherContract:
 
     @pytest.mark.parametrize("name", FEWEST)
     def test_pure(self, searcher: Searcher, name: str) -> None:
-        """Equal arguments give equal candidates, whatever was asked or drawn before.
+        """Equal arguments give equal candidates, regardless of earlier calls and draws.
 
-        The history is only read, and so are the global random states.
+        The history and the global random states do not change.
         """
         space, history = SPACES[name], noisy_history(searcher, name)
         before = copy.deepcopy(history)
@@ -163,7 +163,7 @@ def assert_meets(space: SearchSpace, profile: SparsityProfile) -> None:
 
 
 def compute_slack(space: SearchSpace, candidate: Candidate) -> int:
-    """Return what the surplus must be less than: the least that one level less gives back."""
+    """Return the upper bound of the surplus: the least saving that one level less loses."""
     steps = [
         (space.gene_saved(gene, level) - space.gene_saved(gene, level - 1)).sum()
         for gene, level in enumerate(candidate)

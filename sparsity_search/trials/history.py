@@ -1,4 +1,4 @@
-"""Measurements, and the legal comparisons among them."""
+"""Measurements of candidates, and legal comparisons among them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Fidelity:
     """The tokens that a candidate is measured on. Scores of equal fidelity may be compared.
 
     Attributes:
-        tokens: How many tokens.
-        subset: Which draw of them; equal tokens and subset mean the same text.
+        tokens: Number of tokens.
+        subset: Number of their random draw; equal tokens and subset mean the same text.
     """
 
     tokens: int
@@ -42,11 +42,11 @@ class Measurement:
     Attributes:
         round: Round of the study; 0 holds the initial candidates.
         rung: Index of the ladder's rung.
-        candidate: One level for each gene.
-        fidelity: The tokens it was measured on.
-        score: The score; not finite means that the candidate failed.
-        seconds: Time this measurement took.
-        elapsed: Search time of the study when it was done, over all sessions.
+        candidate: Level of each gene.
+        fidelity: Tokens of the measurement.
+        score: Score of the candidate; not finite if it failed.
+        seconds: Duration of the measurement.
+        elapsed: Search time of the study at its end, over all sessions, in seconds.
         worker: Number of the worker that made it.
     """
 
@@ -72,7 +72,7 @@ def rank(measurements: Iterable[Measurement]) -> list[Measurement]:
 
 @dataclass
 class History:
-    """All measurements of a study, and who survived each completed round."""
+    """All measurements of a study, and the survivors of each completed round."""
 
     measurements: list[Measurement] = field(default_factory=list)
     winners: list[tuple[Candidate, ...]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class History:
             self._index(measurement)
 
     def add(self, measurement: Measurement) -> None:
-        """Append a measurement; of two with equal fidelity and candidate the first counts."""
+        """Append a measurement; the first of equal fidelity and candidate counts."""
         self.measurements.append(measurement)
         self._index(measurement)
 
@@ -97,9 +97,9 @@ class History:
         return self._by_key.get(_get_key(fidelity, candidate))
 
     def within(self, fidelity: Fidelity, candidate: Candidate) -> Measurement | None:
-        """Return the measurement of ``candidate`` on most of these tokens, if on fewer than all.
+        """Return the measurement of ``candidate`` on most, but not all, of these tokens, if any.
 
-        Rungs nest: equal subsets of fewer tokens are the first of them.
+        Rungs nest: a fidelity of equal subset and fewer tokens holds the first of these tokens.
         """
         parts = [
             found
@@ -111,7 +111,7 @@ class History:
         return max(parts, key=lambda m: m.fidelity.tokens, default=None)
 
     def close_round(self, survivors: Sequence[Candidate]) -> None:
-        """Record who survived the round that ends now."""
+        """Record the survivors of the round that ends now."""
         self.winners.append(tuple(survivors))
 
     @property

@@ -1,4 +1,4 @@
-"""Rungs of rising fidelity: how many tokens each candidate is measured on, and who goes on."""
+"""Ladders: rungs of rising fidelity, each with its tokens and its number of survivors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rung:
 
     Attributes:
         tokens: Tokens that each candidate is measured on.
-        survivors: How many go on to the next rung, or become the next round's parents.
+        survivors: Number of candidates that go on to the next rung, or survive the round.
     """
 
     tokens: int
@@ -35,17 +35,17 @@ class Ladder:
 
     Args:
         candidates: New candidates in each round.
-        rungs: From the cheapest to the costliest.
+        rungs: The rungs, from the cheapest to the costliest.
         fresh: Draw new tokens each round. By default every rung has one fixed draw, so scores
             are comparable between rounds and a known candidate is never measured again.
-        confidence: Race: a candidate also leaves a rung when a paired one-sided t-test on the
-            sequences of the rung finds it worse than the best one at this confidence (F-Race,
+        confidence: Confidence of a race: a candidate also leaves a rung when a paired one-sided
+            t-test on the sequences of the rung finds it worse than the best one (F-Race,
             Birattari et al., GECCO 2002, with its pairwise comparison alone). Sequences nest and
             are read once, so that many rungs cost no more than the last of them.
 
     Raises:
-        ConfigError: No rung, tokens that do not rise, a rung that keeps nobody or more candidates
-            than reach it, or a confidence that is none.
+        ConfigError: There is no rung, the tokens do not rise, a rung keeps no candidate or more
+            than reach it, or the confidence does not lie in (0.5, 1).
     """
 
     candidates: int = 12
@@ -80,7 +80,7 @@ class Ladder:
         return Fidelity(self.rungs[rung].tokens, subset=round_ if self.fresh else 0)
 
     def survivors(self, rung: int, measured: Sequence[Measurement]) -> list[Candidate]:
-        """Return who goes on from a rung, best first; failed candidates never do."""
+        """Return the candidates that go on from a rung, best first, without failed ones."""
         alive = [m for m in rank(measured) if not m.failed]
         if self.confidence is not None:
             alive = [m for m in alive if not _is_worse(m, alive[0], self.confidence)]

@@ -1,9 +1,9 @@
 """Measurements in an Optuna study: one measurement is one trial.
 
-The candidate is one attribute, not one parameter a unit: 210 parameters would cost about 100 ms
-a trial in a journal, one attribute costs about 1.5 ms. Trials of a space with few parameters also
-have these, so that Optuna's tools show them, and the counts of their profile, which do not follow
-from them without the model. Only the attribute is read back.
+The candidate is one attribute, not one parameter for each unit: 210 parameters would cost about
+100 ms a trial in a journal, one attribute costs about 1.5 ms. Trials of a space of parameters
+also hold the parameters, so that Optuna's tools show them, and the counts of the profile, which
+cannot be computed without the model. Only the attribute is read back.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Store:
     Args:
         storage: An Optuna storage or its URL; `open_journal` makes the default one.
         name: Name of the Optuna study.
-        fingerprint: Everything that a measurement depends on, flat. A new study keeps it; an
-            old one must have the same.
-        space: What candidates are of. If it has parameters, trials have their values and the
-            profile that they gave.
+        fingerprint: Everything that a measurement depends on, as a flat mapping. A new study
+            stores it; an existing one must have the same.
+        space: Space of the candidates. If it has parameters, trials hold their values and the
+            resulting profile.
 
     Raises:
         RunMismatchError: The stored study was made with another fingerprint.
@@ -71,7 +71,7 @@ class Store:
             check_fingerprint(stored, fingerprint, f"study {name!r}")
 
     def load(self, after: int = 0) -> list[Measurement]:
-        """Return the finished measurements in the order of their numbers, without the first."""
+        """Return the finished measurements by number, without the first ``after``."""
         return [_to_measurement(trial) for trial in _list_finished(self._study)[after:]]
 
     def add(self, measurement: Measurement) -> None:
@@ -83,7 +83,7 @@ def open_database(url: str) -> BaseStorage:
     """Return the Optuna storage of a database.
 
     Raises:
-        ConfigError: No such database, no driver for it, or no answer.
+        ConfigError: The database or its driver is missing, or it does not answer.
     """
     try:
         return optuna.storages.get_storage(url)
@@ -106,7 +106,7 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def join_journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file that other processes write too."""
+    """Return the journal storage in a file that other processes also write."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
@@ -115,7 +115,7 @@ def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
 
     Args:
         storage: URL of an Optuna storage, or the path of a journal file that exists.
-        name: Name of the Optuna study; if there is none, it has no measurements.
+        name: Name of the Optuna study; the result is empty if there is none.
     """
     return [_to_measurement(trial) for trial in _read_trials(storage, name)]
 
@@ -123,7 +123,7 @@ def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
 def read_profiles(
     storage: str | Path, name: str, layout: Layout
 ) -> dict[Candidate, SparsityProfile]:
-    """Return the profiles that parameters gave, by candidate; those that failed have none.
+    """Return the profiles of parameters by candidate; failed candidates have none.
 
     Args:
         storage: URL of an Optuna storage, or the path of a journal file that exists.
@@ -131,7 +131,7 @@ def read_profiles(
         layout: The units.
 
     Raises:
-        ProfileError: They are of another layout.
+        ProfileError: The profiles are of another layout.
     """
     found = {}
     for trial in _read_trials(storage, name):
@@ -190,7 +190,7 @@ def _to_trial(m: Measurement, space: Space | None) -> FrozenTrial:
 
 
 def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
-    """Return the profile that parameters gave; nothing if they failed, or there are none."""
+    """Return the profile of the parameters; empty if they failed, or there are none."""
     if space is None or not space.parameters or m.failed:
         return {}
     profile = space.profile(m.candidate)  # known: it was measured
@@ -198,7 +198,7 @@ def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
 
 
 def _build_distribution(parameter: Parameter) -> BaseDistribution:
-    """Return Optuna's distribution of the values of a parameter."""
+    """Return the Optuna distribution of a parameter's values."""
     if parameter.grid == "choices":
         return CategoricalDistribution(parameter.values)
     grid: Any = parameter.values  # numbers, at least two

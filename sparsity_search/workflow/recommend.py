@@ -23,9 +23,9 @@ from sparsity_search.profiles.budget import Budget
 
 #: The costs and gains of methods: the one place where they are kept.
 METHODS = "methods.yaml"
-#: What a backward pass takes, in forward passes: gradients of inputs and of weights.
+#: Cost of a backward pass, in forward passes: gradients of inputs and of weights.
 BACKWARD = 2.0
-#: Passes of the calibration text that a search takes beside its rounds: the walk of the supernet,
+#: Passes of the calibration text in a search besides its rounds: the walk of the supernet,
 #: and three profiles rebuilt at the end, two passes each.
 SEARCH_PASSES = 8
 #: Timed passes; the quickest one counts, since other work on the machine only slows them.

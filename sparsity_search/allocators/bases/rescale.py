@@ -11,7 +11,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 def rescale_values(values: ArrayLike, spread: float) -> np.ndarray:
     """Return ``values`` mapped linearly to a range of width ``2 · spread``, from 0 on.
 
-    What OWL (arXiv 2310.05175), DLP, DSA and NeuroAL do before they centre the result on the
+    OWL (arXiv 2310.05175), DLP, DSA and NeuroAL do this before they centre the result on the
     target by its plain mean. Here `Budget.project` centres it, with a mean weighted by parameters.
     A positive factor of all values, or a constant added to them, changes nothing.
 

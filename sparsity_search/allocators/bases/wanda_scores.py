@@ -23,11 +23,11 @@ def measure_scores(
     *,
     per: str = "block",
 ) -> np.ndarray:
-    """Return what ``measure`` makes of the scores of each unit's block, in one dense pass.
+    """Return ``measure`` of the scores of each unit's block, in one dense pass.
 
     Args:
         problem: The dense model and the text.
-        measure: Takes the scores of each unit, see `compute_unit_scores`.
+        measure: Function of the scores of each unit, see `compute_unit_scores`.
         per: ``block`` for one number for all units of a block, ``linear`` for one each.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Gauss–Newton steps of the profile on the divergence of the pruned model."""
+"""Gauss–Newton steps of a profile on the divergence of the pruned model."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
 from sparsity_search.supernet.build import SupernetPlan, build_supernet
 
-#: Sparsity between levels: they cost a byte a weight in all where masks nest, else a copy each.
+#: Sparsity between levels. All levels together cost a byte for each weight if masks nest, else
+#: each costs a copy.
 _FINE, _COARSE = 0.01, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewtonAllocator(Allocator):
-    """Moves a profile by gradients of ``KL(dense ‖ pruned)``, taken where it stands.
+    """Descent of a profile by gradients of ``KL(dense ‖ pruned)`` of the pruned model.
 
-    Each step predicts what every level of every unit changes, all others as they are: the
-    gradient of the divergence along the change of weights, and half its Fisher information. The
-    budgeted minimum of the sum within a trust region is the next profile; a step that does not
-    lower the divergence on its text is taken back, and the region halved. Unlike sensitivities of
-    the dense model, gradients of the pruned one know what the other units have lost already.
+    Each step predicts the change of the divergence for every level of every unit alone: the
+    gradient along the change of weights, and half its Fisher information. The next profile
+    minimises the sum over units within the budget and a trust region. A step that does not lower
+    the divergence on its text is taken back, and the region is halved. Unlike sensitivities of
+    the dense model, gradients of the pruned model account for the losses of the other units.
 
-    The method is this project's own; second order as in Fisher pruning (Theis et al., arXiv
-    1801.05787, section 2.2), trust region as in Nocedal and Wright, Numerical Optimization,
+    The method is this project's own. The second order follows Fisher pruning (Theis et al., arXiv
+    1801.05787, section 2.2), the trust region Nocedal and Wright, Numerical Optimization,
     chapter 4.
 
     Attributes:
-        pruner: Removes the items. A pruner that changes the weights it keeps needs memory for
+        pruner: Pruner of the items. A pruner that changes the weights it keeps needs memory for
             each level.
-        start: Allocator of the profile that is moved.
-        stages: Number of stages, each on a supernet around the last result. The outputs of the
-            blocks before a unit, and so its loss, follow the profile.
-        steps: How many steps a stage; each costs about six forward passes of the text.
-        reach: How far a step may change a unit's sparsity, at first.
+        start: Allocator of the first profile.
+        stages: Number of stages, each on a supernet around the last result. The inputs of a
+            unit, and so its loss, follow the profile.
+        steps: Number of steps in a stage; each costs about six forward passes of the text.
+        reach: Greatest change of a unit's sparsity in the first step.
         spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
             that changes weights.
-        sequences: Sequences of the calibration text that are used, at most.
-        length: Tokens of each, at most.
-        positions: How many positions of each tell the second order.
-        seed: Of the labels drawn, and of ties among the pruner's scores.
+        sequences: Greatest number of sequences of the calibration text.
+        length: Greatest number of tokens of each sequence.
+        positions: Number of positions of each sequence used for the second order.
+        seed: Seed of the labels drawn, and of ties among the pruner's scores.
     """
 
     units: ClassVar[tuple[str, ...]] = ALL_UNITS
@@ -79,7 +80,7 @@ class GaussNewtonAllocator(Allocator):
                 raise ConfigError(f"{name} must lie in (0, 1], not {value}")
 
     def propose(self, problem: AllocationProblem) -> Allocation:
-        """Return the profile of least divergence, with the divergences on the way as a note.
+        """Return the profile of least divergence, with the divergence of each step as a note.
 
         Raises:
             ConfigError: A unit is not made of linear layers.
@@ -103,7 +104,7 @@ class GaussNewtonAllocator(Allocator):
         budget: Budget,
         bounds: Bounds,
     ) -> tuple[SparsityProfile, list[float]]:
-        """Return what steps from a profile find, on a supernet around it, and the divergences."""
+        """Return the result and divergences of steps from a profile on a supernet around it."""
         grid = self._grid(start, budget, bounds)
         reach = grid.reach(self.reach)
         grid = grid.within(self.steps * reach)

@@ -1,4 +1,4 @@
-"""Steps of a profile on one supernet, each the minimum of a predicted divergence in a region."""
+"""Steps of a profile on one supernet, each to the least predicted divergence in a region."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Descent:
     """The steps on one supernet.
 
     Attributes:
-        supernet: Holds every level.
-        divergence: The quantity to lower.
-        grid: The counts that units can have.
-        n_removed: Weights to remove, at least.
+        supernet: Supernet that holds every level.
+        divergence: Divergence to minimise.
+        grid: Possible counts of the units.
+        n_removed: Fewest weights to remove.
     """
 
     supernet: Supernet
@@ -39,8 +39,8 @@ class Descent:
         """Return the best levels, and the divergence at the start and after each step.
 
         Args:
-            steps: How many, at most.
-            reach: How many levels of each unit the first one may go, ``(n_units,)``.
+            steps: Greatest number of steps.
+            reach: Most levels that each unit may move in the first step, ``(n_units,)``.
         """
         levels = self.grid.start
         with self.supernet.resident() as switch:
@@ -59,14 +59,14 @@ class Descent:
                 values.append(value)
                 if value < best:
                     best, levels, changes = value, proposed, ahead
-                else:  # half of what was really moved, or the same would be proposed again
+                else:  # half of the actual move, or the same step would be proposed again
                     reach = np.minimum(reach, np.abs(proposed - levels).max()) // 2
         return levels, values
 
     def _predict(
         self, switch: Switch, levels: np.ndarray, reach: np.ndarray
     ) -> tuple[float, Hint]:
-        """Return the divergence, and its predicted changes within reach of levels."""
+        """Return the divergence at levels, and its predicted changes within reach."""
         steps = np.linspace(-reach, reach, _MEASURED, axis=1)
         around = levels[:, None] + np.rint(steps).astype(np.int64)
         measured = list(map(np.unique, np.clip(around, 0, self.grid.table.top[:, None])))

@@ -1,4 +1,4 @@
-"""The counts that a descent moves units among."""
+"""Grids: the possible counts of units in a descent."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sparsity_search.spaces.tables import DecisionTable, build_table
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The counts that each unit can have.
+    """The possible counts of each unit.
 
     Attributes:
-        table: Counts of each unit, increasing; each is a group of its own.
-        start: Levels of the profile that is moved, ``(n_units,)`` int64.
-        final: Whether counts are kept as they are: they are a pattern's.
+        table: Counts of each unit, increasing; each unit is a group of its own.
+        start: Levels of the first profile, ``(n_units,)`` int64.
+        final: Whether counts must not be changed further, since a pattern prescribes them.
     """
 
     table: DecisionTable
@@ -38,29 +38,29 @@ class Grid:
         return from_counts(self.table.layout, self.table.at(levels))
 
     def states(self, unit: int, level: int) -> list[tuple[str, tuple[int, str]]]:
-        """Return name, count and pattern of a unit at a level, as a list of one."""
+        """Return the name, count and pattern of a unit at a level, as a list of one entry."""
         count = int(self.table.rows[unit][level, 0])
         return [(self.table.layout[unit].name, (count, ""))]
 
     def reach(self, sparsity: float) -> np.ndarray:
-        """Return how many levels of each unit are a change of its sparsity, at least 1."""
+        """Return the levels of each unit in a change of its sparsity, at least 1."""
         pairs = zip(self.counts, self.table.layout.counts, strict=True)
         apart = [(own[-1] - own[0]) / max(1, len(own) - 1) / count for own, count in pairs]
         levels = np.rint(sparsity / np.maximum(apart, 1e-9))
         return np.asarray(np.clip(levels, 1, self.table.top.max() + 1), dtype=np.int64)
 
     def within(self, far: np.ndarray) -> Grid:
-        """Return the part at most ``far`` levels of each unit, ``(n_units,)``, from the start."""
+        """Return the part of the grid at most ``far`` levels, ``(n_units,)``, from the start."""
         table, start = self.table.around(self.start, far)
         return replace(self, table=table, start=start)
 
 
 def step_grid(start: SparsityProfile, bounds: Bounds, spacing: float) -> Grid:
-    """Return the grid of counts a step apart, on which a profile lies.
+    """Return a grid of equally spaced counts that contains a profile.
 
     Args:
         start: The profile.
-        bounds: The least and the greatest counts.
+        bounds: Least and greatest counts.
         spacing: Sparsity between two levels of a unit.
     """
     layout = start.layout
@@ -71,10 +71,10 @@ def step_grid(start: SparsityProfile, bounds: Bounds, spacing: float) -> Grid:
 
 
 def pattern_grid(start: SparsityProfile, bounds: Bounds, budget: Budget, pattern: str) -> Grid:
-    """Return the grid of counts that a pattern allows, with those nearest to a profile.
+    """Return the grid of counts that a pattern allows, started nearest to a profile.
 
     Raises:
-        ConfigError: A unit is no whole number of groups.
+        ConfigError: A unit is not a whole number of groups.
         InfeasibleBudgetError: No profile of such counts within the bounds meets the budget.
     """
     layout = start.layout
@@ -89,7 +89,7 @@ def space_counts(
 ) -> list[np.ndarray]:
     """Return counts of each unit, ``(n_levels,)`` int64 and increasing.
 
-    They are its bounds, and steps of ``spacing`` of it from the centre.
+    They are its bounds, and steps of ``spacing`` of its size from the centre.
     """
     counts = []
     limits = zip(layout, bounds.lower, bounds.upper, centre.removed, strict=True)

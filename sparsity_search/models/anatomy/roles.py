@@ -1,4 +1,4 @@
-"""What a linear layer does in its block, from names: data, not code for each model class."""
+"""Roles of linear layers in their blocks, from names: data, not code for each model class."""
 
 from __future__ import annotations
 

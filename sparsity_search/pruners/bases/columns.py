@@ -323,7 +323,7 @@ class _Elimination:
         return EliminationResult(torch.cat(order), costs)
 
     def scores(self) -> Tensor:
-        """Return what each group's removal costs; meaningless for those removed already."""
+        """Return the cost of removing each group; meaningless for removed groups."""
         if self.inner == 1:
             costs = (self.gram.blocks / self.inverse.blocks).flatten()
         else:

@@ -49,11 +49,11 @@ class StructuredPruner(Pruner):
         """
 
     def compensate(self, weight: Tensor, evidence: Evidence, removed: Tensor) -> Compensation:
-        """Return what makes up for what is removed; nothing by default.
+        """Return the compensation for the removed structures; empty by default.
 
         Args:
             weight: The unit's matrix in float32.
-            evidence: What is known of it.
+            evidence: Evidence about the unit.
             removed: ``(levels, count)`` bool: more structures than are zero in the weight.
         """
         del weight, evidence, removed

@@ -112,7 +112,7 @@ def cast_weights(updated: UpdatedWeight, dtype: torch.dtype) -> Tensor:
 def compute_masks(
     source: Pruner, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
 ) -> list[Tensor]:
-    """Return what a mask source removes at each count, ``(rows, columns)`` bool each."""
+    """Return the weights that a mask source removes at each count, ``(rows, columns)`` bool."""
     variants = source.prune(weight, evidence, counts, seed=seed)
     return [variants.at(weight, count) == 0 for count in counts]
 

@@ -42,9 +42,9 @@ def solve_least_squares(
 ) -> Tensor:
     """Return the kept weights of least layer error, ``w_S = H_SS⁻¹ (H w)_S`` for each row.
 
-    What is solved for is the change of the kept weights, ``H_SS δ = (H w_P)_S`` where ``w_P`` are
-    the removed ones: it starts at zero, that is at the masked weights, and its rounding errors
-    are relative to itself, so that float32 is enough. Unit diagonal is Jacobi preconditioning.
+    The unknown is the change of the kept weights, ``H_SS δ = (H w_P)_S`` where ``w_P`` are the
+    removed ones. It starts at zero, that is at the masked weights, and its rounding errors are
+    relative to itself, so that float32 is enough. Unit diagonal is Jacobi preconditioning.
 
     Args:
         weight: ``(rows, columns)`` float32.

@@ -26,7 +26,7 @@ from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.prune.smaller import compare_with_dense
 
-#: Figures of a materialised checkpoint beside those of the dense model.
+#: File with the figures of a materialised checkpoint and of the dense model.
 MATERIALISED = "materialised.json"
 
 
