@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
 import pytest
 import torch
@@ -17,6 +18,23 @@ from sparsity_search.testing.models import tiny_llama  # noqa: E402
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("default")
+
+
+#: The fast tests run each `_STRIDE`-th case of a test that has more than `_MANY` cases.
+_MANY, _STRIDE = 8, 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark most cases of tests with many parameters as slow: `make test-all` runs them all."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    for several in cases.values():
+        if len(several) > _MANY:
+            for i, item in enumerate(several):
+                if i % _STRIDE:
+                    item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

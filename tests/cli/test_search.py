@@ -102,6 +102,7 @@ def test_the_same_command_gives_the_same_profile_byte_for_byte(
     assert first == second
 
 
+@pytest.mark.slow
 def test_another_seed_searches_elsewhere(
     cli: Cli, model: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_supernet_on_disk_gives_the_profile_of_one_in_memory(
     assert first == second
 
 
+@pytest.mark.slow
 def test_shared_prefixes_change_nothing(cli: Cli, model: Path, tmp_path: Path) -> None:
     found = []
     for mib in (0, 1024):
@@ -157,6 +159,7 @@ def test_shared_prefixes_change_nothing(cli: Cli, model: Path, tmp_path: Path) -
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_searches_share_supernets_by_what_these_depend_on(
     cli: Cli, model: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +221,7 @@ def lines(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_at_five_moments_and_resumed_gives_the_same_profile(
     model: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +242,7 @@ def test_killed_at_five_moments_and_resumed_gives_the_same_profile(
     assert first == second
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_cleanly_and_can_be_resumed(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     endless = [*command(model, run), "--rounds", "100000"]

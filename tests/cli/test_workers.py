@@ -55,6 +55,7 @@ def wait_in(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SupernetObjective, "__call__", slow)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_workers_find_what_one_finds(
     cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +77,7 @@ def test_workers_find_what_one_finds(
     assert search(cli, model, tmp_path / "two", *options).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_workers_that_come_late_or_early(cli: Cli, model: Path, tmp_path: Path) -> None:
     """One replays what was measured and ends with the stage; one needs the supernet first."""
@@ -90,6 +92,7 @@ def test_workers_that_come_late_or_early(cli: Cli, model: Path, tmp_path: Path) 
     assert (outcome.code, "not measuring yet" in outcome.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_search_for_one_takes_no_others(cli: Cli, model: Path, tmp_path: Path) -> None:
     assert search(cli, model, tmp_path / "run").code == 0
     outcome = cli("work", tmp_path / "run")
@@ -102,6 +105,7 @@ def test_nothing_to_work_on(cli: Cli, tmp_path: Path) -> None:
     assert (outcome.code, "run.json" in outcome.err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_a_worker_that_fails_is_told_of(
     cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

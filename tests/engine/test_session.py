@@ -82,6 +82,7 @@ def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "write_report", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_rows_of_a_comparison(configure: Configure, tmp_path: Path) -> None:
     def compared(name: str, statistics: Path | None = None) -> dict[str, dict[str, Any]]:
         config = configure(statistics)
@@ -116,6 +117,7 @@ def test_rows_of_a_comparison(configure: Configure, tmp_path: Path) -> None:
     assert results(compared("second")) == results(alone)
 
 
+@pytest.mark.slow
 def test_searches(configure: Configure, tmp_path: Path, texts: list[nn.Module]) -> None:
     def searched(name: str, statistics: Path | None = None, **options: Any) -> tuple[Any, int]:
         texts.clear()

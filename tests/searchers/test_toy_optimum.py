@@ -58,6 +58,7 @@ def test_random_search_does_not_near_the_optimum() -> None:
     assert median([gain for gain, _ in runs]) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATED)
 def test_nears_the_optimum(name: str) -> None:
     searcher, stated = STATED[name]
@@ -65,6 +66,7 @@ def test_nears_the_optimum(name: str) -> None:
     assert median([gain for gain, _ in runs]) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_published_protocol_gains_more_than_random_search() -> None:
     """At equal numbers of measurements."""
     runs = [measured(PROTOCOL, seed, lambda *_: False) for seed in SEEDS]
