@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from sparsity_search.cli import options
-from sparsity_search.cli.main import COMMANDS, _experimental_warnings
+from sparsity_search.cli.main import COMMANDS, _one_line_warnings
 from sparsity_search.config.schema import PluginSection, RunConfig
 from sparsity_search.errors import ConfigError, ExperimentalWarning
 
@@ -98,7 +98,7 @@ def test_commands_have_help() -> None:
 
 
 def test_an_experimental_plugin_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with _experimental_warnings():
+    with _one_line_warnings():
         for message in ("one is\nexperimental", "two", "one is\nexperimental"):
             warnings.warn(message, ExperimentalWarning, stacklevel=1)
     start = "sparsity-search: warning: "
