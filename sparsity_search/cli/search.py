@@ -63,7 +63,7 @@ def search(
     record = RunRecord.read(directory.path, study.storage)
     terminal.show_table(list_columns(record), list_rows(record))
     terminal.say(summarise(record))
-    terminal.say(f"checkpoint: {directory.checkpoint}")
+    terminal.say(f"checkpoint: {directory.checkpoint_folder}")
     if directory.report_file.exists():
         terminal.say(f"report:     {directory.report_file}")
 

@@ -145,7 +145,7 @@ class BudgetSection(Section):
                 "--measure: leave it out and give --sparsity"
             )
         if self.sparsity is None:
-            raise ConfigError("missing --sparsity, e.g. --sparsity 0.6")
+            raise ConfigError("missing budget: give --sparsity, e.g. --sparsity 0.6")
         return self.sparsity
 
 

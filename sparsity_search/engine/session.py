@@ -54,7 +54,7 @@ class Session:
             "digest": self.loaded.digest,
         }
 
-    def origin(self, command: Sequence[str]) -> dict[str, Any]:
+    def describe_origin(self, command: Sequence[str]) -> dict[str, Any]:
         """Return the command, time, versions, threads, device and dtype, for artefacts.
 
         Args:

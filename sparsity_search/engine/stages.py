@@ -107,7 +107,7 @@ def find_present_stage(
 def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
     """Write ``run.json``, with credentials hidden, or check that this run may resume."""
     facts: dict[str, Any] = {
-        **job.session.origin(command),
+        **job.session.describe_origin(command),
         "config": job.config.model_dump(mode="json"),
         "study": key.name,
         "fingerprint": key.fingerprint,
@@ -210,7 +210,7 @@ class SearchStage:
         """Return the history up to the limits if all of it is recorded already."""
         if len(hints) < len(self.job.config.hints):
             return None
-        return self._study(hints, _refuse).recorded(limits)
+        return self._study(hints, _refuse).replay(limits)
 
     def _measure(self, hints: Mapping[str, Hint]) -> StageOutcome:
         """Search with a supernet, given the hints that are known."""

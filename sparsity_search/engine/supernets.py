@@ -78,7 +78,7 @@ class StageSupernet:
 
     def _own_folder(self, facts: Mapping[str, Any]) -> SupernetFolder:
         """Return the folder in the run directory; a later stage may replace an older supernet."""
-        path = self.job.directory.supernet(self.stage)
+        path = self.job.directory.supernet_folder(self.stage)
         try:
             return SupernetFolder(path, facts)
         except RunMismatchError:

@@ -56,7 +56,7 @@ def run_crew(job: SearchJob) -> Iterator[None]:
 
 
 def _get_log_file(job: SearchJob, number: int) -> Path:
-    return job.directory.worker_log(number)
+    return job.directory.worker_log_file(number)
 
 
 def _build_command(job: SearchJob, number: int) -> list[str]:

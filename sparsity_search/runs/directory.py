@@ -79,7 +79,7 @@ class RunDirectory:
         return self.path / "journal.log"
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint_folder(self) -> Path:
         """Folder of the pruned model."""
         return self.path / "checkpoint"
 
@@ -89,7 +89,7 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
-    def claims(self) -> Path:
+    def claims_folder(self) -> Path:
         """Folder of the workers' locks."""
         return self.path / ".claims"
 
@@ -105,11 +105,11 @@ class RunDirectory:
         """Return the file of a figure."""
         return self.path / "plots" / f"{name}.png"
 
-    def supernet(self, stage: int) -> Path:
+    def supernet_folder(self, stage: int) -> Path:
         """Return the folder of the supernet of a stage, numbered from 1."""
         return self.path / ("supernet" if stage == 1 else f"supernet-stage{stage}")
 
-    def worker_log(self, number: int) -> Path:
+    def worker_log_file(self, number: int) -> Path:
         """Return the file that a worker's messages go to."""
         return self.path / f"worker-{number}.log"
 

@@ -109,7 +109,7 @@ class Study:
             self._search(run, limits.rounds)
         return run.history
 
-    def recorded(self, limits: Limits) -> History | None:
+    def replay(self, limits: Limits) -> History | None:
         """Return the result of `run` if all its measurements are recorded; else None."""
         silent = replace(self, on_measured=lambda _: None)
         run = _Run(silent, replace(limits, stop=lambda: True))

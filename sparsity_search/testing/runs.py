@@ -12,6 +12,7 @@ import numpy as np
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.store import Store, open_journal
 from sparsity_search.utils.files import write_json
@@ -87,19 +88,19 @@ def make_run(
         fresh: Whether each round has its own tokens.
         storage: URL of an Optuna storage; by default a journal in the folder.
     """
-    layout = build_run_layout()
-    write_json(folder / "run.json", _build_run(layout, fresh, storage))
-    store = Store(storage or open_journal(folder / "journal.log"), "search", {"seed": 0})
+    layout, directory = build_run_layout(), RunDirectory(folder)
+    directory.begin(_build_run(layout, fresh, storage))
+    store = Store(storage or open_journal(directory.journal_file), "search", {"seed": 0})
     measurements = list(simulate_measurements(rounds, fresh=fresh))
     for measurement in measurements:
         store.add(measurement)
     if finished:
         profiles = build_run_profiles(layout)
         for name, profile in profiles.items():
-            write_json(folder / "profiles" / f"{name}.json", profile.to_json())
+            directory.write_profile(name, profile)
         searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}
-        write_json(folder / "profile.json", searched)
-        write_json(folder / "results.json", _build_results(layout, profiles, rounds, measurements))
+        write_json(directory.profile_file, searched)
+        directory.write_results(_build_results(layout, profiles, rounds, measurements))
     return folder
 
 
@@ -131,7 +132,6 @@ def _build_run(layout: Layout, fresh: bool, storage: str | None) -> dict[str, An
     }
     command = "sparsity-search search tiny-llama --sparsity 0.6"
     return {
-        "format": 1,
         "command": f"{command} --storage {storage}" if storage else command,
         "created": "2026-01-02T03:04:05+00:00",
         "versions": {"sparsity-search": "0.1.0", "torch": "2.9.0"},
@@ -177,7 +177,6 @@ def _build_results(
         row = {"name": name, "score": score, "perplexity": perplexity}
         rows.append({**row, "sparsity": sparsity, "removed": removed})
     return {
-        "format": 1,
         "evaluator": "kl_divergence",
         "target": TARGET,
         "shipped": "searched",

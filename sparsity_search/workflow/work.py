@@ -45,7 +45,7 @@ def work(
     stored = directory.read_facts()["fingerprint"]
     check_fingerprint(stored, key.fingerprint, f"the run in {out}")
     opened = open_database(storage) if storage else join_journal(directory.journal_file)
-    job = replace(job, claims=Claims(directory.claims))
+    job = replace(job, claims=Claims(directory.claims_folder))
     stage = find_present_stage(job, opened, key)
     if stage is None or not stage.ready():
         raise ConfigError(f"the search in {out} is not measuring yet: its supernet is not built")

@@ -47,7 +47,7 @@ def compare(
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
     monitor, with_report = monitor or Monitor(), can_draw_pages()
-    cases, kind = plan.cases(), plan.units()
+    cases, kind = plan.list_cases(), plan.choose_kind()
     config, folder = fill_defaults(plan.config), ComparisonFolder(out)
     _check_folder(folder, config, cases)
     requests = _request_text(config, plan.seed_range)
@@ -144,7 +144,7 @@ def _describe(bench: Bench, config: RunConfig, command: Sequence[str]) -> dict[s
     """Return the identity and the origin of a comparison, with credentials hidden."""
     session, model = bench.session, bench.session.loaded.model
     facts = {
-        **session.origin(command),
+        **session.describe_origin(command),
         "identity": _identify(config),
         "fingerprint": {
             "model": session.loaded.digest,

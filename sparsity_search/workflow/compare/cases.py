@@ -96,7 +96,7 @@ class Plan:
         """The seeds, from that of the configuration on."""
         return range(self.config.study.seed, self.config.study.seed + self.seeds)
 
-    def units(self) -> str:
+    def choose_kind(self) -> str:
         """Return the kind of units that all pruners can remove.
 
         Raises:
@@ -110,7 +110,7 @@ class Plan:
             )
         return kinds.pop()
 
-    def cases(self) -> list[Case]:
+    def list_cases(self) -> list[Case]:
         """Return all rows, one seed after the other, uniform first in each group.
 
         Raises:

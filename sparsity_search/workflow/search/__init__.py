@@ -43,7 +43,7 @@ def search(
     storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
-            job = replace(job, claims=Claims(job.directory.claims))
+            job = replace(job, claims=Claims(job.directory.claims_folder))
         searched = run_stages(job, storage, command)
         if searched is None:
             return None

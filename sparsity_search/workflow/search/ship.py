@@ -65,7 +65,9 @@ def ship(
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
         tokenizer = job.session.loaded.tokenizer
-        save_checkpoint(prepare_for_saving(subject), tokenizer, directory.checkpoint, card=card)
+        save_checkpoint(
+            prepare_for_saving(subject), tokenizer, directory.checkpoint_folder, card=card
+        )
     write_json(directory.profile_file, facts)
     directory.write_results(_results(job, rows, shipped, searched))
     return profile

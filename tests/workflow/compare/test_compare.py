@@ -334,7 +334,7 @@ def test_a_row_that_is_corrupt_is_told(make: Make, tmp_path: Path, no_pages: Non
 
 def test_composed_pruners_and_variants_have_keys(make: Make) -> None:
     plan = make(pruners=("wanda+refit",), allocators=("owl[m=7;spread=0.2]",), sparsities=(0.675,))
-    (uniform, owl) = plan.cases()
+    (uniform, owl) = plan.list_cases()
     assert uniform.key == "wanda+refit-67.5-uniform-seed0"
     assert owl.key == "wanda+refit-67.5-owl_m=7_spread=0.2-seed0"
     assert owl.profile_key == "67.5-owl_m=7_spread=0.2-seed0"
@@ -344,19 +344,19 @@ def test_composed_pruners_and_variants_have_keys(make: Make) -> None:
 
 def test_settings_of_a_label_go_over_those_of_the_configuration(make: Make) -> None:
     plan = make("allocators.owl={m: 3, spread: 0.1}", allocators=("owl", "owl[m=7]"))
-    _, plain, variant = plan.cases()
+    _, plain, variant = plan.list_cases()
     assert (plain.allocating.m, plain.allocating.spread) == (3, 0.1)
     assert (variant.allocating.m, variant.allocating.spread) == (7, 0.1)
 
 
 def test_an_allocator_draws_with_the_seed_of_its_row(make: Make) -> None:
-    cases = make("study.seed=3", allocators=("knapsack", "knapsack[seed=9]"), seeds=2).cases()
+    cases = make("study.seed=3", allocators=("knapsack", "knapsack[seed=9]"), seeds=2).list_cases()
     seeds = [case.allocating.seed for case in cases if case.allocator != "uniform"]  # type: ignore[attr-defined]
     assert seeds == [3, 9, 4, 9]
 
 
 def test_equal_labels_are_one_and_uniform_is_first(make: Make) -> None:
-    cases = make(allocators=("owl", "uniform", "owl"), sparsities=(0.5, 0.5)).cases()
+    cases = make(allocators=("owl", "uniform", "owl"), sparsities=(0.5, 0.5)).list_cases()
     assert [case.allocator for case in cases] == ["uniform", "owl"]
 
 
@@ -367,7 +367,7 @@ def test_labels_with_one_file_name_are_refused(
         "sparsity_search.workflow.compare.cases.make_slug", lambda label: label[:3]
     )
     with pytest.raises(ConfigError, match="same file name"):
-        make(allocators=("owl", "owl[m=7]")).cases()
+        make(allocators=("owl", "owl[m=7]")).list_cases()
 
 
 @pytest.mark.parametrize("label", ["owl[m]", "owl[m=7", "owl[=7]", "owl[m={]"])
