@@ -11,7 +11,7 @@ import typer
 from sparsity_search.cli import options
 
 
-@options.takes(replace(options.MODEL, name="checkpoint"), *options.LOADING)
+@options.takes(replace(options.MODEL, name="checkpoint"), *options.LOADING, *options.CONFIGURATION)
 def verify(
     given: options.Given, profile: Annotated[Path, typer.Option(help="A profile.json.")]
 ) -> None:

@@ -86,8 +86,9 @@ def test_scale_of_all_scores_does_not_matter(
 ) -> None:
     subject = PrunableModel(tiny_llama(layers=3))
     before = allocated(subject, tiny_tokens, statistic=statistic)
-    original = getattr(module, statistic)
-    monkeypatch.setattr(module, statistic, lambda scores: original([8 * s for s in scores]))
+    name = f"compute_{statistic}"
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda scores: original([8 * s for s in scores]))
     assert allocated(subject, tiny_tokens, statistic=statistic) == before
 
 

@@ -284,9 +284,9 @@ def test_a_failure_leaves_the_old_file(run: Run, profile: Path, tmp_path: Path) 
 def test_no_torch_without_a_model(profile: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path;"
-        "from sparsity_search.workflow.convert import Conversion, convert;"
+        "from sparsity_search.workflow.convert import ConversionRequest, convert;"
         "import sparsity_search.cli.convert;"
-        "convert(Conversion(source=Path(sys.argv[1]), out=Path(sys.argv[2])));"
+        "convert(ConversionRequest(source=Path(sys.argv[1]), out=Path(sys.argv[2])));"
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, str(profile), str(tmp_path / "a.csv")]

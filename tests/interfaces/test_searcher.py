@@ -70,7 +70,7 @@ class Alone(Fixed):
 
 def drawn(seed: int, n: int) -> tuple[Candidate, ...]:
     rng = create_generator(seed, "drawn")
-    return tuple(take_new((SPACE.sample(rng, 2.0) for _ in range(10 * n)), n, {SPACE.uniform}))
+    return tuple(take_new((SPACE.sample(rng, 2.0) for _ in range(10 * n)), n, {SPACE.origin}))
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def history() -> History:
 def test_proposals_come_first_in_their_order(history: History) -> None:
     new = [candidate for candidate in drawn(0, 12) if candidate not in history.seen]
     assert len(new) > 4
-    repeats = (new[0], SPACE.uniform, *new[:3], new[1], *new[3:])
+    repeats = (new[0], SPACE.origin, *new[:3], new[1], *new[3:])
     assert Fixed(repeats).ask(SPACE, history, 4, create_generator(0)) == new[:4]
 
 
 @pytest.mark.parametrize("endless", [False, True])
 def test_a_short_round_is_filled_at_random(history: History, endless: bool) -> None:
     first = next(candidate for candidate in drawn(0, 12) if candidate not in history.seen)
-    searcher = Fixed((SPACE.uniform, first), endless)
+    searcher = Fixed((SPACE.origin, first), endless)
     asked = searcher.ask(SPACE, history, 6, create_generator(0))
     assert asked[0] == first
     assert len(set(asked)) == 6
@@ -105,7 +105,7 @@ def test_no_fallback_ends_the_study(history: History) -> None:
 
 
 def test_the_fallback_finds_the_last_candidates() -> None:
-    history = toy_history(Fixed((TINY.uniform,), endless=True), SeparableProblem(TINY), rounds=9)
+    history = toy_history(Fixed((TINY.origin,), endless=True), SeparableProblem(TINY), rounds=9)
     assert len(history.seen) == 3
     assert Fixed(()).ask(TINY, history, 2, create_generator(0)) == []
 

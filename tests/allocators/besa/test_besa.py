@@ -246,7 +246,9 @@ def test_gradients_stay_inside(requires: bool, tokens: Tensor) -> None:
     assert all(p.grad is None and p.requires_grad == requires for p in subject.model.parameters())
 
 
-@pytest.mark.parametrize("when", ["relative_error", "kept", "candidate_rates"])
+@pytest.mark.parametrize(
+    "when", ["compute_relative_error", "build_keep_mask", "build_candidate_rates"]
+)
 def test_model_is_unchanged_after_an_error(
     when: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
