@@ -108,7 +108,7 @@ def test_an_experimental_plugin_is_reported_once(capsys: pytest.CaptureFixture[s
 def test_a_command_reports_an_experimental_plugin(
     cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "reported.py").write_text(
         "from dataclasses import dataclass\n"
         "from sparsity_search.interfaces.searcher import Searcher\n"
         "@dataclass(frozen=True, kw_only=True)\n"
@@ -118,7 +118,7 @@ def test_a_command_reports_an_experimental_plugin(
         "        return []\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    outcome = cli("search", "./absent", "--sparsity", 0.6, "--searcher", "mine:Nothing",
+    outcome = cli("search", "./absent", "--sparsity", 0.6, "--searcher", "reported:Nothing",
                   "--out", tmp_path / "run")  # fmt: skip
     assert outcome.code == 2
     assert outcome.err.count("experimental: it proposes nothing") == 1
