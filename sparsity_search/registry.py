@@ -188,10 +188,10 @@ class Factory:
         for key, kind in kinds.items():
             if kind is None:
                 continue
-            if key in given and given[key] is not None:
-                given[key] = self.resolve(kind, given[key])
-            elif key not in given and fields[key].metadata["default"] is not None:
-                given[key] = self.create(kind, fields[key].metadata["default"], {})
+            default = fields[key].metadata["default"]
+            value = given.get(key, default)
+            if value is not None or default is not None:  # else the setting may be empty
+                given[key] = self.resolve(kind, value)
         if reason := getattr(plugin, "experimental", ""):
             warnings.warn(
                 f"{registry.kind} {name!r} is experimental: {reason}",

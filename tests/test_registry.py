@@ -207,6 +207,12 @@ def test_the_nearest_value_wins() -> None:
     assert build.create(ALLOCATORS, "knapsack", {"seed": 4}).seed == 4
 
 
+def test_only_settings_without_a_default_may_be_empty() -> None:
+    assert PRUNERS.create("sparsegpt", mask=None).mask is None
+    with pytest.raises(ConfigError, match="allocator must be a name"):
+        ALLOCATORS.create("gauss_newton", start=None)
+
+
 def test_what_is_shared_goes_only_to_plugins_that_have_it() -> None:
     build = Factory(shared={"allocator": {"seed": 1, "pruner": PRUNERS.create("wanda")}})
     assert build.create(ALLOCATORS, "uniform", {}) == ALLOCATORS.create("uniform")
