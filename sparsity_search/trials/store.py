@@ -96,11 +96,12 @@ def open_database(url: str) -> BaseStorage:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file; a line torn by a crash is cut off first.
+    """Return the journal storage in a file, without the torn line and the lock of a crash.
 
     Only the owner of the file may call it: another process may be writing the last line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # Optuna would wait for it
     _cut_torn_line(path)
     return join_journal(path)
 

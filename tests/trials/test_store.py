@@ -231,3 +231,11 @@ def test_profiles_of_settings_have_patterns(path: Path) -> None:
     assert kept == {(1,): space.profile((1,))}
     assert kept[1,].patterns
     assert read_profiles(path, "another", on.layout) == {}
+
+
+def test_the_lock_of_a_killed_process_does_not_block(path: Path) -> None:
+    open_journal(path)
+    lock = path.with_name(f"{path.name}.lock")
+    lock.symlink_to(path)  # as Optuna leaves it
+    Store(open_journal(path), "study", {})
+    assert not lock.is_symlink()
