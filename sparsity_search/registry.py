@@ -185,13 +185,14 @@ class Factory:
                 hint = suggest_name(key, fields) if fields else "it has none"
                 raise ConfigError(f"{registry.kind} {name!r} has no setting {key!r}: {hint}")
         kinds = {key: field.metadata.get("registry") for key, field in fields.items()}
+        inner = self._without_section(registry.kind, name)
         for key, kind in kinds.items():
             if kind is None:
                 continue
             default = fields[key].metadata["default"]
             value = given.get(key, default)
             if value is not None or default is not None:  # else the setting may be empty
-                given[key] = self.resolve(kind, value)
+                given[key] = inner.resolve(kind, value)
         if reason := getattr(plugin, "experimental", ""):
             warnings.warn(
                 f"{registry.kind} {name!r} is experimental: {reason}",
@@ -202,6 +203,11 @@ class Factory:
             return plugin(**{key: _convert(fields[key], value) for key, value in given.items()})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{registry.kind} {name!r}: {error}") from error
+
+    def _without_section(self, kind: str, name: str) -> Factory:
+        """Return the factory of nested plugins: a section that nests its own name applies once."""
+        rest = {key: value for key, value in self.sections.get(kind, {}).items() if key != name}
+        return dataclasses.replace(self, sections={**self.sections, kind: rest})
 
     def resolve(self, registry: Registry[T], value: object) -> T:
         """Return the plugin that a setting means.

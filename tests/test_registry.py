@@ -207,6 +207,15 @@ def test_the_nearest_value_wins() -> None:
     assert build.create(ALLOCATORS, "knapsack", {"seed": 4}).seed == 4
 
 
+def test_a_section_that_nests_its_own_name_applies_once() -> None:
+    sections = {"allocator": {"gauss_newton": {"start": "gauss_newton", "steps": 2}}}
+    outer = Factory(sections=sections).create(ALLOCATORS, "gauss_newton", {})
+    assert (outer.steps, outer.start) == (2, ALLOCATORS.create("gauss_newton"))
+    cycle = {"allocator": {"gauss_newton": {"start": {"name": "gauss_newton", "stages": 3}}}}
+    start = Factory(sections=cycle).create(ALLOCATORS, "gauss_newton", {}).start
+    assert (start.stages, start.start) == (3, ALLOCATORS.create("uniform"))
+
+
 def test_only_settings_without_a_default_may_be_empty() -> None:
     assert PRUNERS.create("sparsegpt", mask=None).mask is None
     with pytest.raises(ConfigError, match="allocator must be a name"):
