@@ -59,8 +59,10 @@ class Plugins:
 
 def _name_start(name: str) -> str:
     """Return the name of an initial profile: the allocator's, or one from its file's path."""
+    if not name.endswith(".json"):
+        return name
     path = Path(name)
-    return "-".join(filter(None, (path.parent.name, path.stem))) if path.suffix else name
+    return "-".join(filter(None, (path.parent.name, path.stem)))
 
 
 def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:

@@ -87,3 +87,17 @@ def test_the_last_pruner_keeps_the_pattern() -> None:
     own = {**NEEDED, "pruner.name": "sparsegpt", "finalise.name": "alps"}
     assert Plugins.of(load_config(None, own)).final == PRUNERS.create("alps")
     assert Plugins.of(load_config(None, NEEDED)).final == PRUNERS.create("wanda")
+
+
+def test_initial_plugins_from_outside_have_their_whole_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_starts.py").write_text(
+        "from sparsity_search.allocators.uniform import UniformAllocator as One\n"
+        "from sparsity_search.allocators.owl import OWLAllocator as Two\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["outside_starts:One", "outside_starts:Two"]
+    assert list(Plugins.of(load_config(None, {**NEEDED, "initial": names})).initial) == names
+    dotted = ["sparsity_search.allocators.uniform:UniformAllocator"]
+    assert list(Plugins.of(load_config(None, {**NEEDED, "initial": dotted})).initial) == dotted
