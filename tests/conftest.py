@@ -21,7 +21,7 @@ settings.load_profile("default")
 
 
 #: The fast tests run each `_STRIDE`-th case of a test that has more than `_MANY` cases.
-_MANY, _STRIDE = 8, 4
+_MANY, _STRIDE = 6, 6
 
 
 @pytest.hookimpl(tryfirst=True)
