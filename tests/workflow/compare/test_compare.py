@@ -11,7 +11,6 @@ import torch
 
 from sparsity_search.allocators.owl import OWLAllocator
 from sparsity_search.config.load import load_config
-from sparsity_search.config.schema import PluginSection
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, UnknownNameError
 from sparsity_search.evaluators.perplexity import PerplexityEvaluator
@@ -387,18 +386,3 @@ def test_the_text_has_forty_sequences_unless_told(make: Make, folder: Path) -> N
     assert fill_defaults(make().config).data.final_sequences == 3
     assert fill_defaults(load_config(None, {"model.name": "x"})).data.final_sequences == 40
     assert FINAL_SEQUENCES == 40
-
-
-def test_nested_allocators_keep_their_sections() -> None:
-    config = load_config(
-        None, {"model.name": "tiny"}, ["allocators.knapsack={levels: [0.5, 0.9]}"]
-    )
-    plan = Plan(
-        config=config,
-        allocators=("gauss_newton[start=knapsack]",),
-        pruners={"sparsegpt": PluginSection(name="sparsegpt")},
-        sparsities=(0.6,),
-    )
-    start = plan.cases()[-1].allocating.start  # type: ignore[attr-defined]
-    assert start.levels == (0.5, 0.9)
-    assert start.pruner == PRUNERS.create("sparsegpt")
