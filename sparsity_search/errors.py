@@ -58,6 +58,10 @@ class ExperimentalWarning(SparsitySearchWarning):
     """A plugin loses to a simpler one in the project's own tables."""
 
 
+class SkippedTextWarning(SparsitySearchWarning):
+    """A text source has rows without text, which are skipped."""
+
+
 class NumericalError(SparsitySearchError, ArithmeticError):
     """A computation returned values that are not finite."""
 

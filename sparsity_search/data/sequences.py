@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sparsity_search.data.self_text import sample_cached_text
-from sparsity_search.data.sources import Source, parse_source, read_documents
-from sparsity_search.errors import DataError
+from sparsity_search.data.sources import Documents, Source, parse_source
+from sparsity_search.errors import DataError, SkippedTextWarning
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.utils.random import derive_seed
 
@@ -42,7 +43,40 @@ class Request:
         return (self.n_sequences or 1) * self.length
 
 
+@dataclass(frozen=True)
+class DrawnText:
+    """The sequences of one purpose, and how they were read.
+
+    Attributes:
+        tokens: Token ids, ``(n_sequences, length)`` int64.
+        source: The source.
+        skipped: Rows without text that were skipped in the source, up to the last one needed.
+    """
+
+    tokens: Tensor
+    source: Source
+    skipped: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Return source, size and digest, for artefacts."""
+        return {
+            **self.source.describe(),
+            **({"skipped": self.skipped} if self.skipped else {}),
+            "sequences": self.tokens.shape[0],
+            "length": self.tokens.shape[1],
+            "digest": compute_digest(self.tokens),
+        }
+
+
 def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[str, Tensor]:
+    """Return the token ids of `draw_texts` by purpose, ``(n_sequences, length)`` int64 each."""
+    texts = draw_texts(requests, loaded, seed)
+    return {purpose: text.tokens for purpose, text in texts.items()}
+
+
+def draw_texts(
+    requests: Sequence[Request], loaded: LoadedModel, seed: int
+) -> dict[str, DrawnText]:
     """Draw the sequences of all purposes.
 
     Purposes with the same source get consecutive pieces of its token stream, in the order of
@@ -54,7 +88,7 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
         seed: Seed of the text that the model samples; other text is read from its start.
 
     Returns:
-        Token ids of each purpose, of shape (n_sequences, length), int64.
+        The text of each purpose, in the order of ``requests``.
 
     Raises:
         DataError: A source is missing or too short.
@@ -62,12 +96,11 @@ def draw(requests: Sequence[Request], loaded: LoadedModel, seed: int) -> dict[st
     groups: dict[Source, list[Request]] = {}
     for request in requests:
         groups.setdefault(parse_source(request.source), []).append(request)
-    drawn: dict[str, Tensor] = {}
+    drawn: dict[str, DrawnText] = {}
     for source, group in groups.items():
         if source.kind == "self":
-            drawn |= {
-                request.purpose: _sample_own_text(request, loaded, seed) for request in group
-            }
+            for request in group:
+                drawn[request.purpose] = DrawnText(_sample_own_text(request, loaded, seed), source)
         else:
             drawn |= _cut_pieces(group, source, loaded.tokenizer)
     return {request.purpose: drawn[request.purpose] for request in requests}
@@ -94,11 +127,15 @@ def _sample_own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor
     )
 
 
-def _cut_pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[str, Tensor]:
+def _cut_pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[str, DrawnText]:
     fixed = sum(request.n_tokens for request in group)
     open_ended = any(not request.n_sequences for request in group)
-    stream = _read_tokens(group[0].source, tokenizer, None if open_ended else fixed)
+    documents = Documents(group[0].source)
+    stream = _read_tokens(documents, tokenizer, None if open_ended else fixed)
     _check_length(len(stream), group, source)
+    if documents.skipped:
+        told = f"{source.plain}: {documents.skipped} rows without text are skipped"
+        warnings.warn(told, SkippedTextWarning, stacklevel=2)
     spare = len(stream) - fixed
     drawn, start = {}, 0
     for request in group:
@@ -107,24 +144,27 @@ def _cut_pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dic
             count = 1 + spare // request.length
             spare %= request.length
         stop = start + count * request.length
-        drawn[request.purpose] = stream[start:stop].reshape(count, request.length).clone()
+        tokens = stream[start:stop].reshape(count, request.length).clone()
+        drawn[request.purpose] = DrawnText(tokens, source, documents.skipped)
         start = stop
     return drawn
 
 
-def _read_tokens(source: str, tokenizer: Any, limit: int | None) -> Tensor:
+def _read_tokens(documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tensor:
     """Return the first ``limit`` tokens of a source, or fewer if it has no more."""
     tokens: list[int] = []
-    for ids in _tokenise_source(source, tokenizer, limit):
+    for ids in _tokenise_documents(documents, tokenizer, limit):
         tokens += ids
         if limit is not None and len(tokens) >= limit:
             break
     return torch.tensor(tokens[:limit], dtype=torch.int64)
 
 
-def _tokenise_source(source: str, tokenizer: Any, limit: int | None) -> Iterator[list[int]]:
+def _tokenise_documents(
+    documents: Iterable[str], tokenizer: Any, limit: int | None
+) -> Iterator[list[int]]:
     separator = _tokenise(tokenizer, "\n\n")
-    for number, text in enumerate(read_documents(source)):
+    for number, text in enumerate(documents):
         if number:
             yield separator
         yield _tokenise_document(tokenizer, text, limit)

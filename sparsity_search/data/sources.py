@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsity_search.data.text_files import BYTE_ORDER_MARK, read_json_lines, read_text
 from sparsity_search.errors import DataError
 from sparsity_search.utils.extras import require
 
 _SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self"
 _PROBE_SECONDS = 10.0
+#: A source whose first rows, as many as this, have no text is taken to have none.
+_PATIENCE = 1000
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Source:
             return f"file:{Path(self.value).name}"
         return f"hub:{self.value}" if self.kind == "hub" else self.kind
 
+    def describe(self) -> dict[str, str]:
+        """Return the source's plain name, and for a file its digest."""
+        facts = {"source": self.plain}
+        if self.kind == "file":
+            with Path(self.value).open("rb") as file:
+                facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return facts
+
 
 def parse_source(source: str) -> Source:
     """Parse a text source.
@@ -56,42 +66,48 @@ def parse_source(source: str) -> Source:
     raise DataError(f"unknown text source {source!r}: give {_SCHEMES}")
 
 
-def read_documents(source: str) -> Iterator[str]:
-    """Yield the documents of a source in order, without loading more than needed.
+class Documents:
+    """The documents of a source in order, read as they are asked for.
+
+    A .txt file is one document; .jsonl and .json files with one object a line, .parquet files and
+    data sets of the hub hold documents under ``text``. Rows without text are skipped: empty
+    lines, and rows whose ``text`` is missing, null or blank. Byte-order marks are removed.
 
     Args:
         source: ``file:PATH``, a bare path, or ``hub:NAME[:CONFIG[:SPLIT]]`` (split ``train`` by
-            default). A .txt file is one document; .jsonl and .json files with one object per
-            line, and .parquet files, hold documents under ``text``. Empty documents are skipped.
+            default).
+
+    Attributes:
+        skipped: Number of rows without text so far.
 
     Raises:
-        DataError: The source is missing or unreadable, or has no ``text``, or only empty ones.
+        DataError: The source is not legal or missing; while it is read, also that it is not
+            readable, that a ``text`` is no string, or that there is none at all.
     """
-    parsed = parse_source(source)
-    if parsed.kind == "self":
-        raise DataError("the source self has no documents: the model samples its text")
-    rows = _read_hub(parsed.value) if parsed.kind == "hub" else _read_file(Path(parsed.value))
-    empty = True
-    for text in rows:
-        if text.strip():
-            empty = False
-            yield text
-    if empty:
-        raise DataError(f"{parsed.plain} holds no text: give another source")
 
+    def __init__(self, source: str) -> None:
+        self._source = parse_source(source)
+        if self._source.kind == "self":
+            raise DataError("the source self has no documents: the model samples its text")
+        self.skipped = 0
 
-def describe_source(source: str) -> dict[str, str]:
-    """Return the record of a source: its name without folders, and for a file its digest.
-
-    Raises:
-        DataError: The kind of source is unknown, or the file does not exist.
-    """
-    parsed = parse_source(source)
-    facts = {"source": parsed.plain}
-    if parsed.kind == "file":
-        with Path(parsed.value).open("rb") as file:
-            facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return facts
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents, without loading more than needed."""
+        empty = True
+        for row in _read_rows(self._source):
+            text = (row or "").replace(BYTE_ORDER_MARK, "")
+            if text.strip():
+                empty = False
+                yield text
+                continue
+            self.skipped += 1
+            if empty and self.skipped == _PATIENCE:
+                break  # a data set of the hub may be endless
+        if empty:
+            raise DataError(
+                f"{self._source.plain} holds no text (rows read: {self.skipped}): give another "
+                "source, or put each document under the key 'text'"
+            )
 
 
 def _resolve_file(path: Path) -> Path:
@@ -116,36 +132,24 @@ def _complete_hub_name(source: str, value: str) -> str:
     return f"{name}:{config}:{split or 'train'}"
 
 
-def _read_file(path: Path) -> Iterator[str]:
-    try:
-        yield from _READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 text: convert it first") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path.name}: {error.strerror or error}") from error
+def _read_rows(source: Source) -> Iterator[str | None]:
+    """Return the text of each row; None where there is none."""
+    if source.kind == "hub":
+        return _read_hub(source.value)
+    path = Path(source.value)
+    return _READERS[path.suffix](path)
 
 
 def _read_txt(path: Path) -> Iterator[str]:
-    yield path.read_text(encoding="utf-8")
+    yield read_text(path)
 
 
-def _read_json_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _get_text(_parse_line(line, path, number), f"{path.name}, line {number}")
+def _read_json_rows(path: Path) -> Iterator[str | None]:
+    for place, row in read_json_lines(path):
+        yield _get_text(row, place)
 
 
-def _parse_line(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path.name}, line {number} is not JSON: write one object with a key 'text' per line"
-        ) from error
-
-
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(path: Path) -> Iterator[str | None]:
     import pyarrow
     import pyarrow.parquet
 
@@ -167,20 +171,21 @@ def _read_parquet(path: Path) -> Iterator[str]:
 
 _READERS = {
     ".txt": _read_txt,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".jsonl": _read_json_rows,
+    ".json": _read_json_rows,
     ".parquet": _read_parquet,
 }
 
 
-def _get_text(row: Any, place: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise DataError(f"{place} has no key 'text' with a string: every document needs one")
-    return text
+def _get_text(row: Any, place: str) -> str | None:
+    """Return the text of a row; None if it has none."""
+    text = row.get("text") if isinstance(row, dict) else row
+    if text is None or (isinstance(row, dict) and isinstance(text, str)):
+        return text
+    raise DataError(f"{place} is no object whose 'text' is a string or null: correct or remove it")
 
 
-def _read_hub(value: str) -> Iterator[str]:
+def _read_hub(value: str) -> Iterator[str | None]:
     name, config, split = value.split(":")
     _check_reachable(name)
     import datasets

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsity_search.config.schema import DataSection, ModelSection
-from sparsity_search.data.sequences import Request, compute_digest, draw
-from sparsity_search.data.sources import describe_source, parse_source
+from sparsity_search.data.sequences import DrawnText, Request, draw_texts
+from sparsity_search.data.sources import parse_source
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -36,14 +36,17 @@ class Session:
     Attributes:
         loaded: The model with its tokenizer.
         subject: The prunable units of the model.
-        text: Token ids by purpose, ``(n_sequences, length)`` int64 each.
-        sources: The source of each purpose.
+        drawn: The text of each purpose.
     """
 
     loaded: LoadedModel
     subject: PrunableModel
-    text: dict[str, Tensor]
-    sources: dict[str, str]
+    drawn: dict[str, DrawnText]
+
+    @cached_property
+    def text(self) -> dict[str, Tensor]:
+        """Token ids by purpose, ``(n_sequences, length)`` int64 each."""
+        return {purpose: text.tokens for purpose, text in self.drawn.items()}
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
@@ -72,16 +75,8 @@ class Session:
 
     @cached_property
     def text_facts(self) -> dict[str, dict[str, Any]]:
-        """Source, size and digest of the text of each purpose, for artefacts."""
-        return {
-            purpose: {
-                **describe_source(self.sources[purpose]),
-                "sequences": tokens.shape[0],
-                "length": tokens.shape[1],
-                "digest": compute_digest(tokens),
-            }
-            for purpose, tokens in self.text.items()
-        }
+        """Facts about the text of each purpose, for artefacts."""
+        return {purpose: text.describe() for purpose, text in self.drawn.items()}
 
 
 def _list_versions() -> dict[str, str]:
@@ -137,8 +132,8 @@ def open_session(
         subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept, roles=model.roles)
     with monitor.step("draw text"):
         fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
-        text = draw(fitting, loaded, seed)
-    return Session(loaded, subject, text, {r.purpose: r.source for r in requests})
+        drawn = draw_texts(fitting, loaded, seed)
+    return Session(loaded, subject, drawn)
 
 
 def _make_folder(statistics: Path) -> Path:

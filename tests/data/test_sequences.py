@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity_search.data import sequences
-from sparsity_search.data.sequences import Request, compute_digest, draw
-from sparsity_search.errors import DataError
+from sparsity_search.data import sources
+from sparsity_search.data.sequences import Request, compute_digest, draw, draw_texts
+from sparsity_search.data.sources import Source
+from sparsity_search.errors import DataError, SkippedTextWarning
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_loaded, tiny_text
 
@@ -73,15 +74,25 @@ def test_documents_are_packed_with_an_empty_line_between(
     assert drawn["a"][0].tolist() == ids(loaded, "ab\n\ncd\n\nef")
 
 
+def test_rows_without_text_are_told(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n{"text": "abcd"}\n{"text": null}\n{"text": "efgh"}\n{}\n')
+    requests = [Request("first", str(path), 1, 4), Request("second", str(path), 1, 6)]
+    with pytest.warns(SkippedTextWarning, match=r"file:a\.jsonl: 2 rows without text are skipped"):
+        drawn = draw_texts(requests, loaded, 0)
+    assert drawn["second"].tokens[0].tolist() == ids(loaded, "\n\nefgh")
+    assert [text.describe()["skipped"] for text in drawn.values()] == [2, 2]
+
+
 def test_no_more_documents_are_read_than_needed(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(source: str) -> Iterator[str]:
+    def endless(source: Source) -> Iterator[str]:
         for number in range(10):
             assert number < 4
             yield "abcdefgh"
 
-    monkeypatch.setattr(sequences, "read_documents", endless)
+    monkeypatch.setattr(sources, "_read_rows", endless)
     drawn = draw([Request("a", "hub:x", 2, 10), Request("b", "hub:x::train", 1, 18)], loaded, 0)
     assert drawn["b"].shape == (1, 18)
 
@@ -129,7 +140,7 @@ def test_no_number_means_all_that_is_left(loaded: LoadedModel, text: Path) -> No
 def test_pieces_never_overlap(shapes: list[tuple[int, int]], available: int) -> None:
     loaded = _numbers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "read_documents", lambda source: iter(["x" * available]))
+        patch.setattr(sources, "_read_rows", lambda source: iter(["x" * available]))
         requests = [Request(str(i), "hub:x", n, size) for i, (n, size) in enumerate(shapes)]
         needed = sum(request.n_tokens for request in requests)
         if available < needed:

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sparsity_search.data.text_files import read_json_lines
 from sparsity_search.errors import DataError
 
 _FORMS = (
@@ -45,13 +46,8 @@ def read_questions(path: Path) -> list[Question]:
         DataError: The file cannot be read, has no questions, or a line is of no such form; the
             message names file and line.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"cannot read the questions in {path}: {reason}") from error
-    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    questions = [_parse(line, f"{path.name}, line {number}") for number, line in numbered]
+    lines = read_json_lines(path.expanduser())
+    questions = [_parse(row, place) for place, row in lines if row is not None]
     if not questions:
         raise DataError(f"{path.name} holds no questions: write one a line")
     return questions
@@ -75,11 +71,7 @@ def compute_digest(questions: Sequence[Question]) -> str:
     return total.hexdigest()[:16]
 
 
-def _parse(line: str, place: str) -> Question:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON: write one question a line") from error
+def _parse(row: Any, place: str) -> Question:
     if not isinstance(row, dict):
         raise DataError(f"{place} is no question: {_FORMS}")
     text = row.get("query", row.get("question"))

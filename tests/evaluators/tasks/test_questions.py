@@ -82,6 +82,12 @@ def test_lines(tmp_path: Path) -> None:
         read_questions(path)
 
 
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    path = file(tmp_path, GOOD[0])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_questions(path) == [EXPECTED]
+
+
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent.jsonl: No such file"):
         read_questions(tmp_path / "absent.jsonl")
