@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
+from sparsity_search.models.io.vocabulary import check_tokens
 from sparsity_search.utils.files import atomic_file, compute_digest
 
 _LOG = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ def sample_text(
 
     Raises:
         DataError: The model has neither a BOS nor an EOS token to start from.
+        ModelError: Its embedding has no row for this token.
     """
     first = _find_first_token(model, tokenizer)
+    check_tokens(torch.tensor(first), model, tokenizer)
     # drawn beforehand, so that a sequence's draws do not depend on how many run at once
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(n_sequences, length - 1, generator=generator)

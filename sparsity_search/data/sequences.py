@@ -15,6 +15,7 @@ from sparsity_search.data.self_text import sample_cached_text
 from sparsity_search.data.sources import Documents, Source, parse_source
 from sparsity_search.errors import DataError, SkippedTextWarning
 from sparsity_search.models.io.loading import LoadedModel
+from sparsity_search.models.io.vocabulary import check_tokens
 from sparsity_search.utils.random import derive_seed
 
 #: Characters of a document that are tokenised for each token needed.
@@ -92,6 +93,7 @@ def draw_texts(
 
     Raises:
         DataError: A source is missing or too short.
+        ModelError: The text has a token for which the embedding has no row.
     """
     groups: dict[Source, list[Request]] = {}
     for request in requests:
@@ -102,7 +104,7 @@ def draw_texts(
             for request in group:
                 drawn[request.purpose] = DrawnText(_sample_own_text(request, loaded, seed), source)
         else:
-            drawn |= _cut_pieces(group, source, loaded.tokenizer)
+            drawn |= _cut_pieces(group, source, loaded)
     return {request.purpose: drawn[request.purpose] for request in requests}
 
 
@@ -127,12 +129,15 @@ def _sample_own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor
     )
 
 
-def _cut_pieces(group: Sequence[Request], source: Source, tokenizer: Any) -> dict[str, DrawnText]:
+def _cut_pieces(
+    group: Sequence[Request], source: Source, loaded: LoadedModel
+) -> dict[str, DrawnText]:
     fixed = sum(request.n_tokens for request in group)
     open_ended = any(not request.n_sequences for request in group)
     documents = Documents(group[0].source)
-    stream = _read_tokens(documents, tokenizer, None if open_ended else fixed)
+    stream = _read_tokens(documents, loaded.tokenizer, None if open_ended else fixed)
     _check_length(len(stream), group, source)
+    check_tokens(stream, loaded.model, loaded.tokenizer)
     if documents.skipped:
         told = f"{source.plain}: {documents.skipped} rows without text are skipped"
         warnings.warn(told, SkippedTextWarning, stacklevel=2)

