@@ -75,11 +75,13 @@ class Budget:
             InfeasibleBudgetError: No profile does; the message names the feasible range.
         """
         low, high = (int(counts @ layout.costs) for counts in (bounds.lower, bounds.upper))
-        if not low <= self.n_removed(layout) <= high:
+        target = self.n_removed(layout)
+        if not low <= target <= high:
             total = layout.n_weights
             raise InfeasibleBudgetError(
                 f"sparsity {self.target} is out of reach: the bounds allow "
                 f"{low / total:.6g} to {high / total:.6g} ({low} to {high} of {total} weights)"
+                + (explain_zeros(layout) if target < low else "")
             )
 
     def uniform(self, layout: Layout, bounds: Bounds | None = None) -> SparsityProfile:
@@ -111,6 +113,20 @@ class Budget:
         if wanted.shape != (len(layout),) or not np.isfinite(wanted).all():
             raise ConfigError(f"need {len(layout)} finite sparsities to project")
         return from_counts(layout, round_to_budget(layout, wanted, bounds, self.n_removed(layout)))
+
+
+def explain_zeros(layout: Layout) -> str:
+    """Return the end of a message about a target that the model's own zeros exclude.
+
+    It is empty for a model without zeros.
+    """
+    zeros = int(layout.zeros @ layout.costs)
+    if not zeros:
+        return ""
+    return (
+        f"; {zeros} of these weights ({zeros / layout.n_weights:.1%}) are zero in the model "
+        "already, and stay zero: ask for more than that, or prune the dense model"
+    )
 
 
 def round_to_budget(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel, is_grouped
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.registry import name_plugin
 
@@ -22,6 +23,28 @@ def groups_of(pruner: Pruner) -> Pattern | None:
     """Return the pattern of a pruner if it is ``N:M`` or ``*:M``, else None."""
     pattern = pattern_of(pruner)
     return pattern if pattern is not None and pattern.is_grouped else None
+
+
+def check_zeros(subject: PrunableModel, pruner: Pruner) -> None:
+    """Check that a pruner with a pattern ``N:M`` can give it to every unit of a model.
+
+    A unit with as many zeros as the pattern makes is not pruned, so it must have the pattern.
+
+    Raises:
+        InfeasibleBudgetError: A unit has too many zeros, or as many elsewhere.
+    """
+    pattern = groups_of(pruner)
+    if pattern is None or pattern.sparsity is None:
+        return
+    for unit in subject.layout:
+        wanted = round(pattern.sparsity * unit.count)
+        if unit.zeros < wanted or is_grouped(subject.views[unit.name].read(), str(pattern)):
+            subject.release()
+            continue
+        raise InfeasibleBudgetError(
+            f"{unit.name} has {unit.zeros} zeros of {unit.count} already, which are not {pattern} "
+            f"(it makes {wanted}), and zeros stay: prune the dense model"
+        )
 
 
 def with_pattern(pruner: Pruner, pattern: str) -> Pruner:

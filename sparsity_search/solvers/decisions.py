@@ -15,7 +15,7 @@ from sparsity_search.errors import (
     UnknownNameError,
     suggest_name,
 )
-from sparsity_search.profiles.budget import Bounds, Budget
+from sparsity_search.profiles.budget import Bounds, Budget, explain_zeros
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.spaces.choices import Choices, list_pattern_counts, tie_counts
@@ -168,6 +168,7 @@ def check_reach(layout: Layout, target: int, low: int, high: int) -> None:
         raise InfeasibleBudgetError(
             f"sparsity {target / total:.6g} is out of reach: the allowed counts and limits give "
             f"{low / total:.6g} to {high / total:.6g} ({low} to {high} of {total} weights)"
+            + (explain_zeros(layout) if target < low else "")
         )
 
 

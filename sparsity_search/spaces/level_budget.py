@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from sparsity_search.errors import InfeasibleBudgetError
-from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.budget import Budget, explain_zeros
 from sparsity_search.spaces.tables import DecisionTable
 from sparsity_search.utils.bisect import bisect
 
@@ -202,9 +202,12 @@ def check_saving(table: DecisionTable, budget: Budget, what: str) -> None:
         InfeasibleBudgetError: No levels meet it; the message names the feasible range.
     """
     least, most = table.range
-    if not least <= budget.n_removed(table.layout) <= most:
+    target = budget.n_removed(table.layout)
+    if not least <= target <= most:
         total = table.layout.n_weights
         raise InfeasibleBudgetError(
             f"saving {budget.target} is out of reach: the {what} allow "
             f"{least / total:.6g} to {most / total:.6g}"
+            # zeros exclude every option of a unit that has more of them
+            + (explain_zeros(table.layout) if target < least or not most else "")
         )

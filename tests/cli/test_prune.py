@@ -47,6 +47,21 @@ def test_groups(prune: Callable[..., Outcome], cli: Cli, tmp_path: Path, pruner:
         assert ((view.read().reshape(-1, 4) == 0).sum(1) == 2).all()
 
 
+def test_a_model_that_is_pruned_already(
+    prune: Callable[..., Outcome], cli: Cli, tmp_path: Path
+) -> None:
+    assert prune("--pruner", "magnitude", "--sparsity", 0.5).code == 0
+    again = ("prune", tmp_path / "out", "--pruner", "magnitude", "--out", tmp_path / "again")
+    for options, words in (
+        (("--sparsity", 0.3), "13824 of these weights (50.0%) are zero in the model already"),
+        (("--pattern", "2:4"), "has 512 zeros of 1024 already, which are not 2:4"),
+    ):
+        outcome = cli(*again, *options)
+        assert outcome.code == 2
+        assert words in outcome.err
+        assert not (tmp_path / "again").exists()
+
+
 def test_composed_settings(prune: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = prune("--pruner", "wanda+refit", "--sparsity", 0.5, "--set", "pruner.damping=0.1",
                     "--set", "pruner.mask.pattern=layer")  # fmt: skip

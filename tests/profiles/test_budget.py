@@ -176,6 +176,16 @@ def test_infeasible_names_the_feasible_range(target: float) -> None:
         Budget(target).project(layout, np.zeros(2), Bounds.of(layout, 0.3, 0.6))
 
 
+def test_zeros_of_the_model_are_named() -> None:
+    layout = toy_layout(100, 100, zeros=70)
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"140 of these weights \(70\.0%\) are zero .*:"
+    ):
+        Budget(0.5).uniform(layout)
+    with pytest.raises(InfeasibleBudgetError, match=r"180 of 200 weights\)$"):
+        Budget(0.95).uniform(layout, Bounds.of(layout, upper=0.9))
+
+
 @pytest.mark.parametrize("target", [0.3, 0.6])
 def test_the_ends_of_the_feasible_range_are_feasible(target: float) -> None:
     layout = toy_layout(100, 50)

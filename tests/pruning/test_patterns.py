@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.dass import DassPruner
 from sparsity_search.pruners.drop import DropPruner
@@ -11,8 +13,9 @@ from sparsity_search.pruners.refit import RefitPruner
 from sparsity_search.pruners.ria import RiaPruner
 from sparsity_search.pruners.sparsegpt import SparseGPTPruner
 from sparsity_search.pruners.wanda import WandaPruner
-from sparsity_search.pruning.patterns import groups_of, pattern_of, with_pattern
+from sparsity_search.pruning.patterns import check_zeros, groups_of, pattern_of, with_pattern
 from sparsity_search.registry import PRUNERS
+from sparsity_search.testing.models import tiny_llama
 from tests.helpers.names import OF_WEIGHTS
 
 #: Those whose stored matrix has its groups elsewhere.
@@ -69,3 +72,26 @@ def test_patterns_are_checked_by_the_pruner(pattern: str) -> None:
         with_pattern(SparseGPTPruner(), pattern) if pattern != "row" else with_pattern(
             WandaPruner(), "column"
         )
+
+
+def test_zeros_of_the_model_may_exclude_a_pattern() -> None:
+    def check(*kept: int, pattern: str = "2:4") -> None:
+        """Check a model whose first weight keeps these weights of every four inputs."""
+        model = tiny_llama(layers=1)
+        weight = model.model.layers[0].self_attn.q_proj.weight.data
+        mask = torch.zeros(4)
+        mask[list(kept)] = 1
+        weight *= mask.repeat(weight.shape[1] // 4)
+        if not kept:  # half of each row, but not of each group
+            weight[:, :16] = 1
+        check_zeros(PrunableModel(model), WandaPruner(pattern=pattern))
+
+    check(0, 1, 2)
+    check(1, 3)  # as wanted already
+    check(1, pattern="1:4")
+    check(pattern="1:4")  # half of the weights may become a quarter
+    with pytest.raises(InfeasibleBudgetError, match=r"q_proj has 512 zeros of 1024 .* not 2:4"):
+        check()
+    with pytest.raises(InfeasibleBudgetError, match=r"768 zeros .* \(it makes 512\)"):
+        check(2)
+    check(2, pattern="layer")

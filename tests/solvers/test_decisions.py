@@ -116,6 +116,8 @@ def test_patterns_by_hand() -> None:
     assert (knapsack.least, knapsack.greatest) == (10, 14)
     with pytest.raises(InfeasibleBudgetError, match=r"0\.125 to 0\.5 \(3 to 12 of 24"):
         pose_counts(layout, Budget(0.6), Bounds.of(layout), SolverRules(pattern="2:4"))
+    with pytest.raises(InfeasibleBudgetError, match=r"3 of these weights \(12\.5%\) are zero"):
+        pose_counts(layout, Budget(0.1), Bounds.of(layout), SolverRules(pattern="2:4"))
 
 
 def test_grids_of_weights_are_coarse_and_hold_the_bounds() -> None:

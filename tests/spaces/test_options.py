@@ -164,6 +164,8 @@ def test_options_are_patterns_of_whole_groups(pattern: str, message: str) -> Non
 def test_more_than_the_options_save(target: float) -> None:
     with pytest.raises(InfeasibleBudgetError, match=f"saving {target} .* allow 0 to 0.5$"):
         toy_space(80, 24, options=SAVINGS, target=target)
+    with pytest.raises(InfeasibleBudgetError, match=r"allow 0 to 0; 32 of .* \(66\.7%\) are zero"):
+        toy_space(24, 24, options=SAVINGS, target=target, zeros=16)
 
 
 def test_limits_of_zeros() -> None:

@@ -145,7 +145,7 @@ class PrunableModel:
                 raise ProfileError(
                     f"{unit.name} has {actual} zeros of {unit.count}, the profile says {expected}"
                 )
-            if pattern and not _is_grouped(self.views[unit.name].read(), pattern):
+            if pattern and not is_grouped(self.views[unit.name].read(), pattern):
                 raise ProfileError(f"{unit.name} does not have the profile's pattern {pattern}")
 
     def snapshot(self) -> Mapping[str, Tensor]:
@@ -199,7 +199,7 @@ class PrunableModel:
                 view.write(dense[name])
 
 
-def _is_grouped(weight: Tensor, pattern: str) -> bool:
+def is_grouped(weight: Tensor, pattern: str) -> bool:
     """Whether every M consecutive inputs of ``(rows, columns)`` keep exactly N weights."""
     groups = Pattern.parse_groups(pattern)
     if groups is None or groups.keep is None or not groups.fits(weight.shape[1]):

@@ -11,6 +11,7 @@ from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session
 from sparsity_search.errors import ConfigError
+from sparsity_search.pruning.patterns import check_zeros
 from sparsity_search.report.comparison import write_tables
 from sparsity_search.report.comparison_page import write_comparison
 from sparsity_search.report.pages import can_draw_pages
@@ -57,6 +58,7 @@ def compare(
     bounds = bounds_of(layout, config.budget.bounds)
     for case in cases:
         case.budget.check(layout, bounds)
+        check_zeros(session.subject, case.pruning)
     bench = Bench(session, bounds, folder, monitor)
     with lock_folder(out):
         _begin(bench, config, cases, command)

@@ -18,7 +18,7 @@ from sparsity_search.models.surgery.materialise import materialise, plan, prepar
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
-from sparsity_search.pruning.patterns import pattern_of
+from sparsity_search.pruning.patterns import check_zeros, pattern_of
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
@@ -83,6 +83,7 @@ def prune(
     layout = session.subject.layout
     if budget is not None:
         target = _build_uniform(config, budget, layout)
+        check_zeros(session.subject, pruner)
     else:
         target = SparsityProfile.from_json(layout, stored)
     subject, facts = session.subject, _describe(session, config)
