@@ -62,6 +62,10 @@ class SkippedTextWarning(SparsitySearchWarning):
     """A text source has rows without text, which are skipped."""
 
 
+class PaddingWarning(SparsitySearchWarning):
+    """A smaller checkpoint keeps removed structures as zeros."""
+
+
 class NumericalError(SparsitySearchError, ArithmeticError):
     """A computation returned values that are not finite."""
 

@@ -106,6 +106,19 @@ def test_materialised(
         assert told["padding"] == told["removed"]
 
 
+def test_padding_is_told_before_the_work(prune: Callable[..., Outcome], tmp_path: Path) -> None:
+    options = ("--pruner", "wanda_sp", "--units", "width", "--sparsity", 0.2, "--materialise")
+    outcome = prune(*options)
+    assert "makes nothing smaller" in outcome.err
+    assert outcome.err.index("--multiple-of 32") < outcome.err.index("prune:")
+    (tmp_path / "out").rename(tmp_path / "first")
+    outcome = prune(*options, "--multiple-of", 1)
+    profile = json.loads((tmp_path / "out/profile.json").read_text())
+    padding = json.loads((tmp_path / "out/materialised.json").read_text())["padding"]
+    assert 0 < padding < profile["removed"]
+    assert f"leaves {padding} of {profile['removed']} removed weights" in outcome.err
+
+
 def test_a_profile_says_what_it_removes(
     prune: Callable[..., Outcome], cli: Cli, model: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ width for each block, each block keeps its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,6 +26,7 @@ from sparsity_search.models.anatomy.sublayers import count_key_value_heads
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.profiles.layout import Unit
+from sparsity_search.profiles.profile import SparsityProfile
 
 #: Switch for biases in configurations → role of a layer that it gives a bias.
 _BIASES = {"attention_bias": "o", "mlp_bias": "down"}
@@ -93,20 +94,54 @@ def plan(subject: PrunableModel, multiple: int = 1) -> MaterialisedShape:
     if not blocks:
         raise ModelError("every block is removed: nothing is left to materialise")
     units = [unit for unit in subject.layout if unit.block in blocks]
-    per_block = isinstance(
-        getattr(_get_text_config(subject), "intermediate_size", None), (list, tuple)
-    )
-    kept = {}
+    needed = {unit.name: int((~empty[unit.name]).sum()) for unit in units}
+    per_block = _has_own_widths(subject)
+    widths = _choose_widths(units, needed, multiple, per_block)
+    kept = {name: select_fullest(empty[name], width) for name, width in widths.items()}
+    padding = sum((widths[unit.name] - needed[unit.name]) * unit.cost for unit in units)
+    return MaterialisedShape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
+
+
+def predict_padding(subject: PrunableModel, profile: SparsityProfile, multiple: int) -> int:
+    """Return the padding of `plan` in weights, for a model that is not pruned yet.
+
+    Args:
+        subject: The model; its units are structures.
+        profile: Structures to remove from each unit.
+        multiple: Feed-forward widths are rounded up to a multiple of this number.
+    """
+    needed = {u.name: u.count - r for u, r in zip(subject.layout, profile.removed, strict=True)}
+    alive = {unit.block for unit in subject.layout if needed[unit.name]}
+    units = [unit for unit in subject.layout if unit.block in alive]
+    widths = _choose_widths(units, needed, multiple, _has_own_widths(subject))
+    return sum((widths[unit.name] - needed[unit.name]) * unit.cost for unit in units)
+
+
+def _has_own_widths(subject: PrunableModel) -> bool:
+    """Whether the configuration has a feed-forward width for each block."""
+    width = getattr(_get_text_config(subject), "intermediate_size", None)
+    return isinstance(width, (list, tuple))
+
+
+def _choose_widths(
+    units: Sequence[Unit], needed: Mapping[str, int], multiple: int, per_block: bool
+) -> dict[str, int]:
+    """Return the structures that each unit keeps: as many as the fullest unit of its role needs.
+
+    Args:
+        units: Units of the kept blocks.
+        needed: Structures of each unit that are not empty.
+        multiple: Feed-forward widths are rounded up to a multiple of this number.
+        per_block: Whether every block has its own feed-forward width.
+    """
+    widths = {}
     for unit in units:
         own = per_block and unit.role == "feed_forward"
         alike = [unit] if own else [other for other in units if other.role == unit.role]
-        most = max(1, *(int((~empty[other.name]).sum()) for other in alike))
+        most = max(1, *(needed[other.name] for other in alike))
         step = multiple if unit.role == "feed_forward" else 1
-        kept[unit.name] = select_fullest(
-            empty[unit.name], min(-(-most // step) * step, unit.count)
-        )
-    padding = sum(int(empty[unit.name][kept[unit.name]].sum()) * unit.cost for unit in units)
-    return MaterialisedShape(blocks=blocks, kept=kept, padding=padding, per_block=per_block)
+        widths[unit.name] = min(-(-most // step) * step, unit.count)
+    return widths
 
 
 def materialise(subject: PrunableModel, shape: MaterialisedShape) -> PreTrainedModel:

@@ -24,7 +24,7 @@ from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_json
-from sparsity_search.workflow.prune.smaller import compare_with_dense
+from sparsity_search.workflow.prune.smaller import compare_with_dense, warn_of_padding
 
 #: File with the figures of a materialised checkpoint and of the dense model.
 MATERIALISED = "materialised.json"
@@ -88,6 +88,8 @@ def prune(
         target = SparsityProfile.from_json(layout, stored)
     subject, facts = session.subject, _describe(session, config)
     removes_modules = kind == "experts"  # with or without --materialise
+    if multiple and not removes_modules:
+        warn_of_padding(subject, target, multiple)
     with subject.preserved():
         notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
         shape = plan(subject, multiple) if multiple and not removes_modules else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -14,11 +15,37 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsity_search.engine.session import Session
+from sparsity_search.errors import PaddingWarning
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.surgery.materialise import MaterialisedShape
+from sparsity_search.models.surgery.materialise import MaterialisedShape, predict_padding
+from sparsity_search.profiles.profile import SparsityProfile
 
 #: Tokens of the speed test, and how often each model runs them.
 _TOKENS, _REPEATS = 512, 5
+
+
+def warn_of_padding(subject: PrunableModel, profile: SparsityProfile, multiple: int) -> None:
+    """Warn, before any work, if removed structures will stay in the checkpoint as zeros.
+
+    Args:
+        subject: The model to prune.
+        profile: The profile to prune it to.
+        multiple: Feed-forward widths are rounded up to a multiple of this number.
+    """
+    removed, padding = profile.n_removed, predict_padding(subject, profile, multiple)
+    if not padding:
+        return
+    told = f"leaves {padding} of {removed} removed weights ({padding / removed:.1%}) as zeros"
+    if padding == removed:
+        told = "makes nothing smaller"
+    least = predict_padding(subject, profile, 1)
+    remedy = f"; --multiple-of 1 leaves {least} as zeros" if least < padding else ""
+    warnings.warn(
+        f"--materialise {told}: all blocks have the width that the fullest one needs, rounded up "
+        f"to --multiple-of {multiple} in the feed-forward{remedy}",
+        PaddingWarning,
+        stacklevel=2,
+    )
 
 
 def compare_with_dense(

@@ -11,7 +11,13 @@ from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextCo
 from sparsity_search.errors import ModelError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
-from sparsity_search.models.surgery.materialise import keep_everything, materialise, plan
+from sparsity_search.models.surgery.materialise import (
+    keep_everything,
+    materialise,
+    plan,
+    predict_padding,
+)
+from sparsity_search.profiles.profile import from_counts
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
 from tests.helpers.families import ALL_FAMILIES, FAMILIES
 
@@ -62,6 +68,14 @@ def test_widths() -> None:
     # blocks 1 and 2 keep one empty group of two; channels 34, 44 and 23 are padded to 48
     group, channel = 32 * (2 * 16 + 2 * 8), 3 * 32
     assert shape.padding == 2 * group + (14 + 4 + 25) * channel
+
+
+@pytest.mark.parametrize("kind", REMOVED)
+@pytest.mark.parametrize("multiple", [1, 16, 64])
+def test_padding_is_known_before(kind: str, multiple: int) -> None:
+    dense = PrunableModel(tiny_llama(), units=kind)
+    profile = from_counts(dense.layout, REMOVED[kind])
+    assert predict_padding(dense, profile, multiple) == plan(pruned(kind), multiple).padding
 
 
 def test_heads_shrink_with_their_groups() -> None:
