@@ -84,8 +84,8 @@ def estimate(
     sequence = _time_score(proxy, session)
     ladder = config.ladder
     length = cap_length(config.data.search_length, session.loaded)
-    per_rung = {r.tokens: sequence * r.tokens / length for r in ladder.rungs}
-    entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
+    rungs = [rung for generation in ladder.generations for rung in generation.rungs]
+    most = max(generation.round_tokens for generation in ladder.generations)
     sample = _sample_block(session, pruner, space, config)
     supernet = sample.variants * len(session.subject.blocks)
     model = _count_bytes(session.loaded.model)
@@ -93,8 +93,8 @@ def estimate(
     in_memory = supernet if config.supernet.store == "memory" else 0
     offloaded = session.subject.offload is not None
     return SearchEstimate(
-        evaluation_seconds=per_rung,
-        round_seconds=sum(n * s for n, s in zip(entering, per_rung.values(), strict=False)),
+        evaluation_seconds={rung.tokens: sequence * rung.tokens / length for rung in rungs},
+        round_seconds=sequence * most / length,
         supernet_seconds=sample.seconds,
         supernet_bytes=supernet,
         build_bytes=_sum_weights(session, dense)

@@ -78,7 +78,8 @@ def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
 def _check_ladder(job: SearchJob) -> None:
     n_rows, length = job.pool
     available = n_rows * length
-    for rung in job.config.ladder.rungs:
+    ladders = job.config.ladder.generations
+    for rung in (rung for ladder in ladders for rung in ladder.rungs):
         if rung.tokens % length or rung.tokens > available:
             raise ConfigError(
                 f"a rung of {rung.tokens} tokens is not a whole number of sequences of {length}, "

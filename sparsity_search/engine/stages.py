@@ -254,7 +254,7 @@ class SearchStage:
             store=self.store,
             initial=self.searched.starts(self.starts),
             seed=self.job.config.study.seed,
-            on_measured=lambda m: self.job.monitor.measured(m, ladder.top),
+            on_measured=lambda m: self.job.monitor.measured(m, ladder.in_round(m.round).top),
             claims=self.job.claims,
         )
 

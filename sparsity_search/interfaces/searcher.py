@@ -47,8 +47,8 @@ class Searcher(ABC):
     ) -> Iterator[Candidate]:
         """Yield candidates of ``space``, in order of preference.
 
-        `ask` drops repeats and candidates that were measured before. It takes at most ``50 n``
-        proposals, so the iterator may be endless.
+        `ask` drops repeats and candidates that `History.excluded` holds. It takes at most
+        ``50 n`` proposals, so the iterator may be endless.
 
         Args:
             space: Where to search.
@@ -70,16 +70,19 @@ class Searcher(ABC):
     def ask(
         self, space: Space, history: History, n: int, rng: np.random.Generator
     ) -> Sequence[Candidate]:
-        """Return the candidates of the next round: distinct, and never measured before.
+        """Return the candidates of the next round, which are distinct.
+
+        None was measured before; with fresh tokens in every round none is a survivor of the last
+        one, see `History.excluded`.
 
         Returns:
             ``n`` candidates, or fewer where the space has hardly any new ones. An empty sequence
             ends the study.
         """
-        new = take_new(self.propose(space, history, n, rng), n, history.seen)
+        new = take_new(self.propose(space, history, n, rng), n, history.excluded)
         if len(new) < n:
             others = self.fallback(space, rng)
-            new += take_new(others, n - len(new), {*history.seen, *new})
+            new += take_new(others, n - len(new), {*history.excluded, *new})
         return new
 
     def data_digest(self) -> str | None:

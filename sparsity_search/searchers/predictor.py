@@ -137,7 +137,7 @@ class PredictorSearcher(Searcher):
         """Return up to ``pool · n`` new offspring of the survivors and the elite."""
         parents = list(dict.fromkeys([*history.survivors, *self._select_elite(history)]))
         children = self._single.children(space, parents, rng)
-        return take_new(children, n * self.pool, history.seen)
+        return take_new(children, n * self.pool, history.excluded)
 
     def _rank(
         self, space: Space, pool: Sequence[Candidate], model: FittedModel

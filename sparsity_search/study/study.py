@@ -134,24 +134,25 @@ class Study:
             return list(dict.fromkeys([self.space.origin, *self.initial]))
         rng = create_generator(self.seed, "ask", round_)
         # candidates with equal first genes follow each other: an objective keeps what they share
-        return sorted(self.searcher.ask(self.space, history, self.ladder.candidates, rng))
+        n = self.ladder.in_round(round_).candidates
+        return sorted(self.searcher.ask(self.space, history, n, rng))
 
 
 class _Run:
     """One run of a study: the recorded measurements, the history so far, and the clock."""
 
     def __init__(self, study: Study, limits: Limits) -> None:
-        self.history = History()
+        self.history = History(fresh=study.ladder.fresh)
         self._study = study
         self._limits = limits
         self._recorded = History(study.store.load())
         self.elapsed = max((m.elapsed for m in self._recorded.measurements), default=0.0)
 
     def climb(self, candidates: Sequence[Candidate], round_: int) -> Sequence[Candidate]:
-        """Take candidates up the ladder; the last survivors join them at the top rung."""
-        ladder = self._study.ladder
+        """Take candidates up the ladder; the last survivors join them, by default at the top."""
+        ladder = self._study.ladder.in_round(round_)
         for rung in range(ladder.top if round_ == 0 else 0, ladder.top + 1):
-            if rung == ladder.top:
+            if ladder.joined(rung):
                 candidates = list(dict.fromkeys([*self.history.survivors, *candidates]))
             empty = Measurement(
                 round=round_,

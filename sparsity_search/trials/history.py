@@ -72,10 +72,17 @@ def rank(measurements: Iterable[Measurement]) -> list[Measurement]:
 
 @dataclass
 class History:
-    """All measurements of a study, and the survivors of each completed round."""
+    """All measurements of a study, and the survivors of each completed round.
+
+    Attributes:
+        measurements: Oldest first.
+        winners: The survivors of each completed round, best first.
+        fresh: Whether every round is measured on tokens of its own.
+    """
 
     measurements: list[Measurement] = field(default_factory=list)
     winners: list[tuple[Candidate, ...]] = field(default_factory=list)
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         self._by_key: dict[tuple[Fidelity, Candidate], Measurement] = {}
@@ -123,6 +130,15 @@ class History:
     def seen(self) -> Set[Candidate]:
         """All candidates ever measured."""
         return self._of.keys()
+
+    @property
+    def excluded(self) -> Set[Candidate]:
+        """The candidates that a new round leaves out: all that were measured.
+
+        With fresh tokens a candidate may be proposed again, since it lost on other ones. Only the
+        last survivors are left out then: they join the round anyway.
+        """
+        return frozenset(self.survivors) if self.fresh else self.seen
 
 
 def _get_key(fidelity: Fidelity, candidate: Candidate) -> tuple[Fidelity, Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,23 +14,64 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials.history import Fidelity, Measurement, rank
 
+#: Rungs that the numbers of draws leave room for in each round.
+_RUNGS = 1000
 
-@dataclass(frozen=True, slots=True)
-class Rung:
+
+class _Described:
+    """A dataclass whose ``repr`` leaves out settings of ``later`` that have their default.
+
+    The fingerprint of a search holds this text: searches without a setting that was added later
+    keep theirs.
+    """
+
+    __slots__ = ()
+    later: ClassVar[frozenset[str]]
+
+    def __repr__(self) -> str:
+        values = ((f, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        shown = [
+            f"{f.name}={value!r}"
+            for f, value in values
+            if f.name not in self.later or value != f.default
+        ]
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rung(_Described):
     """One step of the ladder.
 
     Attributes:
         tokens: Tokens that each candidate is measured on.
         survivors: Number of candidates that go on to the next rung, or survive the round.
+        parents: Whether the survivors of the last round join here; by default at the last rung
+            alone.
     """
 
     tokens: int
     survivors: int
+    parents: bool | None = None
+    later: ClassVar[frozenset[str]] = frozenset({"parents"})
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # in configurations
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class Generation:
+    """The candidates of a round that differs from the others, and their rungs.
+
+    Attributes:
+        candidates: New candidates in the round.
+        rungs: The rungs, from the cheapest to the costliest.
+    """
+
+    candidates: int
+    rungs: tuple[Rung, ...]
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # in configurations
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ladder(_Described):
     """Multi-stage selection (EvoPress, arXiv 2410.14649, Algorithm 1).
 
     Args:
@@ -40,8 +81,13 @@ class Ladder:
             are comparable between rounds and a known candidate is never measured again.
         confidence: Confidence of a race: a candidate also leaves a rung when a paired one-sided
             t-test on the sequences of the rung finds it worse than the best one (F-Race,
-            Birattari et al., GECCO 2002, with its pairwise comparison alone). Sequences nest and
-            are read once, so that many rungs cost no more than the last of them.
+            Birattari et al., GECCO 2002, with its pairwise comparison alone). Where rungs nest,
+            many of them cost no more than the last one.
+        nested: A rung holds the tokens of the rungs before it, which are not read again. If
+            false, each rung has a draw of its own, as in the released code of EvoPress: what won
+            a rung is then not compared with its parent on the tokens that it was chosen by.
+        first: Candidates and rungs of round 1, the first after the starts; by default those of
+            all rounds.
 
     Raises:
         ConfigError: There is no rung, the tokens do not rise, a rung keeps no candidate or more
@@ -52,6 +98,9 @@ class Ladder:
     rungs: tuple[Rung, ...] = (Rung(512, 2), Rung(2048, 1))
     fresh: bool = False
     confidence: float | None = None
+    nested: bool = True
+    first: Generation | None = None
+    later: ClassVar[frozenset[str]] = frozenset({"nested", "first"})
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # in configurations
 
     def __post_init__(self) -> None:
@@ -69,15 +118,41 @@ class Ladder:
                     f"the rung of {rung.tokens} tokens keeps {rung.survivors} of {entering}"
                 )
             entering = rung.survivors
+        self.in_round(1)  # raises if the first generation is not legal
 
     @property
     def top(self) -> int:
         """Index of the last rung."""
         return len(self.rungs) - 1
 
+    def in_round(self, round_: int) -> Ladder:
+        """Return the ladder of a round: another one in round 1 if there is a `first`."""
+        if round_ != 1 or self.first is None:
+            return self
+        return replace(self, candidates=self.first.candidates, rungs=self.first.rungs, first=None)
+
+    @property
+    def generations(self) -> tuple[Ladder, ...]:
+        """The ladders of all rounds: that of round 1 if it differs, and that of the others."""
+        return tuple(dict.fromkeys((self.in_round(1), self)))
+
+    @property
+    def round_tokens(self) -> int:
+        """Tokens that the new candidates of a round are measured on, all together."""
+        entering = [self.candidates, *(rung.survivors for rung in self.rungs)]
+        return sum(n * rung.tokens for n, rung in zip(entering, self.rungs, strict=False))
+
+    def joined(self, rung: int) -> bool:
+        """Whether the survivors of the last round join the candidates at a rung."""
+        stated = self.rungs[rung].parents
+        return rung == self.top if stated is None else stated
+
     def fidelity(self, rung: int, round_: int) -> Fidelity:
         """Return the tokens that candidates of a rung are measured on in a round."""
-        return Fidelity(self.rungs[rung].tokens, subset=round_ if self.fresh else 0)
+        draw = round_ if self.fresh else 0
+        return Fidelity(
+            self.rungs[rung].tokens, subset=draw if self.nested else draw * _RUNGS + rung
+        )
 
     def survivors(self, rung: int, measured: Sequence[Measurement]) -> list[Candidate]:
         """Return the candidates that go on from a rung, best first, without failed ones."""

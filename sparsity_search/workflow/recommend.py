@@ -77,7 +77,7 @@ class Method(Section):
         calibration = data.calibration_sequences * data.calibration_length
         tokens = (self.tokens or calibration) * (self.forward + BACKWARD * self.backward)
         if self.rounds is not None:
-            tokens += self.rounds * _count_round_tokens(config) + SEARCH_PASSES * calibration
+            tokens += self.rounds * config.ladder.round_tokens + SEARCH_PASSES * calibration
         weights = self.seconds_per_million * machine.weights / 1e6
         return tokens * machine.seconds_per_token + weights
 
@@ -195,13 +195,6 @@ def load_methods() -> tuple[Method, ...]:
     """Return the methods of ``methods.yaml``."""
     text = files("sparsity_search.workflow").joinpath(METHODS).read_text(encoding="utf-8")
     return tuple(Method.model_validate(entry) for entry in yaml.safe_load(text)["methods"])
-
-
-def _count_round_tokens(config: RunConfig) -> int:
-    """Return the tokens of one round: candidates, then the survivors of each rung."""
-    ladder = config.ladder
-    entering = [ladder.candidates, *(rung.survivors for rung in ladder.rungs)]
-    return sum(n * rung.tokens for n, rung in zip(entering, ladder.rungs, strict=False))
 
 
 def _get_ratio(entry: TimedMethod) -> float:

@@ -55,7 +55,7 @@ def test_what_is_needed() -> None:
         ({"model": {"name": "x", "dtyp": "auto"}}, r"'model.dtyp': did you mean 'dtype'\?"),
         (
             {"ladder": {"rungs": [{"token": 3, "tokens": 8, "survivors": 1}]}},
-            r"'ladder.rungs.0.token': did you mean 'tokens'\? Known: survivors, tokens",
+            r"'ladder.rungs.0.token': did you mean 'tokens'\? Known: parents, survivors, tokens",
         ),
         ({"study": {"zzz": 1}}, r"'study.zzz': Known: minutes, rounds, seed, stages, storage"),
     ],
@@ -87,7 +87,7 @@ def test_all_faults_are_told_together() -> None:
         ("budget.bounds={q: [0, 0.5]}", "budget.bounds.q", [0.0, 0.5]),
         ("budget.bounds.q=[0, 0.5]", "budget.bounds.q", [0.0, 0.5]),
         ("ladder.rungs=[{tokens: 8, survivors: 2}]", "ladder.rungs",
-         [{"tokens": 8, "survivors": 2}]),
+         [{"tokens": 8, "survivors": 2, "parents": None}]),
         ("model.revision=null", "model.revision", None),
         ("model.revision=", "model.revision", None),
         ("ladder.fresh=true", "ladder.fresh", True),

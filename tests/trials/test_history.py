@@ -55,6 +55,16 @@ def test_seen_and_survivors() -> None:
     assert history.winners == [((1,), (2,)), ((2,),)]
 
 
+def test_excluded() -> None:
+    """With fresh tokens a candidate that lost may come again: it lost on other tokens."""
+    found = [measured(1.0, (1,)), measured(2.0, (2,)), measured(3.0, (3,))]
+    fixed, fresh = History(found, [((1,),)]), History(found, [((1,),)], fresh=True)
+    assert fixed.excluded == {(1,), (2,), (3,)}
+    assert fresh.excluded == {(1,)}
+    assert fresh.seen == fixed.seen
+    assert History(found, fresh=True).excluded == frozenset()
+
+
 def test_histories_are_values() -> None:
     one = measured(1.0)
     assert History([one]) == History([replace(one)])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.trials.history import Fidelity, Measurement, Score
-from sparsity_search.trials.ladder import Ladder, Rung
+from sparsity_search.trials.ladder import Generation, Ladder, Rung
 
 LADDER = Ladder(candidates=8, rungs=(Rung(10, 4), Rung(20, 2), Rung(40, 1)))
 
@@ -41,6 +43,47 @@ def test_fidelity() -> None:
     assert LADDER.fidelity(1, 7) == LADDER.fidelity(1, 8) == Fidelity(20, 0)
     fresh = Ladder(candidates=8, rungs=LADDER.rungs, fresh=True)
     assert [fresh.fidelity(0, r) for r in (0, 3)] == [Fidelity(10, 0), Fidelity(10, 3)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_rungs_that_do_not_nest_have_draws_of_their_own(fresh: bool) -> None:
+    ladder = replace(LADDER, nested=False, fresh=fresh)
+    draws = {
+        (rung, round_): ladder.fidelity(rung, round_).subset
+        for rung, round_ in itertools.product(range(3), range(4))
+    }
+    # one for each rung, and with fresh tokens one for each rung of each round
+    assert len(set(draws.values())) == (12 if fresh else 3)
+    assert len({draws[rung, 0] for rung in range(3)}) == 3
+
+
+def test_the_first_generation() -> None:
+    first = Generation(candidates=64, rungs=(Rung(20, 1, parents=False),))
+    ladder = replace(LADDER, first=first, fresh=True, nested=False)
+    assert [ladder.in_round(r) is ladder for r in range(4)] == [True, False, True, True]
+    own = ladder.in_round(1)
+    assert (own.candidates, own.rungs, own.top) == (64, first.rungs, 0)
+    assert (own.fresh, own.nested) == (True, False)
+    assert [ladder.joined(rung) for rung in range(3)] == [False, False, True]
+    assert not own.joined(0)
+    assert ladder.generations == (own, ladder)
+    assert LADDER.generations == (LADDER,)
+    assert (LADDER.round_tokens, own.round_tokens) == (8 * 10 + 4 * 20 + 2 * 40, 64 * 20)
+    with pytest.raises(ConfigError, match="20 tokens keeps 3 of 2"):
+        replace(LADDER, first=Generation(candidates=2, rungs=(Rung(20, 3),)))
+
+
+def test_fingerprints_hold_what_is_set() -> None:
+    """Searches without the later settings keep their fingerprint, which holds this text."""
+    assert repr(Ladder()) == (
+        "Ladder(candidates=12, rungs=(Rung(tokens=512, survivors=2), "
+        "Rung(tokens=2048, survivors=1)), fresh=False, confidence=None)"
+    )
+    assert repr(Rung(8, 1, parents=False)) == "Rung(tokens=8, survivors=1, parents=False)"
+    first = Generation(candidates=3, rungs=(Rung(8, 1),))
+    for changed in ({"nested": False}, {"first": first}, {"rungs": (Rung(512, 1, parents=True),)}):
+        assert repr(replace(LADDER, **changed)) != repr(LADDER)
+    assert "nested=False" in repr(replace(LADDER, nested=False))
 
 
 @pytest.mark.parametrize(
