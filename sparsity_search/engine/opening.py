@@ -38,7 +38,9 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     seed, kept = config.study.seed, config.data.statistics
     session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
     prices = get_prices(config, session.subject, directory, monitor, of_levels.unpriced)
-    space = of_levels.build(session.subject.layout, budget, config.budget.bounds, prices)
+    space = of_levels.build(
+        session.subject.layout, budget, config.budget.bounds, prices, session.hidden_size
+    )
     resident = ResidentModel()
     parameters = build_parametric_space(config, file, session, space, resident.make_dense)
     job = SearchJob(config, plugins, session, space, directory, monitor, parameters, resident)

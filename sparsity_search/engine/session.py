@@ -57,6 +57,11 @@ class Session:
             "digest": self.loaded.digest,
         }
 
+    @property
+    def hidden_size(self) -> int | None:
+        """Size of the model's hidden states; None if its configuration does not say."""
+        return getattr(self.loaded.model.config.get_text_config(), "hidden_size", None)
+
     def describe_origin(self, command: Sequence[str]) -> dict[str, Any]:
         """Return the command, time, versions, threads, device and dtype, for artefacts.
 

@@ -114,6 +114,7 @@ def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
         "model": job.session.model_facts,
         "text": job.session.text_facts,
         "layout": job.space.layout.to_json(),
+        "hidden_size": job.session.hidden_size,
     }
     hidden = redact(facts, (job.config.study.storage or "",))
     job.directory.begin(hidden, job.space.prices)

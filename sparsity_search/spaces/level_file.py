@@ -24,13 +24,17 @@ from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.pattern_levels import CountLevels, PatternLevels
 from sparsity_search.spaces.prices import Prices
+from sparsity_search.spaces.separate_levels import build_separately
 from sparsity_search.spaces.step_levels import ShareLevels, StepLevels, share_equally
 from sparsity_search.spaces.tables import Groups
 
+#: The step that EvoPress takes if none is given.
+_BY_HIDDEN_SIZE = "by_hidden_size"
 #: Sparsity limits by role, each within [0, 1].
 RoleBounds = Mapping[str, tuple[float, float]]
 
 _NofM = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+_Weights = Annotated[int, Field(ge=1)]
 _Saving = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -55,15 +59,20 @@ class SpaceFile(BaseModel):
         step: Weights that one level moves, as a fraction of the smallest gene. If the target
             leaves little room, it is reduced so that the gene with most room has four levels
             either way. Structures move whole: a level is as many as the step holds, at least one.
+        weights: Weights that one level moves; replaces ``step``. ``by_hidden_size`` is what the
+            code of EvoPress takes by default: ``0.5 · min(S, 1 - S) / reach · hidden_size²`` at
+            sparsity S, rounded down (``prune.py``).
         share: Weights that one level moves each gene, as a fraction of its own; replaces
             ``step``.
         pattern: ``N:M`` (each unit keeps N of M weights, or is dense) or ``*:M`` (any number of
-            M); replaces ``step`` and ``share``.
-        options: The ``N:M`` patterns that a unit may have; replaces the three above. The budget
+            M); replaces the three above.
+        options: The ``N:M`` patterns that a unit may have; replaces the four above. The budget
             is then in savings. A mapping gives the saving of each pattern as a fraction of the
             cost of a dense unit (measured time, bytes or energy); the cost of a unit is
             proportional to its weights. A list has no savings: a measure prices its patterns.
         reach: Most levels up or down.
+        budget_per: ``role`` gives each role a budget of its own: the target fraction of its
+            weights, see `SeparateLevels`. By default there is one budget for all units.
         bounds: Least and greatest sparsity by role; other roles have no bounds.
     """
 
@@ -74,10 +83,12 @@ class SpaceFile(BaseModel):
     gene: list[Literal["name", "block", "role", "group"]] = Field(min_length=1)
     groups: dict[str, list[str]] = {}
     step: float | None = Field(default=None, gt=0, le=1)
+    weights: _Weights | Literal["by_hidden_size"] | None = None
     share: float | None = Field(default=None, gt=0, le=1)
     pattern: str | None = None
     options: dict[_NofM, _Saving | None] | None = Field(default=None, min_length=1)
     reach: int = Field(ge=1)
+    budget_per: Literal["role"] | None = None
     bounds: dict[str, tuple[float, float]] = {}
 
     @property
@@ -99,12 +110,18 @@ class SpaceFile(BaseModel):
     def _one_measure(self) -> Self:
         if 0 < len(self.unpriced) < len(self.options or {}):
             raise ValueError("either all options need what they save, or none")
-        if [self.step, self.share, self.pattern, self.options].count(None) != 3:
-            raise ValueError("a space needs one of step, share, pattern and options")
+        kinds = [self.step, self.weights, self.share, self.pattern, self.options]
+        if kinds.count(None) != len(kinds) - 1:
+            raise ValueError("a space needs one of step, weights, share, pattern and options")
         return self
 
     def build(
-        self, layout: Layout, budget: Budget, bounds: RoleBounds, prices: Prices | None = None
+        self,
+        layout: Layout,
+        budget: Budget,
+        bounds: RoleBounds,
+        prices: Prices | None = None,
+        hidden_size: int | None = None,
     ) -> SearchSpace:
         """Return the space over a layout.
 
@@ -113,13 +130,34 @@ class SpaceFile(BaseModel):
             budget: The global budget; with options or prices its target is a saving.
             bounds: Sparsity limits by role; they override the file's for these roles.
             prices: Savings of the units, counted instead of their weights.
+            hidden_size: That of the model, for a step that depends on it.
 
         Raises:
             UnknownNameError: A bound's role is not in the layout.
-            ConfigError: A pattern is not legal, or a unit cannot have it.
+            ConfigError: A pattern is not legal, a unit cannot have it, no unit has room for a
+                step in weights, or the hidden size is needed.
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
-        genes, within = self._genes(layout), bounds_of(layout, {**self.bounds, **bounds})
+        within = bounds_of(layout, {**self.bounds, **bounds})
+        build = self._with_weights(budget.target, hidden_size)._build
+        if self.budget_per == "role":
+            return build_separately(layout, budget, within, prices, self.reach, build)
+        return build(layout, budget, within, prices)
+
+    def _with_weights(self, target: float, hidden_size: int | None) -> SpaceFile:
+        """Return the file with a number for ``weights`` if these depend on the model."""
+        if self.weights != _BY_HIDDEN_SIZE:
+            return self
+        if hidden_size is None:
+            raise ConfigError(f"weights: {_BY_HIDDEN_SIZE} needs the hidden size of the model")
+        weights = int(0.5 * min(target, 1 - target) / self.reach * hidden_size**2)
+        return self.model_copy(update={"weights": max(1, weights)})
+
+    def _build(
+        self, layout: Layout, budget: Budget, within: Bounds, prices: Prices | None
+    ) -> SearchSpace:
+        """Return the space of units that share one budget."""
+        genes = self._genes(layout)
         common = _Common(
             layout=layout, budget=budget, bounds=within, genes=genes, reach=self.reach
         )
@@ -132,7 +170,10 @@ class SpaceFile(BaseModel):
         uniform = _uniform(layout, budget, within, prices)
         step = self._step(layout, uniform, within, genes)
         if prices is None and layout.divisible:
-            return EvenLevels(**common, step=step)
+            space = EvenLevels(**common, step=step)
+            if self.weights is not None:
+                _check_room(space)
+            return space
         return StepLevels(**common, step=step, prices=prices)
 
     def _option_prices(self, layout: Layout, measured: Prices | None) -> Prices:
@@ -161,6 +202,9 @@ class SpaceFile(BaseModel):
 
     def _step(self, layout: Layout, removed: np.ndarray, bounds: Bounds, genes: Groups) -> int:
         """Return the step in weights, a whole number of the smallest items."""
+        granule = int(layout.costs.min())
+        if isinstance(self.weights, int):
+            return max(1, round(self.weights / granule)) * granule
         assert self.step is not None
 
         def most(items: np.ndarray) -> int:
@@ -169,7 +213,6 @@ class SpaceFile(BaseModel):
 
         room = min(most(bounds.upper - removed), most(removed - bounds.lower))
         smallest = min(sum(layout[i].size for i in gene) for gene in genes)
-        granule = int(layout.costs.min())
         return max(1, round(min(self.step * smallest, room / 4) / granule)) * granule
 
     def _groups(self, layout: Layout) -> dict[str, str]:
@@ -207,6 +250,19 @@ def _module(unit: Unit) -> str | None:
     while path and path[-1].isdigit():
         path.pop()
     return path[-1] if any(part.isdigit() for part in path) else None
+
+
+def _check_room(space: EvenLevels) -> None:
+    """Check that some gene can rise by a level, and some fall.
+
+    Raises:
+        ConfigError: None can: the step is too large for this model.
+    """
+    if not (space.limits.upper.any() and space.limits.lower.any()):
+        raise ConfigError(
+            f"a level of {space.step} weights is too large for this model at sparsity "
+            f"{space.budget.target}: choose a space with a smaller step, e.g. evopress_default"
+        )
 
 
 def _uniform(layout: Layout, budget: Budget, bounds: Bounds, prices: Prices | None) -> np.ndarray:

@@ -95,6 +95,15 @@ class Prices:
         """Return the saving of each unit in a pattern, ``(n_units,)`` int64."""
         return self._whole(np.asarray(self.patterns[pattern], dtype=np.float64))
 
+    def of_units(self, units: Sequence[int]) -> Prices:
+        """Return the prices of some of the units, as shares of their own total cost."""
+        return Prices(
+            Layout([self.layout[i] for i in units]),
+            self.measure,
+            [self.curves[i] for i in units],
+            {pattern: np.asarray(each)[list(units)] for pattern, each in self.patterns.items()},
+        )
+
     @cached_property
     def costs(self) -> np.ndarray:
         """Cost of each dense unit, saved if all its items are removed, ``(n_units,)`` int64."""

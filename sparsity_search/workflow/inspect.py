@@ -63,7 +63,9 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> InspectionResu
     kind = choose_units(config, pruner)
     session = open_session(config.model, [], config.study.seed, monitor, units=kind)
     subject, model = session.subject, session.loaded.model
-    space = space_file.build(subject.layout, budget, config.budget.bounds)
+    space = space_file.build(
+        subject.layout, budget, config.budget.bounds, hidden_size=session.hidden_size
+    )
     with monitor.step("time samples"):
         tokens = draw_tokens(session, config.data.search_length)
         proxy = evaluator.bind(model, tokens, session.loaded.tokenizer)

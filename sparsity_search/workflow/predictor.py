@@ -130,7 +130,8 @@ def read_spaces(directory: RunDirectory) -> list[SearchSpace]:
     layout = Layout.from_json(facts["layout"])
     file = load_space(config.space).of_levels
     budget = Budget(config.budget.saving or config.budget.target)
-    space = file.build(layout, budget, config.budget.bounds, directory.read_prices(layout))
+    prices, hidden_size = directory.read_prices(layout), facts.get("hidden_size")
+    space = file.build(layout, budget, config.budget.bounds, prices, hidden_size)
     if facts["fingerprint"].get("space", space.digest) != space.digest:
         raise RunMismatchError(f"the space {config.space!r} is not what it was in the search")
     return build_stage_spaces(space, facts["fingerprint"], directory.read_starts(layout))

@@ -31,9 +31,11 @@ PATTERNS = {
     "four_of_eight": (0.1, 0.25, 0.4),
     "n_of_eight": (0.1, 0.5, 0.95),
 }
-UNEVEN = {"dense_or_sparse", "eighths", "sixty_fourths"}
+UNEVEN = {"dense_or_sparse", "eighths", "sixty_fourths", "equal_drops"}
+#: Spaces whose step is a number of weights, not a fraction of this model's.
+ABSOLUTE = {"evopress", "evopress_default"}
 PARAMETRIC = {name for name in space_names() if isinstance(load_space(name), ParametricFile)}
-STEPPED = sorted(set(space_names()) - set(PATTERNS) - PARAMETRIC - UNEVEN)
+STEPPED = sorted(set(space_names()) - set(PATTERNS) - PARAMETRIC - UNEVEN - ABSOLUTE)
 
 
 def structured(*units: tuple[str, int, int]) -> Layout:
@@ -230,11 +232,16 @@ def test_unknown_name() -> None:
         ({"gene": []}, "gene"),
         ({"gene": ["layer"]}, "gene"),
         ({"step": 0}, "step"),
+        ({"step": None, "weights": 0}, "weights"),
+        ({"step": None, "weights": "by_size"}, "weights"),
         ({"reach": 0}, "reach"),
         ({"bounds": {"q": [0.1]}}, r"bounds\.q"),
-        ({"step": None}, "space .*: .*one of step, share, pattern and options"),
-        ({"pattern": "2:4"}, "space .*: .*one of step, share, pattern and options"),
-        ({"options": {"2:4": 0.5}}, "space .*: .*one of step, share, pattern and options"),
+        ({"step": None}, "space .*: .*one of step, weights, share, pattern and options"),
+        ({"pattern": "2:4"}, "space .*: .*one of step, weights, share, pattern and options"),
+        (
+            {"options": {"2:4": 0.5}},
+            "space .*: .*one of step, weights, share, pattern and options",
+        ),
         ({"step": None, "options": {}}, "options"),
         ({"step": None, "options": {"*:4": 0.5}}, r"options\.\*:4"),
         ({"step": None, "options": {124: 0.5}}, r"options\.124"),  # 2:4 without quotes
