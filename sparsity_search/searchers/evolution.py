@@ -22,9 +22,9 @@ class EvolutionSearcher(Searcher):
     """Evolution with mutations that keep the budget.
 
     EvoPress (arXiv 2410.14649, section 3 and Algorithm 1). Offspring are parents after a few
-    switches of levels, see `Mutation`. The parents are the survivors of the last round. They also
-    compete in the last rung, which is the study's rule (elitism by rung index). The published
-    settings are the presets ``evopress`` and ``evopress_superfast``.
+    switches of levels, see `Mutation`. The parents are the survivors of the last round. The
+    ladder says where they compete with their offspring, by default in the last rung. The
+    published settings are the presets ``evopress``, ``evopress_superfast`` and ``evopress_drop``.
 
     Args:
         max_switches: Most switches in one mutation (3 in the paper).
@@ -35,8 +35,9 @@ class EvolutionSearcher(Searcher):
         tournament: Offspring drawn for each one that is measured, by the first hint of the space.
             It has no effect without a hint.
         random_rounds: Rounds of random candidates before the first mutations, as in the paper's
-            search for blocks to drop.
-        spread: Deviation in levels of these random candidates.
+            search for blocks to drop. They are any of the space, whatever ``within`` says.
+        spread: Deviation in levels of these random candidates from the start. A large one, such
+            as 1000, makes them independent of it.
     """
 
     max_switches: int = 3
