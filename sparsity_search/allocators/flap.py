@@ -77,14 +77,16 @@ def compute_structure_scores(
 
 
 def standardise_scores(scores: Tensor) -> Tensor:
-    """Return scores of mean 0 and standard deviation 1; zeros if all are equal.
+    """Return scores of mean 0 and sample standard deviation 1; zeros if all are equal.
+
+    The deviation divides by n - 1, as `torch.std` in the released code.
 
     >>> import torch
-    >>> standardise_scores(torch.tensor([1.0, 5.0, 5.0, 1.0])).tolist()
-    [-1.0, 1.0, 1.0, -1.0]
+    >>> standardise_scores(torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [-1.0, 0.0, 1.0]
     """
     centred = scores - scores.mean()
-    spread = centred.square().mean().sqrt()
+    spread = (centred.square().sum() / max(1, len(scores) - 1)).sqrt()
     return centred / spread if spread > 0 else centred
 
 

@@ -50,8 +50,8 @@ class SupernetObjective:
     def rows(self, fidelity: Fidelity) -> list[int]:
         """Return the indices of a fidelity's sequences.
 
-        They come first in the order of its subset, so that a larger rung contains the tokens of
-        a smaller one.
+        They come first in the order of its subset, so that of one subset more tokens contain
+        fewer.
 
         Raises:
             ConfigError: The pool holds fewer tokens, or a single sequence is longer.

@@ -13,11 +13,15 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import removed_by
+from tests.helpers.families import ALL_FAMILIES
 
 
 def gradients(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
-    """Return the gradient of the mean loss by weight, from one backward pass of all the text."""
-    weights = {n: p for n, p in model.named_parameters() if n.endswith("proj.weight")}
+    """Return the gradient of the mean loss by weight, from one backward pass of all the text.
+
+    The weights are those of ``src/anal_block_sensitivity_taylor.py`` of Shortened LLaMA.
+    """
+    weights = {n: p for n, p in model.named_parameters() if "weight" in n and "layers." in n}
     for weight in weights.values():
         weight.requires_grad_(True)
     scores = model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
@@ -27,9 +31,12 @@ def gradients(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     return dict(zip(weights, found, strict=True))
 
 
-@pytest.mark.parametrize("units", ["blocks", "sublayers"])
-def test_importance_is_the_sum_of_products(units: str, tiny_tokens: Tensor) -> None:
-    model = tiny_llama()
+@pytest.mark.parametrize(
+    ("family", "units"), [("llama", "blocks"), ("llama", "sublayers"), ("qwen3", "sublayers")]
+)
+def test_importance_is_the_sum_of_products(family: str, units: str, tiny_tokens: Tensor) -> None:
+    """The norms inside count: those of a block, and in Qwen3 those of an attention's heads."""
+    model = ALL_FAMILIES[family]()
     subject = PrunableModel(model, units=units)
     slopes = gradients(model, tiny_tokens)
     expected = [

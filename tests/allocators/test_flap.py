@@ -65,7 +65,7 @@ def reference(subject: PrunableModel, tokens: Tensor, metric: str) -> list[list[
             "IFV": x.var(axis=0),
             "WIFN": np.abs(consumer).mean(axis=0) * np.sqrt((x**2).mean(axis=0)),
         }[metric]
-        score = (score - score.mean()) / score.std()
+        score = (score - score.mean()) / score.std(ddof=1)  # torch.std of lib/prune.py
         found.append(score.reshape(view.structures.count, -1).mean(axis=1).tolist())
     return found
 
@@ -211,7 +211,8 @@ def test_one_key_value_group(tokens: Tensor) -> None:
 def test_standardised() -> None:
     found = module.standardise_scores(torch.tensor([1.0, 2.0, 6.0]).double())
     assert float(found.mean()) == pytest.approx(0, abs=1e-12)
-    assert float(found.square().mean()) == pytest.approx(1)
+    assert float(found.std()) == pytest.approx(1)
+    assert module.standardise_scores(torch.tensor([3.0])).tolist() == [0]
     assert module.standardise_scores(torch.full((5,), 3.0)).tolist() == [0] * 5
 
 
