@@ -72,7 +72,8 @@ class SpaceFile(BaseModel):
             proportional to its weights. A list has no savings: a measure prices its patterns.
         reach: Most levels up or down.
         budget_per: ``role`` gives each role a budget of its own: the target fraction of its
-            weights, see `SeparateLevels`. By default there is one budget for all units.
+            weights, see `SeparateLevels`. By default there is one budget for all units, and with
+            options always.
         bounds: Least and greatest sparsity by role; other roles have no bounds.
     """
 
@@ -113,6 +114,8 @@ class SpaceFile(BaseModel):
         kinds = [self.step, self.weights, self.share, self.pattern, self.options]
         if kinds.count(None) != len(kinds) - 1:
             raise ValueError("a space needs one of step, weights, share, pattern and options")
+        if self.options and self.budget_per:
+            raise ValueError("options have one budget: leave out budget_per")
         return self
 
     def build(

@@ -29,8 +29,8 @@ class SeparateLevels(SearchSpace):
     """A space in which each role has a budget of its own: the same fraction of its own weights.
 
     The genes of each role form a space, its part. A candidate is legal if its levels are legal in
-    every part, so draws, roundings and switches keep the budget of each role. EvoPress drops as
-    many attentions as feed-forwards so (``evo_drop_search.py`` of its released code).
+    every part, so draws, roundings and switches keep the budget of each role. In this way EvoPress
+    drops as many attentions as feed-forwards (``evo_drop_search.py`` of its released code).
 
     Args:
         parts: The space of each role, over the units of that role in their order.

@@ -249,6 +249,8 @@ def test_unknown_name() -> None:
         ({"step": None, "options": {"2:4": 1.1}}, r"options\.2:4"),
         ({"step": None, "options": ["2:4", "*:4"]}, r"options\.\*:4"),
         ({"step": None, "options": {"2:4": 0.5, "4:8": None}}, "all options .* or none"),
+        ({"step": None, "options": {"2:4": 0.5}, "budget_per": "role"}, "leave out budget_per"),
+        ({"budget_per": "block"}, "budget_per"),
         ({"reach": 0, "step": 2}, r"step.*; reach|reach.*; step"),
     ],
 )
@@ -262,6 +264,19 @@ def test_not_a_space(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"space '.*x\.yaml'"):
         load_space(str(tmp_path / "x.yaml"))
+
+
+def test_steps_in_weights(tmp_path: Path) -> None:
+    file = space_of_levels(write(tmp_path, gene=["name"], step=None, weights=7))
+    space = file.build(toy_layout(50, 300), Budget(0.5), {})
+    assert space.step == 7
+    assert file.build(toy_layout(50, 300, cost=2), Budget(0.5), {}).step == 8  # whole items
+    with pytest.raises(ConfigError, match=r"7 weights is too large .* at sparsity 0\.9: .*step"):
+        file.build(toy_layout(50, 60), Budget(0.9), {})
+    default = space_of_levels("evopress_default")
+    with pytest.raises(ConfigError, match="needs the hidden size"):
+        default.build(toy_layout(50, 300), Budget(0.5), {})
+    assert default.build(toy_layout(50, 300), Budget(0.5), {}, hidden_size=16).step == 8
 
 
 def test_bad_pattern(tmp_path: Path) -> None:
