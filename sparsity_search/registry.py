@@ -25,8 +25,11 @@ from sparsity_search.errors import (
     ExperimentalWarning,
     SparsitySearchError,
     UnknownNameError,
+    show_value,
     suggest_name,
+    told_of,
 )
+from sparsity_search.utils.shapes import check_settings
 
 T = TypeVar("T")
 
@@ -199,10 +202,8 @@ class Factory:
                 ExperimentalWarning,
                 stacklevel=2,
             )
-        try:
-            return plugin(**{key: _convert(fields[key], value) for key, value in given.items()})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{registry.kind} {name!r}: {error}") from error
+        with told_of(f"{registry.kind} {name!r}"):
+            return _construct(plugin, {k: _convert(fields[k], v) for k, v in given.items()})
 
     def _without_section(self, kind: str, name: str) -> Factory:
         """Return the factory of nested plugins: a section that nests its own name applies once."""
@@ -226,7 +227,7 @@ class Factory:
             return self.create(registry, value, {})
         if not isinstance(value, Mapping):
             raise ConfigError(
-                f"{registry.kind} must be a name, or a name and settings, not {value!r}"
+                f"{registry.kind} must be a name, or a name and settings, not {show_value(value)}"
             )
         settings = dict(value)
         name = settings.pop("name", None)
@@ -305,7 +306,28 @@ def to_tuples(value: Any) -> Any:
 
 def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
     convert = field.metadata.get("convert", to_tuples)
-    return convert(value)
+    try:
+        return convert(value)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, SparsitySearchError):
+            raise
+        raise ConfigError(f"{field.name} cannot be {show_value(value)}") from error
+
+
+def _construct(plugin: type[T], settings: Mapping[str, Any]) -> T:
+    """Construct a plugin whose settings have the types of its fields.
+
+    Raises:
+        ConfigError: A setting has another type, or the plugin refuses its value.
+    """
+    check_settings(plugin, settings)
+    try:
+        return plugin(**settings)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, SparsitySearchError):
+            raise
+        given = ", ".join(f"{key}={show_value(value)}" for key, value in settings.items())
+        raise ConfigError(f"it cannot take {given}: {error}") from error
 
 
 def _get_default(field: dataclasses.Field[Any]) -> Any:

@@ -23,7 +23,7 @@ from sparsity_search.cli import options
 def allocate(
     given: options.Given,
     allocator: Annotated[str, typer.Option(help="See `ls allocators`.")],
-    out: options.Out,
+    out: options.OutFile,
 ) -> None:
     """Find a profile without a search and write it to a file.
 

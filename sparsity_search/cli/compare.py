@@ -45,7 +45,12 @@ def compare(
         str, typer.Option(help="Names, e.g. owl,knapsack; settings as 'owl[m=7;spread=0.2]'.")
     ],
     sparsity: Annotated[str, typer.Option(help="Fractions to remove, e.g. 0.5,0.6,0.7.")],
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; resumed if it exists.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the comparison; resumed if it exists.", callback=options.check_folder
+        ),
+    ],
     seeds: Annotated[int, typer.Option(help="Seeds, each with calibration text of its own.")] = 1,
 ) -> None:
     """Prune a model with the profiles of many allocators, and compare their perplexity.
@@ -67,8 +72,6 @@ def compare(
         sparsities=tuple(options.parse_fractions(sparsity)),
         seeds=seeds,
     )
-    from rich.markup import escape
-
     from sparsity_search.cli import terminal
     from sparsity_search.report import comparison
     from sparsity_search.runs.comparison import ComparisonRecord
@@ -78,7 +81,7 @@ def compare(
         run(plan, out, command=sys.argv, monitor=monitor)
     record = ComparisonRecord.read(out)
     shown = [comparison.HEADER.index(column) for column in COLUMNS]
-    rows = [[escape(row[i]) for i in shown] for row in comparison.list_rows(record)]
+    rows = [[row[i] for i in shown] for row in comparison.list_rows(record)]
     terminal.show_table(COLUMNS, rows, left=3, width=WIDTH)
     lines = [comparison.summarise(record), *comparison.list_failures(record)]
     if (page := record.folder.report_file).exists():

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsity_search.cli import options
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, show_value
 
 if TYPE_CHECKING:
     from sparsity_search.workflow.convert import ConversionResult
 
+_SETTING = "FORMAT.KEY=VALUE"
 _MODEL = Annotated[
     str | None, typer.Option(help="The model to convert to: hub id, folder, .gguf, smollm2.")
 ]
@@ -29,7 +30,7 @@ _MODEL = Annotated[
 def convert(
     given: options.Given,
     profile: Annotated[Path, typer.Argument(help="A profile, of any format of `ls formats`.")],
-    out: options.Out,
+    out: options.OutFile,
     to: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Of --out; by default from its name.")
     ] = None,
@@ -42,7 +43,7 @@ def convert(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FORMAT.KEY=VALUE", help="A setting of a format."),
+        typer.Option("--set", metavar=_SETTING, help="A setting of a format."),
     ] = None,
 ) -> None:
     """Move a profile to another target, another model, or the format of another tool.
@@ -94,18 +95,15 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     >>> _parse_settings(["evopress.step=1000", "evopress.sparsity=0.7"])
     {'evopress': {'step': 1000, 'sparsity': 0.7}}
     """
-    import yaml
+    from sparsity_search.config.load import parse_setting
 
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
+        key, value = parse_setting(text, _SETTING)
         name, dot, setting = key.partition(".")
-        if not (equals and dot and name and setting):
-            raise ConfigError(f"--set needs FORMAT.KEY=VALUE, not {text!r}")
-        try:
-            found.setdefault(name, {})[setting] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is not YAML") from error
+        if not (dot and name and setting):
+            raise ConfigError(f"--set needs {_SETTING}, not {show_value(text)}")
+        found.setdefault(name, {})[setting] = value
     return found
 
 

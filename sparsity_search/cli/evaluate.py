@@ -23,8 +23,8 @@ def evaluate(
     dense: Annotated[
         str | None, typer.Option(help="Model to compare with, e.g. for kl_divergence.")
     ] = None,
-    sequences: Annotated[int, typer.Option(help="How many; 0 for all of the text.")] = 40,
-    length: Annotated[int, typer.Option(help="Tokens in each, at most.")] = 1024,
+    sequences: Annotated[int, typer.Option(min=0, help="How many; 0 for all of the text.")] = 40,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each, at most.")] = 1024,
 ) -> None:
     """Score a model or a pruned checkpoint on a text.
 

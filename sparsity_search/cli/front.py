@@ -34,7 +34,12 @@ _MINUTES = Annotated[float | None, typer.Option(help="Search time in all.")]
 )
 def front(
     given: options.Given,
-    out: Annotated[Path, typer.Option(help="Folder of the runs; resumed if it exists.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the runs; resumed if it exists.", callback=options.check_folder
+        ),
+    ],
     sparsity: Annotated[
         str | None, typer.Option(help="Fractions to remove, e.g. 0.5,0.6,0.7.")
     ] = None,

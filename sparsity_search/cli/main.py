@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -27,12 +29,20 @@ from sparsity_search.cli.sensitivity import sensitivity
 from sparsity_search.cli.solve import solve
 from sparsity_search.cli.verify import verify
 from sparsity_search.cli.work import work
-from sparsity_search.errors import SparsitySearchError, SparsitySearchWarning
+from sparsity_search.errors import (
+    ConfigError,
+    MachineError,
+    SparsitySearchError,
+    SparsitySearchWarning,
+    escape_controls,
+    find_machine_fault,
+    show_value,
+)
 
+_NAME = "sparsity-search"
 app = typer.Typer(
-    name="sparsity-search",
+    name=_NAME,
     help="Finds how much to prune each layer of a language model.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -59,16 +69,50 @@ for command in COMMANDS:
     app.command()(command)
 
 
+#: What typer raises for a wrong command line: its own class, or click's.
+_UsageError: Any = typer.BadParameter.__base__
+#: Longest message, in characters: what is longer loses its middle.
+_LONGEST = 1200
+
+
 def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
+    """Run the command line; any failure is one line on stderr.
+
+    The exit code is 2 for bad input, 1 where the machine failed, 130 after Ctrl-C.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may lack characters of a name
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _one_line_warnings():
-            app()
+            _check_text(sys.argv)
+            sys.exit(app(sys.argv[1:] or ["--help"], _NAME, standalone_mode=False))
+    except _UsageError as error:
+        where = error.ctx.command_path if error.ctx else _NAME
+        _fail(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
+    except typer.Abort:
+        _fail("stopped", 130)
     except SparsitySearchError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+        _fail(str(error), 1 if isinstance(error, MachineError) else 2)
+    except Exception as error:
+        reason = find_machine_fault(error)
+        if reason is None:
+            raise
+        file = getattr(error, "filename", None)
+        code = 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1
+        _fail(f"{reason}: {file}" if file else reason, code)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Check that arguments are UTF-8, as the files are that they are written to.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for argument in arguments:
+        if argument != argument.encode(errors="replace").decode():
+            raise ConfigError(f"the argument {show_value(argument)} is not UTF-8 text")
 
 
 @contextmanager
@@ -85,12 +129,19 @@ def _one_line_warnings() -> Iterator[None]:
                 show(message, category, *where, **more)
             elif str(message) not in shown:
                 shown.add(str(message))
-                sys.stderr.write(f"sparsity-search: warning: {' '.join(str(message).split())}\n")
+                sys.stderr.write(f"{_NAME}: warning: {_fit(str(message))}\n")
 
         warnings.showwarning = show_once
         yield
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"sparsity-search: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{_NAME}: {_fit(message)}\n")
     sys.exit(code)
+
+
+def _fit(message: str) -> str:
+    """Return a message as one line of bounded length, without codes that move the cursor."""
+    line = escape_controls(" ".join(message.split()))
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, show_value, told_of
+from sparsity_search.utils.files import check_writable
 
 if TYPE_CHECKING:
     from sparsity_search.config.schema import RunConfig
@@ -19,7 +20,45 @@ if TYPE_CHECKING:
 #: Default of an option that must be given.
 REQUIRED = inspect.Parameter.empty
 
-Out = Annotated[Path, typer.Option(help="Where the result is written.")]
+
+def check_file(path: Path | None) -> Path | None:
+    """Return the value of ``--out`` if a file can be written there.
+
+    Raises:
+        ConfigError: It cannot; a command finds that before its work.
+    """
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--out {path} is a folder; name a file")
+    return check_out(path)
+
+
+def check_folder(path: Path | None) -> Path | None:
+    """Return the value of ``--out`` if a folder can be written there.
+
+    Raises:
+        ConfigError: It cannot; a command finds that before its work.
+    """
+    if path is not None and path.is_file():
+        raise ConfigError(f"--out {path} is a file; name a folder")
+    return check_out(path)
+
+
+def check_out(path: Path | None) -> Path | None:
+    """Return the value of ``--out`` if a file or a folder can be written there.
+
+    Raises:
+        ConfigError: It cannot; a command finds that before its work.
+    """
+    if path is not None:
+        with told_of("--out"):
+            check_writable(path)
+    return path
+
+
+OutFile = Annotated[Path, typer.Option("--out", help="The file to write.", callback=check_file)]
+OutFolder = Annotated[
+    Path, typer.Option("--out", help="The folder to write.", callback=check_folder)
+]
 RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
 RunStorage = Annotated[
     str | None, typer.Option(help="URL of the run's storage, if it has a password.")
@@ -115,7 +154,7 @@ def parse_bounds(texts: Sequence[str] | None) -> dict[str, tuple[float, float]] 
         try:
             bounds[role] = (float(low), float(high))
         except ValueError as error:
-            raise ConfigError(f"--bounds needs ROLE=LOW:HIGH, not {text!r}") from error
+            raise ConfigError(f"--bounds needs ROLE=LOW:HIGH, not {show_value(text)}") from error
     return bounds
 
 
@@ -131,11 +170,25 @@ def parse_fractions(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--sparsity needs numbers like 0.5,0.6, not {text!r}") from error
+        raise ConfigError(
+            f"--sparsity needs numbers like 0.5,0.6, not {show_value(text)}"
+        ) from error
 
 
-def _split(text: str | None) -> list[str] | None:
-    return text.split(",") if text else None
+def _split(option: str) -> Callable[[str | None], list[str] | None]:
+    """Return what reads the value of an option: names parted by commas.
+
+    Raises:
+        ConfigError: A name is empty.
+    """
+
+    def split(text: str | None) -> list[str] | None:
+        names = None if text is None else [name.strip() for name in text.split(",")]
+        if names is not None and not all(names):
+            raise ConfigError(f"{option} needs names parted by commas, not {show_value(text)}")
+        return names
+
+    return split
 
 
 def _option(
@@ -217,7 +270,8 @@ SEARCHER = _option("searcher", "searcher.name", "See `ls searchers`.")
 EVALUATOR = _option("evaluator", "evaluator.name", "See `ls evaluators`.")
 SENSITIVITY = _option("sensitivity", "sensitivity.name", "See `ls sensitivities`.")
 INITIAL = replace(
-    _option("initial", "initial", "Allocators to start from, e.g. owl,uniform."), parse=_split
+    _option("initial", "initial", "Allocators to start from, e.g. owl,uniform."),
+    parse=_split("--initial"),
 )
 HINTS = replace(
     _option(
@@ -225,7 +279,7 @@ HINTS = replace(
         "hints",
         "Advice: gradients, sensitivities (`ls sensitivities`), scores files.",
     ),
-    parse=_split,
+    parse=_split("--hints"),
 )
 FINALISE = _option(
     "finalise", "finalise.name", "Pruner to rebuild with at the end; that of the search."

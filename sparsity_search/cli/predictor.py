@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 def predictor(
     run_dir: options.RunDir,
     out: Annotated[
-        Path | None, typer.Option(help="Write the data set here; with xgboost the model too.")
+        Path | None,
+        typer.Option(
+            help="Write the data set here; with xgboost the model too.",
+            callback=options.check_file,
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="ridge, xgboost or sklearn.")] = "ridge",
     objective: Annotated[str, typer.Option(help="Of xgboost: regression or rank.")] = "regression",

@@ -23,7 +23,7 @@ from sparsity_search.cli import options
 )
 def prune(
     given: options.Given,
-    out: options.Out,
+    out: options.OutFolder,
     profile: Annotated[Path | None, typer.Option(help="A profile.json.")] = None,
     materialise: Annotated[
         bool, typer.Option("--materialise", help="Leave removed structures out of the checkpoint.")

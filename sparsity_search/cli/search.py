@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 )
 def search(
     given: options.Given,
-    out: Annotated[Path | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; resumed if it exists.", callback=options.check_folder),
+    ] = None,
 ) -> None:
     """Search a profile, compare it with others, and write a pruned checkpoint and a report.
 
@@ -57,7 +60,9 @@ def search(
     from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import search as run
 
-    directory, study = RunDirectory(out or _choose_folder(config)), config.study
+    out = out or _choose_folder(config)
+    options.check_folder(out)
+    directory, study = RunDirectory(out), config.study
     with terminal.watch(study.rounds, study.time_limit) as monitor:
         run(config, directory.path, command=sys.argv, monitor=monitor)
     record = RunRecord.read(directory.path, study.storage)

@@ -15,7 +15,7 @@ from sparsity_search.cli import options
     *options.LOADING,
     *options.CONFIGURATION,
 )
-def sensitivity(given: options.Given, out: options.Out) -> None:
+def sensitivity(given: options.Given, out: options.OutFile) -> None:
     """Measure the losses of each unit once; `solve` then finds the profile for any sparsity.
 
     sparsity-search sensitivity smollm2 --pruner wanda --out scores.json

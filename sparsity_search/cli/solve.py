@@ -17,7 +17,10 @@ def solve(
     sparsity: Annotated[
         str, typer.Option(help="Fractions of all prunable weights to remove, e.g. 0.5,0.6,0.7.")
     ],
-    out: Annotated[Path, typer.Option(help="The profile, or a folder for several.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="The profile, or a folder for several.", callback=options.check_out),
+    ],
     allocator: Annotated[str, typer.Option(help="knapsack, greedy or lagrangian.")] = "knapsack",
 ) -> None:
     """Find the profiles of least predicted loss from scores; no model is loaded.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import typer
 from rich import box
@@ -18,10 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsity_search.engine.monitor import Advance, Monitor
+from sparsity_search.errors import escape_controls
 from sparsity_search.trials.history import Measurement
 
-_out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# names are shown as they are: brackets are no styles, and colons no pictures
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+_out = Console(**_PLAIN)
+err = Console(stderr=True, **_PLAIN)
 
 
 def silence_libraries() -> None:
@@ -41,7 +45,7 @@ def silence_libraries() -> None:
 
 def say(text: str) -> None:
     """Print plain text; the terminal breaks its lines."""
-    _out.print(text, markup=False, soft_wrap=True)
+    _out.print(escape_controls(text), soft_wrap=True)
 
 
 def show_table(
@@ -51,16 +55,16 @@ def show_table(
 
     Args:
         header: Names of the columns.
-        rows: The cells, in the markup of rich.
+        rows: The cells.
         left: Columns of text.
         width: Least width, also in a terminal that is narrower.
     """
     result = Table(header_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for index, title in enumerate(header):
-        result.add_column(title, justify="left" if index < left else "right")
+        result.add_column(escape_controls(title), justify="left" if index < left else "right")
     for row in rows:
-        result.add_row(*row)
-    wide = _out if width <= _out.width else Console(highlight=False, width=width)
+        result.add_row(*map(escape_controls, row))
+    wide = _out if width <= _out.width else Console(width=width, **_PLAIN)
     wide.print(result)
 
 
@@ -99,7 +103,7 @@ class TerminalMonitor(Monitor):
         self._limits = (rounds, minutes)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
@@ -145,7 +149,7 @@ class TerminalMonitor(Monitor):
             self._progress.remove_task(self._task)
         if self.stopped() and name != "search":
             raise KeyboardInterrupt
-        err.print(f"{name}: {time.monotonic() - started:.1f} s")
+        err.print(f"{escape_controls(name)}: {time.monotonic() - started:.1f} s")
 
     def measured(self, measurement: Measurement, top: int) -> None:
         """Show round, best score and speed, and the gain over the start if on the same tokens."""

@@ -10,12 +10,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from sparsity_search.config.presets import get_preset_file, list_presets
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError, suggest_name
+from sparsity_search.errors import (
+    ConfigError,
+    show_value,
+    suggest_name,
+    told_of,
+)
+from sparsity_search.registry import ALLOCATORS
+from sparsity_search.utils.reading import check_plain, parse_yaml, read_yaml
+from sparsity_search.utils.shapes import describe_fault, describe_faults
 
 #: Sections that name a plugin.
 _PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
@@ -40,10 +47,10 @@ def load_config(
         if value is not None:
             _assign(nested, key, value)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set needs section.key=value, not {override!r}")
-        _assign(nested, key, _parse(text, override))
+        key, value = parse_setting(override, "section.key=value")
+        _assign(nested, key, value)
+    check_plain(nested)
+    _check_allocators(nested.get("allocators"))
     for section in _PLUGINS:
         if isinstance(nested.get(section), str):
             nested[section] = {"name": nested[section]}
@@ -54,29 +61,47 @@ def load_config(
     try:
         return RunConfig.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_describe_fault, error.errors()))) from error
+        raise ConfigError(describe_faults(error, _describe_fault)) from error
+
+
+def parse_setting(text: str, form: str) -> tuple[str, Any]:
+    """Return the key and the value of a text ``key=value``; the value is YAML.
+
+    Args:
+        text: The text, as given to ``--set``.
+        form: How it should look, for the message.
+
+    Raises:
+        ConfigError: The text has no key or no value, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set needs {form}, not {show_value(text)}")
+    with told_of(f"--set {key}"):
+        return key, parse_yaml(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the contents of a file, or of the preset of that name."""
     if str(path) in list_presets():
         path = get_preset_file(str(path))
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    with told_of(f"--config {path}"):
+        value = read_yaml(path)
+    if value is None:  # an empty file
+        return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no configuration: a YAML mapping is needed")
     return value
 
 
-def _parse(text: str, override: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
+def _check_allocators(sections: Any) -> None:
+    """Check that sections of allocators have names of allocators, also of those not used."""
+    for name in sections if isinstance(sections, dict) else ():
+        known = ALLOCATORS.names()
+        if str(name) not in known and ":" not in str(name):
+            raise ConfigError(
+                f"unknown key {f'allocators.{name}'!r}: {suggest_name(str(name), known)}"
+            )
 
 
 def _assign(nested: dict[str, Any], key: str, value: Any) -> None:
@@ -99,9 +124,7 @@ def _describe_fault(error: Any) -> str:
     key = ".".join(location)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {key!r}: {suggest_name(location[-1], _list_keys(location[:-1]))}"
-    if error["type"] == "value_error":  # of a class of the project, which says it all
-        return f"{key}: {error['ctx']['error']}"
-    return f"{key}: {error['msg']}, not {error['input']!r}"
+    return f"{key}: {error['msg']}" if error["type"] == "missing" else describe_fault(error)
 
 
 def _list_keys(path: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from sparsity_search.trials.ladder import Ladder
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PluginSection(BaseModel):
@@ -187,12 +187,12 @@ class StudySection(Section):
         workers: Processes that measure candidates, each with a model of its own.
     """
 
-    stages: int = Field(default=1, ge=1)
+    stages: int = Field(default=1, ge=1, le=100)
     rounds: int | None = Field(default=None, ge=0)
     minutes: float | None = Field(default=None, gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     storage: str | None = None
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=1024)
 
     @property
     def time_limit(self) -> float | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.errors import DataError
+from sparsity_search.errors import DataError, told_of
+from sparsity_search.utils import reading
 
 #: Some editors write it at the start of a file; joined files have it anywhere. It is never text.
 BYTE_ORDER_MARK = "\ufeff"
@@ -20,8 +19,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: The file cannot be read, or is not UTF-8.
     """
-    with _named_errors(path):
-        return path.read_text(encoding="utf-8").replace(BYTE_ORDER_MARK, "")
+    return reading.read_text(path, error=DataError).replace(BYTE_ORDER_MARK, "")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -30,24 +28,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: The file cannot be read, is not UTF-8, or a line is not JSON.
     """
-    with _named_errors(path), path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path.name}, line {number}"
-            yield place, _parse(line.strip(BYTE_ORDER_MARK).strip(), place)
-
-
-def _parse(line: str, place: str) -> Any:
-    try:
-        return json.loads(line) if line else None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON: write one object a line") from error
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 text: convert it first") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path.name}: {error.strerror or error}") from error
+    for number, line in reading.read_lines(path, error=DataError):
+        place, text = f"{path.name}, line {number}", line.strip(BYTE_ORDER_MARK).strip()
+        with told_of(f"{place} is not JSON (write one object a line)", DataError):
+            value = reading.parse_json(text) if text else None
+        yield place, value

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import told_of
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.transfer import transfer
 from sparsity_search.registry import FORMATS
+from sparsity_search.utils.reading import read_text
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -34,11 +35,9 @@ class GivenProfile(Allocator):
             ConfigError: The file cannot be read.
             ProfileError: The file holds no profile.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot read the profile {path}: {error.strerror}") from error
-        found: SparsityProfile = FORMATS.create("profile").read(text).profile
+        text = read_text(path)
+        with told_of(path):
+            found: SparsityProfile = FORMATS.create("profile").read(text).profile
         return cls(profile=found)
 
     def propose(self, problem: AllocationProblem) -> Allocation:

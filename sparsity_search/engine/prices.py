@@ -7,13 +7,12 @@ from pathlib import Path
 
 from sparsity_search.config.schema import PluginSection, RunConfig
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, told_of
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import MEASURES, Factory
 from sparsity_search.runs.directory import RunDirectory
-from sparsity_search.spaces.prices import Prices
-from sparsity_search.utils.files import read_json
+from sparsity_search.spaces.prices import PRICES_JSON, Prices
 
 
 def check_measure(config: RunConfig, kind: str, patterns: Sequence[str] = ()) -> None:
@@ -27,7 +26,7 @@ def check_measure(config: RunConfig, kind: str, patterns: Sequence[str] = ()) ->
     if config.measure is None:
         return
     if _is_file(config.measure):
-        read_json(Path(config.measure.name))
+        PRICES_JSON.read(Path(config.measure.name))
     else:
         _build_measure(config.measure).check(kind, patterns)
 
@@ -59,7 +58,10 @@ def get_prices(
     if run.begun:
         return run.read_prices(subject.layout)
     if _is_file(config.measure):
-        return Prices.from_json(subject.layout, read_json(Path(config.measure.name)))
+        path = Path(config.measure.name)
+        stored = PRICES_JSON.read(path)
+        with told_of(path):
+            return Prices.from_json(subject.layout, stored)
     with monitor.step(f"measure {config.measure.name}"):
         return _build_measure(config.measure).price(subject, config.measure.name, patterns)
 

@@ -67,6 +67,10 @@ class EvopressFormat(Format):
             if match[1] in levels:
                 raise ProfileError(f"line {number}: {match[1]} has a level already")
             levels[match[1]] = int(match[2])
+        if sum(levels.values()) != 0:
+            raise ProfileError(
+                f"the levels sum to {sum(levels.values())}, and EvoPress's to 0: is it whole?"
+            )
         (base, step), units = self._scale(), require_layout(layout)
         found = match_values(units, levels)
         layers, places = join_rows(units)
@@ -80,7 +84,12 @@ class EvopressFormat(Format):
         return ProfileDocument(round_to_counts(units, sparsities))
 
     def write(self, document: ProfileDocument) -> str:
-        """Return the nearest levels that together move what the profile moves."""
+        """Return the nearest levels that sum to zero.
+
+        Raises:
+            InfeasibleBudgetError: The profile is further than half a level from the sparsity of
+                level 0, or levels cannot sum to zero.
+        """
         check_single_weights(document.profile, "EvoPress's levels")
         profile, (base, step) = sum_rows(document.profile), self._scale()
         counts = profile.layout.counts
@@ -90,13 +99,13 @@ class EvopressFormat(Format):
             lower=-np.minimum(np.floor(base * counts / step + _EXACT), most).astype(np.int64),
             upper=np.minimum(np.floor((1 - base) * counts / step + _EXACT), most).astype(np.int64),
         )
-        total, ones = round(float(wanted.sum())), np.ones(len(counts), dtype=np.int64)
-        if not bounds.lower.sum() <= total <= bounds.upper.sum():
+        if round(float(wanted.sum())) != 0:
             raise InfeasibleBudgetError(
-                f"levels of {step} weights on sparsity {base:.6g} cannot remove "
-                f"{profile.sparsity:.6g}: give another --set evopress.sparsity or evopress.step"
+                f"EvoPress's levels sum to zero, and the profile's sparsity is not {base:.6g}: "
+                f"give --set evopress.sparsity={profile.sparsity!r}"
             )
-        levels = water_fill(wanted, ones, bounds, ones, total)
+        ones = np.ones(len(counts), dtype=np.int64)
+        levels = water_fill(wanted, ones, bounds, ones, 0)
         lines = (f"{u.name}: {level}\n" for u, level in zip(profile.layout, levels, strict=True))
         return "".join(lines)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.errors import ConfigError, ProfileError, show_value, told_of
 from sparsity_search.formats.bases.layers import (
     check_single_weights,
     match_ratios,
@@ -16,9 +16,9 @@ from sparsity_search.formats.bases.layers import (
     round_to_counts,
     sum_rows,
 )
-from sparsity_search.formats.bases.yaml import load
 from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout
+from sparsity_search.utils.reading import parse_yaml
 
 Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
 _MODIFIERS = get_args(Modifier)
@@ -51,8 +51,10 @@ class LlmCompressorFormat(Format):
 
         Layers that no modifier names are an error: a recipe leaves nothing to guess.
         """
+        with told_of("not a recipe", ProfileError):
+            recipe = parse_yaml(text)
         ratios: dict[str, float] = {}
-        for modifier in _find_modifiers(load(text)):
+        for modifier in _find_modifiers(recipe):
             for target in _get_targets(modifier):
                 if target in ratios:
                     raise ProfileError(f"{target} is in two modifiers of the recipe")
@@ -104,7 +106,7 @@ def _get_targets(modifier: dict[str, Any]) -> list[str]:
     found = modifier["targets"]
     targets = [found] if isinstance(found, str) else found
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise ProfileError(f"targets must be names of layers, not {found!r}")
+        raise ProfileError(f"targets must be names of layers, not {show_value(found)}")
     for name in targets:
         if name.startswith("re:"):
             raise ProfileError(f"targets must be names of layers, not patterns like {name!r}")

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.errors import ConfigError, ProfileError, told_of
 from sparsity_search.formats.bases.layers import match_ratios, require_layout, round_to_counts
-from sparsity_search.formats.bases.yaml import load
 from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout
+from sparsity_search.utils.reading import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class OwlFormat(Format):
 
     def read(self, text: str, layout: Layout | None = None) -> ProfileDocument:
         """Return the counts nearest to a mapping's ratios, or to a list's, one for each block."""
-        ratios: Any = load(text)
+        with told_of("not YAML or JSON", ProfileError):
+            ratios: Any = parse_yaml(text)
         if isinstance(ratios, list):
             ratios = dict(enumerate(ratios))
         if not isinstance(ratios, dict) or not ratios:

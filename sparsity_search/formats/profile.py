@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparsity_search.errors import ProfileError
+from sparsity_search.errors import ProfileError, told_of
 from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
+from sparsity_search.utils.reading import parse_json
+from sparsity_search.utils.shapes import Count, Shape, Size, parse_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,8 @@ class ProfileFormat(Format):
         The file does not say how many weights were zero before: its units have none.
         """
         del layout
-        try:
-            value = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            raise ProfileError(f"the profile is corrupt, it is not JSON: {error}") from error
+        with told_of("the profile is corrupt", ProfileError):
+            value = parse_json(text)
         try:
             profile = SparsityProfile.from_json(_parse_layout(value), value)
         except ProfileError as error:
@@ -43,8 +43,13 @@ class ProfileFormat(Format):
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+class _UnitShape(Shape):
+    """What the file must say of each unit, so that it can be read without a model."""
+
+    block: Count
+    role: str
+    of: Size
+    weights_each: Size
 
 
 def _parse_layout(value: Any) -> Layout:
@@ -53,24 +58,17 @@ def _parse_layout(value: Any) -> Layout:
     Raises:
         ProfileError: It describes none.
     """
-    try:
-        units = [
+    units = []
+    for name, entry in PROFILE_JSON.check(value)["units"].items():
+        subject = f"not {PROFILE_JSON.kind}: {name}"
+        each = parse_shape(_UnitShape, entry, subject, ProfileError)
+        units.append(
             Unit(
                 name=name,
-                block=_parse_integer(entry, "block", 0),
-                role=str(entry["role"]),
-                count=_parse_integer(entry, "of", 1),
-                cost=_parse_integer(entry, "weights_each", 1),
+                block=each.block,
+                role=each.role,
+                count=each.of,
+                cost=each.weights_each,
             )
-            for name, entry in value["units"].items()
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ProfileError(f"not a sparsity profile: no {error} in it") from error
+        )
     return Layout(units)
-
-
-def _parse_integer(entry: dict[str, Any], key: str, least: int) -> int:
-    number = entry[key]
-    if type(number) is not int or not least <= number < 10**15:
-        raise ProfileError(f"not a sparsity profile: {key} must be an integer, not {number!r}")
-    return number

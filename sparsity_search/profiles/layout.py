@@ -8,9 +8,11 @@ from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
+from pydantic import ConfigDict
 
-from sparsity_search.errors import ProfileError, UnknownNameError, suggest_name
+from sparsity_search.errors import ProfileError, UnknownNameError, show_value, suggest_name
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.shapes import Count, Shape, Size, parse_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,22 @@ class Layout(Sequence[Unit]):
         Raises:
             ProfileError: ``value`` does not describe a layout.
         """
-        try:
-            return cls([Unit(**unit) for unit in value])
-        except TypeError as error:
-            raise ProfileError(f"not a layout: {error}") from error
+        if not isinstance(value, list):
+            raise ProfileError(f"not a list of units: {show_value(value)}")
+        entries = [
+            parse_shape(_UnitShape, each, "not a list of units", ProfileError) for each in value
+        ]
+        return cls([Unit(**entry.model_dump()) for entry in entries])
+
+
+class _UnitShape(Shape):
+    """A unit as `Layout.to_json` writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    block: Count
+    role: str
+    count: Size
+    cost: Size = 1
+    zeros: Count = 0

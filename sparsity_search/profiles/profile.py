@@ -12,15 +12,46 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict
 
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.shapes import Count, Shape, Size
 from sparsity_search.utils.versioned import VersionedJson
 
+#: Largest difference of a stated sparsity from that of the counts; other tools round it.
+_TOLERANCE = 1e-4
+
+
+class _UnitShape(Shape):
+    """A unit in the file of a profile."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    removed: Count
+    of: Size
+    block: Count | None = None
+    role: str = ""
+    weights_each: Size | None = None
+    sparsity: float | None = None
+    pattern: str = ""
+
+
+class _ProfileShape(Shape):
+    """The file of a profile."""
+
+    units: dict[str, _UnitShape]
+    layout: str = ""
+    removed: Count | None = None
+    weights: Size | None = None
+    sparsity: float | None = None
+    removes: str | None = None
+
+
 #: Format of a profile's file, ``profile.json``.
-PROFILE_JSON = VersionedJson("a sparsity profile", 1, ("units",), ProfileError)
+PROFILE_JSON = VersionedJson("a sparsity profile", 1, _ProfileShape, ProfileError)
 
 
 @dataclass(frozen=True)
@@ -130,27 +161,19 @@ class SparsityProfile:
         Raises:
             ProfileError: ``value`` is not a profile, has another format, or is of another model.
         """
-        units = PROFILE_JSON.check(value)["units"]
-        try:
-            counts = {name: (entry["removed"], entry["of"]) for name, entry in units.items()}
-            patterns = {name: entry.get("pattern", "") for name, entry in units.items()}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ProfileError(f"not a sparsity profile: no {error} in it") from error
-        _check_same_model(layout, counts)
-        removed = [counts[unit.name][0] for unit in layout]
-        if not all(type(count) is int for count in removed):
-            raise ProfileError("not a sparsity profile: its counts are not integers")
-        if not all(type(pattern) is str for pattern in patterns.values()):
-            raise ProfileError("not a sparsity profile: its patterns are not text")
-        profile = cls(layout, tuple(removed), tuple(patterns[unit.name] for unit in layout))
-        if value.get("removed", profile.n_removed) != profile.n_removed:
-            raise ProfileError("corrupt profile: its units do not add up to its total")
+        stored = _ProfileShape.model_validate(PROFILE_JSON.check(value))
+        _check_same_model(layout, stored)
+        entries = [stored.units[unit.name] for unit in layout]
+        removed = tuple(entry.removed for entry in entries)
+        profile = cls(layout, removed, tuple(entry.pattern for entry in entries))
+        _check_totals(profile, stored)
         return profile
 
 
-def _check_same_model(layout: Layout, counts: dict[str, tuple[int, int]]) -> None:
+def _check_same_model(layout: Layout, stored: _ProfileShape) -> None:
+    """Check that a file has the units of a layout; roles may differ, which users can state."""
     names = {unit.name for unit in layout}
-    missing, unknown = sorted(names - counts.keys()), sorted(counts.keys() - names)
+    missing, unknown = sorted(names - stored.units.keys()), sorted(stored.units.keys() - names)
     if missing or unknown:
         example = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
         raise ProfileError(
@@ -158,10 +181,35 @@ def _check_same_model(layout: Layout, counts: dict[str, tuple[int, int]]) -> Non
             f"({len(missing)} units missing, {len(unknown)} unknown)"
         )
     for unit in layout:
-        if counts[unit.name][1] != unit.count:
+        entry = stored.units[unit.name]
+        for what, here, there in (
+            ("items", unit.count, entry.of),
+            ("weights in each item", unit.cost, entry.weights_each),
+            ("as its block", unit.block, entry.block),
+        ):
+            if there not in (None, here):
+                raise ProfileError(
+                    f"the profile is of another model: {unit.name} has {here} {what} here, "
+                    f"{there} there"
+                )
+
+
+def _check_totals(profile: SparsityProfile, stored: _ProfileShape) -> None:
+    """Check that what a file states beside its counts is what they are."""
+    for key, stated, counted in (
+        ("removed", stored.removed, profile.n_removed),
+        ("weights", stored.weights, profile.layout.n_weights),
+        ("sparsity", stored.sparsity, profile.sparsity),
+    ):
+        if stated is not None and abs(stated - counted) > (_TOLERANCE if key == "sparsity" else 0):
             raise ProfileError(
-                f"the profile is of another model: {unit.name} has {unit.count} items here, "
-                f"{counts[unit.name][1]} there"
+                f"corrupt profile: its units do not add up to its {key} {stated}, but to {counted}"
+            )
+    for unit, sparsity in zip(profile.layout, profile.sparsities.tolist(), strict=True):
+        stated = stored.units[unit.name].sparsity
+        if stated is not None and abs(stated - sparsity) > _TOLERANCE:
+            raise ProfileError(
+                f"corrupt profile: {unit.name} has sparsity {sparsity} by its counts, not {stated}"
             )
 
 

@@ -14,10 +14,30 @@ from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.utils.shapes import Count, Shape
 from sparsity_search.utils.versioned import VersionedJson
 
+#: Largest difference of pairs from symmetry, as a fraction of the greatest: sums are rounded.
+_ASYMMETRY = 1e-4
+
+
+class _LossesShape(Shape):
+    """The losses of a unit in the file of scores."""
+
+    counts: list[Count]
+    losses: list[float]
+
+
+class _ScoresShape(Shape):
+    """The file of scores."""
+
+    layout: list[Any]
+    units: dict[str, _LossesShape]
+    pairs: str | None = None
+
+
 #: Format of the file of scores.
-SCORES_JSON = VersionedJson("a table of scores", 1, ("layout", "units"), ProfileError)
+SCORES_JSON = VersionedJson("a table of scores", 1, _ScoresShape, ProfileError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +76,8 @@ class Scores:
                 )
             if not np.isfinite(losses).all() or (losses < 0).any():
                 raise ProfileError(f"{unit.name}: losses must be finite and not negative")
-        n_entries = sum(map(len, self.counts))
-        if self.pairs is not None and self.pairs.shape != (n_entries, n_entries):
-            raise ProfileError(f"pairs must be {n_entries} by {n_entries}, as there are entries")
-        if self.pairs is not None and not np.isfinite(self.pairs).all():
-            raise ProfileError("pairs must be finite")
+        if self.pairs is not None:
+            _check_pairs(self.pairs, sum(map(len, self.counts)))
 
     @cached_property
     def curves(self) -> tuple[LossCurve, ...]:
@@ -96,15 +113,26 @@ class Scores:
         """
         facts = dict(SCORES_JSON.check(value))
         del facts["format"]
-        try:
-            units = facts.pop("units")
-            layout = Layout.from_json(facts.pop("layout"))
-            entries = [units[unit.name] for unit in layout]
-            counts = tuple(np.array(entry["counts"], dtype=np.int64) for entry in entries)
-            losses = tuple(np.array(entry["losses"], dtype=np.float64) for entry in entries)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProfileError(f"not a table of scores: no {error} in it") from error
+        units, layout = facts.pop("units"), Layout.from_json(facts.pop("layout"))
+        names = [unit.name for unit in layout]
+        if units.keys() != set(names):
+            other = min(units.keys() ^ set(names))
+            raise ProfileError(
+                f"not {SCORES_JSON.kind}: its layout and its losses differ in {other}"
+            )
+        entries = [units[name] for name in names]
+        counts = tuple(np.array(entry["counts"], dtype=np.int64) for entry in entries)
+        losses = tuple(np.array(entry["losses"], dtype=np.float64) for entry in entries)
         return cls(layout, counts, losses, pairs, facts)
+
+
+def _check_pairs(pairs: np.ndarray, n_entries: int) -> None:
+    if pairs.shape != (n_entries, n_entries):
+        raise ProfileError(f"pairs must be {n_entries} by {n_entries}, as there are entries")
+    if pairs.dtype.kind != "f" or not np.isfinite(pairs).all():
+        raise ProfileError("pairs must be finite numbers in floating point")
+    if np.abs(pairs - pairs.T).max() > _ASYMMETRY * np.abs(pairs).max():
+        raise ProfileError("pairs must be symmetric")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.report.markdown import escape, format_table
 from sparsity_search.report.table import format_integer, format_number, format_percent
 
 
@@ -35,19 +36,19 @@ def format_card(
     # only a model of the hub has a commit; a folder's path is nobody's business
     of_hub = model["name"] if model["revision"] else None
     data = ModelCardData(base_model=of_hub, library_name="transformers", tags=["sparsity-search"])
-    name = of_hub or Path(model["name"]).name
+    name = escape(of_hub or Path(model["name"]).name)
     parts = [
         f"# {name} at {format_percent(profile.sparsity)} sparsity",
         _summarise(profile, facts),
-        _format_table(("", ""), _list_origin(name, profile, facts)),
+        format_table(("", ""), _list_origin(name, profile, facts)),
         "## Sparsity by role",
-        _format_table(("role", "units", "removed", "of", "sparsity"), _list_roles(profile)),
+        format_table(("role", "units", "removed", "of", "sparsity"), _list_roles(profile)),
     ]
     if results:
         parts += [
             "## Figures",
             _explain_figures(facts),
-            _format_table(_COLUMNS, _list_rows(results, shipped)),
+            format_table(_COLUMNS, _list_rows(results, shipped)),
         ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
@@ -59,7 +60,7 @@ def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
     layout = profile.layout
     held = "Removed weights are zeros, which take as much room and time as any other."
     if facts["removes"] != "weights":
-        held = f"What is removed are structures ({facts['removes']})."
+        held = f"What is removed are structures ({escape(facts['removes'])})."
     removed, weights = format_integer(profile.n_removed), format_integer(layout.n_weights)
     return (
         f"{removed} of {weights} prunable weights, in "
@@ -73,11 +74,11 @@ def _list_origin(
     name: str, profile: SparsityProfile, facts: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     model = facts["model"]
-    commit = f", commit {model['revision']}" if model["revision"] else ""
+    commit = f", commit {escape(model['revision'])}" if model["revision"] else ""
     return [
         ("base model", f"{name}{commit}, weights {model['digest']}"),
         ("profile", profile.digest),
-        ("pruner", f"`{json.dumps(facts['pruner'], sort_keys=True)}`"),
+        ("pruner", escape(json.dumps(facts["pruner"], sort_keys=True))),
         ("seed", str(facts["seed"])),
         *((f"{purpose} text", _describe_text(entry)) for purpose, entry in facts["text"].items()),
         ("made with", f"sparsity-search {version('sparsity-search')}"),
@@ -87,7 +88,7 @@ def _list_origin(
 def _describe_text(entry: Mapping[str, Any]) -> str:
     file = f" (sha256 {entry['sha256']})" if "sha256" in entry else ""
     size = f"{entry['sequences']} sequences of {entry['length']} tokens"
-    return f"{entry['source']}{file}, {size}, tokens {entry['digest']}"
+    return f"{escape(entry['source'])}{file}, {size}, tokens {entry['digest']}"
 
 
 def _list_roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
@@ -96,7 +97,13 @@ def _list_roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
         units, gone, size = found.get(unit.role, (0, 0, 0))
         found[unit.role] = (units + 1, gone + removed * unit.cost, size + unit.size)
     return [
-        (role, str(units), format_integer(gone), format_integer(size), format_percent(gone / size))
+        (
+            escape(role),
+            str(units),
+            format_integer(gone),
+            format_integer(size),
+            format_percent(gone / size),
+        )
         for role, (units, gone, size) in found.items()
     ]
 
@@ -104,14 +111,15 @@ def _list_roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
 def _explain_figures(facts: Mapping[str, Any]) -> str:
     return (
         "Profiles of one budget, rebuilt alike and scored on the final text, which the search "
-        f"did not see. Score: {facts['evaluator']}; lower is better. In bold: this checkpoint."
+        f"did not see. Score: {escape(facts['evaluator'])}; lower is better. In bold: this "
+        "checkpoint."
     )
 
 
 def _list_rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple[str, ...]]:
     return [
         (
-            f"**{row['name']}**" if row["name"] == shipped else str(row["name"]),
+            f"**{escape(row['name'])}**" if row["name"] == shipped else escape(row["name"]),
             format_percent(row["sparsity"]),
             format_integer(row["removed"]),
             format_number(row["score"]),
@@ -119,9 +127,3 @@ def _list_rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple
         )
         for row in results
     ]
-
-
-def _format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsity_search.report.markdown import escape, format_table
 from sparsity_search.report.table import (
     NONE,
     Row,
@@ -78,11 +79,10 @@ def format_csv(record: ComparisonRecord) -> str:
 
 def format_markdown(record: ComparisonRecord) -> str:
     """Return the table in Markdown, with a legend and the refused cases."""
-    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * 3 + "---:|" * (len(HEADER) - 3)]
-    lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in list_rows(record)]
-    lines += ["", summarise(record), "", LEGEND]
+    rows = [list(map(escape, row)) for row in list_rows(record)]
+    lines = [format_table(HEADER, rows, left=3), "", summarise(record), "", LEGEND]
     if failures := list_failures(record):
-        lines += ["", "Not measured:", "", *(f"- {line}" for line in failures)]
+        lines += ["", "Not measured:", "", *(f"- {escape(line)}" for line in failures)]
     return "\n".join(lines) + "\n"
 
 
@@ -139,7 +139,3 @@ def _format_line(row: Mapping[str, Any]) -> list[Any]:
 
 def _is_paid(row: Mapping[str, Any]) -> bool:
     return bool(row.get("allocation")) and not row.get("shared_with")
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")

@@ -20,12 +20,23 @@ from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.utils.files import write_bytes, write_json, write_text
+from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
 #: Name of the file of a front.
 FRONT = "front.json"
+
+
+class _FrontShape(Shape):
+    """The file of a front."""
+
+    rows: list[dict[str, Any]]
+    hypervolume: float
+    growth: list[list[float]]
+
+
 #: Contents of that file.
-FRONT_JSON = VersionedJson("a front", 1, ("rows", "hypervolume", "growth"), RunMismatchError)
+FRONT_JSON = VersionedJson("a front", 1, _FrontShape, RunMismatchError)
 COLUMNS = ("target", "name", "saving", "sparsity", "removed", "score", "perplexity", "on_front")
 
 

@@ -8,20 +8,46 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.utils.files import write_json
+from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
+
+
+class _ComparisonShape(Shape):
+    """The record of a comparison."""
+
+    rows: list[str]
+    layout: list[Any]
+    fingerprint: dict[str, Any] = Field({})
+    identity: dict[str, Any] = Field({})
+
+
+class _RowShape(Shape):
+    """A row of a comparison."""
+
+    allocator: str
+    pruner: str
+    target: float
+    seed: int
+    fingerprint: dict[str, Any] = Field({})
+    allocation: dict[str, float | None] | None = None
+    pruning: dict[str, float | None] | None = None
+    perplexity: float | None = None
+    ratio: float | None = None
+    error: str | None = None
+
 
 #: The file that says how a comparison was made, and which rows were asked for.
 COMPARISON_JSON = VersionedJson(
-    "the record of a comparison", 1, ("rows", "layout"), RunMismatchError
+    "the record of a comparison", 1, _ComparisonShape, RunMismatchError
 )
 #: The file of one row.
-ROW_JSON = VersionedJson(
-    "a row of a comparison", 1, ("allocator", "pruner", "target", "seed"), RunMismatchError
-)
+ROW_JSON = VersionedJson("a row of a comparison", 1, _RowShape, RunMismatchError)
 
 
 @dataclass(frozen=True)

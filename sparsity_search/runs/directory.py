@@ -11,24 +11,25 @@ from typing import Any
 import numpy as np
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError
+from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, told_of
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
+from sparsity_search.runs.shapes import HintShape, ResultsShape, RunShape
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.prices import Prices
-from sparsity_search.utils.files import check_fingerprint, lock_folder, read_json, write_json
+from sparsity_search.utils.files import check_fingerprint, lock_folder, write_json
+from sparsity_search.utils.reading import read_json
+from sparsity_search.utils.shapes import parse_shape
 from sparsity_search.utils.versioned import VersionedJson
 
 #: The file that says how a run was made.
-RUN_JSON = VersionedJson("the record of a run", 1, ("config", "layout"), RunMismatchError)
+RUN_JSON = VersionedJson("the record of a run", 1, RunShape, RunMismatchError)
 #: The file that says how a run ended.
-RESULTS_JSON = VersionedJson("the results of a run", 1, ("rows",), RunMismatchError)
+RESULTS_JSON = VersionedJson("the results of a run", 1, ResultsShape, RunMismatchError)
 #: Name of the shipped profile's file, also in the folder of a pruned checkpoint.
 PROFILE = "profile.json"
 
-#: Sections of the configuration that every run has.
-_SECTIONS = ("model", "budget", "space", "pruner", "searcher", "evaluator", "ladder", "study")
 #: Key of the prices in ``run.json``.
 _PRICES = "prices"
 #: Name of the study of a run whose ``run.json`` names none.
@@ -174,12 +175,7 @@ class RunDirectory:
         """
         if not self.begun:
             raise ConfigError(f"{self.path} is no run directory: it has no {self.facts_file.name}")
-        facts = RUN_JSON.read(self.facts_file)
-        config = facts["config"]
-        for section in _SECTIONS:
-            if not isinstance(config, dict) or section not in config:
-                raise RunMismatchError(f"{self.facts_file} is corrupt: no {section!r} in config")
-        return facts
+        return RUN_JSON.read(self.facts_file)
 
     def read_config(self) -> RunConfig:
         """Return the configuration of the run.
@@ -214,10 +210,7 @@ class RunDirectory:
         """
         if not self.results_file.exists():
             return None
-        results = RESULTS_JSON.read(self.results_file)
-        if not all(isinstance(row, dict) and "name" in row for row in results["rows"]):
-            raise RunMismatchError(f"{self.results_file} is corrupt: a row has no name")
-        return results
+        return RESULTS_JSON.read(self.results_file)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json``."""
@@ -252,15 +245,26 @@ class RunDirectory:
         Raises:
             ProfileError: The file is corrupt, or of another model.
         """
-        stored = read_json(self._starts_file) if self._starts_file.exists() else []
-        return [
-            {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
-            for each in stored
-        ]
+        if not self._starts_file.exists():
+            return []
+        stored = read_json(self._starts_file, ProfileError)
+        with told_of(self._starts_file):
+            if not isinstance(stored, list) or not all(isinstance(each, dict) for each in stored):
+                raise ProfileError("not a list of profiles by name")
+            return [
+                {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
+                for each in stored
+            ]
 
     def read_studies(self) -> list[str]:
-        """Return the name of the Optuna study of each stage begun so far."""
+        """Return the name of the Optuna study of each stage begun so far.
+
+        Raises:
+            RunMismatchError: The file is corrupt.
+        """
         names = read_json(self._stages_file) if self._stages_file.exists() else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunMismatchError(f"{self._stages_file} is not a list of names")
         return names or [self.read_facts().get("study", _STUDY)]
 
     def write_stages(
@@ -285,12 +289,21 @@ class RunDirectory:
             stage: Number of the stage, from 1.
             name: Name of the hint.
             space: Space of the stage.
+
+        Raises:
+            RunMismatchError: The file is corrupt.
         """
         file = self._hint_file(stage, name)
-        stored = read_json(file) if file.exists() else {}
-        if stored.get("space") != space.digest:
+        if not file.exists():
             return None
-        return Hint(stored["name"], space.limits.lower, tuple(map(np.array, stored["losses"])))
+        with told_of(f"{file} is corrupt (remove it)", RunMismatchError):
+            stored = parse_shape(HintShape, read_json(file), "not a hint", RunMismatchError)
+            if stored.space != space.digest:
+                return None
+            levels = [len(space.limits.of(gene)) for gene in range(space.n_genes)]
+            if list(map(len, stored.losses)) != levels:
+                raise RunMismatchError("it has not one loss for each level")
+        return Hint(stored.name, space.limits.lower, tuple(map(np.array, stored.losses)))
 
     def write_hint(self, stage: int, hint: Hint, space: SearchSpace) -> None:
         """Write a hint of a stage, for later sessions and for other workers."""
@@ -304,7 +317,8 @@ class RunDirectory:
 
 def _read_profile(file: Path, layout: Layout) -> SparsityProfile:
     value = PROFILE_JSON.read(file)
-    try:
-        return SparsityProfile.from_json(layout, value)
-    except ProfileError as error:
-        raise ProfileError(f"{file}: {error}") from error
+    with told_of(file):
+        profile = SparsityProfile.from_json(layout, value)
+        if value.get("layout", layout.digest) != layout.digest:
+            raise ProfileError("it is of another layout than the run")
+    return profile

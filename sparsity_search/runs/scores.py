@@ -9,9 +9,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sparsity_search.errors import ConfigError, ProfileError
-from sparsity_search.profiles.scores import Scores
-from sparsity_search.utils.files import atomic_file, read_json, write_json
+from sparsity_search.errors import ConfigError, ProfileError, told_of
+from sparsity_search.profiles.scores import SCORES_JSON, Scores
+from sparsity_search.utils.files import atomic_file, write_json
 
 #: Of the JSON: identifies the pairs in the other file, or null.
 _PAIRS = "pairs"
@@ -42,11 +42,11 @@ def load_scores(path: Path) -> Scores:
         ConfigError: No such file, or no JSON in it.
         ProfileError: It holds no scores, or its pairs are missing or of other scores.
     """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ProfileError(f"{path} is not a table of scores")
-    expected = value.pop(_PAIRS, None)
-    return Scores.from_json(value, None if expected is None else _read_pairs(path, expected))
+    facts = dict(SCORES_JSON.read(path))
+    expected = facts.pop(_PAIRS, None)
+    pairs = None if expected is None else _read_pairs(path, expected)
+    with told_of(path):
+        return Scores.from_json(facts, pairs)
 
 
 def _read_pairs(path: Path, expected: str) -> np.ndarray:

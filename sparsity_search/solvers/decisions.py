@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -13,6 +12,7 @@ from sparsity_search.errors import (
     ConfigError,
     InfeasibleBudgetError,
     UnknownNameError,
+    show_value,
     suggest_name,
 )
 from sparsity_search.profiles.budget import Bounds, Budget, explain_zeros
@@ -20,6 +20,7 @@ from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.spaces.choices import Choices, list_pattern_counts, tie_counts
 from sparsity_search.spaces.tables import DecisionTable, build_table
+from sparsity_search.utils.expressions import Expression
 
 #: Least and greatest sparsity of all units together whose whole role matches an expression.
 Limits = tuple[tuple[str, tuple[float, float]], ...]
@@ -61,10 +62,7 @@ class SolverRules:
         for role, (low, high) in self.limits:
             if not 0 <= low <= high <= 1:
                 raise ConfigError(f"limits of {role!r} must be 0 <= LOW <= HIGH <= 1")
-            try:
-                re.compile(role)
-            except re.error as error:
-                raise ConfigError(f"limits: {role!r} is no regular expression: {error}") from error
+            Expression(role, "limits")
 
     def groups(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
         """Return the positions of the units of each group."""
@@ -178,7 +176,8 @@ def match_role(layout: Layout, role: str) -> np.ndarray:
     Raises:
         UnknownNameError: No role matches.
     """
-    found = np.array([re.fullmatch(role, unit.role) is not None for unit in layout])
+    expression = Expression(role, "limits")
+    found = np.array([expression.matches(unit.role) for unit in layout])
     if not found.any():
         roles = {unit.role for unit in layout}
         raise UnknownNameError(f"limits: no role matches {role!r}: {suggest_name(role, roles)}")
@@ -195,7 +194,9 @@ def parse_limits(value: Mapping[str, Sequence[float]] | Limits) -> Limits:
         pairs = dict(value).items()
         return tuple((str(role), (float(low), float(high))) for role, (low, high) in pairs)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"limits must map roles to [LOW, HIGH], not {value!r}") from error
+        raise ConfigError(
+            f"limits must map roles to [LOW, HIGH], not {show_value(value)}"
+        ) from error
 
 
 def _find_common_step(layout: Layout, groups: Sequence[Sequence[int]], step: float) -> int:

@@ -77,7 +77,7 @@ class SpaceFile(BaseModel):
         bounds: Least and greatest sparsity by role; other roles have no bounds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     version: Literal[1]
     description: str
@@ -88,7 +88,7 @@ class SpaceFile(BaseModel):
     share: float | None = Field(default=None, gt=0, le=1)
     pattern: str | None = None
     options: dict[_NofM, _Saving | None] | None = Field(default=None, min_length=1)
-    reach: int = Field(ge=1)
+    reach: int = Field(ge=1, le=1000)
     budget_per: Literal["role"] | None = None
     bounds: dict[str, tuple[float, float]] = {}
 

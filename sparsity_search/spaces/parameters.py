@@ -12,6 +12,8 @@ from sparsity_search.errors import ConfigError
 #: What a parameter can be.
 Value = bool | int | float | str | None
 
+#: Most values of one parameter.
+_MOST = 10_000
 #: Digits to which the values of a grid are rounded: 3 · 0.02 is 0.06.
 _DIGITS = 12
 
@@ -69,12 +71,16 @@ def stepped(name: str, low: float, high: float, step: float) -> Parameter:
     The values are integers if all arguments are.
 
     Raises:
-        ConfigError: Not ``low < high``, or not a whole number of steps between them.
+        ConfigError: Not ``low < high``, or not a whole number of steps between them, or too many.
 
     >>> stepped("spread", 0.02, 0.08, 0.02).values
     (0.02, 0.04, 0.06, 0.08)
     """
-    n_steps = round((high - low) / step) if step > 0 else 0
+    if not step > 0 or (high - low) / step > _MOST:
+        raise ConfigError(
+            f"{name}: a step of {step} from {low} to {high} is not 1 to {_MOST} steps"
+        )
+    n_steps = round((high - low) / step)
     if n_steps < 1 or abs(low + n_steps * step - high) > 1e-9 * abs(step):
         raise ConfigError(
             f"{name}: from low {low} to high {high} must be a whole number of steps of {step}"
@@ -88,15 +94,16 @@ def spaced(name: str, low: float, high: float, points: int, *, log: bool = False
     """Return the parameter of a grid of ``points`` values with equal differences or factors.
 
     Raises:
-        ConfigError: Not ``low < high``, fewer than two points, or ``low <= 0`` with ``log``.
+        ConfigError: Not ``low < high``, fewer than two points or too many, or ``low <= 0`` with
+            ``log``.
 
     >>> spaced("m", 1, 100, 3, log=True).values
     (1.0, 10.0, 100.0)
     """
-    if not low < high or points < 2 or (log and low <= 0):
+    if not low < high or not 2 <= points <= _MOST or (log and low <= 0):
         positive = "0 < " if log else ""
         raise ConfigError(
-            f"{name} needs {positive}low < high and at least 2 points, "
+            f"{name} needs {positive}low < high and 2 to {_MOST} points, "
             f"not {low} to {high} in {points}"
         )
     inner = (np.geomspace if log else np.linspace)(low, high, points)[1:-1]

@@ -13,14 +13,32 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.shapes import Count, Shape
 from sparsity_search.utils.versioned import VersionedJson
 
+
+class _CurveShape(Shape):
+    """The savings of a unit in the file of prices."""
+
+    removed: list[Count] = Field(min_length=2)
+    saved: list[float]
+    patterns: dict[str, float] = Field({})
+
+
+class _PricesShape(Shape):
+    """The file of prices."""
+
+    measure: str
+    units: dict[str, _CurveShape] = Field(min_length=1)
+
+
 #: Format of the file of prices.
-PRICES_JSON = VersionedJson("a file of prices", 1, ("measure", "units"), ConfigError)
+PRICES_JSON = VersionedJson("a file of prices", 1, _PricesShape, ConfigError)
 
 
 class PriceCurve(NamedTuple):
@@ -148,23 +166,14 @@ class Prices:
         Raises:
             ConfigError: ``value`` does not describe prices, or its units are not these.
         """
-        units, measure = PRICES_JSON.check(value)["units"], str(value["measure"])
-        try:
-            curves = {
-                name: PriceCurve(tuple(each["removed"]), tuple(map(float, each["saved"])))
-                for name, each in units.items()
-            }
-            of_units = {name: dict(each.get("patterns", {})) for name, each in units.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError("not a file of prices") from error
-        names = [unit.name for unit in layout]
-        if set(curves) != set(names):
+        stored = _PricesShape.model_validate(PRICES_JSON.check(value))
+        if stored.units.keys() != {unit.name for unit in layout}:
             raise ConfigError("the prices are of another model, or of other units")
-        try:
-            patterns = {
-                pattern: [float(of_units[name][pattern]) for name in names]
-                for pattern in of_units[names[0]]
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError("not a file of prices: a unit lacks a pattern") from error
-        return cls(layout, measure, [curves[name] for name in names], patterns)
+        each = [stored.units[unit.name] for unit in layout]
+        if any(one.patterns.keys() != each[0].patterns.keys() for one in each):
+            raise ConfigError("not a file of prices: a unit lacks a pattern")
+        curves = [PriceCurve(tuple(one.removed), tuple(one.saved)) for one in each]
+        patterns = {
+            pattern: [one.patterns[pattern] for one in each] for pattern in each[0].patterns
+        }
+        return cls(layout, stored.measure, curves, patterns)

@@ -6,10 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparsity_search.errors import ConfigError, UnknownNameError, suggest_name
+from sparsity_search.errors import ConfigError, UnknownNameError, suggest_name, told_of
+from sparsity_search.utils.reading import read_yaml
+from sparsity_search.utils.shapes import describe_faults
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -32,10 +33,8 @@ def read_space(name: str) -> Any:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if not path.is_file():
         raise UnknownNameError(f"unknown space {name!r}: {suggest_name(name, space_names())}")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"space {name!r} is not YAML: {' '.join(str(error).split())}") from error
+    with told_of(f"space {name!r}"):
+        return read_yaml(path)
 
 
 def parse_space(kind: type[T], name: str, value: Any) -> T:
@@ -47,11 +46,7 @@ def parse_space(kind: type[T], name: str, value: Any) -> T:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        faults = "; ".join(
-            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
-            for e in error.errors()
-        )
-        raise ConfigError(f"space {name!r}: {faults}") from error
+        raise ConfigError(f"space {name!r}: {describe_faults(error)}") from error
 
 
 def _folder() -> Path:

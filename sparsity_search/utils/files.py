@@ -1,4 +1,7 @@
-"""Files that are whole or absent: canonical JSON, digests, and writes that end in a rename."""
+"""Files that are whole or absent: canonical JSON, digests, and writes that end in a rename.
+
+A disk that is full or a folder that is read-only is a `MachineError`, which names the path.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.errors import (
+    ConfigError,
+    MachineError,
+    RunMismatchError,
+    find_machine_fault,
+)
 
 
 def format_canonical_json(value: Any) -> str:
@@ -47,20 +55,6 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: s
         )
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON in a file.
-
-    Raises:
-        ConfigError: No such file, or no JSON in it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is corrupt: {error}") from error
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -81,35 +75,39 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, which it replaces on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_get_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _told_of_machine(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_get_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to ``path``, which it replaces on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        os.chmod(temporary, 0o777 & ~_get_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _told_of_machine(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.chmod(temporary, 0o777 & ~_get_umask())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -118,17 +116,48 @@ def lock_folder(path: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: Another process works there.
+        MachineError: The folder cannot be made or locked.
     """
-    path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"another process works in {path}") from error
+    with _told_of_machine(path):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another process works in {path}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file or folder can be made or replaced; nothing is left behind.
+
+    Raises:
+        ConfigError: It cannot; the message says why.
+    """
+    whole = path.absolute()
+    try:
+        if whole.exists() and not (whole.is_file() or whole.is_dir()):
+            raise ConfigError(f"{path} is a device: name a file")
+        folder = next(above for above in (whole, *whole.parents) if above.exists())
+        with tempfile.TemporaryFile(dir=folder.parent if whole.is_file() else folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _told_of_machine(path: Path) -> Iterator[None]:
+    """Raise a `MachineError` that names ``path`` for a disk, a folder or memory that fails."""
+    try:
+        yield
+    except Exception as error:
+        reason = None if isinstance(error, MachineError) else find_machine_fault(error)
+        if reason is None:
+            raise
+        raise MachineError(f"cannot write {path}: {reason}") from error
 
 
 def _sync(path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.errors import ConfigError, SparsitySearchError
+from sparsity_search.errors import SparsitySearchError, show_value
+from sparsity_search.utils.reading import read_json
+from sparsity_search.utils.shapes import Shape, parse_shape
 
 #: Key of the format number.
 _FORMAT = "format"
@@ -20,17 +21,17 @@ class VersionedJson:
     Attributes:
         kind: Its name in messages, with an article: ``"a sparsity profile"``.
         version: Format number of the files that this version of the package writes and reads.
-        keys: Keys that every file has.
+        shape: The keys and types that every file has.
         error: Raised for a file that is corrupt, of another kind or of another format.
     """
 
     kind: str
     version: int
-    keys: tuple[str, ...]
+    shape: type[Shape]
     error: type[SparsitySearchError]
 
     def check(self, value: Any, source: Path | None = None) -> dict[str, Any]:
-        """Return ``value`` if it is of this kind and format.
+        """Return ``value`` if it is of this kind, format and shape.
 
         Args:
             value: Any JSON value.
@@ -40,16 +41,16 @@ class VersionedJson:
             SparsitySearchError: It is not, as `error`.
         """
         if not isinstance(value, dict):
-            raise self._refusal(source, "it holds no JSON object")
-        if _FORMAT in value and value[_FORMAT] != self.version:
+            raise self.error(f"{self._refuse(source)}: it holds no JSON object")
+        if _FORMAT not in value:
+            raise self.error(f"{self._refuse(source)}: no {_FORMAT!r} in it")
+        if type(value[_FORMAT]) is not int or value[_FORMAT] != self.version:
             subject = "" if source is None else f"{source} is "
             raise self.error(
-                f"{subject}{self.kind} of format {value[_FORMAT]!r}; "
+                f"{subject}{self.kind} of format {show_value(value[_FORMAT])}; "
                 f"this version reads format {self.version}"
             )
-        for key in (_FORMAT, *self.keys):
-            if key not in value:
-                raise self._refusal(source, f"no {key!r} in it")
+        parse_shape(self.shape, value, self._refuse(source), self.error)
         return value
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -57,19 +58,9 @@ class VersionedJson:
 
         Raises:
             ConfigError: The file cannot be read.
-            SparsitySearchError: It is not of this kind and format, as `error`.
+            SparsitySearchError: It is not of this kind, format and shape, as `error`.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise self.error(f"{path} is corrupt: {error}") from error
-        try:
-            return self.check(json.loads(text), path)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise self.error(f"{path} is corrupt: {error}") from error
+        return self.check(read_json(path, self.error), path)
 
-    def _refusal(self, source: Path | None, fault: str) -> SparsitySearchError:
-        subject = "" if source is None else f"{source} is "
-        return self.error(f"{subject}not {self.kind}: {fault}")
+    def _refuse(self, source: Path | None) -> str:
+        return f"{'' if source is None else f'{source} is '}not {self.kind}"

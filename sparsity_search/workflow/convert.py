@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsity_search.config.schema import BudgetSection, ModelSection
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.errors import ConfigError, ProfileError, suggest_name
+from sparsity_search.errors import ConfigError, ProfileError, suggest_name, told_of
 from sparsity_search.interfaces.format import Format, ProfileDocument
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.layout import Layout
@@ -25,6 +25,7 @@ from sparsity_search.profiles.transfer import (
 from sparsity_search.registry import FORMATS
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import write_text
+from sparsity_search.utils.reading import read_text
 
 #: The profile's own format, which holds all that is known.
 _NATIVE = "profile"
@@ -88,8 +89,8 @@ def convert(job: ConversionRequest, *, monitor: Monitor | None = None) -> Conver
             hint = suggest_name(name, {reader_name, writer_name})
             raise ConfigError(f"--set {name}: no file here is of this format: {hint}")
     reader, writer = (_create(name, job.settings) for name in (reader_name, writer_name))
-    text = _read_text(job.source)
-    source = reader.read(text) if reader.sized else None
+    text = read_text(job.source)
+    source = _read(reader, job.source, text) if reader.sized else None
     if source and job.reference:
         raise ConfigError(f"--reference is not needed: {reader_name} files hold sizes")
     sizes = source or (_read_reference(job.reference) if job.reference else None)
@@ -99,7 +100,7 @@ def convert(job: ConversionRequest, *, monitor: Monitor | None = None) -> Conver
         kind = _choose_kind(job.model, sizes)
         layout, facts = _open_model(job.model, kind, monitor or Monitor())
     if source is None:
-        read = reader.read(text, sizes.profile.layout if sizes else layout)
+        read = _read(reader, job.source, text, sizes.profile.layout if sizes else layout)
         source = ProfileDocument(read.profile, _keep_lasting(sizes.facts) if sizes else {})
     document, how = _move(source, layout or source.profile.layout, facts, job.budget)
     if document.profile.patterns and not writer.patterned:
@@ -170,17 +171,12 @@ def _create(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Format:
 
 
 def _read_reference(path: Path) -> ProfileDocument:
-    native: Format = FORMATS.create(_NATIVE)
-    return native.read(_read_text(path))
+    return _read(FORMATS.create(_NATIVE), path, read_text(path))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8") from error
+def _read(reader: Format, path: Path, text: str, layout: Layout | None = None) -> ProfileDocument:
+    with told_of(path):
+        return reader.read(text, layout)
 
 
 def _choose_kind(model: ModelSection, known: ProfileDocument | None) -> str:

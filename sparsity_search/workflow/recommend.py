@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import inf
 
 import torch
-import yaml
 from pydantic import Field
 
 from sparsity_search.config.schema import RunConfig, Section
@@ -20,6 +20,7 @@ from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.utils.reading import parse_yaml
 
 #: The costs and gains of methods: the one place where they are kept.
 METHODS = "methods.yaml"
@@ -132,8 +133,8 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
         SparsitySearchError: Something else given is not legal.
     """
     monitor = monitor or Monitor()
-    if not minutes >= 0:
-        raise ConfigError(f"--minutes must not be negative, not {minutes}")
+    if not 0 <= minutes < inf:
+        raise ConfigError(f"--minutes must be a number from 0 on, not {minutes}")
     budget = Budget(config.budget.target)
     pruner = build_pruner(config)
     kind = choose_units(config, pruner)
@@ -194,7 +195,7 @@ def time_model(session: Session, length: int) -> MachineSpeed:
 def load_methods() -> tuple[Method, ...]:
     """Return the methods of ``methods.yaml``."""
     text = files("sparsity_search.workflow").joinpath(METHODS).read_text(encoding="utf-8")
-    return tuple(Method.model_validate(entry) for entry in yaml.safe_load(text)["methods"])
+    return tuple(Method.model_validate(entry) for entry in parse_yaml(text)["methods"])
 
 
 def _get_ratio(entry: TimedMethod) -> float:

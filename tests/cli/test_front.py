@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.utils.files import read_json
+from sparsity_search.utils.reading import read_json
 
 from .conftest import SMALL, Outcome
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.measures import latency
-from sparsity_search.utils.files import read_json
+from sparsity_search.utils.reading import read_json
 
 from .conftest import SMALL, Outcome
 

@@ -11,7 +11,7 @@ import pytest
 
 from sparsity_search.report import RunRecord
 from sparsity_search.searchers.bases.models import ModelSettings
-from sparsity_search.utils.files import read_json
+from sparsity_search.utils.reading import read_json
 from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome

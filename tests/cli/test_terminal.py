@@ -4,6 +4,7 @@ from math import inf
 
 import pytest
 
+from sparsity_search.cli import terminal
 from sparsity_search.cli.terminal import TerminalMonitor
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 
@@ -52,3 +53,15 @@ def test_a_failed_candidate_is_no_best_and_no_start(capsys: pytest.CaptureFixtur
     first, second = Fidelity(2048, 0), Fidelity(2048, 1)
     measured = [(0, 1, first, inf), (0, 1, first, 4.0), (1, 1, second, inf), (1, 1, second, 3.0)]
     assert told(capsys, measured) == ["round 0, best 4.0000", "round 1, best 3.0000"]
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "r[/red]x [bold]y[/bold] :smile: \x1b[31m"
+    shown = "r[/red]x [bold]y[/bold] :smile: \\x1b[31m"
+    with TerminalMonitor().show(name, None):
+        pass
+    terminal.say(name)
+    terminal.show_table([name], [[name]], width=200)
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"{shown}: 0.0 s")
+    assert [line.strip() for line in captured.out.splitlines() if "red" in line] == [shown] * 3

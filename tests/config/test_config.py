@@ -104,7 +104,7 @@ def test_set(override: str, key: str, value: Any) -> None:
     [
         ("study.seed", "--set needs section.key=value"),
         ("=3", "--set needs section.key=value"),
-        ("study.seed=[", "the value is not YAML"),
+        ("study.seed=[", "--set study.seed: not YAML"),
         ("study.seed.x=3", "study"),
         ("space.x.y=3", "space"),
     ],
@@ -164,22 +164,41 @@ def test_ladder() -> None:
     assert config.ladder == Ladder(candidates=5, rungs=(Rung(8, 2),), fresh=True)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "", "3"])
+@pytest.mark.parametrize("text", ["a: [", "- 1", "3", "a: &b [*b]", "a: 1\na: 2", "[" * 99])
 def test_not_a_configuration(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(path, NEEDED)
 
 
+def test_an_empty_file_changes_nothing(path: Path) -> None:
+    path.write_text("# nothing\n")
+    assert load_config(path, NEEDED) == load_config(None, NEEDED)
+
+
 def test_no_such_file(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read --config .*No such file"):
+    with pytest.raises(ConfigError, match=r"--config .*cannot read .*No such file"):
         load_config(path, NEEDED)
 
 
 def test_no_python_objects_from_yaml(path: Path) -> None:
     path.write_text("model: !!python/object/apply:os.getcwd []")
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match="tags"):
         load_config(path, NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study.minutes=.inf", "study.minutes: .*finite"),
+        ("study.seed=-1", "study.seed: .*not -1"),
+        ("allocators.owll.m=3", r"'allocators.owll': did you mean 'owl'"),
+        ("study.rounds=1000000000000000000000", "too large"),
+    ],
+)
+def test_values_out_of_bounds(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(override)
 
 
 def test_identity_is_what_results_depend_on() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_search.errors import ConfigError, ProfileError, SparsitySearchError
 from sparsity_search.interfaces.format import Format, ProfileDocument
+from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import FORMATS
@@ -23,11 +25,15 @@ def exact(name: str) -> Format:
     return found
 
 
-def even(profile: SparsityProfile) -> SparsityProfile:
-    """Return the part of a profile whose units have an even count: level 0 is half of it."""
+def halve(profile: SparsityProfile) -> SparsityProfile:
+    """Return a profile near another one that every format can hold: half of even counts."""
     units = [u for u in profile.layout if u.count % 2 == 0] or [profile.layout[0]]
-    kept = Layout(units)
-    return from_counts(kept, [profile.removed[profile.layout.position(u.name)] for u in units])
+    ratios = [profile.sparsities[profile.layout.position(u.name)] for u in units]
+    return Budget(0.5).project(Layout(units), np.array(ratios))
+
+
+HALF = halve(PROFILE)
+FEW = halve(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3]))
 
 
 def test_there_are_formats() -> None:
@@ -38,7 +44,7 @@ def test_there_are_formats() -> None:
 @settings(max_examples=15)
 @given(profile=profiles())
 def test_round_trip(name: str, profile: SparsityProfile) -> None:
-    profile = even(profile) if name == "evopress" else profile
+    profile = halve(profile) if name == "evopress" else profile
     if name == "evopress" and profile.layout[0].count % 2:
         return
     format_ = exact(name)
@@ -60,15 +66,14 @@ def test_structures_round_trip(name: str, profile: SparsityProfile) -> None:
 def test_a_format_without_sizes_asks_for_them(name: str) -> None:
     format_ = exact(name)
     with pytest.raises(ConfigError) as refusal:
-        format_.read(format_.write(ProfileDocument(PROFILE)))
+        format_.read(format_.write(ProfileDocument(HALF)))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not FORMATS.get(n).sized])
 def test_files_of_other_models_are_refused(name: str) -> None:
     format_ = exact(name)
-    text = format_.write(ProfileDocument(PROFILE))
-    few = format_.write(ProfileDocument(from_counts(Layout(LAYOUT[:3]), PROFILE.removed[:3])))
+    text, few = (format_.write(ProfileDocument(profile)) for profile in (HALF, FEW))
     for file, layout in ((text, Layout(LAYOUT[:3])), (few, LAYOUT)):
         with pytest.raises(ProfileError) as refusal:
             format_.read(file, layout)

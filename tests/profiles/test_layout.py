@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -50,9 +50,15 @@ def test_json_round_trip() -> None:
     assert read.digest == LAYOUT.digest
 
 
-@pytest.mark.parametrize("value", [None, 3, [1], [{"name": "a"}], [{"size": 3}]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 3, [1], [{"name": "a"}], [{"size": 3}]),
+        *([{**asdict(UNITS[0]), "cost": 0}], [{**asdict(UNITS[0]), "zeros": -1}]),
+    ],
+)
 def test_corrupt_json(value: object) -> None:
-    with pytest.raises(ProfileError, match="not a layout"):
+    with pytest.raises(ProfileError, match="not a list of units"):
         Layout.from_json(value)
 
 

@@ -99,11 +99,17 @@ def _set(new: Any, *path: str) -> Callable[[Any], object]:
         (_set(6, "units", "layers.0.q", "removed"), "do not add up"),
         (_set(24, "removed"), "do not add up"),
         (_set(11, "units", "layers.0.q", "removed"), "cannot be removed"),
-        (_set(-5, "units", "layers.0.q", "removed"), "cannot be removed"),
-        (_set(5.0, "units", "layers.0.q", "removed"), "not integers"),
-        (_set(True, "units", "layers.0.q", "removed"), "not integers"),
-        (_set("5", "units", "layers.0.q", "removed"), "not integers"),
-        (_set(None, "units", "layers.0.q", "removed"), "not integers"),
+        (_set(-5, "units", "layers.0.q", "removed"), r"layers\.0\.q\.removed: .*not -5"),
+        (_set(5.0, "units", "layers.0.q", "removed"), "integer, not 5.0"),
+        (_set(True, "units", "layers.0.q", "removed"), "integer, not True"),
+        (_set("5", "units", "layers.0.q", "removed"), "integer, not '5'"),
+        (_set(None, "units", "layers.0.q", "removed"), "integer, not None"),
+        (_set(True, "format"), "format True"),
+        (_set(5, "removes"), "removes: .*string, not 5"),
+        (_set(0.4, "sparsity"), r"do not add up to its sparsity 0\.4"),
+        (_set(0.6, "units", "layers.0.q", "sparsity"), r"layers\.0\.q has sparsity 0\.5"),
+        (_set(3, "units", "layers.0.q", "weights_each"), "weights in each item here, 3 there"),
+        (_set(1, "units", "layers.0.q", "block"), "has 0 as its block here, 1 there"),
         (_set(12, "units", "layers.0.q", "of"), "has 10 items here, 12 there"),
         (_drop("units", "layers.0.up"), "lacks layers.0.up"),
         (_set({"removed": 0, "of": 1}, "units", "new"), "it has new"),
@@ -139,7 +145,7 @@ def test_patterns_in_json() -> None:
     plain = from_counts(GROUPS, [12, 0, 20]).to_json()
     assert not any("pattern" in unit for unit in plain["units"].values())
     value["units"]["layers.0.q"]["pattern"] = 24
-    with pytest.raises(ProfileError, match="patterns are not text"):
+    with pytest.raises(ProfileError, match=r"pattern: .*string, not 24"):
         SparsityProfile.from_json(GROUPS, value)
 
 

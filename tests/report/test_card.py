@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -79,9 +80,20 @@ def test_a_folder_is_no_base_model_and_its_path_is_not_told(name: str) -> None:
     assert "models/" not in text
 
 
-def test_cells_may_hold_the_separator() -> None:
-    text = format_card(PROFILE, {**FACTS, "pruner": {"name": "a|b"}})
-    assert "a\\|b" in text
+def test_names_are_shown_and_not_obeyed() -> None:
+    name = "a|b <img onerror=x>\n# `*![c](http://d)\x1b"
+    model = {**FACTS["model"], "name": f"/models/{name}", "revision": None}
+    source = {**FACTS["text"]["calibration"], "source": f"file:{name}"}
+    facts = {**FACTS, "model": model, "text": {"calibration": source}, "evaluator": name}
+    rows = [{**ROWS[1], "name": name}]
+    plain = format_card(PROFILE, {**FACTS, "model": {**model, "name": "m"}}, ROWS[1:2])
+    text = format_card(PROFILE, {**facts, "pruner": {"name": name}}, rows, name)
+    assert "<" not in text
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == len(plain.splitlines())
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()]
+    assert cells == [len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()]
+    assert not re.search(r"(?<!\\)[\[`]", text.partition("# ")[2])
 
 
 def test_structures_are_not_called_zeros() -> None:

@@ -6,7 +6,14 @@ from matplotlib.axes import Axes
 
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.report.plots import draw_comparison, draw_profile, draw_scores, encode_png
+from sparsity_search.report.plots import (
+    SeedRange,
+    draw_comparison,
+    draw_perplexity,
+    draw_profile,
+    draw_scores,
+    encode_png,
+)
 from sparsity_search.runs.record import RunRecord, ScoreTrace
 from sparsity_search.testing.runs import TARGET
 
@@ -96,3 +103,18 @@ def test_equal_figures_give_equal_files(record: RunRecord) -> None:
     assert first.startswith(b"\x89PNG")
     assert b"tEXt" not in first
     assert b"tIME" not in first
+
+
+def test_names_are_no_formulas(record: RunRecord) -> None:
+    unit = Unit(name="a", block=0, role="$_{$r", count=10)
+    profile = SparsityProfile(Layout([unit]), (5,))
+    name = "a$_{$b"
+    scores = draw_scores(CURVE, {name: 0.9}, score="$_{$")
+    for figure in (
+        draw_profile(profile, target=0.5, title=name),
+        draw_comparison({name: profile}, target=0.5, title=name),
+        scores,
+        draw_perplexity({name: {name: [SeedRange(0.5, 3.0, 2.0, 4.0)]}}, against=name),
+    ):
+        assert encode_png(figure).startswith(b"\x89PNG")
+    assert scores.axes[0].get_ylabel() == "$_{$"

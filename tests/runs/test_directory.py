@@ -14,7 +14,7 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.testing.problems import toy_space
 from sparsity_search.testing.runs import build_run_layout, build_run_profiles, make_run
-from sparsity_search.utils.files import read_json
+from sparsity_search.utils.reading import read_json
 
 CONFIG = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.5})
 

@@ -3,20 +3,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.errors import ConfigError, MachineError, RunMismatchError
 from sparsity_search.utils.files import (
     atomic_file,
     atomic_folder,
     check_fingerprint,
+    check_writable,
     compute_digest,
     format_canonical_json,
+    lock_folder,
     write_json,
     write_text,
 )
@@ -96,6 +101,58 @@ def test_write_json(tmp_path: Path) -> None:
     write_text(tmp_path / "z.txt", "é→")
     assert (tmp_path / "z.txt").read_text("utf-8") == "é→"
     assert sorted(os.listdir(tmp_path)) == ["x.json", "z.txt"]
+
+
+def _save_tensors(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        save_file({"x": np.zeros(10_000)}, temporary)
+
+
+def _save_folder(path: Path) -> None:
+    with atomic_folder(path) as temporary:
+        save_file({"x": np.zeros(10_000)}, temporary / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "write", [_save_tensors, _save_folder, lambda path: write_json(path, "x" * 10_000)]
+)
+def test_a_full_disk_is_one_line_with_the_path(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MachineError, match=r"^cannot write .*x: File too large$"):
+            write(tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot write .*file/x: File exists"):
+        write_text(tmp_path / "file" / "x", "x")
+    with (
+        pytest.raises(MachineError, match=r"cannot write .*file: File exists"),
+        lock_folder(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_what_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file", tmp_path / "new" / "x"):
+        check_writable(path)
+    for path, reason in {
+        tmp_path / "file" / "x": "Not a directory",
+        Path("/proc/absent/x"): "cannot be written",
+        tmp_path / ("x" * 999): "name too long",
+        Path(os.devnull): "a device",
+    }.items():
+        with pytest.raises(ConfigError, match=reason):
+            check_writable(path)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_canonical_json() -> None:

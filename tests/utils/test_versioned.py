@@ -8,9 +8,16 @@ import pytest
 
 from sparsity_search.errors import ConfigError, ProfileError
 from sparsity_search.utils.files import write_json
+from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
-KIND = VersionedJson("a list of fish", 3, ("fish",), ProfileError)
+
+class Catch(Shape):
+    fish: list[str]
+    weight: float = 0.0
+
+
+KIND = VersionedJson("a list of fish", 3, Catch, ProfileError)
 
 
 def test_reads_what_was_written(tmp_path: Path) -> None:
@@ -24,7 +31,9 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     [
         (b"", ["corrupt"]),
         (b'{"format": 3, "fi', ["corrupt"]),
-        (b"\xff\xfe", ["corrupt"]),
+        (b'{"format": 3, "fish": [], "fish": []}', ["corrupt", "'fish' stands twice"]),
+        (b'{"format": 3, "fish": [], "x": "\\ud800"}', ["corrupt", "surrogate"]),
+        (b'{"format": 3, "fish": [], "x": ' + b"9" * 5000 + b"}", ["corrupt", "digits"]),
         (b"[" * 100_000, ["corrupt"]),
         (b"[]", ["not a list of fish", "no JSON object"]),
         (b"null", ["not a list of fish"]),
@@ -32,6 +41,10 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
         (b'{"format": 3}', ["not a list of fish", "no 'fish'"]),
         (b'{"format": 4, "birds": []}', ["a list of fish", "format 4", "reads format 3"]),
         (b'{"format": "3", "fish": []}', ["format '3'"]),
+        (b'{"format": true, "fish": []}', ["format True"]),
+        (b'{"format": 3, "fish": [1]}', ["not a list of fish", "fish.0", "not 1"]),
+        (b'{"format": 3, "fish": [], "weight": 1e999}', ["weight", "not inf"]),
+        (b'{"format": 3, "fish": ' + str([1] * 999).encode() + b"}", ["and 995 more"]),
     ],
 )
 def test_faults(tmp_path: Path, content: bytes, words: list[str]) -> None:
@@ -46,6 +59,9 @@ def test_faults(tmp_path: Path, content: bytes, words: list[str]) -> None:
 
 def test_a_file_that_is_absent_is_no_fault_of_its_contents(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*x\.json"):
+        KIND.read(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"x\.json is not UTF-8 text: convert it"):
         KIND.read(tmp_path / "x.json")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import AllowInfNan
 from torch import Tensor
 
 from sparsity_search.allocators.besa.block_training import (
@@ -93,7 +94,7 @@ class BESAAllocator(Allocator):
     scope: str = "block"
     spread: float = 0.2
     penalty: float = 5.0
-    width: float = math.inf
+    width: Annotated[float, AllowInfNan(True)] = math.inf
     learning_rate: float = 0.1
     epochs: int = 1
     sequences: int = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_search.errors import ConfigError, ProfileError, suggest_name
+from sparsity_search.errors import ConfigError, ProfileError, show_value, suggest_name
 from sparsity_search.profiles.budget import Bounds, round_to_budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
@@ -136,7 +136,7 @@ def parse_number(value: Any, key: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ProfileError(f"{key}: {value!r} is not a finite number")
+        raise ProfileError(f"{key}: {show_value(value)} is not a finite number")
     return number
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from sparsity_search.errors import ConfigError, ModelError
+from sparsity_search.errors import ModelError
+from sparsity_search.utils.expressions import Expression
 
 #: Attribute of a model: name of the module list chosen by the user. No checkpoint holds it.
 _CHOSEN = "_sparsity_search_blocks"
@@ -67,10 +67,8 @@ def replace_forwards(
 
 
 def _match_one(lists: dict[str, nn.ModuleList], pattern: str, model: str) -> str:
-    try:
-        matching = [name for name in lists if re.search(pattern, name)]
-    except re.error as error:
-        raise ConfigError(f"--blocks {pattern!r} is not a regular expression: {error}") from error
+    expression = Expression(pattern, "--blocks")
+    matching = [name for name in lists if expression.finds(name)]
     outer = [n for n in matching if not any(n.startswith(f"{other}.") for other in matching)]
     if len(outer) == 1:
         return outer[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import UNITS
+from sparsity_search.utils.expressions import Expression
 
 if TYPE_CHECKING:
     from sparsity_search.models.running.statistics_cache import StatisticsCache
@@ -65,10 +65,10 @@ class PrunableModel:
         self.offload = get_offload(model)
         self.views: dict[str, WeightView] = {}
         self.excluded: dict[str, WeightView] = {}
-        pattern = _compile(exclude)
+        pattern = Expression(exclude, "--exclude") if exclude else None
         layout: list[Unit] = []
         for index, unit in self._find_units(UNITS.create(units)):
-            if pattern and pattern.search(unit.name):
+            if pattern and pattern.finds(unit.name):
                 self.excluded[unit.name] = unit.view
                 continue
             self.views[unit.name] = unit.view
@@ -206,10 +206,3 @@ def is_grouped(weight: Tensor, pattern: str) -> bool:
         return False
     kept = (weight != 0).reshape(len(weight), -1, groups.group).sum(dim=-1)
     return bool((kept == groups.keep).all())
-
-
-def _compile(exclude: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(exclude) if exclude else None
-    except re.error as error:
-        raise ConfigError(f"--exclude {exclude!r} is not a regular expression: {error}") from error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.utils.expressions import Expression
 
 #: Names that an error lists, at most.
 _LISTED = 8
+_OPTION = "model.roles"
 
 #: Last part of a module's name → role. Names that are not here keep theirs as the role.
 ROLES: dict[str, str] = {
@@ -95,12 +96,8 @@ def check_patterns(patterns: Mapping[str, str], names: Iterable[str]) -> None:
     """
     names = dict.fromkeys(names)
     for pattern, role in patterns.items():
-        try:
-            used = any(re.search(pattern, name) for name in names)
-        except re.error as error:
-            raise ConfigError(
-                f"model.roles: {pattern!r} is no regular expression: {error}"
-            ) from error
+        expression = Expression(pattern, _OPTION)
+        used = any(expression.finds(name) for name in names)
         if not role:
             raise ConfigError(f"model.roles: {pattern!r} needs a role, such as gate")
         if not used:
@@ -115,7 +112,7 @@ def check_patterns(patterns: Mapping[str, str], names: Iterable[str]) -> None:
 
 
 def _match(name: str, patterns: Mapping[str, str]) -> list[str]:
-    return [role for pattern, role in patterns.items() if re.search(pattern, name)]
+    return [role for pattern, role in patterns.items() if Expression(pattern, _OPTION).finds(name)]
 
 
 def _infer_role(last: str, neighbours: set[str]) -> str:

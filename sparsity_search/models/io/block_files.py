@@ -14,9 +14,17 @@ from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, SparsitySearchError
 from sparsity_search.utils.files import atomic_file, format_canonical_json, write_json
+from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
 _MANIFEST = "manifest.json"
+
+
+class _ManifestShape(Shape):
+    """The manifest: what the blocks were made from, and the checksum of each."""
+
+    fingerprint: dict[str, Any]
+    blocks: dict[str, dict[str, str]]
 
 
 class BlockFiles:
@@ -32,9 +40,7 @@ class BlockFiles:
 
     def __init__(self, path: Path, version: int, fingerprint: Mapping[str, Any]) -> None:
         self._path = path
-        self._format = VersionedJson(
-            "a manifest", version, ("fingerprint", "blocks"), RunMismatchError
-        )
+        self._format = VersionedJson("a manifest", version, _ManifestShape, RunMismatchError)
         # in the form in which JSON is read: tuples become lists
         self._fingerprint = json.loads(format_canonical_json(dict(fingerprint)))
 

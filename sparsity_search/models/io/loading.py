@@ -20,7 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError, suggest_name
+from sparsity_search.errors import (
+    ConfigError,
+    ModelError,
+    SparsitySearchError,
+    show_value,
+    suggest_name,
+)
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.offload import Offload, get_offload
 from sparsity_search.models.io.vocabulary import check_vocabulary
@@ -125,6 +131,7 @@ def load_model(
             raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
         _check_complete(name, info)
         check_vocabulary(model, tokenizer)
+        _check_context(name, model)
         _drop_gguf_settings(model)
         if blocks is not None:  # later calls on the model find the same blocks
             find_blocks(model, blocks)
@@ -196,7 +203,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.zeros(1, device=target).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"no device {device!r} here: {_shorten(error)}") from error
     return target
@@ -304,6 +311,16 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
         if keys:
             words = kind.replace("_keys", " weights")
             raise ModelError(f"the model {name!r} has {len(keys)} {words}, first {keys[0]}")
+
+
+def _check_context(name: str, model: PreTrainedModel) -> None:
+    """Check the longest text that the configuration states, which bounds all sequences."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and (not isinstance(longest, int) or longest < 0):
+        raise ModelError(
+            f"the config.json of {name!r} says max_position_embeddings "
+            f"{show_value(longest)}: it must be a positive integer"
+        )
 
 
 def _drop_gguf_settings(model: PreTrainedModel) -> None:

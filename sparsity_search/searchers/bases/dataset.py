@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from sparsity_search.errors import ConfigError, ProfileError
+from sparsity_search.errors import ConfigError, show_value, told_of
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.searchers.bases.features import Features
@@ -19,14 +20,36 @@ from sparsity_search.searchers.bases.training import log_scores
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.shapes import Count, Shape, Size
 from sparsity_search.utils.versioned import VersionedJson
 
 #: What the file is, for who opens it.
 KIND = "predictor"
+
+
+class _PairShape(Shape):
+    """A profile and its score in the file of a data set."""
+
+    removed: list[Count]
+    patterns: list[str] = Field([])
+    score: float
+    tokens: Size
+    subset: Count
+    stage: Size = 1
+
+
+class _DatasetShape(Shape):
+    """The file of a data set."""
+
+    kind: str
+    digest: str
+    facts: dict[str, Any]
+    layout: list[Any]
+    pairs: list[_PairShape]
+
+
 #: The file of a data set.
-DATASET_JSON = VersionedJson(
-    "the data set of a predictor", 1, ("kind", "digest", "facts", "layout", "pairs"), ConfigError
-)
+DATASET_JSON = VersionedJson("the data set of a predictor", 1, _DatasetShape, ConfigError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,24 +140,25 @@ class Dataset:
         Raises:
             ConfigError: It is none, of another format, or corrupt.
         """
-        if DATASET_JSON.check(value)["kind"] != KIND:
-            raise ConfigError(f"not {DATASET_JSON.kind}, but of kind {value['kind']!r}")
-        try:
-            layout = Layout.from_json(value["layout"])
-            pairs = value["pairs"]
+        stored = _DatasetShape.model_validate(DATASET_JSON.check(value))
+        if stored.kind != KIND:
+            raise ConfigError(f"not {DATASET_JSON.kind}, but of kind {show_value(stored.kind)}")
+        with told_of("corrupt data set", ConfigError):
+            layout = Layout.from_json(stored.layout)
             profiles = [
-                SparsityProfile(layout, tuple(p["removed"]), tuple(p.get("patterns", ())))
-                for p in pairs
+                SparsityProfile(layout, tuple(pair.removed), tuple(pair.patterns))
+                for pair in stored.pairs
             ]
-            scores = [float(p["score"]) for p in pairs]
-            fidelities = [Fidelity(p["tokens"], p["subset"]) for p in pairs]
-            stages = [int(p.get("stage", 1)) for p in pairs]
-            stated, facts = value["digest"], value["facts"]
-        except (KeyError, TypeError, ValueError, ProfileError) as error:
-            raise ConfigError(f"corrupt data set: {error}") from error
-        if stated != layout.digest or not np.isfinite(scores).all():
-            raise ConfigError("corrupt data set: its digest or its scores are not right")
-        return cls(layout, profiles, scores, fidelities, stages, facts)
+        if stored.digest != layout.digest:
+            raise ConfigError("corrupt data set: its digest is not that of its layout")
+        return cls(
+            layout,
+            profiles,
+            scores=[pair.score for pair in stored.pairs],
+            fidelities=[Fidelity(pair.tokens, pair.subset) for pair in stored.pairs],
+            stages=[pair.stage for pair in stored.pairs],
+            facts=stored.facts,
+        )
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -153,7 +177,5 @@ def read_dataset(path: Path) -> Dataset:
 @lru_cache(maxsize=4)
 def _read(path: Path, _written: int, _size: int) -> Dataset:
     value = DATASET_JSON.read(path)
-    try:
+    with told_of(path):
         return Dataset.from_json(value)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error

@@ -18,7 +18,7 @@ from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.comparison import ComparisonFolder
 from sparsity_search.runs.redact import redact
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import check_fingerprint, lock_folder, read_json
+from sparsity_search.utils.files import check_fingerprint, lock_folder
 from sparsity_search.workflow.compare.cases import Case, Plan
 from sparsity_search.workflow.compare.rows import Bench, name_text
 
@@ -112,10 +112,13 @@ def _check_folder(folder: ComparisonFolder, config: RunConfig, cases: Sequence[C
     stored = folder.read_facts().get("identity", {})
     check_fingerprint(stored, _identify(config), f"the comparison in {out}")
     for case in cases:
-        for file in (folder.row_file(case.key), folder.profile_file(case.profile_key)):
+        for file, read, key in (
+            (folder.row_file(case.key), folder.read_row, case.key),
+            (folder.profile_file(case.profile_key), folder.read_profile, case.profile_key),
+        ):
             if file.exists():
-                made = read_json(file).get("fingerprint", {})
-                now = {part: case.fingerprint[part] for part in made or case.fingerprint}
+                made = read(key).get("fingerprint", {})
+                now = {part: case.fingerprint.get(part) for part in made or case.fingerprint}
                 check_fingerprint(made, now, str(file))
 
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from sparsity_search.config.schema import PluginSection, RunConfig
 from sparsity_search.engine.plugins import build_allocator, choose_units
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, show_value, told_of
 from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS, Factory, describe
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.reading import parse_yaml
 
 #: What all others are compared with; it is always there, and first.
 REFERENCE = "uniform"
 
+_MOST_SEEDS = 1000
 _OPEN, _CLOSE = "[({", "])}"
 
 
@@ -86,8 +86,8 @@ class Plan:
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds must be at least 1, not {self.seeds}")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise ConfigError(f"--seeds must be 1 to {_MOST_SEEDS}, not {self.seeds}")
         if not self.pruners or not self.sparsities:
             raise ConfigError("a comparison needs a pruner and a sparsity at least")
 
@@ -171,11 +171,11 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
     for part in split_list(rest.removesuffix("]"), ";"):
         key, equals, text = part.partition("=")
         if not (rest.endswith("]") and equals and key.strip()):
-            raise ConfigError(f"an allocator with settings is NAME[KEY=VALUE;…], not {label!r}")
-        try:
-            settings[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{label}: the value of {key} is not YAML") from error
+            raise ConfigError(
+                f"an allocator with settings is NAME[KEY=VALUE;…], not {show_value(label)}"
+            )
+        with told_of(f"{name}: {key.strip()}"):
+            settings[key.strip()] = parse_yaml(text)
     return name, settings
 
 
