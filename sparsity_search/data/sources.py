@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from sparsity_search.data.text_files import BYTE_ORDER_MARK, read_json_lines, re
 from sparsity_search.errors import DataError
 from sparsity_search.utils.extras import require
 
+_KINDS = ("file", "hub", "self")
 _SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self"
 _PROBE_SECONDS = 10.0
 #: A source whose first rows, as many as this, have no text is taken to have none.
@@ -61,9 +63,12 @@ def parse_source(source: str) -> Source:
         return Source("hub", _complete_hub_name(source, value))
     if kind == "file" and value:
         return Source("file", str(_resolve_file(Path(value))))
-    if Path(source).expanduser().is_file():
-        return Source("file", str(_resolve_file(Path(source))))
-    raise DataError(f"unknown text source {source!r}: give {_SCHEMES}")
+    path = Path(source).expanduser()
+    if path.is_file() or (":" not in source and path.suffix in _READERS):
+        return Source("file", str(_resolve_file(path)))
+    near = [] if kind in _KINDS else difflib.get_close_matches(kind, _KINDS, n=1)
+    meant = f"did you mean {source.replace(kind, near[0], 1)}? " if near else ""
+    raise DataError(f"unknown text source {source!r}: {meant}give {_SCHEMES}")
 
 
 class Documents:

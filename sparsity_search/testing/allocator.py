@@ -17,8 +17,8 @@ from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 TARGETS = (0.1, 0.37, 0.5, 0.7, 0.95)
-#: Patterns of units left alone: none, one matrix, one sublayer, a whole block.
-EXCLUDED = (None, r"layers\.0\.mlp\.down", r"layers\.0\.mlp$", r"layers\.1(\.|$)")
+#: Patterns of units left alone: none, one unit of the first block, the whole second block.
+EXCLUDED = (None, r"layers\.0(\.mlp(\.down_proj)?)?$", r"layers\.1(\.|$)")
 
 
 class AllocatorContract:

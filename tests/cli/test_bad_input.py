@@ -46,6 +46,7 @@ SEARCHES = {
     "bad value": (["--set", "study.rounds=many"], ["study.rounds"]),
     "no regular expression": (["--exclude", "("], ["regular expression"]),
     "everything excluded": (["--exclude", "."], ["matches all 21 units"]),
+    "nothing excluded": (["--exclude", "q_porj"], ["matches none", "'q_proj'"]),
     "rung too long": (["--set", "ladder.rungs=[{tokens: 9999, survivors: 1}]"], ["9999"]),
     "no such config": (["--config", "absent.yaml"], ["absent.yaml"]),
     "bad storage": (["--storage", "nonsense"], ["storage"]),

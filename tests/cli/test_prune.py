@@ -119,6 +119,15 @@ def test_padding_is_told_before_the_work(prune: Callable[..., Outcome], tmp_path
     assert f"leaves {padding} of {profile['removed']} removed weights" in outcome.err
 
 
+def test_excluded_blocks_move_up(prune: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = prune("--pruner", "drop", "--units", "blocks", "--sparsity", 0.5,
+                    "--exclude", r"layers\.2$", "--materialise")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    told = json.loads((tmp_path / "out/materialised.json").read_text())
+    assert told["blocks"] == {"dense": 3, "materialised": 2}
+    assert list(told["units"]) == ["model.layers.0"]
+
+
 def test_a_profile_says_what_it_removes(
     prune: Callable[..., Outcome], cli: Cli, model: Path, text: Path, tmp_path: Path
 ) -> None:

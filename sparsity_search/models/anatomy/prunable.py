@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from sparsity_search.errors import ConfigError, ModelError, ProfileError
+from sparsity_search.errors import ConfigError, ModelError, ProfileError, suggest_name
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.anatomy.linears import find_linears
 from sparsity_search.models.anatomy.roles import check_patterns
@@ -41,7 +41,7 @@ class PrunableModel:
         ModelError: There are no decoder blocks, or they hold nothing prunable.
         UnknownNameError: There is no such kind of units.
         ConfigError: ``exclude`` or ``blocks`` is not a regular expression, ``exclude`` matches
-            every unit, or ``roles`` are not legal, see `check_patterns`.
+            every unit or none, or ``roles`` are not legal, see `check_patterns`.
     """
 
     def __init__(
@@ -87,6 +87,12 @@ class PrunableModel:
             self.release()
         if not layout:
             raise self._nothing()
+        if pattern and not self.excluded:
+            parts = {part for name in self.views for part in name.split(".") if not part.isdigit()}
+            raise ConfigError(
+                f"--exclude {exclude!r} matches none of the {len(layout)} units, such as "
+                f"{layout[0].name}: {suggest_name(pattern.pattern, parts)}"
+            )
         self.layout = Layout(layout)
 
     def _nothing(self) -> ConfigError | ModelError:

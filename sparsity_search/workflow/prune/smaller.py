@@ -60,8 +60,9 @@ def compare_with_dense(
         out: Its folder.
     """
     was = session.subject
+    blocks = f"^{re.escape(was.prefix)}$"
     subject = PrunableModel(
-        smaller, was.exclude, was.units, f"^{re.escape(was.prefix)}$", roles=was.roles
+        smaller, _match_excluded(was, shape), was.units, blocks, roles=was.roles
     )
     dense = session.loaded.model
     tokens = session.text["calibration"][:1, :_TOKENS]
@@ -77,6 +78,17 @@ def compare_with_dense(
         "bytes": {"dense": _n_bytes(dense), "materialised": files},
         "tokens_per_second": dict(zip(("dense", "materialised"), speed, strict=True)),
     }
+
+
+def _match_excluded(was: PrunableModel, shape: MaterialisedShape | None) -> str | None:
+    """Return an expression for the excluded units in the smaller model, whose blocks move up."""
+    kept = range(len(was.blocks)) if shape is None else shape.blocks
+    names = []
+    for name in was.excluded:
+        block, dot, rest = name.removeprefix(f"{was.prefix}.").partition(".")
+        if int(block) in kept:
+            names.append(re.escape(f"{was.prefix}.{kept.index(int(block))}{dot}{rest}"))
+    return f"^({'|'.join(names)})$" if names else None
 
 
 def measure_speed(models: Sequence[PreTrainedModel], tokens: Tensor) -> list[dict[str, float]]:

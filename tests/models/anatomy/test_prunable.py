@@ -63,6 +63,10 @@ def test_exclude_faults() -> None:
         PrunableModel(tiny_llama(), ".")
     with pytest.raises(ConfigError, match="regular expression"):
         PrunableModel(tiny_llama(), "(")
+    with pytest.raises(ConfigError, match=r"'up_porj' matches none .* did you mean 'up_proj'"):
+        PrunableModel(tiny_llama(), "up_porj")
+    with pytest.raises(ConfigError, match=r"none of the 6 units, .*\.0\.self_attn: .*mlp"):
+        PrunableModel(tiny_llama(), "q_proj", units="width")
 
 
 def test_no_decoder_blocks() -> None:
