@@ -36,10 +36,12 @@ def evaluate(
     from sparsity_search.report.table import format_number, format_percent
     from sparsity_search.workflow.evaluate import evaluate as run
 
-    request = Request("evaluation", text, sequences, length)
+    request = Request("evaluation", text, sequences, length, config.data.special_tokens)
     with terminal.watch() as monitor:
         found = run(config, request, dense=dense, monitor=monitor)
     read = f"{found.tokens} tokens" if found.tokens else f"{len(found.score.parts)} rows"
+    if found.special_tokens != "none":
+        read += f" ({found.special_tokens} before each sequence)"
     terminal.say(
         f"{config.evaluator.name} {format_number(found.score.value)} on {read}; "
         f"{format_percent(found.sparsity)} of the prunable weights are zero"

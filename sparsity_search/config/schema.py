@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sparsity_search.data.special_tokens import SpecialTokens
 from sparsity_search.errors import ConfigError
 from sparsity_search.trials.ladder import Ladder
 
@@ -96,6 +97,9 @@ class DataSection(Section):
         search_text: Source for the proxy evaluator, if it reads text; by default the
             calibration source.
         final_text: Source for the final comparison; by default the calibration source.
+        special_tokens: Special tokens at the start of each sequence: those that the tokenizer
+            puts before a document (``auto``), or ``none``, as in many published figures. Lengths
+            include them. The model's own text (``self``) always starts with them.
         calibration_length: Tokens in a calibration sequence, at most.
         calibration_sequences: How many of them.
         search_length: Tokens in a search sequence.
@@ -109,6 +113,7 @@ class DataSection(Section):
     calibration: str = "self"
     search_text: str | None = None
     final_text: str | None = None
+    special_tokens: SpecialTokens = "auto"
     calibration_length: int = Field(default=1024, ge=8)
     calibration_sequences: int = Field(default=16, ge=1)
     search_length: int = Field(default=512, ge=8)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
+from sparsity_search.data.special_tokens import find_prefix
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.models.io.vocabulary import check_tokens
@@ -29,16 +30,16 @@ _TOKENS_AT_ONCE = 32_768
 def sample_text(
     model: PreTrainedModel, tokenizer: Any, *, n_sequences: int, length: int, seed: int
 ) -> Tensor:
-    """Sample token sequences from the model's full distribution, from BOS on.
+    """Sample token sequences from the model's full distribution, from the start of a document.
 
     The temperature is 1, without top-k or top-p truncation. The end token ends a document, but
     not the sequence. Equal seeds give equal text for an equal number of threads.
 
     Args:
         model: A causal model.
-        tokenizer: Its BOS token, else its EOS token, starts each sequence.
+        tokenizer: Its tokenizer, see `find_first_tokens`.
         n_sequences: Number of sequences.
-        length: Tokens per sequence, including the first.
+        length: Tokens per sequence, including the first ones.
         seed: Seed of a generator that is used only here.
 
     Returns:
@@ -48,11 +49,11 @@ def sample_text(
         DataError: The model has neither a BOS nor an EOS token to start from.
         ModelError: Its embedding has no row for this token.
     """
-    first = _find_first_token(model, tokenizer)
-    check_tokens(torch.tensor(first), model, tokenizer)
+    first = torch.tensor(find_first_tokens(model, tokenizer))
+    check_tokens(first, model, tokenizer)
     # drawn beforehand, so that a sequence's draws do not depend on how many run at once
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(n_sequences, length - 1, generator=generator)
+    draws = torch.rand(n_sequences, length - len(first), generator=generator)
     at_once = max(1, _TOKENS_AT_ONCE // length)
     return torch.cat([_sample_batch(model, first, batch) for batch in torch.split(draws, at_once)])
 
@@ -71,8 +72,10 @@ def sample_cached_text(loaded: LoadedModel, *, n_sequences: int, length: int, se
         "seed": seed,
     }
     path = get_cache_folder() / "self_text" / f"{compute_digest(key)}.safetensors"
+    first = torch.tensor(find_first_tokens(loaded.model, loaded.tokenizer))
     cached = _read(path, (n_sequences, length))
-    if cached is not None:
+    # the same weights may have come with another tokenizer
+    if cached is not None and bool((cached[:, : len(first)] == first).all()):
         return cached
     _LOG.info("sampling %d sequences of %d tokens from %s", n_sequences, length, loaded.name)
     tokens = sample_text(
@@ -88,26 +91,44 @@ def get_cache_folder() -> Path:
     return Path(folder).expanduser()
 
 
-def _find_first_token(model: PreTrainedModel, tokenizer: Any) -> int:
+def find_first_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens from which a model samples its own text.
+
+    They are the special tokens that its tokenizer puts before a document; if it puts none, its
+    BOS, else its EOS token.
+
+    Raises:
+        DataError: There is none of these.
+    """
+    if prefix := find_prefix(tokenizer):
+        return prefix
     for owner in (tokenizer, model.config.get_text_config()):
         for name in ("bos_token_id", "eos_token_id"):
             token = getattr(owner, name, None)
             if token is not None:
-                return int(token[0] if isinstance(token, list) else token)
+                return (int(token[0] if isinstance(token, list) else token),)
     raise DataError("the model has no BOS or EOS token to start its own text: give a text source")
 
 
 @torch.no_grad()
-def _sample_batch(model: PreTrainedModel, first: int, draws: Tensor) -> Tensor:
-    """Sample one batch; ``draws`` (batch, length - 1) are uniform numbers in [0, 1)."""
-    n_sequences, steps = draws.shape
-    tokens = torch.full((n_sequences, steps + 1), first)
+def _sample_batch(model: PreTrainedModel, first: Tensor, draws: Tensor) -> Tensor:
+    """Sample one batch behind the first tokens.
+
+    Args:
+        model: A causal model.
+        first: Token ids, ``(n_first,)`` int64.
+        draws: Uniform numbers in [0, 1), ``(batch, length - n_first)``.
+    """
+    tokens = torch.cat([first.expand(len(draws), -1), torch.zeros_like(draws).long()], dim=1)
     draws = draws.to(model.device)
-    cache = _build_cache(model, steps + 1)
-    for step in range(steps):
-        unread = tokens[:, step if cache else 0 : step + 1].to(model.device)
+    cache = _build_cache(model, tokens.shape[1])
+    for place in range(1, tokens.shape[1]):
+        unread = tokens[:, place - 1 if cache else 0 : place].to(model.device)
         output = model(input_ids=unread, use_cache=bool(cache), **cache)
-        tokens[:, step + 1] = _choose(output.logits[:, -1], draws[:, step : step + 1])[:, 0].cpu()
+        draw = place - len(first)
+        if draw >= 0:
+            chosen = _choose(output.logits[:, -1], draws[:, draw : draw + 1])
+            tokens[:, place] = chosen[:, 0].cpu()
     return tokens
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity_search.data.self_text import sample_cached_text
+from sparsity_search.data.self_text import find_first_tokens, sample_cached_text
 from sparsity_search.data.sources import Documents, Source, parse_source
+from sparsity_search.data.special_tokens import SpecialTokens, find_prefix, name_tokens
 from sparsity_search.errors import DataError, SkippedTextWarning
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.models.io.vocabulary import check_tokens
@@ -30,18 +31,39 @@ class Request:
         purpose: Use of the sequences, e.g. ``calibration``.
         source: The text source.
         n_sequences: Number of sequences; None or 0 for all that the source gives, at least one.
-        length: Tokens per sequence.
+        length: Tokens per sequence, including special ones.
+        special_tokens: Whether each sequence starts with the special tokens that the tokenizer
+            puts before a document. The source ``self`` does not depend on it.
     """
 
     purpose: str
     source: str
     n_sequences: int | None
     length: int
+    special_tokens: SpecialTokens = "auto"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A request with the special tokens that each of its sequences starts with."""
+
+    request: Request
+    prefix: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Tokens of text in each sequence."""
+        return self.request.length - len(self.prefix)
 
     @property
     def n_tokens(self) -> int:
-        """Minimum number of tokens."""
-        return (self.n_sequences or 1) * self.length
+        """Minimum number of tokens of text."""
+        return (self.request.n_sequences or 1) * self.width
+
+    def build(self, text: Tensor) -> Tensor:
+        """Return the sequences, ``(n, length)``, of a stream of text, ``(n * width,)``."""
+        rows = text.reshape(-1, self.width)
+        return torch.cat([torch.tensor(self.prefix).long().expand(len(rows), -1), rows], dim=1)
 
 
 @dataclass(frozen=True)
@@ -51,11 +73,13 @@ class DrawnText:
     Attributes:
         tokens: Token ids, ``(n_sequences, length)`` int64.
         source: The source.
+        special_tokens: Names of the special tokens that each sequence starts with, or ``none``.
         skipped: Rows without text that were skipped in the source, up to the last one needed.
     """
 
     tokens: Tensor
     source: Source
+    special_tokens: str
     skipped: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -65,6 +89,7 @@ class DrawnText:
             **({"skipped": self.skipped} if self.skipped else {}),
             "sequences": self.tokens.shape[0],
             "length": self.tokens.shape[1],
+            "special_tokens": self.special_tokens,
             "digest": compute_digest(self.tokens),
         }
 
@@ -101,8 +126,7 @@ def draw_texts(
     drawn: dict[str, DrawnText] = {}
     for source, group in groups.items():
         if source.kind == "self":
-            for request in group:
-                drawn[request.purpose] = DrawnText(_sample_own_text(request, loaded, seed), source)
+            drawn |= _sample_own_text(group, source, loaded, seed)
         else:
             drawn |= _cut_pieces(group, source, loaded)
     return {request.purpose: drawn[request.purpose] for request in requests}
@@ -116,43 +140,71 @@ def compute_digest(tokens: Tensor) -> str:
     return total.hexdigest()[:16]
 
 
-def _sample_own_text(request: Request, loaded: LoadedModel, seed: int) -> Tensor:
-    if not request.n_sequences:
-        raise DataError(
-            f"the source self is endless: give the number of sequences for {request.purpose}"
+def _sample_own_text(
+    group: Sequence[Request], source: Source, loaded: LoadedModel, seed: int
+) -> dict[str, DrawnText]:
+    """Return text that the model samples, from the first tokens of a document on."""
+    first = name_tokens(find_first_tokens(loaded.model, loaded.tokenizer), loaded.tokenizer)
+    drawn = {}
+    for request in group:
+        if not request.n_sequences:
+            raise DataError(
+                f"the source self is endless: give the number of sequences for {request.purpose}"
+            )
+        tokens = sample_cached_text(
+            loaded,
+            n_sequences=request.n_sequences,
+            length=request.length,
+            seed=derive_seed(seed, request.purpose),
         )
-    return sample_cached_text(
-        loaded,
-        n_sequences=request.n_sequences,
-        length=request.length,
-        seed=derive_seed(seed, request.purpose),
-    )
+        drawn[request.purpose] = DrawnText(tokens, source, first)
+    return drawn
 
 
 def _cut_pieces(
     group: Sequence[Request], source: Source, loaded: LoadedModel
 ) -> dict[str, DrawnText]:
-    fixed = sum(request.n_tokens for request in group)
+    """Return consecutive pieces of the source's text."""
+    tokenizer, pieces = loaded.tokenizer, _find_pieces(group, loaded.tokenizer)
+    fixed = sum(piece.n_tokens for piece in pieces)
     open_ended = any(not request.n_sequences for request in group)
     documents = Documents(group[0].source)
-    stream = _read_tokens(documents, loaded.tokenizer, None if open_ended else fixed)
-    _check_length(len(stream), group, source)
-    check_tokens(stream, loaded.model, loaded.tokenizer)
+    stream = _read_tokens(documents, tokenizer, None if open_ended else fixed)
+    _check_length(len(stream), pieces, source)
+    check_tokens(stream, loaded.model, tokenizer)
     if documents.skipped:
         told = f"{source.plain}: {documents.skipped} rows without text are skipped"
         warnings.warn(told, SkippedTextWarning, stacklevel=2)
     spare = len(stream) - fixed
     drawn, start = {}, 0
-    for request in group:
-        count = request.n_sequences
-        if not count:
-            count = 1 + spare // request.length
-            spare %= request.length
-        stop = start + count * request.length
-        tokens = stream[start:stop].reshape(count, request.length).clone()
-        drawn[request.purpose] = DrawnText(tokens, source, documents.skipped)
-        start = stop
+    for piece in pieces:
+        n_tokens = piece.n_tokens
+        if not piece.request.n_sequences:
+            n_tokens += spare // piece.width * piece.width
+            spare %= piece.width
+        tokens = piece.build(stream[start : start + n_tokens])
+        names = name_tokens(piece.prefix, tokenizer)
+        drawn[piece.request.purpose] = DrawnText(tokens, source, names, documents.skipped)
+        start += n_tokens
     return drawn
+
+
+def _find_pieces(group: Sequence[Request], tokenizer: Any) -> list[_Piece]:
+    """Return the pieces of one source.
+
+    Raises:
+        DataError: Sequences are too short to hold any text.
+    """
+    prefix = find_prefix(tokenizer)
+    pieces = [_Piece(r, prefix if r.special_tokens == "auto" else ()) for r in group]
+    for piece in pieces:
+        if piece.width < 1:
+            raise DataError(
+                f"sequences of {piece.request.length} tokens for {piece.request.purpose} have no "
+                f"room for text behind special tokens ({name_tokens(piece.prefix, tokenizer)}): "
+                "raise their length"
+            )
+    return pieces
 
 
 def _read_tokens(documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tensor:
@@ -191,16 +243,19 @@ def _tokenise(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _check_length(available: int, group: Sequence[Request], source: Source) -> None:
-    longest = max(request.length for request in group)
+def _check_length(available: int, pieces: Sequence[_Piece], source: Source) -> None:
+    longest = max(piece.width for piece in pieces)
     if available < longest:
         raise DataError(
             f"{source.plain} has {available} tokens, fewer than one sequence of {longest}: "
             "give a longer text or a smaller length"
         )
-    needed = sum(request.n_tokens for request in group)
+    needed = sum(piece.n_tokens for piece in pieces)
     if available < needed:
-        parts = ", ".join(f"{r.purpose} {r.n_sequences or 1} x {r.length}" for r in group)
+        parts = ", ".join(
+            f"{piece.request.purpose} {piece.request.n_sequences or 1} x {piece.width}"
+            for piece in pieces
+        )
         raise DataError(
             f"{source.plain} has {available} tokens, but {needed} are needed ({parts}): "
             "give a longer text, fewer sequences or a smaller length"

@@ -153,17 +153,22 @@ def _make_folder(statistics: Path) -> Path:
 def request_calibration(data: DataSection) -> Request:
     """Return the request for calibration text."""
     return Request(
-        "calibration", data.calibration, data.calibration_sequences, data.calibration_length
+        "calibration",
+        data.calibration,
+        data.calibration_sequences,
+        data.calibration_length,
+        data.special_tokens,
     )
 
 
 def request_search_text(data: DataSection) -> list[Request]:
     """Return the requests of a search: calibration, search and final text."""
     search, final = data.search_text or data.calibration, data.final_text or data.calibration
+    special = data.special_tokens
     return [
         request_calibration(data),
-        Request("search", search, data.search_sequences, data.search_length),
-        Request("final", final, data.final_sequences, data.final_length),
+        Request("search", search, data.search_sequences, data.search_length, special),
+        Request("final", final, data.final_sequences, data.final_length, special),
     ]
 
 

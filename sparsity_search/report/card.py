@@ -88,6 +88,8 @@ def _list_origin(
 def _describe_text(entry: Mapping[str, Any]) -> str:
     file = f" (sha256 {entry['sha256']})" if "sha256" in entry else ""
     size = f"{entry['sequences']} sequences of {entry['length']} tokens"
+    if entry.get("special_tokens", "none") != "none":
+        size += f", `{entry['special_tokens']}` first"
     return f"{escape(entry['source'])}{file}, {size}, tokens {entry['digest']}"
 
 

@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -92,13 +93,19 @@ def tiny_mixtral(*, seed: int = 0, layers: int = 2, **config: Any) -> MixtralFor
     return model.eval().requires_grad_(False)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token for each printable ASCII character, BOS and EOS."""
+def tiny_tokenizer(document: str = "$A") -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token for each printable ASCII character, BOS and EOS.
+
+    Args:
+        document: Template of a document, e.g. ``<bos> $A``; by default the text alone.
+    """
     characters = [*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n"]
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *characters])}
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=_SPECIAL[0]))
     backend.decoder = Fuse()
     backend.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL])
+    special = [(token, vocabulary[token]) for token in _SPECIAL]
+    backend.post_processor = TemplateProcessing(single=document, special_tokens=special)
     unknown, begin, end = _SPECIAL
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

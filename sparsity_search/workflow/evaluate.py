@@ -26,11 +26,13 @@ class EvaluationResult:
         score: The score.
         sparsity: Sparsity of the prunable weights.
         tokens: Tokens of text that were read; 0 for an evaluator with its own data.
+        special_tokens: Names of the special tokens that each sequence starts with, or ``none``.
     """
 
     score: Score
     sparsity: float
     tokens: int
+    special_tokens: str
 
 
 def evaluate(
@@ -69,4 +71,5 @@ def evaluate(
     with monitor.step("score"):
         proxy = evaluator.bind(reference, tokens, session.loaded.tokenizer)
         score = proxy.score(session.loaded.model, range(n_rows if own else len(tokens)))
-    return EvaluationResult(score, session.subject.zeros().sparsity, tokens.numel())
+    special = session.drawn[text.purpose].special_tokens if requests else "none"
+    return EvaluationResult(score, session.subject.zeros().sparsity, tokens.numel(), special)

@@ -14,7 +14,7 @@ import pytest
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
 from sparsity_search.spaces.files import space_names
-from sparsity_search.testing.models import save_tiny_model, tiny_tokenizer
+from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_tokenizer
 from tests.helpers.families import FAMILIES
 
 from .conftest import SMALL, Outcome
@@ -43,6 +43,19 @@ def test_allocate_prune_verify_evaluate(cli: Cli, model: Path, text: Path, tmp_p
     outcome = cli("evaluate", pruned, "--text", f"file:{text}", "--length", 32, "--sequences", 4,
                   "--evaluator", "kl_divergence", "--dense", model)  # fmt: skip
     assert float(outcome.out.split()[1]) > 0
+
+
+def test_evaluate_says_special_tokens(cli: Cli, text: Path, tmp_path: Path) -> None:
+    save_checkpoint(tiny_llama(), tiny_tokenizer("<bos> $A"), tmp_path / "bos")
+    options = ("--text", f"file:{text}", "--length", 32, "--sequences", 4)
+    outcome = cli("evaluate", tmp_path / "bos", *options)
+    assert "on 128 tokens (<bos> before each sequence)" in outcome.out
+    setting = ("--set", "data.special_tokens=none")
+    outcome = cli("evaluate", tmp_path / "bos", *options, *setting)
+    assert "on 128 tokens;" in outcome.out
+    outcome = cli("evaluate", tmp_path / "bos", *options, "--set", "data.special_tokens=bos")
+    assert outcome.code == 2
+    assert "'auto' or 'none'" in outcome.err
 
 
 def test_evaluate_compares_with_itself_by_default(cli: Cli, model: Path, text: Path) -> None:

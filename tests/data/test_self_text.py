@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ from transformers import (
 )
 
 from sparsity_search.data import self_text
-from sparsity_search.data.self_text import sample_cached_text, sample_text
+from sparsity_search.data.self_text import (
+    find_first_tokens,
+    sample_cached_text,
+    sample_text,
+)
 from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
@@ -135,14 +140,34 @@ def test_the_smallest_samples(loaded: LoadedModel, n: int, length: int) -> None:
 def test_a_model_without_bos_starts_from_its_end_token() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = None
-    assert self_text._find_first_token(tiny_llama(), tokenizer) == tokenizer.eos_token_id
+    assert find_first_tokens(tiny_llama(), tokenizer) == (tokenizer.eos_token_id,)
     tokenizer.eos_token = None
-    assert (
-        self_text._find_first_token(tiny_llama(eos_token_id=[5, 6], bos_token_id=None), tokenizer)
-        == 5
-    )
+    model = tiny_llama(eos_token_id=[5, 6], bos_token_id=None)
+    assert find_first_tokens(model, tokenizer) == (5,)
     with pytest.raises(DataError, match="give a text source"):
-        self_text._find_first_token(tiny_llama(eos_token_id=None, bos_token_id=None), tokenizer)
+        find_first_tokens(tiny_llama(eos_token_id=None, bos_token_id=None), tokenizer)
+
+
+def test_several_first_tokens_are_read_before_the_text(cache: Path) -> None:
+    model = tiny_llama()
+    several = sample_text(
+        model, tiny_tokenizer("<eos> <unk> $A"), n_sequences=3, length=12, seed=5
+    )
+    assert several[:, :2].tolist() == [[2, 0]] * 3
+    # the draws decide on the distribution of a plain pass over all that stands before
+    draws = torch.rand(3, 10, generator=torch.Generator().manual_seed(5))
+    for place in range(2, 12):
+        with torch.inference_mode():
+            scores = model(input_ids=several[:, :place]).logits[:, -1]
+        wanted = self_text._choose(scores, draws[:, place - 2 : place - 1])
+        assert torch.equal(several[:, place], wanted[:, 0])
+
+
+def test_a_sample_with_other_first_tokens_is_not_used(loaded: LoadedModel, cache: Path) -> None:
+    first = sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
+    other = replace(loaded, tokenizer=tiny_tokenizer("<eos> $A"))
+    found = sample_cached_text(other, n_sequences=2, length=8, seed=0)
+    assert (first[:, 0].tolist(), found[:, 0].tolist()) == ([1, 1], [2, 2])
 
 
 def test_a_sample_is_made_once(

@@ -143,7 +143,7 @@ def test_pieces_never_overlap(shapes: list[tuple[int, int]], available: int) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_read_rows", lambda source: iter(["x" * available]))
         requests = [Request(str(i), "hub:x", n, size) for i, (n, size) in enumerate(shapes)]
-        needed = sum(request.n_tokens for request in requests)
+        needed = sum((n or 1) * size for n, size in shapes)
         if available < needed:
             with pytest.raises(DataError):
                 draw(requests, loaded, 0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.session import open_session
+from sparsity_search.engine.session import open_session, request_search_text
 from sparsity_search.errors import ConfigError
 from sparsity_search.pruning.patterns import check_zeros
 from sparsity_search.report.comparison import write_tables
@@ -84,11 +85,8 @@ def fill_defaults(config: RunConfig) -> RunConfig:
 
 def _request_text(config: RunConfig, seeds: Sequence[int]) -> list[Request]:
     """Return the text for perplexity first: then more seeds leave all other pieces as they are."""
-    data = config.data
-    final = data.final_text or data.calibration
-    size = (data.calibration_sequences, data.calibration_length)
-    pieces = [Request(name_text(seed), data.calibration, *size) for seed in seeds]
-    return [Request("final", final, data.final_sequences, data.final_length), *pieces]
+    calibration, _, final = request_search_text(config.data)
+    return [final, *(replace(calibration, purpose=name_text(seed)) for seed in seeds)]
 
 
 def _identify(config: RunConfig) -> dict[str, Any]:
