@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -110,10 +111,7 @@ class TerminalMonitor(Monitor):
             console=err,
             disable=not err.is_terminal,
         )
-        self._first: Measurement | None = None
-        self._best: Measurement | None = None
-        self._count = 0
-        self._started = 0.0
+        self._search = _Search()
 
     def __enter__(self) -> TerminalMonitor:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -134,6 +132,7 @@ class TerminalMonitor(Monitor):
         """Show a step as a bar; a plain line when it is done where there is no terminal."""
         rounds, minutes = self._limits
         if name == "search":
+            self._search = _Search()  # scores of other searches and stages do not compare
             total = rounds or (round(60 * minutes) if minutes else None)
         self._task = self._progress.add_task(name, total=total)
         started = time.monotonic()
@@ -153,32 +152,13 @@ class TerminalMonitor(Monitor):
 
     def measured(self, measurement: Measurement, top: int) -> None:
         """Show round, best score and speed, and the gain over the start if on the same tokens."""
-        self._count += 1
-        self._started = self._started or time.monotonic() - measurement.seconds
-        self._first = self._first or measurement
         rounds, minutes = self._limits
         done = measurement.round if rounds else min(measurement.elapsed, 60 * (minutes or 0))
-        at_top = measurement.rung == top and not measurement.failed
-        improved = at_top and (
-            self._best is None
-            or self._best.fidelity != measurement.fidelity  # fresh tokens: scores do not compare
-            or measurement.score.value < self._best.score.value
-        )
-        if improved:
-            self._best = measurement
-        line = self._line(measurement)
+        improved = self._search.add(measurement, top)
+        line = self._search.describe(measurement)
         self._progress.update(self._task, description=line, completed=done)
         if improved and not err.is_terminal:
             err.print(line)
-
-    def _line(self, measurement: Measurement) -> str:
-        best, start = self._best or measurement, self._first or measurement
-        speed = self._count / max(1e-9, time.monotonic() - self._started)
-        gain = ""
-        if start.fidelity == best.fidelity and not start.failed and start.score.value:
-            gain = f" ({best.score.value / start.score.value - 1:+.1%} vs the start)"
-        found = f"best {best.score.value:.4f}{gain}"
-        return f"round {measurement.round}, {found}, {speed:.3g} evaluations/s"
 
     def stopped(self) -> bool:
         """Return whether a signal asked to stop."""
@@ -189,3 +169,38 @@ class TerminalMonitor(Monitor):
             raise KeyboardInterrupt
         self.signal = number
         err.print("stopping after the present step; once more to stop at once")
+
+
+@dataclass
+class _Search:
+    """The course of one search, or of one stage of it."""
+
+    first: Measurement | None = None
+    best: Measurement | None = None
+    count: int = 0
+    started: float = 0.0
+
+    def add(self, measurement: Measurement, top: int) -> bool:
+        """Add a measurement, and return whether it is the best one of the top rung so far."""
+        self.count += 1
+        self.started = self.started or time.monotonic() - measurement.seconds
+        self.first = self.first or measurement
+        at_top = measurement.rung == top and not measurement.failed
+        improved = at_top and (
+            self.best is None
+            or self.best.fidelity != measurement.fidelity  # fresh tokens: scores do not compare
+            or measurement.score.value < self.best.score.value
+        )
+        if improved:
+            self.best = measurement
+        return improved
+
+    def describe(self, measurement: Measurement) -> str:
+        """Return a line about the search at its last measurement."""
+        best, start = self.best or measurement, self.first or measurement
+        speed = self.count / max(1e-9, time.monotonic() - self.started)
+        gain = ""
+        if start.fidelity == best.fidelity and not start.failed and start.score.value:
+            gain = f" ({best.score.value / start.score.value - 1:+.1%} vs the start)"
+        found = f"best {best.score.value:.4f}{gain}"
+        return f"round {measurement.round}, {found}, {speed:.3g} evaluations/s"

@@ -10,15 +10,16 @@ from sparsity_search.trials.history import Fidelity, Measurement, Score
 
 
 def told(
-    capsys: pytest.CaptureFixture[str], measured: list[tuple[int, int, Fidelity, float]]
+    capsys: pytest.CaptureFixture[str], *searches: list[tuple[int, int, Fidelity, float]]
 ) -> list[str]:
-    """Return the lines printed for measurements: round, rung, tokens and score of each."""
+    """Return the lines printed for the measurements of searches: round, rung, tokens, score."""
     monitor = TerminalMonitor(rounds=3)
-    with monitor.show("search", None):
-        for round_, rung, fidelity, value in measured:
-            score = Score(value, (value,))
-            about = {"round": round_, "rung": rung, "fidelity": fidelity, "score": score}
-            monitor.measured(Measurement(candidate=(0,), **about), top=1)  # type: ignore[arg-type]
+    for measured in searches:
+        with monitor.show("search", None):
+            for round_, rung, fidelity, value in measured:
+                score = Score(value, (value,))
+                about = {"round": round_, "rung": rung, "fidelity": fidelity, "score": score}
+                monitor.measured(Measurement(candidate=(0,), **about), top=1)  # type: ignore[arg-type]
     lines = capsys.readouterr().err.splitlines()
     return [line.rsplit(",", 1)[0] for line in lines if line.startswith("round")]
 
@@ -65,3 +66,14 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert captured.err.startswith(f"{shown}: 0.0 s")
     assert [line.strip() for line in captured.out.splitlines() if "red" in line] == [shown] * 3
+
+
+def test_each_search_or_stage_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """A better score of the search before is no best of this one."""
+    many = Fidelity(2048)
+    searches = [[(0, 1, many, 0.65)], [(0, 1, many, 1.4), (1, 1, many, 1.2)]]
+    assert told(capsys, *searches) == [
+        "round 0, best 0.6500 (+0.0% vs the start)",
+        "round 0, best 1.4000 (+0.0% vs the start)",
+        "round 1, best 1.2000 (-14.3% vs the start)",
+    ]
