@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.patterns import groups_of, with_pattern
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory
+from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.spaces.files import SpaceFile
 
 
@@ -29,7 +31,7 @@ class Plugins:
         final: Pruner that rebuilds profiles after the search; by default the same one.
         searcher: Searcher that proposes candidates.
         evaluator: Evaluator that scores candidates.
-        initial: Allocators of the initial profiles, by name.
+        initial: Allocators of the initial profiles, by label.
     """
 
     pruner: Pruner
@@ -53,16 +55,44 @@ class Plugins:
             final=_build_final(config, pruner),
             searcher=build.resolve(SEARCHERS, config.searcher.spec),
             evaluator=build.resolve(EVALUATORS, config.evaluator.spec),
-            initial={_name_start(name): build_allocator(config, name) for name in config.initial},
+            initial={
+                label: build_allocator(config, name)
+                for label, name in label_starts(config.initial).items()
+            },
         )
 
 
-def _name_start(name: str) -> str:
-    """Return the name of an initial profile: the allocator's, or one from its file's path."""
-    if not name.endswith(".json"):
-        return name
-    path = Path(name)
-    return "-".join(filter(None, (path.parent.name, path.stem)))
+def label_starts(names: Sequence[str]) -> dict[str, str]:
+    """Return the starts of a search by label, each once.
+
+    The label of an allocator is its name, that of a file comes from its path. A label that is
+    taken gets a number: by another start, by the dense or the searched profile, or, for a file,
+    by any allocator.
+
+    >>> label_starts(["owl", "a/b.json", "c/a/b.json", "uniform.json"])
+    {'owl': 'owl', 'a-b': 'a/b.json', 'a-b-2': 'c/a/b.json', 'uniform-2': 'uniform.json'}
+    """
+    allocators = {*ALLOCATORS.names(), *names}
+    labels: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        taken = {"dense", SEARCHED, *labels}
+        if _is_file(name):
+            path = Path(name)
+            label = "-".join(filter(None, (path.parent.name, path.stem)))
+            labels[_number(label, taken | allocators)] = name
+        else:
+            labels[_number(name, taken)] = name
+    return labels
+
+
+def _number(label: str, taken: Collection[str]) -> str:
+    """Return a label, with the least number from 2 that makes it a new one if it is taken."""
+    numbered = (f"{label}-{number}" for number in count(2))
+    return label if label not in taken else next(new for new in numbered if new not in taken)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".json")
 
 
 def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
@@ -184,7 +214,7 @@ def build_allocator(
         UnknownNameError: There is no such allocator.
         ConfigError: It refuses its hyper-parameters.
     """
-    if name.endswith(".json"):
+    if _is_file(name):
         return GivenProfile.read(Path(name))
     found: Allocator = build_factory(config).create(ALLOCATORS, name, more or {})
     return found

@@ -18,7 +18,7 @@ from sparsity_search.runs.shapes import HintShape, ResultsShape, RunShape
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.prices import Prices
-from sparsity_search.utils.files import check_fingerprint, lock_folder, write_json
+from sparsity_search.utils.files import check_fingerprint, lock_folder, make_slug, write_json
 from sparsity_search.utils.reading import read_json
 from sparsity_search.utils.shapes import parse_shape
 from sparsity_search.utils.versioned import VersionedJson
@@ -298,7 +298,7 @@ class RunDirectory:
             return None
         with told_of(f"{file} is corrupt (remove it)", RunMismatchError):
             stored = parse_shape(HintShape, read_json(file), "not a hint", RunMismatchError)
-            if stored.space != space.digest:
+            if (stored.name, stored.space) != (name, space.digest):
                 return None
             levels = [len(space.limits.of(gene)) for gene in range(space.n_genes)]
             if list(map(len, stored.losses)) != levels:
@@ -312,7 +312,7 @@ class RunDirectory:
         write_json(self._hint_file(stage, hint.name), facts)
 
     def _hint_file(self, stage: int, name: str) -> Path:
-        return self.path / "hints" / f"stage{stage}" / f"{Path(name).stem}.json"
+        return self.path / "hints" / f"stage{stage}" / f"{make_slug(name)}.json"
 
 
 def _read_profile(file: Path, layout: Layout) -> SparsityProfile:

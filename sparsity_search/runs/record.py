@@ -28,6 +28,7 @@ class RunRecord:
         measurements: Measurements of the search, oldest first.
         layout: The prunable units.
         profiles: By name, uniform first and the shipped one last.
+        allocated: Labels of the profiles that the first stage started from.
     """
 
     run: Mapping[str, Any]
@@ -35,6 +36,7 @@ class RunRecord:
     measurements: tuple[Measurement, ...]
     layout: Layout
     profiles: Mapping[str, SparsityProfile]
+    allocated: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, run_dir: Path, storage: str | None = None) -> RunRecord:
@@ -53,6 +55,7 @@ class RunRecord:
         try:
             layout = Layout.from_json(run["layout"])
             profiles = directory.read_profiles(layout, find_shipped_name(results))
+            starts = directory.read_starts(layout)
         except ProfileError as error:
             raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
         return cls(
@@ -61,6 +64,7 @@ class RunRecord:
             measurements=tuple(load_measurements(run_dir, storage)),
             layout=layout,
             profiles=profiles,
+            allocated=tuple(starts[0]) if starts else (),
         )
 
     @property
@@ -118,12 +122,13 @@ class RunRecord:
     def starts(self) -> list[str]:
         """Names of the candidates of round 0, in the order they are measured.
 
-        Level 0 comes first: the uniform one, or the first of ``config.initial``. A search over
+        Level 0 comes first: the uniform one, or the first of ``config.initial``; what was read
+        from a file has its label, once the run has begun with it. A search over
         an allocator's settings has one alone, the nearest to its default ones.
         """
         if self.parametric:
             return ["default settings"]
-        initial = self.config.get("initial", [])
+        initial = self.allocated or self.config.get("initial", [])
         around_start = AROUND in self.run.get("fingerprint", {})
         names = [*initial, "uniform"] if around_start else ["uniform", *initial]
         return list(dict.fromkeys(names))

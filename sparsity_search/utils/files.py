@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,17 @@ def compute_digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(format_canonical_json(value).encode()).hexdigest()[:16]
+
+
+def make_slug(label: str) -> str:
+    """Return a label as a file name; other characters are replaced, and a digest keeps it unique.
+
+    >>> make_slug("owl[m=7;spread=0.2]"), make_slug("wanda+refit")
+    ('owl_m=7_spread=0.2', 'wanda+refit')
+    """
+    plain = label.removesuffix("]").replace("[", "_").replace(";", "_")
+    safe = re.sub(r"[^\w.+=-]", "_", plain)
+    return safe if safe == plain else f"{safe}-{compute_digest(label)[:6]}"
 
 
 def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:

@@ -46,12 +46,12 @@ def search_front(
     monitor = monitor or Monitor()
     if out.is_file():
         raise ConfigError(f"--out {out} is a file; name a folder")
-    if len(targets) < 2 or len(set(targets)) != len(targets):
+    if len(targets) < 2 or len({_name_run(target) for target in targets}) != len(targets):
         raise ConfigError(f"a front needs at least two different values of {of}, e.g. 0.5,0.6,0.7")
     budgets = [Budget(target) for target in sorted(targets)]
     before: list[str] = []
     for budget in budgets:
-        run = out / f"{budget.target:g}"
+        run = out / _name_run(budget.target)
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}
         )
@@ -61,6 +61,11 @@ def search_front(
         else:
             return False
     return True
+
+
+def _name_run(target: float) -> str:
+    """Return the name of a budget's folder."""
+    return f"{target:g}"
 
 
 def _adapt(config: RunConfig, before: list[str], n_budgets: int) -> RunConfig:

@@ -48,7 +48,7 @@ def test_neighbours_start_each_other(cli: Cli, model: Path, tmp_path: Path) -> N
     assert (out / "front.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("targets", ["0.5", "0.5,0.5", "0.5,1.5"])
+@pytest.mark.parametrize("targets", ["0.5", "0.5,0.5", "0.5,1.5", "0.5,0.50000001"])
 def test_bad_targets(cli: Cli, model: Path, tmp_path: Path, targets: str) -> None:
     outcome = cli("front", model, "--sparsity", targets, "--out", tmp_path / "front")
     assert outcome.code == 2

@@ -9,7 +9,7 @@ import torch
 
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.plugins import Plugins, build_allocator
+from sparsity_search.engine.plugins import Plugins, build_allocator, label_starts
 from sparsity_search.errors import SparsitySearchError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -65,6 +65,32 @@ def test_initial_profiles_from_files(tmp_path: Path) -> None:
     moved = initial["before-profile"].allocate(subject, torch.zeros(1, 8), budget, bounds)
     assert moved == budget.project(subject.layout, profile.sparsities)
     assert describe(initial["before-profile"]) == f"GivenProfile({profile.digest})"
+
+
+def test_no_start_replaces_another(tmp_path: Path) -> None:
+    """Files of one name in folders of one name are two starts."""
+    layout = PrunableModel(tiny_llama()).layout
+    names, digests = [], []
+    for sparsity in (0.4, 0.6):
+        file = tmp_path / str(sparsity) / "a" / "profile.json"
+        file.parent.mkdir(parents=True)
+        profile = Budget(sparsity).uniform(layout)
+        file.write_text(json.dumps(profile.to_json()))
+        names.append(str(file))
+        digests.append(f"GivenProfile({profile.digest})")
+    initial = Plugins.of(load_config(None, {**NEEDED, "initial": [*names, names[0]]})).initial
+    assert list(initial) == ["a-profile", "a-profile-2"]
+    assert list(map(describe, initial.values())) == digests
+
+
+def test_no_file_has_the_label_of_a_row_or_an_allocator() -> None:
+    files = ["dense.json", "uniform.json", "searched.json", "owl.json", "mine.json", "a/b.json"]
+    labels = ["dense-2", "uniform-2", "searched-2", "owl-2", "mine", "a-b"]
+    assert label_starts(files) == dict(zip(labels, files, strict=True))
+    assert label_starts(["m:A.json", "m:A", "a/b.json", "a-b.json", "a-b-2.json"]) == {
+        **{"m:A-2": "m:A.json", "m:A": "m:A", "a-b": "a/b.json"},
+        **{"a-b-2": "a-b.json", "a-b-2-2": "a-b-2.json"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,15 @@ def test_hints_are_those_of_one_stage_and_space(directory: RunDirectory) -> None
     assert all((a == b).all() for a, b in zip(found.losses, losses, strict=True))
     assert directory.read_hint(2, hint.name, space) is None
     assert directory.read_hint(1, hint.name, other) is None
+
+
+@pytest.mark.parametrize("names", [("a/scores.json", "b/scores.json"), ("fisher", "fisher.json")])
+def test_hints_of_equal_file_names_are_kept_apart(
+    directory: RunDirectory, names: tuple[str, str]
+) -> None:
+    space = toy_space()
+    for value, name in enumerate(names):
+        losses = (np.array([value]),) * space.n_genes
+        directory.write_hint(1, Hint(name, space.limits.lower, losses), space)
+    found = [directory.read_hint(1, name, space) for name in names]
+    assert [hint and hint.losses[0][0] for hint in found] == [0, 1]

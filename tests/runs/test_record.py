@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, load_measurements, trace_scores
 from sparsity_search.runs.redact import redact, redact_url
 from sparsity_search.testing.runs import (
@@ -156,6 +157,16 @@ def test_curve_with_fresh_tokens_shows_the_winner_of_each_round() -> None:
 
 def test_initial_scores_are_those_of_the_search(record: RunRecord) -> None:
     assert record.initial_scores == {"uniform": 0.9, "owl": 0.8}
+
+
+def test_starts_from_files_have_their_labels(run_dir: Path, record: RunRecord) -> None:
+    edit(run_dir / "run.json", lambda run: run["config"].update(initial=["a/b.json", "uniform"]))
+    starts = {"a-b": record.profiles["owl"], "uniform": record.profiles["uniform"]}
+    RunDirectory(run_dir).write_stages(["search"], [starts])
+    assert RunRecord.read(run_dir).initial_scores == {"uniform": 0.9, "a-b": 0.8}
+    (run_dir / "starts.json").write_text("[[]]")
+    with pytest.raises(RunMismatchError, match=r"starts\.json is corrupt"):
+        RunRecord.read(run_dir)
 
 
 def test_a_search_over_settings_starts_from_the_default_ones(record: RunRecord) -> None:

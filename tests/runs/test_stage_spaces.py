@@ -63,7 +63,11 @@ def searched(tmp_path: Path, start: Path, propagate: str) -> tuple[SearchJob, fl
     job = open_job(load_config(None, {**SMALL, **given}), tmp_path / propagate, Monitor())
     with job.directory.lock():
         run_stages(job)
-    return job, RunRecord.read(job.directory.path).initial_scores[str(start)]
+    return job, RunRecord.read(job.directory.path).initial_scores[name_start(job)]
+
+
+def name_start(job: SearchJob) -> str:
+    return next(iter(job.plugins.initial))
 
 
 @pytest.mark.parametrize("propagate", ["start", "centre"])
@@ -89,8 +93,8 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
 ) -> None:
     job, score = searched(tmp_path, start, "start")
     record = RunRecord.read(job.directory.path)
-    assert record.starts == [str(start), "uniform"]
-    assert record.initial_scores[str(start)] == score
+    assert record.starts == [name_start(job), "uniform"]
+    assert record.initial_scores[name_start(job)] == score
     first, second = (m.candidate for m in record.measurements)
     assert (any(first), any(second)) == (False, True)
     (space,) = read_spaces(RunDirectory(job.directory.path))

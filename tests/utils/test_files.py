@@ -22,6 +22,7 @@ from sparsity_search.utils.files import (
     compute_digest,
     format_canonical_json,
     lock_folder,
+    make_slug,
     write_json,
     write_text,
 )
@@ -165,6 +166,11 @@ def test_digest() -> None:
     assert compute_digest([1, 2]) == compute_digest((1, 2)) != compute_digest([2, 1])
     assert len(compute_digest({})) == 16
     assert len({compute_digest(x) for x in (1, "1", [1], {"1": 1}, None)}) == 5
+
+
+def test_labels_have_file_names_of_their_own() -> None:
+    assert make_slug("a[x=[1,2]]") != make_slug("a[x=[1_2]]")
+    assert len({make_slug(label) for label in ("a/b.json", "b.json", "b", "p.m:A", "p.m:B")}) == 5
 
 
 def test_fingerprint() -> None:

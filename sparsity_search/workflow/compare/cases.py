@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from sparsity_search.interfaces.allocator import Allocator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import PRUNERS, Factory, describe
-from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.files import make_slug
 from sparsity_search.utils.reading import parse_yaml
 
 #: What all others are compared with; it is always there, and first.
@@ -193,14 +192,3 @@ def split_list(text: str, separator: str = ",") -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts if part.strip()]
-
-
-def make_slug(label: str) -> str:
-    """Return a label as a file name; other characters are replaced, and a digest keeps it unique.
-
-    >>> make_slug("owl[m=7;spread=0.2]"), make_slug("wanda+refit")
-    ('owl_m=7_spread=0.2', 'wanda+refit')
-    """
-    plain = label.removesuffix("]").replace("[", "_").replace(";", "_")
-    safe = re.sub(r"[^\w.+=-]", "_", plain)
-    return safe if safe == plain else f"{safe}-{compute_digest(label)[:6]}"

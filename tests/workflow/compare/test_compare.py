@@ -24,7 +24,7 @@ from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, fill_defaults
 from sparsity_search.workflow.compare import rows as rows_module
-from sparsity_search.workflow.compare.cases import Plan, make_slug, parse_label, split_list
+from sparsity_search.workflow.compare.cases import Plan, parse_label, split_list
 
 Make = Callable[..., Plan]
 
@@ -379,7 +379,6 @@ def test_labels_of_no_form(label: str) -> None:
 def test_labels_may_hold_lists() -> None:
     assert split_list("a[x=[1,2];y={k: 3}],b") == ["a[x=[1,2];y={k: 3}]", "b"]
     assert parse_label("a[x=[1,2];y={k: 3}]") == ("a", {"x": [1, 2], "y": {"k": 3}})
-    assert make_slug("a[x=[1,2]]") != make_slug("a[x=[1_2]]")
 
 
 def test_the_text_has_forty_sequences_unless_told(make: Make, folder: Path) -> None:
