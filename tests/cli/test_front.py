@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sparsity_search.config.load import load_config
+from sparsity_search.engine.monitor import Monitor
 from sparsity_search.utils.reading import read_json
+from sparsity_search.workflow.search import search
 
 from .conftest import SMALL, Outcome
 
@@ -46,6 +49,16 @@ def test_neighbours_start_each_other(cli: Cli, model: Path, tmp_path: Path) -> N
     before = (out / "front.json").read_bytes()
     assert front(cli, model, out).code == 0
     assert (out / "front.json").read_bytes() == before
+
+
+def test_the_time_of_steps_is_that_of_one_search(model: Path, tmp_path: Path) -> None:
+    monitor = Monitor()
+    monitor.seconds["of another search"] = 1.0
+    given = {"model.name": str(model), "budget.sparsity": 0.5, "study.rounds": 0}
+    search(load_config(None, given, SMALL[1::2]), tmp_path / "run", monitor=monitor)
+    steps = read_json(tmp_path / "run" / "results.json")["seconds"]
+    assert "search" in steps
+    assert "of another search" not in steps
 
 
 @pytest.mark.parametrize("targets", ["0.5", "0.5,0.5", "0.5,1.5", "0.5,0.50000001"])

@@ -39,7 +39,9 @@ def search(
     """
     share_cores(config)
     with_report = can_draw_pages()
-    job = open_job(config, out, monitor or Monitor())
+    monitor = monitor or Monitor()
+    monitor.seconds.clear()  # the record is of this search, not of others that it watched
+    job = open_job(config, out, monitor)
     storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
