@@ -39,7 +39,8 @@ from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.problems import toy_layout, toy_space
 from sparsity_search.trials.history import Fidelity, History, Measurement, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, open_journal
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import create_generator
 

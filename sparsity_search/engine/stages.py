@@ -29,7 +29,8 @@ from sparsity_search.supernet.gradients import compute_gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History, Score
-from sparsity_search.trials.store import Store, open_journal
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store
 
 #: Text of the gradients: sequences, tokens of each, and positions for the second order.
 _SEQUENCES, _LENGTH, _POSITIONS = 8, 512, 128

@@ -14,7 +14,8 @@ from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.trials.history import Fidelity, Measurement, Score
-from sparsity_search.trials.store import Store, open_journal
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import create_generator
 

@@ -8,7 +8,6 @@ cannot be computed without the model. Only the attribute is read back.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
@@ -21,17 +20,16 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.parameters import Parameter
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement, Score
+from sparsity_search.trials.storages import join_journal, open_database_to_read
 from sparsity_search.utils.files import check_fingerprint
 
 FINGERPRINT = "fingerprint"
@@ -42,7 +40,7 @@ class Store:
     """The measurements of one run, in an Optuna storage.
 
     Args:
-        storage: An Optuna storage or its URL; `open_journal` makes the default one.
+        storage: An Optuna storage or its URL; `storages.open_journal` makes the default one.
         name: Name of the Optuna study.
         fingerprint: Everything that a measurement depends on, as a flat mapping. A new study
             stores it; an existing one must have the same.
@@ -79,43 +77,11 @@ class Store:
         self._study.add_trial(_to_trial(measurement, self._space))
 
 
-def open_database(url: str) -> BaseStorage:
-    """Return the Optuna storage of a database.
-
-    Raises:
-        ConfigError: The database or its driver is missing, or it does not answer.
-    """
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # each database driver has errors of its own
-        kind = url.partition(":")[0]
-        raise ConfigError(
-            f"cannot open --storage ({kind}): {type(error).__name__}; "
-            "give the URL of an Optuna storage, e.g. postgresql+psycopg://..., and its driver"
-        ) from error
-
-
-def open_journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file, without the torn line and the lock of a crash.
-
-    Only the owner of the file may call it: another process may be writing the last line.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # Optuna would wait for it
-    _cut_torn_line(path)
-    return join_journal(path)
-
-
-def join_journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file that other processes also write."""
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
 def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
     """Return the finished measurements of a study that may still be running; change nothing.
 
     Args:
-        storage: URL of an Optuna storage, or the path of a journal file that exists.
+        storage: URL of a database, or the path of a journal file that exists.
         name: Name of the Optuna study; the result is empty if there is none.
     """
     return [_to_measurement(trial) for trial in _read_trials(storage, name)]
@@ -127,7 +93,7 @@ def read_profiles(
     """Return the profiles of parameters by candidate; failed candidates have none.
 
     Args:
-        storage: URL of an Optuna storage, or the path of a journal file that exists.
+        storage: URL of a database, or the path of a journal file that exists.
         name: Name of the Optuna study.
         layout: The units.
 
@@ -144,20 +110,12 @@ def read_profiles(
 
 
 def _read_trials(storage: str | Path, name: str) -> list[FrozenTrial]:
-    opened: BaseStorage | str = join_journal(storage) if isinstance(storage, Path) else storage
+    opened: BaseStorage
+    opened = join_journal(storage) if isinstance(storage, Path) else open_database_to_read(storage)
     try:
         return _list_finished(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
         return []
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 def _list_finished(study: optuna.Study) -> list[FrozenTrial]:

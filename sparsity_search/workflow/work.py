@@ -13,7 +13,7 @@ from sparsity_search.engine.stages import find_present_stage
 from sparsity_search.errors import ConfigError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.store import join_journal, open_database
+from sparsity_search.trials.storages import join_journal, open_database
 from sparsity_search.utils.files import check_fingerprint
 
 

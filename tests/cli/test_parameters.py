@@ -12,7 +12,7 @@ import yaml
 
 from sparsity_search.report import RunRecord
 from sparsity_search.searchers.bases.models import ModelSettings
-from sparsity_search.trials.store import open_journal
+from sparsity_search.trials.storages import open_journal
 from sparsity_search.workflow.predictor import learn
 
 from .conftest import SMALL, Outcome

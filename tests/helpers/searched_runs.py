@@ -18,7 +18,8 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.runs import TARGET, build_run_layout, make_run
 from sparsity_search.trials.history import Fidelity, Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, open_journal
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store
 
 
 def searched_run(folder: Path, rounds: int = 6, stages: int = 1) -> Path:

@@ -31,7 +31,8 @@ from sparsity_search.testing.problems import (
 )
 from sparsity_search.trials.history import Fidelity, History, Measurement
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, join_journal
+from sparsity_search.trials.storages import join_journal
+from sparsity_search.trials.store import Store
 
 ROUNDS = 3
 SPACE = toy_space()

@@ -19,7 +19,8 @@ from sparsity_search.testing.problems import (
     toy_space,
 )
 from sparsity_search.trials.history import Fidelity, Measurement, Score
-from sparsity_search.trials.store import Store, open_journal, read_measurements, read_profiles
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store, read_measurements, read_profiles
 
 FINGERPRINT = {"model": "tiny", "seed": 0, "rungs": [512, 4096], "exclude": None}
 SOME = [
@@ -231,12 +232,3 @@ def test_profiles_of_settings_have_patterns(path: Path) -> None:
     assert kept == {(1,): space.profile((1,))}
     assert kept[1,].patterns
     assert read_profiles(path, "another", on.layout) == {}
-
-
-def test_the_lock_of_a_killed_process_does_not_block(path: Path) -> None:
-    open_journal(path)
-    lock = path.with_name(f"{path.name}.lock")
-    lock.symlink_to(Path("from") / "another" / "folder")  # as Optuna leaves it: relative
-    storage = open_journal(path)
-    assert not lock.is_symlink()  # else Optuna would wait for ever, so nothing is written before
-    Store(storage, "study", {})

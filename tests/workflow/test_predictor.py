@@ -21,7 +21,8 @@ from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import toy_parametric
 from sparsity_search.trials.history import Score
 from sparsity_search.trials.ladder import Ladder, Rung
-from sparsity_search.trials.store import Store, open_journal
+from sparsity_search.trials.storages import open_journal
+from sparsity_search.trials.store import Store
 from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.predictor import learn, load_trees, read_spaces
 from tests.helpers.searched_runs import searched_run

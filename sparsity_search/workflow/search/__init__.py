@@ -16,7 +16,7 @@ from sparsity_search.report import write_report
 from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.store import open_database
+from sparsity_search.trials.storages import open_database
 from sparsity_search.workflow.search.ship import ship
 
 
