@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsity_search.errors import ConfigError, show_value, told_of
+from sparsity_search.runs.redact import STORAGE_VARIABLE
 from sparsity_search.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ OutFolder = Annotated[
 ]
 RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
 RunStorage = Annotated[
-    str | None, typer.Option(help="URL of the run's storage, if it has a password.")
+    str | None,
+    typer.Option(envvar=STORAGE_VARIABLE, help="URL of the run's storage, if it has one."),
 ]
 
 
@@ -295,7 +297,11 @@ STAGES = _option("stages", "study.stages", "Coarse to fine: each stage has half 
 ROUNDS = _option("rounds", "study.rounds", "Rounds of each stage.", int)
 MINUTES = _option("minutes", "study.minutes", "Search time; 10 by default.", float)
 SEED = _option("seed", "study.seed", "Of all random draws.", int)
-STORAGE = _option("storage", "study.storage", "URL of an Optuna storage.")
+STORAGE = Option(
+    "storage",
+    "study.storage",
+    Annotated[str | None, typer.Option(envvar=STORAGE_VARIABLE, help="URL of an Optuna storage.")],
+)
 WORKERS = _option(
     "workers", "study.workers", "Processes that measure, e.g. one for each GPU.", int
 )

@@ -160,6 +160,10 @@ class TerminalMonitor(Monitor):
         if improved and not err.is_terminal:
             err.print(line)
 
+    def tell(self, message: str) -> None:
+        """Print a message above the bar."""
+        err.print(message, markup=False)
+
     def stopped(self) -> bool:
         """Return whether a signal asked to stop."""
         return self.signal is not None

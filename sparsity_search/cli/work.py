@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
+from sparsity_search.cli import options
+
 
 def work(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a search that has --workers.")],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(envvar="SPARSITY_SEARCH_STORAGE", help="URL of the run's storage, if any."),
-    ] = None,
+    storage: options.RunStorage = None,
 ) -> None:
     """Measure candidates of a search that runs already, here or on another machine.
 

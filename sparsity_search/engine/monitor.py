@@ -41,6 +41,9 @@ class Monitor:
     def measured(self, measurement: Measurement, top: int) -> None:
         """Show a measurement; ``top`` is the index of the ladder's last rung."""
 
+    def tell(self, message: str) -> None:
+        """Show a message that cannot wait for the end of a step."""
+
     def stopped(self) -> bool:
         """Return whether the search must stop before its next measurement."""
         return False

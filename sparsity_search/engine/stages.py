@@ -13,6 +13,7 @@ from sparsity_search.engine.fingerprint import StudyKey, identify_study
 from sparsity_search.engine.hints import GRADIENTS, measure_hint, read_hints
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.parameters import get_allocation_bounds
+from sparsity_search.engine.patience import PatientStore
 from sparsity_search.engine.supernets import StageSupernet
 from sparsity_search.engine.workers import run_crew
 from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
@@ -24,7 +25,7 @@ from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.parameters import Value
 from sparsity_search.spaces.space import Space
-from sparsity_search.study.study import Limits, Objective, Study
+from sparsity_search.study.study import Limits, Objective, Recorder, Study
 from sparsity_search.supernet.gradients import compute_gradient_hint
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
@@ -181,9 +182,10 @@ class SearchStage:
         return self.space if self.job.parameters is None else self.job.parameters
 
     @cached_property
-    def store(self) -> Store:
-        """The store of its measurements."""
-        return Store(self.storage, self.key.name, self.key.fingerprint, self.searched)
+    def store(self) -> Recorder:
+        """The store of its measurements; it waits for a database that does not answer."""
+        facts = self.key.name, self.key.fingerprint, self.searched
+        return PatientStore(lambda: Store(self.storage, *facts), self.job.monitor)
 
     def notes(self, outcome: StageOutcome) -> list[str]:
         """Return the searcher's lines about this stage."""

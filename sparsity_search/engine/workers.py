@@ -14,9 +14,8 @@ import torch
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.job import SearchJob
+from sparsity_search.runs.redact import STORAGE_VARIABLE
 
-#: Environment variable with the URL of the storage, which may hold a password.
-STORAGE = "SPARSITY_SEARCH_STORAGE"
 #: Seconds that a worker may take to end its measurement when the search ends.
 _PATIENCE = 60.0
 
@@ -71,7 +70,7 @@ def _build_command(job: SearchJob, number: int) -> list[str]:
 def _build_environment(job: SearchJob) -> dict[str, str]:
     more = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # results depend on it
     if job.config.study.storage:
-        more[STORAGE] = job.config.study.storage
+        more[STORAGE_VARIABLE] = job.config.study.storage
     return {**os.environ, **more}
 
 

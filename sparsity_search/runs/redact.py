@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
+#: Environment variable with the URL of a storage, whose password is in no list of processes then.
+STORAGE_VARIABLE = "SPARSITY_SEARCH_STORAGE"
 
 _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"]+")
 _SECRET_FIELD = re.compile(r"(?i)([?&][^=&]*(?:pass|pwd|user|token|secret|key)[^=&]*=)[^&#]*")
