@@ -45,6 +45,10 @@ class RunMismatchError(SparsitySearchError, ValueError):
     """A stored run or artefact has another configuration."""
 
 
+class MissingMeasurementsError(ConfigError):
+    """The measurements of a run are not where they were, or in a database that was not given."""
+
+
 class MissingExtraError(SparsitySearchError, ImportError):
     """An optional package is not installed."""
 
@@ -59,6 +63,10 @@ class SparsitySearchWarning(Warning):
 
 class MissingExtraWarning(SparsitySearchWarning):
     """An optional package is not installed, and a part of the result is left out."""
+
+
+class MissingMeasurementsWarning(SparsitySearchWarning):
+    """The measurements of a run cannot be found, and are left out of its report."""
 
 
 class BrokenPluginWarning(SparsitySearchWarning):

@@ -28,6 +28,7 @@ _MINUTES = Annotated[float | None, typer.Option(help="Search time in all.")]
     replace(options.ROUNDS, kind=_ROUNDS),
     replace(options.MINUTES, kind=_MINUTES),
     options.SEED,
+    options.STORAGE,
     options.BOUNDS,
     *options.LOADING,
     *options.CONFIGURATION,
@@ -71,7 +72,7 @@ def front(
             format_number(row["perplexity"]),
             "on the front" if row["on_front"] else "",
         ]
-        for row in FrontRecord.read(out).rows
+        for row in FrontRecord.read(out, config.study.storage).rows
     ]
     terminal.show_table(("profile", of, "score", "perplexity", ""), rows)
     terminal.say(f"front: {out / FRONT}")

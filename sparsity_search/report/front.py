@@ -51,14 +51,18 @@ class FrontRecord:
     runs: Mapping[str, RunRecord]
 
     @classmethod
-    def read(cls, folder: Path) -> FrontRecord:
+    def read(cls, folder: Path, storage: str | None = None) -> FrontRecord:
         """Return the finished searches of a folder.
+
+        Args:
+            folder: The folder.
+            storage: URL of their database, if they have one. It is not read without.
 
         Raises:
             RunMismatchError: A file in it is corrupt.
         """
         runs = [run.path for run in RunDirectory.list_finished(folder)]
-        found = {path.name: RunRecord.read(path) for path in runs}
+        found = {path.name: RunRecord.read(path, storage) for path in runs}
         return cls(dict(sorted(found.items(), key=lambda item: item[1].asked)))
 
     @property
@@ -110,13 +114,17 @@ class FrontRecord:
         }
 
 
-def write_front(folder: Path) -> FrontRecord:
+def write_front(folder: Path, storage: str | None = None) -> FrontRecord:
     """Write ``front.json``, ``front.csv`` and, with the extra ``report``, ``front.png``.
+
+    Args:
+        folder: Folder of the searches.
+        storage: URL of their database, if they have one.
 
     Returns:
         The front that they hold.
     """
-    found = FrontRecord.read(folder)
+    found = FrontRecord.read(folder, storage)
     write_json(folder / FRONT, found.to_json())
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")

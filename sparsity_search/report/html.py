@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sparsity_search.errors import MissingMeasurementsWarning
 from sparsity_search.report import table
 from sparsity_search.report.pages import (
     check_pages,
@@ -37,20 +39,28 @@ CAPTIONS = {
 def write_report(run_dir: Path, storage: str | None = None) -> Path:
     """Write ``plots/*.png`` and ``report.html`` into a run directory; again gives equal files.
 
+    Without the measurements, a report that is there is kept, with a warning.
+
     Args:
         run_dir: Directory of a run, finished or not.
-        storage: URL of its storage, needed where ``run.json`` hides a password.
+        storage: URL of its database, if it has one. It is not read without.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
+        ConfigError: ``run_dir`` is no run directory, or ``storage`` cannot be read.
         RunMismatchError: A file in it is corrupt, or of another format.
         MissingExtraError: The extra ``report`` is not installed.
     """
     check_pages()
     record, directory = RunRecord.read(run_dir, storage), RunDirectory(run_dir)
+    if record.missing is not None:
+        kept = directory.report_file.exists()
+        state = f"{directory.report_file} is kept as it was" if kept else "no measurements"
+        warnings.warn(f"{state}: {record.missing}", MissingMeasurementsWarning, stacklevel=2)
+        if kept:
+            return directory.report_file
     images = draw_figures(record)
     for name, image in images.items():
         write_bytes(directory.plot_file(name), image)
@@ -98,6 +108,7 @@ def _build_context(record: RunRecord) -> dict[str, Any]:
         "asked": table.describe_budget(record),
         "shipped": find_shipped_name(record.results),
         "finished": record.results is not None,
+        "missing": record.missing,
         "summary": table.summarise(record),
         "headline": {"header": table.list_columns(record), "rows": table.list_rows(record)},
         "roles": _build_groups(record, "role"),

@@ -111,9 +111,10 @@ def summarise(record: RunRecord) -> str:
     name = find_shipped_name(record.results)
     chosen, uniform = found.get(name, {}), found.get("uniform", {})
     if record.results is None or chosen.get("score") is None:
-        return (
-            f"The search is not finished: {list_search_facts(record)['evaluations']} evaluations."
+        done = (
+            "" if record.missing else f": {list_search_facts(record)['evaluations']} evaluations"
         )
+        return f"The search is not finished{done}."
     removed, weights = chosen["removed"], record.layout.n_weights
     text = f"{name} removes {format_integer(removed)} of {format_integer(weights)} weights"
     text += f" ({format_percent(removed / weights)})"
@@ -131,16 +132,22 @@ def summarise(record: RunRecord) -> str:
 
 
 def list_search_facts(record: RunRecord) -> dict[str, str]:
-    """Return rounds, evaluations and time of the search, and an allocator's settings found."""
+    """Return rounds, evaluations and time of the search, and an allocator's settings found.
+
+    Without the measurements, they are those that were told at the end of the search.
+    """
     measured = record.measurements
     stored: Mapping[str, Any] = (record.results or {}).get("search", {})
     rounds = max((m.round for m in measured), default=stored.get("rounds", 0))
     seconds = max((m.elapsed for m in measured), default=stored.get("seconds", 0.0))
+    counted = {
+        "failed evaluations": sum(m.failed for m in measured),
+        "distinct candidates": len({m.candidate for m in measured}),
+    }
     return {
         "rounds": format_integer(rounds),
         "evaluations": format_integer(len(measured) or stored.get("measurements", 0)),
-        "failed evaluations": format_integer(sum(m.failed for m in measured)),
-        "distinct candidates": format_integer(len({m.candidate for m in measured})),
+        **{key: NONE if record.missing else format_integer(n) for key, n in counted.items()},
         "search time": format_duration(seconds),
         "best top-rung score": format_number(_find_best(record)),
         **(

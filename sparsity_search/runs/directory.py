@@ -14,6 +14,7 @@ from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, told_of
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
+from sparsity_search.runs.redact import STORAGE_VARIABLE
 from sparsity_search.runs.shapes import HintShape, ResultsShape, RunShape
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
@@ -137,8 +138,9 @@ class RunDirectory:
         if self.path.is_file():
             raise ConfigError(f"--out {self.path} is a file; name a folder")
         if self.begun:
-            stored, now = self.read_config().identity(), config.identity()
-            check_fingerprint(stored, now, f"the run in {self.path}")
+            stored, what = self.read_config(), f"the run in {self.path}"
+            check_fingerprint(stored.identity(), config.identity(), what)
+            _check_storage(stored, config, what)
         elif self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir()):
             raise ConfigError(
                 f"--out {self.path} is not empty and holds no run; name another folder"
@@ -313,6 +315,18 @@ class RunDirectory:
 
     def _hint_file(self, stage: int, name: str) -> Path:
         return self.path / "hints" / f"stage{stage}" / f"{make_slug(name)}.json"
+
+
+def _check_storage(stored: RunConfig, now: RunConfig, what: str) -> None:
+    """Check that a run keeps its measurements where it kept them: elsewhere all are repeated."""
+    if (stored.study.storage is None) == (now.study.storage is None):
+        return
+    was, remedy = "in a database", "give its URL with"
+    if stored.study.storage is None:
+        was, remedy = "in its folder", "leave out"
+    raise RunMismatchError(
+        f"{what} keeps its measurements {was}: {remedy} --storage or {STORAGE_VARIABLE}"
+    )
 
 
 def _read_profile(file: Path, layout: Layout) -> SparsityProfile:

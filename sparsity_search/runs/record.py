@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError
+from sparsity_search.errors import (
+    ConfigError,
+    MissingMeasurementsError,
+    ProfileError,
+    RunMismatchError,
+)
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
-from sparsity_search.runs.redact import redact_url
+from sparsity_search.runs.redact import STORAGE_VARIABLE, redact_url
 from sparsity_search.runs.stage_spaces import AROUND, SEARCHED
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials import store
@@ -26,6 +31,7 @@ class RunRecord:
         run: ``run.json``: how the run was made.
         results: ``results.json``: how it ended; None while it is unfinished.
         measurements: Measurements of the search, oldest first.
+        missing: Why there are no measurements; None if there are.
         layout: The prunable units.
         profiles: By name, uniform first and the shipped one last.
         allocated: Labels of the profiles that the first stage started from.
@@ -37,6 +43,7 @@ class RunRecord:
     layout: Layout
     profiles: Mapping[str, SparsityProfile]
     allocated: tuple[str, ...] = ()
+    missing: str | None = None
 
     @classmethod
     def read(cls, run_dir: Path, storage: str | None = None) -> RunRecord:
@@ -44,10 +51,10 @@ class RunRecord:
 
         Args:
             run_dir: Directory of the run.
-            storage: URL of its storage, needed where ``run.json`` hides a password.
+            storage: URL of its database, if it has one. It is not read without.
 
         Raises:
-            ConfigError: ``run_dir`` is no run directory, or its storage cannot be read.
+            ConfigError: ``run_dir`` is no run directory, or ``storage`` cannot be read.
             RunMismatchError: A file in it is corrupt, or of another format.
         """
         directory = RunDirectory(run_dir)
@@ -58,10 +65,16 @@ class RunRecord:
             starts = directory.read_starts(layout)
         except ProfileError as error:
             raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
+        measurements, missing = [], None
+        try:
+            measurements = load_measurements(run_dir, storage)
+        except MissingMeasurementsError as error:
+            missing = str(error)
         return cls(
             run=run,
             results=results,
-            measurements=tuple(load_measurements(run_dir, storage)),
+            measurements=tuple(measurements),
+            missing=missing,
             layout=layout,
             profiles=profiles,
             allocated=tuple(starts[0]) if starts else (),
@@ -190,14 +203,15 @@ def trace_scores(
 
 
 def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:
-    """Return the measurements of a run so far; the storage is not changed.
+    """Return the measurements of a run so far; nothing is changed or made.
 
     Args:
         run_dir: Directory of the run.
-        storage: URL of its storage, needed where ``run.json`` hides a password.
+        storage: URL of its database, if it has one.
 
     Raises:
-        ConfigError: No run directory, or its storage cannot be read.
+        ConfigError: No run directory, or ``storage`` cannot be read.
+        MissingMeasurementsError: There are none, or no database was given.
         RunMismatchError: ``run.json`` or the journal is corrupt.
     """
     return [m for stage in load_stages(run_dir, storage) for m in stage.measurements]
@@ -217,41 +231,59 @@ class StageRecord:
 
 
 def load_stages(run_dir: Path, storage: str | None = None) -> list[StageRecord]:
-    """Return the measurements of each stage of a run so far; the storage is not changed.
+    """Return the measurements of each stage of a run so far; nothing is changed or made.
 
     Args:
         run_dir: Directory of the run.
-        storage: URL of its storage, needed where ``run.json`` hides a password.
+        storage: URL of its database, if it has one.
 
     Raises:
-        ConfigError: No run directory, or its storage cannot be read.
+        ConfigError: No run directory, or ``storage`` cannot be read.
+        MissingMeasurementsError: There are none, or no database was given.
         RunMismatchError: ``run.json`` or the journal is corrupt.
     """
     directory = RunDirectory(run_dir)
     source = find_storage(directory, storage)
-    if isinstance(source, Path) and not source.exists():
-        return []
+    shown = source if isinstance(source, Path) else redact_url(source)
     names = directory.read_studies()
+    if isinstance(source, Path) and not source.exists():
+        raise MissingMeasurementsError(f"there is no journal {shown}")
     try:
-        return _join({name: store.read_measurements(source, name) for name in names})
+        found = _join({name: store.read_measurements(source, name) for name in names})
+    except ConfigError:
+        raise
     except Exception as error:  # each database driver has errors of its own
         if isinstance(source, Path):
             raise RunMismatchError(f"{source} is corrupt: {error}") from error
         raise ConfigError(
-            f"cannot read the measurements of {run_dir} from {redact_url(source)}: "
-            f"{type(error).__name__}; give its URL with --storage"
+            f"cannot read the measurements of {run_dir} from {shown}: {type(error).__name__}"
         ) from error
+    if not any(stage.measurements for stage in found):
+        raise MissingMeasurementsError(f"{shown} holds no measurements of this run")
+    return found
 
 
 def find_storage(directory: RunDirectory, storage: str | None = None) -> str | Path:
-    """Return where a run's measurements are: a URL, or the path of its journal.
+    """Return where a run's measurements are: the URL of its database, or the path of its journal.
+
+    A database that a record names is not opened by itself: the record may be anybody's.
 
     Args:
         directory: Directory of the run.
-        storage: URL of its storage, needed where ``run.json`` hides a password.
+        storage: URL of its database, if it has one; it is ignored if the run has a journal.
+
+    Raises:
+        MissingMeasurementsError: The run has a database, and it was not given.
     """
-    url = storage or directory.read_facts()["config"]["study"].get("storage")
-    return url or directory.journal_file
+    recorded = directory.read_facts()["config"]["study"].get("storage")
+    if recorded is None:
+        return directory.journal_file
+    if storage is None:
+        raise MissingMeasurementsError(
+            f"the measurements are in {redact_url(str(recorded))}: give its URL with --storage or "
+            f"{STORAGE_VARIABLE}"
+        )
+    return storage
 
 
 def _join(stages: Mapping[str, Sequence[Measurement]]) -> list[StageRecord]:

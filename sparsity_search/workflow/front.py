@@ -57,7 +57,7 @@ def search_front(
         )
         if search(_adapt(own, before, len(budgets)), run, command=command, monitor=monitor):
             before = [str(RunDirectory(run).profile_file)]
-            write_front(out)
+            write_front(out, config.study.storage)
         else:
             return False
     return True

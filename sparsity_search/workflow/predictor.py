@@ -76,7 +76,7 @@ def learn(
         run_dir: Directory of the run; nothing in it is changed.
         settings: The model.
         out: The file to write, if any.
-        storage: URL of the run's storage, needed where ``run.json`` hides a password.
+        storage: URL of the run's database, if it has one.
         seed: Seed of the split and of the trees.
 
     Raises:

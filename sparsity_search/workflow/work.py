@@ -12,6 +12,7 @@ from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.stages import find_present_stage
 from sparsity_search.errors import ConfigError
 from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.record import find_storage
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.storages import join_journal, open_database
 from sparsity_search.utils.files import check_fingerprint
@@ -29,7 +30,7 @@ def work(
     Args:
         out: The run directory of a search with several workers, which has built its supernet.
         device: Of this worker's model; by default that of the run.
-        storage: URL of the run's Optuna storage, if it has one: the record hides passwords.
+        storage: URL of the run's database, if it has one.
         monitor: Watches the worker.
 
     Raises:
@@ -38,13 +39,12 @@ def work(
     """
     directory = RunDirectory(out)
     config = _adapt(directory.read_config(), device)
-    if config.study.storage and storage is None:
-        raise ConfigError("the run keeps its measurements in a database: give --storage URL")
+    source = find_storage(directory, storage)
     job = open_job(config, out, monitor or Monitor())
     key = identify_study(job)
     stored = directory.read_facts()["fingerprint"]
     check_fingerprint(stored, key.fingerprint, f"the run in {out}")
-    opened = open_database(storage) if storage else join_journal(directory.journal_file)
+    opened = join_journal(source) if isinstance(source, Path) else open_database(source)
     job = replace(job, claims=Claims(directory.claims_folder))
     stage = find_present_stage(job, opened, key)
     if stage is None or not stage.ready():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsity_search.errors import MissingMeasurementsWarning
 from sparsity_search.profiles.profile import count_pattern_zeros, from_counts
 from sparsity_search.report import table, write_report
 from sparsity_search.report.html import render
@@ -187,8 +188,9 @@ def test_report_of_an_unfinished_search(tmp_path: Path) -> None:
 def test_report_of_a_run_that_measured_nothing(tmp_path: Path) -> None:
     make_run(tmp_path, rounds=0, finished=False)
     (tmp_path / "journal.log").unlink()
-    page = Page(write_report(tmp_path).read_text())
-    assert "not finished: 0 evaluations" in page.text
+    with pytest.warns(MissingMeasurementsWarning):
+        page = Page(write_report(tmp_path).read_text())
+    assert "The search is not finished." in page.text
     assert page.sources == []
 
 
@@ -196,6 +198,26 @@ def test_fresh_tokens_are_told(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path, rounds=2, fresh=True)).read_text())
     assert "Each round had its own tokens" in page.text
     assert (tmp_path / "plots" / "winners.png").exists()
+
+
+def test_a_report_without_the_measurements_says_so(run_dir: Path) -> None:
+    (run_dir / "journal.log").unlink()
+    with pytest.warns(MissingMeasurementsWarning, match=r"no measurements: .*journal\.log"):
+        page = Page(write_report(run_dir).read_text())
+    assert "measurements of the search are not in this report" in page.text
+    assert "searched removes 1,275,494" in page.text
+    assert not (run_dir / "plots" / "score.png").exists()
+    facts = table.list_search_facts(RunRecord.read(run_dir))
+    assert (facts["evaluations"], facts["failed evaluations"]) == ("62", table.NONE)
+
+
+def test_a_report_is_not_replaced_by_one_without_the_measurements(run_dir: Path) -> None:
+    write_report(run_dir)
+    (run_dir / "journal.log").unlink()
+    before = contents(run_dir)
+    with pytest.warns(MissingMeasurementsWarning, match=r"report\.html is kept as it was: "):
+        write_report(run_dir)
+    assert contents(run_dir) == before
 
 
 def test_text_is_escaped(record: RunRecord) -> None:

@@ -73,6 +73,22 @@ def test_one_process_at_a_time(directory: RunDirectory) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("stored", "now", "said"),
+    [("sqlite:///a.db", None, "give its URL"), (None, "sqlite:///a.db", "leave out --storage")],
+)
+def test_measurements_stay_where_they_are(
+    directory: RunDirectory, stored: str | None, now: str | None, said: str
+) -> None:
+    before, after = (
+        load_config(None, {"model.name": "tiny", "study.storage": url}) for url in (stored, now)
+    )
+    begin(directory, config=before.model_dump(mode="json"))
+    directory.check_resumable(before)
+    with pytest.raises(RunMismatchError, match=said):
+        directory.check_resumable(after)
+
+
 def test_finished_runs(tmp_path: Path) -> None:
     make_run(tmp_path / "b", rounds=0)
     make_run(tmp_path / "a", rounds=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.errors import ConfigError, MissingMeasurementsError, RunMismatchError
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, load_measurements, trace_scores
 from sparsity_search.runs.redact import redact, redact_url
@@ -57,9 +57,11 @@ def test_reads_an_unfinished_run(tmp_path: Path) -> None:
     assert len(record.measurements) == 2 + 2 * 20
 
 
-def test_a_run_without_a_search_has_no_measurements(run_dir: Path) -> None:
+def test_a_run_without_its_journal_has_no_measurements(run_dir: Path) -> None:
     (run_dir / "journal.log").unlink()
-    assert load_measurements(run_dir) == []
+    record = RunRecord.read(run_dir)
+    assert not record.measurements
+    assert record.missing == f"there is no journal {run_dir / 'journal.log'}"
     assert not (run_dir / "journal.log").exists()
 
 
@@ -75,17 +77,41 @@ def test_reads_another_storage_and_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/search.db"
     run_dir = make_run(tmp_path / "run", rounds=1, storage=url)
     assert not (run_dir / "journal.log").exists()
-    assert load_measurements(run_dir) == list(simulate_measurements(1))
+    before = contents(tmp_path)
+    assert load_measurements(run_dir, url) == list(simulate_measurements(1))
+    assert contents(tmp_path) == before
     edit(run_dir / "run.json", lambda run: run.update(study="another"))
-    assert load_measurements(run_dir) == []
+    with pytest.raises(MissingMeasurementsError, match=r"search\.db holds no measurements"):
+        load_measurements(run_dir, url)
+
+
+def test_a_database_that_a_record_names_is_not_opened(run_dir: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/foreign.db"
+    edit(run_dir / "run.json", lambda run: run["config"]["study"].update(storage=url))
+    before = contents(tmp_path)
+    record = RunRecord.read(run_dir)
+    assert not record.measurements
+    assert record.missing is not None
+    assert url in record.missing
+    assert "--storage or SPARSITY_SEARCH_STORAGE" in record.missing
+    with pytest.raises(ConfigError, match=r"there is no database .*foreign\.db"):
+        RunRecord.read(run_dir, url)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_with_a_journal_reads_no_database(run_dir: Path) -> None:
+    """A URL in the environment is for other runs."""
+    url = "postgresql://nobody@localhost/search"
+    assert load_measurements(run_dir, url) == list(simulate_measurements(3))
 
 
 def test_a_storage_that_cannot_be_read_is_told_without_its_password(run_dir: Path) -> None:
     url = "nosuchdatabase://me:hunter2@host/search"
     edit(run_dir / "run.json", lambda run: run["config"]["study"].update(storage=url))
+    missing = RunRecord.read(run_dir).missing
     with pytest.raises(ConfigError, match=r"nosuchdatabase://\*\*\*@host/search") as caught:
-        RunRecord.read(run_dir)
-    assert "hunter2" not in str(caught.value)
+        RunRecord.read(run_dir, url)
+    assert "hunter2" not in f"{caught.value} {missing}"
 
 
 @pytest.mark.parametrize("name", ["absent", "", "file"])
