@@ -5,6 +5,8 @@ A disk that is full or a folder that is read-only is a `MachineError`, which nam
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,40 +88,101 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``, which it replaces on success."""
-    with _told_of_machine(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _sync(temporary)
-            os.chmod(temporary, 0o666 & ~_get_umask())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Yield a temporary path near ``path``, which it replaces on success.
+
+    What killed processes have left of the same file is removed.
+    """
+    with _told_of_machine(path), _reserve(path) as folder:
+        _sweep(path, but=folder)
+        temporary = folder / path.name
+        yield temporary
+        _sync(temporary)
+        os.chmod(temporary, 0o666 & ~_get_umask())
+        os.replace(temporary, path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to ``path``, which it replaces on success."""
-    with _told_of_machine(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            os.chmod(temporary, 0o777 & ~_get_umask())
+    """Yield a temporary folder next to ``path``, which it replaces on success.
+
+    What killed processes have left of the same folder is removed.
+
+    Raises:
+        ConfigError: Another process is writing the same folder.
+    """
+    with _told_of_machine(path), _reserve(path) as temporary:
+        if _sweep(path, but=temporary):
+            raise ConfigError(f"another process is writing {path}")
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.chmod(temporary, 0o777 & ~_get_umask())
+        with _reserve(path) as old:  # removed last: it may take a while
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, old)
             os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _reserve(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to ``path``, locked while this process lives and then removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = None
+    while handle is None:
+        folder = Path(tempfile.mkdtemp(prefix=_begin_name(path), dir=path.parent))
+        handle = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a new folder and return its descriptor; None if another process has swept it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without such locks: nothing is swept there
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if folder.exists():
+        return handle
+    os.close(handle)
+    return None
+
+
+def _sweep(path: Path, but: Path) -> bool:
+    """Remove what killed processes have left of ``path``; return whether a live one writes it."""
+    alive = False
+    for folder in path.parent.glob(f"{glob.escape(_begin_name(path))}*"):
+        if folder != but:
+            alive |= not _remove_unlocked(folder)
+    return alive
+
+
+def _remove_unlocked(folder: Path) -> bool:
+    """Remove a folder unless a process holds its lock, and return whether none does."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # removed meanwhile, or of another user
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without such locks: its owner may live
+        pass
+    finally:
+        os.close(handle)
+    return True
+
+
+def _begin_name(path: Path) -> str:
+    """Return how the names of temporary folders for ``path`` begin."""
+    return f".{path.name}.unfinished-"
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_replaces_on_success(tmp_path: Path, atomic: Atomic) -> None:
     path = tmp_path / "new" / "x.json"
     for text in ("first", "second"):
         with atomic(path) as temporary:
-            assert temporary.parent == path.parent
+            assert path.parent in temporary.parents  # so that it can be renamed
             fill(temporary, text)
             assert not path.exists() or text_in(path) == "first"
         assert text_in(path) == text
@@ -73,6 +73,46 @@ def test_leaves_nothing_behind_on_failure(
         fails()
     assert os.listdir(tmp_path) == (["x"] if before else [])
     assert before is None or text_in(path) == before
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, atomic: Atomic) -> None:
+    path, mine = tmp_path / "x.y", tmp_path / ".x.y.mine"
+    mine.mkdir()
+    child = os.fork()
+    if child == 0:
+        with atomic(path) as temporary:
+            fill(temporary, "half")
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(os.listdir(tmp_path)) == 2
+    with atomic(tmp_path / "x") as temporary:  # it has nothing to do with it
+        fill(temporary, "other")
+    assert len(os.listdir(tmp_path)) == 3
+    with atomic(path) as temporary:
+        fill(temporary, "whole")
+    assert sorted(os.listdir(tmp_path)) == [mine.name, "x", "x.y"]
+    assert text_in(path) == "whole"
+
+
+def test_what_a_live_process_writes_stays(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "x") as first:
+        first.write_text("first")
+        write_text(tmp_path / "x", "second")
+        assert first.read_text() == "first"
+    assert (tmp_path / "x").read_text() == "first"
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "x") as first:
+        fill(first, "first")
+        with (
+            pytest.raises(ConfigError, match="another process is writing"),
+            atomic_folder(tmp_path / "x"),
+        ):
+            pass
+    assert text_in(tmp_path / "x") == "first"
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_folder_drops_old_files(tmp_path: Path) -> None:
