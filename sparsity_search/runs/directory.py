@@ -218,18 +218,23 @@ class RunDirectory:
         """Write ``results.json``."""
         write_json(self.results_file, {"format": RESULTS_JSON.version, **results})
 
-    def read_profiles(self, layout: Layout, shipped: str) -> dict[str, SparsityProfile]:
+    def withdraw_results(self) -> None:
+        """Remove ``results.json``: what it tells of is about to be replaced."""
+        self.results_file.unlink(missing_ok=True)
+
+    def read_profiles(self, layout: Layout, shipped: str | None) -> dict[str, SparsityProfile]:
         """Return the profiles that were compared, uniform first and the shipped one last.
 
         Args:
             layout: The units.
-            shipped: Name of the shipped one, which `profile_file` holds.
+            shipped: Name of the shipped one, which `profile_file` holds; None if the run is
+                unfinished.
 
         Raises:
             ProfileError: A file is corrupt, or of another model; the message names it.
         """
         files = {path.stem: path for path in self._profile_file("*").parent.glob("*.json")}
-        if self.profile_file.exists():
+        if shipped is not None and self.profile_file.exists():
             files[shipped] = self.profile_file
         names = sorted(files, key=lambda name: (name == shipped, name != "uniform", name))
         return {name: _read_profile(files[name], layout) for name in names}

@@ -61,7 +61,8 @@ class RunRecord:
         run, results = directory.read_facts(), directory.read_results()
         try:
             layout = Layout.from_json(run["layout"])
-            profiles = directory.read_profiles(layout, find_shipped_name(results))
+            shipped = None if results is None else find_shipped_name(results)
+            profiles = directory.read_profiles(layout, shipped)
             starts = directory.read_starts(layout)
         except ProfileError as error:
             raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
@@ -124,7 +125,7 @@ class RunRecord:
     @property
     def shipped(self) -> SparsityProfile | None:
         """The profile that the run chose."""
-        return self.profiles.get(find_shipped_name(self.results))
+        return None if self.results is None else self.profiles.get(find_shipped_name(self.results))
 
     @property
     def parametric(self) -> bool:

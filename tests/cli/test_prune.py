@@ -16,6 +16,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.testing.models import tiny_mixtral, tiny_tokenizer
+from sparsity_search.utils.files import atomic_folder
 
 from .conftest import SMALL, Outcome
 
@@ -165,6 +166,28 @@ def test_refused(prune: Callable[..., Outcome], tmp_path: Path, name: str) -> No
     assert outcome.code == 2, outcome
     assert words in outcome.err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_may_not_prune_into_one_folder(prune: Callable[..., Outcome], tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as other:
+        outcome = prune("--sparsity", 0.5)
+        (other / "theirs").touch()
+    assert outcome.code == 2
+    assert "prune:" not in outcome.err  # it is refused before that step
+    assert f"another process is writing {tmp_path / 'out'}" in outcome.err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["theirs"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_checkpoint_is_whole_or_absent(
+    prune: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, _: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sparsity_search.workflow.prune.write_json", fail)
+    assert prune("--sparsity", 0.5).code == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("pruner", ["reap", "stun"])

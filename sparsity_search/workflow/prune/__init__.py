@@ -13,7 +13,7 @@ from sparsity_search.engine.plugins import build_pruner, choose_units
 from sparsity_search.engine.session import Session, open_session, request_calibration
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.models.io.saving import write_checkpoint
 from sparsity_search.models.surgery.materialise import materialise, plan, prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
@@ -23,7 +23,7 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import write_json
+from sparsity_search.utils.files import atomic_folder, write_json
 from sparsity_search.workflow.prune.smaller import compare_with_dense, warn_of_padding
 
 #: File with the figures of a materialised checkpoint and of the dense model.
@@ -65,7 +65,8 @@ def prune(
         monitor: Watches the job.
 
     Raises:
-        ConfigError: Both or neither of profile and sparsity are given, or ``out`` is not empty.
+        ConfigError: Both or neither of profile and sparsity are given, ``out`` is not empty, or
+            another process is pruning into it.
         SparsitySearchError: Something else given is not legal; nothing is written then.
     """
     monitor = monitor or Monitor()
@@ -90,19 +91,22 @@ def prune(
     removes_modules = kind == "experts"  # with or without --materialise
     if multiple and not removes_modules:
         warn_of_padding(subject, target, multiple)
-    with subject.preserved():
-        notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
-        shape = plan(subject, multiple) if multiple and not removes_modules else None
-        with monitor.step("save checkpoint"):
-            saved = prepare_for_saving(subject) if shape is None else materialise(subject, shape)
-            card = format_card(target, facts)
-            save_checkpoint(saved, session.loaded.tokenizer, out, card=card)
-    write_json(out / PROFILE, {**target.to_json(), **facts, "notes": notes})
-    if shape is None and not removes_modules:
-        return PruneResult(profile=target, notes=notes)
-    with monitor.step("compare speed"):
-        figures = compare_with_dense(session, saved, shape, out)
-    write_json(out / MATERIALISED, figures)
+    with atomic_folder(out) as folder:
+        with subject.preserved():
+            notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
+            shape = plan(subject, multiple) if multiple and not removes_modules else None
+            with monitor.step("save checkpoint"):
+                saved = (
+                    prepare_for_saving(subject) if shape is None else materialise(subject, shape)
+                )
+                card = format_card(target, facts)
+                write_checkpoint(saved, session.loaded.tokenizer, folder, card=card)
+        write_json(folder / PROFILE, {**target.to_json(), **facts, "notes": notes})
+        figures = None
+        if shape is not None or removes_modules:
+            with monitor.step("compare speed"):
+                figures = compare_with_dense(session, saved, shape, folder)
+            write_json(folder / MATERIALISED, figures)
     return PruneResult(profile=target, notes=notes, materialised=figures)
 
 

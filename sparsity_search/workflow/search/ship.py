@@ -13,15 +13,16 @@ from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.stages import StagesResult
 from sparsity_search.errors import NumericalError
 from sparsity_search.interfaces.evaluator import split_batches
-from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.models.io.saving import write_checkpoint
 from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.report.card import format_card
+from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.files import write_json
+from sparsity_search.utils.files import atomic_folder, write_json
 
 
 def ship(
@@ -29,7 +30,9 @@ def ship(
 ) -> SparsityProfile:
     """Rebuild each profile sequentially, score it on the final text, and ship the best.
 
-    Writes ``results.json``, ``profile.json``, ``profiles/`` and ``checkpoint/``.
+    Writes ``profiles/``, ``checkpoint/`` with its profile, ``profile.json`` and, at last,
+    ``results.json``. While they are replaced there are no results, so that the run counts as
+    unfinished.
 
     Args:
         job: The search.
@@ -53,7 +56,6 @@ def ship(
             if row["score"] is not None and row["score"] < shipped.score:
                 shipped = _Shipped(name, row["score"], subject.snapshot(), notes)
         rows.append(row)
-        directory.write_profile(name, profile)
     if not shipped.name:
         raise NumericalError("no profile gives a finite score: the sparsity is too high")
     profile = profiles[shipped.name]
@@ -61,13 +63,19 @@ def ship(
     card = format_card(
         profile, {**facts, "evaluator": job.config.evaluator.name}, rows, shipped.name
     )
-    with subject.preserved(), job.monitor.step("save checkpoint"):
+    directory.withdraw_results()
+    for name, other in profiles.items():
+        directory.write_profile(name, other)
+    with (
+        job.monitor.step("save checkpoint"),
+        subject.preserved(),
+        atomic_folder(directory.checkpoint_folder) as folder,
+    ):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
         tokenizer = job.session.loaded.tokenizer
-        save_checkpoint(
-            prepare_for_saving(subject), tokenizer, directory.checkpoint_folder, card=card
-        )
+        write_checkpoint(prepare_for_saving(subject), tokenizer, folder, card=card)
+        write_json(folder / PROFILE, facts)
     write_json(directory.profile_file, facts)
     directory.write_results(_results(job, rows, shipped, searched))
     return profile
