@@ -162,7 +162,7 @@ class TerminalMonitor(Monitor):
 
     def tell(self, message: str) -> None:
         """Print a message above the bar."""
-        err.print(message, markup=False)
+        err.print(message, markup=False, soft_wrap=True)
 
     def stopped(self) -> bool:
         """Return whether a signal asked to stop."""
