@@ -11,6 +11,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsity_search.engine.monitor import Monitor
+from sparsity_search.errors import MachineError
 from sparsity_search.study.study import Recorder
 from sparsity_search.trials.history import Measurement
 
@@ -34,7 +35,7 @@ class PatientStore:
         patience: Seconds to wait for it.
 
     Raises:
-        TimeoutError: It did not answer for so long; methods raise it too.
+        MachineError: It did not answer for so long; methods raise it too.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class PatientStore:
             else:
                 self._monitor.tell("the database answers again")
                 return found
-        raise TimeoutError(
+        raise MachineError(
             f"the database does not answer ({_name(last)}); what was measured before is kept: "
             "run the same command again when it does"
         ) from last

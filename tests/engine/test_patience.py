@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.patience import PATIENCE, PatientStore
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.errors import MachineError, RunMismatchError
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 
 ONE, TWO = (
@@ -85,7 +85,7 @@ def test_a_database_that_comes_back_is_waited_for(answer_lost: bool) -> None:
 def test_the_wait_has_an_end() -> None:
     store = PatientStore(Flaky, Told())
     store._store.away = 10**6  # type: ignore[attr-defined]
-    with pytest.raises(TimeoutError, match=r"does not answer \(OperationalError\)") as caught:
+    with pytest.raises(MachineError, match=r"does not answer \(OperationalError\)") as caught:
         store.load()
     assert time.monotonic() == pytest.approx(PATIENCE, abs=2)
     assert "hunter2" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_the_wait_ends_when_the_search_is_stopped() -> None:
     def away() -> Flaky:
         raise StorageInternalError
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(MachineError):
         PatientStore(away, Told(enough=1))
     assert time.monotonic() == 0
 
