@@ -90,8 +90,25 @@ def test_settings() -> None:
 
 
 def test_values_of_the_wrong_type() -> None:
-    with pytest.raises(ConfigError, match="'evolution'"):
-        SEARCHERS.create("evolution", max_switches="many")
+    for registry, name, settings, words in (
+        (SEARCHERS, "evolution", {"max_switches": "many"}, "max_switches: must be .*integer"),
+        (SEARCHERS, "evolution", {"max_switches": True}, "max_switches: must be .*integer"),
+        (SEARCHERS, "evolution", {"strides": 2}, "strides: must be .*list, not 2"),
+        (ALLOCATORS, "owl", {"m": "abc"}, "m: must be .*number, not 'abc'"),
+        (ALLOCATORS, "owl", {"m": float("inf")}, "m: must be a finite number"),
+        (ALLOCATORS, "owl", {"m": [[1]] * 999}, r"m: must be .*number, not \(\(1,\), .*\.\.\."),
+        (ALLOCATORS, "knapsack", {"levels": "abc"}, "levels: must be .*list"),
+        (ALLOCATORS, "knapsack", {"tied": 5}, "tied cannot be 5"),
+        (ALLOCATORS, "by_role", {"offsets": 5}, "offsets cannot be 5"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{registry.kind} '{name}': {words}") as refusal:
+            registry.create(name, **settings)
+        assert len(str(refusal.value)) < 200
+
+
+def test_a_value_stays_as_it_was_given() -> None:
+    assert describe(ALLOCATORS.create("owl", m=5)).startswith("OWL(m=5,")  # a float field
+    assert ALLOCATORS.create("besa", width=float("inf")) == ALLOCATORS.create("besa")
 
 
 def test_from_outside(outside: str) -> None:

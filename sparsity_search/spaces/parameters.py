@@ -76,11 +76,10 @@ def stepped(name: str, low: float, high: float, step: float) -> Parameter:
     >>> stepped("spread", 0.02, 0.08, 0.02).values
     (0.02, 0.04, 0.06, 0.08)
     """
-    if not step > 0 or (high - low) / step > _MOST:
-        raise ConfigError(
-            f"{name}: a step of {step} from {low} to {high} is not 1 to {_MOST} steps"
-        )
-    n_steps = round((high - low) / step)
+    steps = (high - low) / step if step > 0 else 0
+    if steps > _MOST:
+        raise ConfigError(f"{name}: from low {low} to high {high} are more than {_MOST} steps")
+    n_steps = round(steps)
     if n_steps < 1 or abs(low + n_steps * step - high) > 1e-9 * abs(step):
         raise ConfigError(
             f"{name}: from low {low} to high {high} must be a whole number of steps of {step}"

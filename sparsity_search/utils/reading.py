@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -195,12 +195,16 @@ def _describe_syntax(language: str, error: Exception) -> ConfigError:
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ConfigError(f"{show_value(twice)} stands twice in an object")
-    return found
+    _check_distinct((key for key, _ in pairs), "an object")
+    return dict(pairs)
+
+
+def _check_distinct(keys: Iterable[Hashable], where: str) -> None:
+    seen = set()
+    for key in keys:
+        if key in seen:
+            raise ConfigError(f"{show_value(key)} stands twice in {where}")
+        seen.add(key)
 
 
 def _refuse_constant(constant: str) -> None:
@@ -217,13 +221,12 @@ class _YamlLoader(yaml.SafeLoader):
     large value, or one without end. A tag: it names a type.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # its own, filled below
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ConfigError("aliases (*name) are not read: write the value out")
-        if getattr(self.peek_event(), "tag", None):
+        if getattr(self.peek_event(), "tag", None):  # type: ignore[no-untyped-call]
             raise ConfigError("tags (!name) are not read: leave them out")
         if self._depth > MAX_DEPTH:
             raise ConfigError(_TOO_DEEP)
@@ -234,14 +237,10 @@ class _YamlLoader(yaml.SafeLoader):
             self._depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError("a key of a mapping is no plain value")
-            built = self.construct_object(key)
-            if built in seen:
-                raise ConfigError(f"{show_value(built)} stands twice in a mapping")
-            seen.add(built)
+        keys = [key for key, _ in node.value]
+        if not all(isinstance(key, yaml.ScalarNode) for key in keys):
+            raise ConfigError("a key of a mapping is no plain value")
+        _check_distinct(map(self.construct_object, keys), "a mapping")
         return super().construct_mapping(node, deep=deep)
 
 
@@ -252,6 +251,7 @@ def _construct_number(_: _YamlLoader, node: yaml.ScalarNode) -> int | float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+_YamlLoader.yaml_implicit_resolvers = {}  # its own, not those of its base class
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _construct_number)
 _YamlLoader.add_constructor("tag:yaml.org,2002:float", _construct_number)
 for _kind, _pattern in {

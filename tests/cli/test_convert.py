@@ -255,7 +255,7 @@ def test_bad_options(
     [
         ("absent.json", None, "cannot read"),
         ("p.json", b"{", "corrupt"),
-        ("p.json", b"\xff\xfe", "no text in UTF-8"),
+        ("p.json", b"\xff\xfe", "is not UTF-8 text"),
         ("p.json", b'{"0": 0.5}', "not a sparsity profile"),
         ("p.csv", b"a,b\n", "lacks the column"),
         ("p.dat", b"", "does not tell its format: give --from"),

@@ -110,6 +110,8 @@ def test_json_and_back_is_the_same() -> None:
         ({"losses": (np.array([0.1, np.nan]), np.ones(3))}, "finite"),
         ({"pairs": np.zeros((4, 4))}, "5 by 5"),
         ({"pairs": np.full((5, 5), np.nan)}, "finite"),
+        ({"pairs": np.ones((5, 5), bool)}, "floating point"),
+        ({"pairs": np.arange(25.0).reshape(5, 5)}, "symmetric"),
         ({"counts": (np.array([], int), np.array([1]))}, "increasing"),
     ],
 )
@@ -136,6 +138,40 @@ def test_other_formats_are_refused() -> None:
     value["units"] = [1, 2]
     with pytest.raises(ProfileError, match="not a table"):
         Scores.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("counts", [1.7, 5], r"counts\.0: must be .*integer"),
+        ("counts", [1, 10**16], r"counts\.1"),
+        ("counts", [True, 5], r"counts\.0"),
+        ("losses", [[0.1], [0.2]], r"losses\.0: must be .*number"),
+        ("losses", ["0.1", 0.2], r"losses\.0"),
+        ("losses", None, "losses: must be .*list"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(key: str, value: object, words: str) -> None:
+    stored = scores_of().to_json()
+    first = next(iter(stored["units"]))
+    stored["units"][first][key] = value
+    with pytest.raises(ProfileError, match=f"not a table of scores: units.*{words}"):
+        Scores.from_json(stored)
+
+
+@pytest.mark.parametrize(("key", "value"), [("cost", 0), ("zeros", -1), ("count", "5")])
+def test_layouts_that_cannot_be_are_refused(key: str, value: object) -> None:
+    stored = scores_of().to_json()
+    stored["layout"][0][key] = value
+    with pytest.raises(ProfileError, match=f"not a list of units: {key}"):
+        Scores.from_json(stored)
+
+
+def test_scores_of_other_units_than_the_layouts_are_refused() -> None:
+    stored = scores_of().to_json()
+    stored["layout"].pop()
+    with pytest.raises(ProfileError, match="its layout and its losses differ"):
+        Scores.from_json(stored)
 
 
 def test_tables_round_and_lie_beyond_the_zeros() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +138,29 @@ def test_hints_of_equal_file_names_are_kept_apart(
         directory.write_hint(1, Hint(name, space.limits.lower, losses), space)
     found = [directory.read_hint(1, name, space) for name in names]
     assert [hint and hint.losses[0][0] for hint in found] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda hint: [], "not a hint"),
+        (lambda hint: {**hint, "losses": hint["losses"][:-1]}, "one loss for each level"),
+        (
+            lambda hint: {**hint, "losses": [[1.0]] * len(hint["losses"])},
+            "one loss for each level",
+        ),
+        (lambda hint: {**hint, "losses": [["x"]]}, r"losses\.0\.0: must be .*number"),
+        (lambda hint: {key: hint[key] for key in ("name", "space")}, "no 'losses' in it"),
+    ],
+)
+def test_a_hint_of_the_wrong_shape_is_one_line(
+    directory: RunDirectory, change: Callable[[Any], Any], words: str
+) -> None:
+    space = toy_space()
+    limits = [space.limits.of(gene) for gene in range(space.n_genes)]
+    hint = Hint("fisher", space.limits.lower, tuple(np.ones(len(span)) for span in limits))
+    directory.write_hint(1, hint, space)
+    (file,) = (directory.path / "hints" / "stage1").iterdir()
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(RunMismatchError, match=rf"fisher\.json is corrupt .*{words}"):
+        directory.read_hint(1, "fisher", space)

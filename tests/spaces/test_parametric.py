@@ -64,6 +64,13 @@ def test_bad_steps(grid: tuple[float, float, float]) -> None:
         stepped("a", *grid)
 
 
+def test_grids_without_end_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="more than 10000 steps"):
+        stepped("a", 0, 1, 1e-12)
+    with pytest.raises(ConfigError, match="2 to 10000 points"):
+        spaced("a", 0, 1, 10**9)
+
+
 @pytest.mark.parametrize(
     ("grid", "log"),
     [((1, 1, 2), False), ((2, 1, 2), False), ((0, 1, 1), False), ((0, 1, 3), True)],

@@ -84,6 +84,23 @@ def test_bad_curves_are_named(curve: PriceCurve) -> None:
         Prices(LAYOUT, "time", [HEADS, curve])
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("saved", [0.0, "1"], r"saved\.1: must be .*number"),
+        ("saved", [0.0, float("inf")], r"saved\.1: must be a finite number"),
+        ("removed", [0, 1.5], r"removed\.1: must be .*integer"),
+        ("removed", [0], "removed: .*at least 2"),
+        ("patterns", [1], "patterns: must be .*mapping"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(key: str, value: object, words: str) -> None:
+    stored = Prices(LAYOUT, "time", [HEADS, CHANNELS]).to_json()
+    stored["units"]["layers.0.q"][key] = value
+    with pytest.raises(ConfigError, match=f"not a file of prices: units.layers.0.q.{words}"):
+        Prices.from_json(LAYOUT, stored)
+
+
 def test_something_must_be_saved() -> None:
     with pytest.raises(ConfigError, match="no unit saves any time"):
         Prices(LAYOUT, "time", [PriceCurve((0, 3), (0.0, 0.0)), PriceCurve((0, 48), (0.0, -1.0))])

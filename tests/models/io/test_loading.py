@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_auto_dtype_follows_the_cpu(
 def test_unknown_dtype_and_device_are_configuration_errors(folder: Path) -> None:
     assert "did you mean 'float32'" in refusal(folder, ConfigError, dtype="float23")
     assert "cuba" in refusal(folder, ConfigError, device="cuba")
+    assert "meta" in refusal(folder, ConfigError, device="meta")  # it has no numbers
+
+
+def test_a_context_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": -5})
+    )
+    assert "max_position_embeddings -5" in refusal(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "~/absent", "absent.gguf", "a/b/c"])
