@@ -16,6 +16,7 @@ from sparsity_search.errors import ModelError
 from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, find_bank
 from sparsity_search.models.anatomy.views import LinearEffect, LinearView, WeightView
+from sparsity_search.models.surgery.rebuild import rebuild
 
 #: Names of the number of experts in configurations.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -343,13 +344,7 @@ def resize_experts(model: PreTrainedModel) -> PreTrainedModel:
         )
     config = copy.deepcopy(model.config)
     setattr(config.get_text_config(), names[0], counts[0])
-    with torch.random.fork_rng(devices=[]):
-        new = type(model)(config)
-    new.to(device=model.device, dtype=model.dtype)
-    new.load_state_dict(model.state_dict())
-    new.generation_config = copy.deepcopy(model.generation_config)
-    result: PreTrainedModel = new.eval().requires_grad_(False)
-    return result
+    return rebuild(model, config, model.state_dict())
 
 
 def _is_expert_list(module: nn.Module) -> bool:

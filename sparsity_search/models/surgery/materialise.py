@@ -25,6 +25,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.sublayers import count_key_value_heads
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.surgery.rebuild import rebuild
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.profiles.profile import SparsityProfile
 
@@ -159,21 +160,12 @@ def materialise(subject: PrunableModel, shape: MaterialisedShape) -> PreTrainedM
     weights = _build_state(subject, shape)
     model: Any = subject.model
     try:
-        with torch.random.fork_rng(devices=[]):
-            new = type(model)(_build_config(subject, shape))
-        new.to(device=model.device, dtype=model.dtype)
-        for name, value in new.state_dict().items():
-            if name not in weights and name.endswith(".bias"):
-                weights[name] = torch.zeros_like(value)  # the switch gives a neighbour a bias too
-        new.load_state_dict(weights)
+        return rebuild(model, _build_config(subject, shape), weights)
     except (RuntimeError, ValueError) as error:  # from torch and configurations
         reason = str(error).splitlines()[-1].strip()
         raise ModelError(
             f"{type(model).__name__} does not support this shape: {reason}"
         ) from error
-    new.generation_config = copy.deepcopy(model.generation_config)
-    result: PreTrainedModel = new.eval().requires_grad_(False)
-    return result
 
 
 def _get_text_config(subject: PrunableModel) -> Any:
