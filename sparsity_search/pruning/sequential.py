@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from sparsity_search.errors import NumericalError
+from sparsity_search.evidence.masks import cast_nonzero
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import SparsityProfile
@@ -24,6 +27,9 @@ def prune_sequentially(
 ) -> list[str]:
     """Prune the model in place to exactly ``profile``.
 
+    Pruned weights are rounded to the number type in which they are saved, so that later blocks,
+    and scores of the result, see what is shipped.
+
     Args:
         subject: The model; wrap the call in `PrunableModel.preserved` to get it back.
         profile: Items to remove from each unit.
@@ -38,6 +44,7 @@ def prune_sequentially(
     Raises:
         ConfigError: The pruner cannot have the profile's patterns.
         ProfileError: The zeros of the result are not those of the profile.
+        NumericalError: A weight is too large for the number type in which it is saved.
     """
     notes = []
     pruners = {pattern: with_pattern(pruner, pattern) for pattern in {"", *profile.patterns}}
@@ -47,9 +54,20 @@ def prune_sequentially(
             name = reached.unit.name
             count, pattern = profile.states[subject.layout.position(name)]
             variants = reached.prune(pruners[pattern], [count], seed)
-            reached.view.write(variants.at(reached.weight, count))
+            weight = variants.at(reached.weight, count)
+            reached.view.write(_round(weight, subject.saved_as or weight.dtype))
             notes += [f"{name}: {note}" for note in variants.notes]
         notes += visit.notes
         on_block(visit.block)
     subject.verify(profile)
     return notes
+
+
+def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight rounded to another number type, with the same zeros, in its own type."""
+    if dtype == weight.dtype:
+        return weight
+    rounded = cast_nonzero(weight, dtype)
+    if rounded.isinf().any():
+        raise NumericalError(f"pruned weights leave the range of {dtype}, in which they are saved")
+    return rounded.to(weight.dtype)

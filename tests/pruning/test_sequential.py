@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsity_search.errors import ProfileError
+from sparsity_search.errors import NumericalError, ProfileError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -193,3 +193,42 @@ def test_statistics_gathered_are_those_required(
     profile = Budget(0.5).uniform(tiny_subject.layout, bounds)
     prune_sequentially(tiny_subject, profile, Looking(), tiny_tokens)
     assert seen == {(Statistic.NORM, tiny_tokens.numel())}
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "flap"])
+@pytest.mark.parametrize("saved_as", [torch.float16, torch.bfloat16])
+def test_weights_are_rounded_to_the_type_in_which_they_are_saved(
+    tiny_tokens: Tensor, name: str, saved_as: torch.dtype
+) -> None:
+    pruner = PRUNERS.create(name)
+    subject = PrunableModel(tiny_llama(), units=pruner.units[0], saved_as=saved_as)
+    profile = Budget(0.4).project(subject.layout, [0.4] * len(subject.layout))
+    seen: dict[str, Tensor] = {}
+    prune_sequentially(subject, profile, pruner, tiny_tokens)
+    for unit, view in subject.views.items():
+        seen[unit] = view.read()
+        assert torch.equal(seen[unit], seen[unit].to(saved_as).float())
+    assert subject.zeros().removed == profile.removed
+    exact = PrunableModel(tiny_llama(), units=pruner.units[0])
+    prune_sequentially(exact, profile, pruner, tiny_tokens)
+    assert any(not torch.equal(view.read(), seen[unit]) for unit, view in exact.views.items())
+
+
+def test_a_weight_that_rounds_to_zero_counts_as_kept(tiny_tokens: Tensor) -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.weight[:, 0] = 1e-9
+    subject = PrunableModel(model, saved_as=torch.float16)
+    profile = subject.zeros()
+    prune_sequentially(subject, profile, WandaPruner(), tiny_tokens)
+    assert profile.n_removed == 0
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert (weight.half() == 0).sum() == 0
+    assert set(weight[:, 0].tolist()) == {torch.finfo(torch.float16).tiny}
+
+
+def test_a_weight_beyond_the_range_of_its_type_is_an_error(tiny_tokens: Tensor) -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    subject = PrunableModel(model, saved_as=torch.float16)
+    with pytest.raises(NumericalError, match=r"leave the range of torch\.float16"):
+        prune_sequentially(subject, subject.zeros(), WandaPruner(), tiny_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError, ModelError, ProfileError, suggest_name
@@ -36,6 +37,7 @@ class PrunableModel:
         kept: Cache in which walks store statistics of the dense model; None for no cache.
         roles: Roles of linear layers by regular expression on the name within the block; they
             precede the roles that names have, see `infer_roles`.
+        saved_as: Number type in which pruned weights are saved; None for that of the model.
 
     Raises:
         ModelError: There are no decoder blocks, or they hold nothing prunable.
@@ -52,8 +54,10 @@ class PrunableModel:
         blocks: str | None = None,
         kept: StatisticsCache | None = None,
         roles: Mapping[str, str] | None = None,
+        saved_as: torch.dtype | None = None,
     ) -> None:
         self.model = model
+        self.saved_as = saved_as
         self.kept = kept
         self.units = units
         self.exclude = exclude
