@@ -47,7 +47,7 @@ def inspect(given: options.Given) -> None:
     terminal.show_table(("left alone", "weights", "tensors", "the first"), reasons)
     for first, *others in found.shared:
         terminal.say(f"counted once: {first} is {', '.join(others)}")
-    terminal.say(f"loaded as {found.loaded}")
+    terminal.say(found.types)
     for line in _describe(found.estimate, on_disk=config.supernet.store == "disk"):
         terminal.say(line)
 

@@ -46,7 +46,7 @@ def prune(
     with terminal.watch() as monitor:
         found = run(config, out, profile=profile, multiple=multiple, monitor=monitor)
     removed, weights = found.profile.n_removed, found.profile.layout.n_weights
-    terminal.say(f"{out}: {removed} of {weights} weights are removed")
+    terminal.say(f"{out}: {removed} of {weights} weights are removed; {found.types}")
     if found.notes:
         terminal.say(f"{len(found.notes)} notes in {out / 'profile.json'}, first {found.notes[0]}")
     if found.materialised is not None:

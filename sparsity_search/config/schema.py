@@ -63,7 +63,8 @@ class ModelSection(Section):
     Attributes:
         name: Hub id, local directory, ``.gguf`` file, or ``smollm2``.
         revision: Of a hub model.
-        dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
+        dtype: ``bfloat16``, ``float16`` or ``float32``, in which the model computes and is saved;
+            or ``auto``, see `load_model`.
         device: ``auto``, ``cpu``, ``cuda``, …
         trust_remote_code: Run code that comes with the model.
         offload: Keep the decoder blocks' weights in a file, and one block at a time on the

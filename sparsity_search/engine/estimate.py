@@ -88,7 +88,6 @@ def estimate(
     most = max(generation.round_tokens for generation in ladder.generations)
     sample = _sample_block(session, pruner, space, config)
     supernet = sample.variants * len(session.subject.blocks)
-    model = _count_bytes(session.loaded.model)
     dense = sum(view.read().nbytes for _, view in session.subject.one_by_one())
     in_memory = supernet if config.supernet.store == "memory" else 0
     offloaded = session.subject.offload is not None
@@ -104,7 +103,7 @@ def estimate(
         + in_memory
         + _estimate_prefixes(session, config),
         file_bytes=_count_bytes(session.subject.blocks) + dense if offloaded else 0,
-        checkpoint_bytes=model,
+        checkpoint_bytes=session.loaded.model.num_parameters() * session.loaded.saved_as.itemsize,
     )
 
 

@@ -50,17 +50,29 @@ class Session:
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
-        """Name, revision and digest of the model, for artefacts."""
+        """Name, revision and digest of the model, and what is left alone, for artefacts."""
+        source = self.loaded.source
+        left = (
+            {"tensors": len(source.left_alone), "weights": source.n_left_alone} if source else {}
+        )
         return {
             "name": self.loaded.name,
             "revision": self.loaded.revision,
             "digest": self.loaded.digest,
+            **({"left_alone": left} if any(left.values()) else {}),
         }
 
     @property
     def hidden_size(self) -> int | None:
         """Size of the model's hidden states; None if its configuration does not say."""
         return getattr(self.loaded.model.config.get_text_config(), "hidden_size", None)
+
+    @property
+    def types(self) -> str:
+        """Number types and device of the model, in words."""
+        model, saved_as = self.loaded.model, self.loaded.saved_as
+        computed, saved = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, saved_as))
+        return f"computed in {computed} on {model.device}, saved as {saved}"
 
     def describe_origin(self, command: Sequence[str]) -> dict[str, Any]:
         """Return the command, time, versions, threads, device and dtype, for artefacts.
@@ -134,7 +146,14 @@ def open_session(
             offload=model.offload,
         )
         kept = None if folder is None else StatisticsCache(folder, loaded.digest)
-        subject = PrunableModel(loaded.model, model.exclude, kind, kept=kept, roles=model.roles)
+        subject = PrunableModel(
+            loaded.model,
+            model.exclude,
+            kind,
+            kept=kept,
+            roles=model.roles,
+            saved_as=loaded.saved_as,
+        )
     with monitor.step("draw text"):
         fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
         drawn = draw_texts(fitting, loaded, seed)

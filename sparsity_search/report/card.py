@@ -65,8 +65,19 @@ def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
     return (
         f"{removed} of {weights} prunable weights, in "
         f"{len(layout)} units of {layout.n_blocks} decoder blocks, are removed. {held} "
-        "What is no unit (embeddings, norms, routers, head) is as in the base model. The "
-        "license is that of the base model."
+        "What is no unit (embeddings, norms, routers, head) is as in the base model. "
+        f"{_tell_left_alone(facts)}The license is that of the base model."
+    )
+
+
+def _tell_left_alone(facts: Mapping[str, Any]) -> str:
+    left = facts["model"].get("left_alone")
+    if left is None:
+        return ""
+    tensors, weights = (format_integer(left[key]) for key in ("tensors", "weights"))
+    return (
+        f"{tensors} tensors with {weights} weights that transformers does not load, such as "
+        "multi-token prediction, are copied from the base model. "
     )
 
 

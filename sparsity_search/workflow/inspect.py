@@ -15,6 +15,7 @@ from sparsity_search.models.anatomy.unpruned import (
     find_shared_names,
     list_unpruned,
 )
+from sparsity_search.models.io.source import Source
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.registry import EVALUATORS, Factory
@@ -34,7 +35,7 @@ class InspectionResult:
         shapes: Shape of each unit's weight, by name.
         left_alone: Weights in no unit, and why.
         shared: Names of each parameter that has several.
-        loaded: Number type and device.
+        types: Number types and device.
         estimate: Time and memory of a search.
     """
 
@@ -43,7 +44,7 @@ class InspectionResult:
     shapes: dict[str, tuple[int, ...]]
     left_alone: list[UnprunedParameter]
     shared: list[tuple[str, ...]]
-    loaded: str
+    types: str
     estimate: SearchEstimate
 
 
@@ -74,11 +75,22 @@ def inspect(config: RunConfig, monitor: Monitor | None = None) -> InspectionResu
         blocks=subject.prefix,
         layout=subject.layout,
         shapes={name: tuple(view.read().shape) for name, view in subject.one_by_one()},
-        left_alone=list_unpruned(subject),
+        left_alone=[*list_unpruned(subject), *_list_not_loaded(session.loaded.source)],
         shared=find_shared_names(model),
-        loaded=f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+        types=session.types,
         estimate=expected,
     )
+
+
+def _list_not_loaded(source: Source | None) -> list[UnprunedParameter]:
+    """Return the tensors of the checkpoint that no parameter of the model holds."""
+    if source is None:
+        return []
+    why = "not loaded, copied"
+    return [
+        UnprunedParameter(name, source.tensors[name].shape.numel(), why)
+        for name in source.left_alone
+    ]
 
 
 def _choose_budget(config: RunConfig, space: SpaceFile, pruner: Pruner) -> Budget:

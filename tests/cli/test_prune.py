@@ -79,7 +79,7 @@ def test_composed_settings(prune: Callable[..., Outcome], tmp_path: Path) -> Non
 def test_materialised(
     prune: Callable[..., Outcome], cli: Cli, tmp_path: Path, pruner: str, units: str
 ) -> None:
-    options = ("--pruner", pruner, "--units", units, "--sparsity", 0.4)
+    options = ("--pruner", pruner, "--units", units, "--sparsity", 0.4, "--dtype", "float32")
     assert prune(*options).code == 0
     masked, folder = logits(tmp_path / "out"), tmp_path / "masked"
     (tmp_path / "out").rename(folder)

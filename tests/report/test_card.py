@@ -56,6 +56,13 @@ def test_it_states_profile_pruner_data_and_counts() -> None:
     assert "## Figures" not in text
 
 
+def test_it_states_what_is_copied() -> None:
+    left = {**FACTS["model"], "left_alone": {"tensors": 24, "weights": 51588}}
+    told = "24 tensors with 51,588 weights that transformers does not load"
+    assert told in format_card(PROFILE, {**FACTS, "model": left})
+    assert told not in format_card(PROFILE, FACTS)
+
+
 def test_figures_of_the_comparison() -> None:
     text = format_card(PROFILE, FACTS, ROWS, "owl")
     assert "Score: kl_divergence" in text

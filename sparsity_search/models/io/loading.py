@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ from sparsity_search.errors import (
     suggest_name,
 )
 from sparsity_search.models.anatomy.blocks import find_blocks
+from sparsity_search.models.io.classes import build_empty, find_class
 from sparsity_search.models.io.offload import Offload, get_offload
+from sparsity_search.models.io.packed import Packing
+from sparsity_search.models.io.source import SIDE_FILES, Source, find_source
 from sparsity_search.models.io.vocabulary import check_vocabulary
 from sparsity_search.utils.extras import require
 
@@ -54,6 +59,7 @@ class LoadedModel:
         name: The name under which it was requested.
         revision: Commit of a hub model, else None.
         digest: 16 hexadecimal digits over all weights, see `compute_weights_digest`.
+        source: The checkpoint that it was loaded from; None for a GGUF file.
     """
 
     model: PreTrainedModel
@@ -61,6 +67,25 @@ class LoadedModel:
     name: str
     revision: str | None
     digest: str
+    source: Source | None = None
+
+    @property
+    def saved_as(self) -> torch.dtype:
+        """Number type in which its weights are saved."""
+        own = None if self.source is None else self.source.dtype
+        return own or self.model.dtype
+
+    def check_shape_is_kept(self, what: str) -> None:
+        """Check that nothing in the checkpoint has to fit a model of its present shape.
+
+        Args:
+            what: What changes the shape, for the message.
+
+        Raises:
+            ModelError: The checkpoint has tensors that are no part of the model's class.
+        """
+        if self.source is not None:
+            self.source.check_shape_is_kept(what)
 
 
 @dataclass(frozen=True)
@@ -78,6 +103,19 @@ class _Origin:
         given = {key: value for key, value in options.items() if value is not None}
         return {**given, "local_files_only": self.local_files_only}
 
+    def find_folder(self) -> Path:
+        """Return the local folder of the files, with those of a processor."""
+        if Path(self.place).is_dir():
+            return Path(self.place)
+        return Path(
+            snapshot_download(
+                self.place,
+                revision=self.revision,
+                allow_patterns=list(SIDE_FILES),
+                local_files_only=self.local_files_only,
+            )
+        )
+
 
 def load_model(
     name: str,
@@ -94,8 +132,9 @@ def load_model(
     Args:
         name: A hub id, a folder, a ``.gguf`` file, or ``smollm2``.
         revision: Branch, tag or commit of a hub model.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the
-            device computes it fast, else float32.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, in which the model computes and is saved;
+            or ``auto``: it computes in bfloat16 where the device does that fast, else in float32,
+            and is saved in the number type of its checkpoint.
         device: ``auto`` (CUDA if there is one) or a torch device such as ``cuda:1``.
         trust_remote_code: Whether code that comes with the model may run.
         blocks: Regular expression for the decoder blocks, see `find_blocks`.
@@ -115,16 +154,11 @@ def load_model(
     origin = _locate(name, revision)
     common = {"trust_remote_code": trust_remote_code, **origin.keywords}
     with tempfile.TemporaryDirectory() as folder:
+        to_disk = partial(_map_blocks_to_disk, target, blocks, folder) if offload else None
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                origin.place,
-                dtype=number_type,
-                output_loading_info=True,
-                **common,
-                **_build_gguf_options(origin),
-                **(_map_blocks_to_disk(origin, target, blocks, folder, common) if offload else {}),
-            )
+            model, info, packing = _read_model(origin, number_type, common, to_disk)
             tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
+            home = None if origin.gguf_file else origin.find_folder()
         except SparsitySearchError:
             raise
         except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
@@ -132,7 +166,7 @@ def load_model(
         _check_complete(name, info)
         check_vocabulary(model, tokenizer)
         _check_context(name, model)
-        _drop_gguf_settings(model)
+        _make_plain(model, packing, number_type)
         if blocks is not None:  # later calls on the model find the same blocks
             find_blocks(model, blocks)
         model.eval().requires_grad_(False)
@@ -140,22 +174,48 @@ def load_model(
             Offload(model, target)
         else:
             model.to(target)
-    return LoadedModel(model, tokenizer, name, origin.revision, compute_weights_digest(model))
+    source = None
+    if home is not None:
+        source = find_source(home, model, packing, keep_dtype=dtype == "auto")
+    digest = compute_weights_digest(model)
+    return LoadedModel(model, tokenizer, name, origin.revision, digest, source)
+
+
+def _read_model(
+    origin: _Origin,
+    dtype: torch.dtype,
+    common: dict[str, Any],
+    to_disk: Callable[[torch.nn.Module], dict[str, Any]] | None,
+) -> tuple[PreTrainedModel, dict[str, Any], Packing | None]:
+    """Return the model, what transformers says about its loading, and how it was packed.
+
+    Args:
+        origin: Location of the files.
+        dtype: Number type of the weights; packed ones may come in another.
+        common: Options for configuration and model.
+        to_disk: Returns the options that leave the weights of a model's blocks in the files. GGUF
+            files and packed checkpoints are always read completely.
+    """
+    if origin.gguf_file:
+        packing, model_class, options = None, AutoModelForCausalLM, _build_gguf_options()
+    else:
+        config = AutoConfig.from_pretrained(origin.place, **common)
+        packing, model_class, options = Packing.of(config), find_class(config), {}
+        if packing is not None:
+            options = packing.build_options()
+        elif to_disk is not None:
+            code = common["trust_remote_code"]
+            options = to_disk(build_empty(model_class, config, trust_remote_code=code))
+    found = model_class.from_pretrained(
+        origin.place, output_loading_info=True, **common, **{"dtype": dtype, **options}
+    )
+    return (*found, packing)
 
 
 def _map_blocks_to_disk(
-    origin: _Origin, device: torch.device, blocks: str | None, folder: str, common: dict[str, Any]
+    device: torch.device, blocks: str | None, folder: str, empty: torch.nn.Module
 ) -> dict[str, Any]:
-    """Return the options that leave the blocks' weights in the checkpoint's files.
-
-    A GGUF file is always read completely, so there are no such options for it.
-    """
-    if origin.gguf_file:
-        return {}
-    code = common["trust_remote_code"]
-    config = AutoConfig.from_pretrained(origin.place, **common)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    """Return the options that leave the blocks' weights in the checkpoint's files."""
     prefix, modules = find_blocks(empty, blocks)
     places = {f"{prefix}.{index}": "disk" for index in range(len(modules))}
     for name, module in empty.named_modules():
@@ -299,9 +359,9 @@ def _locate_in_cache(name: str, revision: str | None, cause: Exception) -> _Orig
     return _Origin(name, revision=Path(folder).name)
 
 
-def _build_gguf_options(origin: _Origin) -> dict[str, Any]:
+def _build_gguf_options() -> dict[str, Any]:
     # otherwise recent releases keep packed blocks of some families, which cannot be pruned
-    config = getattr(transformers, "GgufConfig", None) if origin.gguf_file else None
+    config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
@@ -323,13 +383,13 @@ def _check_context(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def _drop_gguf_settings(model: PreTrainedModel) -> None:
-    """Remove the GGUF settings of a loaded model: its weights are dense now and can be saved."""
+def _make_plain(model: PreTrainedModel, packing: Packing | None, dtype: torch.dtype) -> None:
+    """Make a model that was read from packed weights one that can be saved as any other."""
+    if packing is not None:
+        packing.make_plain(model, dtype)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return
-    if str(model.config.quantization_config.quant_method).split(".")[-1].lower() != "gguf":
-        raise ModelError("the model is quantized: give the version with dense weights")
     if any(not parameter.is_floating_point() for parameter in model.parameters()):
         raise ModelError("this GGUF stays packed when loaded: convert it to safetensors first")
     quantizer.remove_quantization_config(model)

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from sparsity_search.models.io.completing import check_nothing_is_lost, complete_checkpoint
+from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.utils.files import atomic_folder
 
 #: Largest weight file; a larger model is split into several files with an index.
@@ -18,6 +20,7 @@ def save_checkpoint(
     tokenizer: Any,
     folder: Path | str,
     *,
+    base: LoadedModel | None = None,
     card: str | None = None,
     max_shard_size: str = SHARD,
 ) -> None:
@@ -29,7 +32,9 @@ def save_checkpoint(
         ConfigError: Another process is writing the same folder.
     """
     with atomic_folder(Path(folder)) as temporary:
-        write_checkpoint(model, tokenizer, temporary, card=card, max_shard_size=max_shard_size)
+        write_checkpoint(
+            model, tokenizer, temporary, base=base, card=card, max_shard_size=max_shard_size
+        )
 
 
 def write_checkpoint(
@@ -37,21 +42,32 @@ def write_checkpoint(
     tokenizer: Any,
     folder: Path,
     *,
+    base: LoadedModel | None = None,
     card: str | None = None,
     max_shard_size: str = SHARD,
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer; reloading gives equal logits.
 
     Tied weights are written once. The generation settings are written next to the configuration.
+    With a base, the checkpoint has all tensors, number types, class and other files of the base.
 
     Args:
-        model: The model; its weights keep their number type.
+        model: The model.
         tokenizer: Its tokenizer.
         folder: The folder, which exists.
+        base: The model that was loaded and pruned; None for one that was made in memory, whose
+            weights keep their number type.
         card: Text of its ``README.md``; None for no such file.
         max_shard_size: Largest weight file; while it is written, it may be in memory.
+
+    Raises:
+        ModelError: A tensor would be lost.
     """
+    source = None if base is None else base.source
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
+    if base is not None and source is not None:
+        complete_checkpoint(folder, model, source, reshaped=base.model is not model)
+    check_nothing_is_lost(folder, model, source.left_alone if source else ())
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -36,11 +36,13 @@ class PruneResult:
 
     Attributes:
         profile: The profile of the checkpoint.
+        types: Number types and device.
         notes: Lines of the pruner about single units, e.g. that damping was raised.
         materialised: Contents of ``materialised.json`` of a smaller checkpoint; None without.
     """
 
     profile: SparsityProfile
+    types: str
     notes: Sequence[str] = ()
     materialised: dict[str, Any] | None = None
 
@@ -81,7 +83,7 @@ def prune(
         raise ConfigError("only structures can be materialised, with --multiple-of at least 1")
     requests = [request_calibration(config.data)]
     session = open_session(config.model, requests, config.study.seed, monitor, units=kind)
-    layout = session.subject.layout
+    loaded, layout = session.loaded, session.subject.layout
     if budget is not None:
         target = _build_uniform(config, budget, layout)
         check_zeros(session.subject, pruner)
@@ -89,6 +91,8 @@ def prune(
         target = SparsityProfile.from_json(layout, stored)
     subject, facts = session.subject, _describe(session, config)
     removes_modules = kind == "experts"  # with or without --materialise
+    if removes_modules or multiple is not None:
+        loaded.check_shape_is_kept("--units experts" if removes_modules else "--materialise")
     if multiple and not removes_modules:
         warn_of_padding(subject, target, multiple)
     with atomic_folder(out) as folder:
@@ -100,14 +104,14 @@ def prune(
                     prepare_for_saving(subject) if shape is None else materialise(subject, shape)
                 )
                 card = format_card(target, facts)
-                write_checkpoint(saved, session.loaded.tokenizer, folder, card=card)
+                write_checkpoint(saved, loaded.tokenizer, folder, base=loaded, card=card)
         write_json(folder / PROFILE, {**target.to_json(), **facts, "notes": notes})
         figures = None
         if shape is not None or removes_modules:
             with monitor.step("compare speed"):
                 figures = compare_with_dense(session, saved, shape, folder)
             write_json(folder / MATERIALISED, figures)
-    return PruneResult(profile=target, notes=notes, materialised=figures)
+    return PruneResult(profile=target, types=session.types, notes=notes, materialised=figures)
 
 
 def _run_pruner(

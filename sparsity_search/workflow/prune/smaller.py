@@ -75,7 +75,10 @@ def compare_with_dense(
         "padding": 0 if shape is None else shape.padding,
         "blocks": {"dense": len(session.subject.blocks), "materialised": len(subject.blocks)},
         "parameters": {"dense": dense.num_parameters(), "materialised": smaller.num_parameters()},
-        "bytes": {"dense": _n_bytes(dense), "materialised": files},
+        "bytes": {
+            "dense": dense.num_parameters() * session.loaded.saved_as.itemsize,
+            "materialised": files,
+        },
         "tokens_per_second": dict(zip(("dense", "materialised"), speed, strict=True)),
     }
 
@@ -102,7 +105,3 @@ def measure_speed(models: Sequence[PreTrainedModel], tokens: Tensor) -> list[dic
                 if repeat:  # the first one warms up
                     found.append(tokens.numel() / (time.monotonic() - started))
     return [{"median": median(found), "min": min(found), "max": max(found)} for found in seconds]
-
-
-def _n_bytes(model: PreTrainedModel) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())

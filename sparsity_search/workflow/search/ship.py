@@ -73,8 +73,10 @@ def ship(
     ):
         for name, weight in shipped.weights.items():
             subject.views[name].write(weight)
-        tokenizer = job.session.loaded.tokenizer
-        write_checkpoint(prepare_for_saving(subject), tokenizer, folder, card=card)
+        loaded = job.session.loaded
+        write_checkpoint(
+            prepare_for_saving(subject), loaded.tokenizer, folder, base=loaded, card=card
+        )
         write_json(folder / PROFILE, facts)
     write_json(directory.profile_file, facts)
     directory.write_results(_results(job, rows, shipped, searched))

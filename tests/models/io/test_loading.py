@@ -134,15 +134,12 @@ def test_missing_weights_are_refused_and_not_invented(tmp_path: Path) -> None:
     assert "layers.1.mlp.up_proj" in message
 
 
-def test_a_quantized_model_is_refused(folder: Path) -> None:
-    class Quantizer:
-        pass
-
-    model = tiny_llama()
-    model.hf_quantizer = Quantizer()
-    model.config.quantization_config = type("Config", (), {"quant_method": "gptq"})()
-    with pytest.raises(ModelError, match="quantized"):
-        loading._drop_gguf_settings(model)
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "quantized (gptq): give the version with dense weights" in refusal(folder)
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:
