@@ -95,7 +95,7 @@ class PrunableModel:
             parts = {part for name in self.views for part in name.split(".") if not part.isdigit()}
             raise ConfigError(
                 f"--exclude {exclude!r} matches none of the {len(layout)} units, such as "
-                f"{layout[0].name}: {suggest_name(pattern.pattern, parts)}"
+                f"{layout[0].name}: {suggest_name(pattern.text, parts)}"
             )
         self.layout = Layout(layout)
 
