@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from sparsity_search.errors import ModelError
 
 #: Quantization methods that are read → class of their settings in transformers.
 _METHODS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
-#: Ends of the names of packed weights and of their scales.
-_ENDS = re.compile(r"_blocks$|_scales$|_scale_inv$")
+#: Ends of the names of packed weights, and of scales of weights or inputs.
+_ENDS = re.compile(r"_blocks$|_scales$|_scale_inv$|(?<=\.)(activation|input)_scale$")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,20 @@ class Packing:
                 parameter.data = parameter.data.to(dtype)
         # else `save_pretrained` would use the names of the packed weights
         model._weight_conversions = None
+
+    def choose_weights(self, names: Iterable[str]) -> list[str]:
+        """Return the names of tensors that are weights, without those of scales.
+
+        Raises:
+            ModelError: One is in MXFP4, which is unpacked only within a model.
+        """
+        weights = []
+        for name in names:
+            if name.endswith("_blocks"):
+                raise ModelError(f"the packed weights {name} are no part of the model's class")
+            if find_plain_name(name) == name:
+                weights.append(name)
+        return weights
 
 
 def find_plain_name(name: str) -> str:

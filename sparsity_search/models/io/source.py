@@ -136,15 +136,15 @@ def find_source(
     tensors = dict(list_tensors(list_weight_files(folder)))
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     held = {name.removeprefix(prefix) for name in list_stored(model)}
-    left = [n for n in tensors if find_plain_name(n).removeprefix(prefix) not in held]
+    plain = {name: find_plain_name(name) if packing else name for name in tensors}
+    left = [name for name in tensors if plain[name].removeprefix(prefix) not in held]
     _check_lists(left, held, model)
+    left = packing.choose_weights(left) if packing else left
     dtype = packing.dtype if packing else _find_main_dtype(tensors)
     return Source(
         folder=folder,
         tensors=tensors,
-        left_alone=tuple(
-            sorted(n for n in left if n == find_plain_name(n) and not _COMPUTED.search(n))
-        ),
+        left_alone=tuple(sorted(name for name in left if not _COMPUTED.search(name))),
         dtype=dtype if keep_dtype else None,
         prefix=prefix,
         block_size=packing.block_size if packing else (1, 1),

@@ -24,6 +24,7 @@ from tests.helpers.checkpoints import (
     pack_mxfp4,
     read_config,
     read_tensors,
+    rewrite,
     save_family,
 )
 
@@ -90,3 +91,19 @@ def test_the_last_blocks_may_be_smaller() -> None:
     weight, scale = torch.ones(3, 5), torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     expected = [[1, 1, 2, 2, 3], [1, 1, 2, 2, 3], [4, 4, 5, 5, 6]]
     assert dequantize_blocks(weight, scale, (2, 2)).tolist() == expected
+
+
+def test_packed_weights_without_a_place_are_refused(tmp_path: Path) -> None:
+    folder = save_family("gpt_oss", tmp_path / "packed", torch.bfloat16)
+    pack_mxfp4(folder)
+    rewrite(folder, {**read_tensors(folder), "mtp.up_proj_blocks": torch.ones(2, 2)})
+    with pytest.raises(ModelError, match=r"mtp\.up_proj_blocks are no part of the model's class"):
+        load(folder)
+
+
+def test_ends_of_names_mean_nothing_in_plain_checkpoints(tmp_path: Path) -> None:
+    folder = save_family("qwen3", tmp_path / "plain", torch.bfloat16)
+    rewrite(folder, {**read_tensors(folder), "mtp.up_scales": torch.ones(2, 2)})
+    source = load(folder).source
+    assert source is not None
+    assert source.left_alone == ("mtp.up_scales",)
