@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import nn
 
+from sparsity_search.testing.families import FAMILIES as RECENT
 from sparsity_search.testing.models import VOCABULARY, tiny_llama
 
 #: Fields of most configurations.
@@ -101,6 +103,16 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 
+#: Families whose blocks get or return more than hidden states, by name in `testing.families`.
+UNUSUAL = (
+    "gemma3n",  # five streams, per-layer embeddings, keys and values shared through a mapping
+    "gemma4_per_layer",  # per-layer embeddings, keys and values shared through a mapping
+    "zamba2",  # the embedding by position
+    "bamba",  # tuples of two
+    "deepseek_v4",  # two streams, token ids
+    "llama4_text",  # the library knows no base model
+)
+
 #: Families with mixtures of experts.
 MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "mixtral": _tiny("Mixtral", num_local_experts=4, num_experts_per_tok=2),
@@ -141,3 +153,10 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 ALL_FAMILIES = {**FAMILIES, **MORE, **MIXTURES}
+
+
+def make_recent(name: str) -> nn.Module:
+    """Return the model of a family in `testing.families`; without it, skip the test."""
+    if not RECENT[name].is_available():
+        pytest.skip(f"this release of transformers has no {RECENT[name].architecture}")
+    return RECENT[name].make()

@@ -133,6 +133,30 @@ MIXTURES: dict[str, Family] = {
         "MiMoV2FlashForCausalLM",
         text(head_dim=16, v_head_dim=16, **ROUTED, **SLIDING),
     ),
+    # blocks pass the selection of keys to the next ones
+    "glm5": Family(
+        "GLM-5",
+        "GlmMoeDsaForCausalLM",
+        text(
+            first_k_dense_replace=1,
+            index_head_dim=16,
+            index_n_heads=2,
+            index_topk=4,
+            indexer_types=["full", "shared"],
+            **LATENT,
+            **GROUPED,
+        ),
+    ),
+    # blocks pass states of routers to the next ones
+    "zaya": Family(
+        "ZAYA1",
+        "ZayaForCausalLM",
+        text(
+            head_dim=16,
+            router_hidden_size=16,
+            **{**MIXTURE, "num_experts_per_tok": 1},
+        ),
+    ),
     # a block counts as two layers
     "longcat_flash": Family(
         "LongCat-Flash",

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from sparsity_search.errors import ConfigError, ModelError
@@ -12,6 +13,7 @@ from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.testing.models import save_tiny_model, tiny_llama
+from tests.helpers.families import make_recent
 
 
 class Towers(nn.Module):
@@ -63,13 +65,29 @@ def test_faults(pattern: str, error: type[Exception], message: str) -> None:
         find_blocks(Towers(), pattern)
 
 
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("gemma3_equal_depths", "model.language_model.layers"),  # the vision tower comes first
+        ("gemma3n", "model.layers"),  # two lists of projections have as many modules
+        ("longcat_flash", "model.layers"),  # half as many as the config says
+    ],
+)
+def test_by_default_the_list_that_a_text_passes_through(family: str, expected: str) -> None:
+    model = make_recent(family)
+    assert find_blocks(model)[0] == expected
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    assert find_blocks(empty)[0] == expected  # as for --offload
+
+
 def test_not_found_names_the_option_and_the_lists() -> None:
-    model = tiny_llama()
-    model.config.num_hidden_layers = 5
-    with pytest.raises(ModelError, match=r"5 layers.*--blocks REGEX: model\.layers"):
-        PrunableModel(model)
-    assert PrunableModel(model, blocks="model.layers").layout.n_blocks == 3
-    assert PrunableModel(model).layout.n_blocks == 3
+    model = Towers()
+    del model.encoder  # the other list has another length, and the model cannot be run
+    with pytest.raises(ModelError, match=r"2 layers.*--blocks REGEX: decoder\.layers"):
+        find_blocks(model)
+    assert find_blocks(model, "decoder")[0] == find_blocks(model)[0] == "decoder.layers"
     with pytest.raises(ModelError, match="--blocks REGEX: it has none"):
         PrunableModel(nn.Linear(2, 2))
 

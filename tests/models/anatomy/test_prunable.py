@@ -75,7 +75,7 @@ def test_no_decoder_blocks() -> None:
     model = tiny_llama()
     text = SimpleNamespace(num_hidden_layers=5)
     model.config = SimpleNamespace(get_text_config=lambda: text)
-    with pytest.raises(ModelError, match="no module list has 5 layers"):
+    with pytest.raises(ModelError, match="its config says 5 layers"):
         PrunableModel(model)
 
 
