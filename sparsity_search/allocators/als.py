@@ -16,6 +16,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.utils.random import create_generator
 
 _SCOPES = ("block", "linear")
@@ -101,7 +102,7 @@ class ALSAllocator(Allocator):
         """Return those of blocks that have units, and if asked for those of units by block."""
         runner = BlockRunner(subject, tokens)
         hidden = runner.embed()
-        rows = sampled_rows([states[..., 0].numel() for states in hidden], self.samples, self.seed)
+        rows = sampled_rows([batch.numel() for batch in runner.batches], self.samples, self.seed)
         blocks, within = [], {}
         for block in range(len(subject.blocks)):
             units = [unit.name for unit in subject.units_of(block)]
@@ -111,7 +112,8 @@ class ALSAllocator(Allocator):
                 hidden = runner.run(block, hidden)
             if units:
                 states = [
-                    h.flatten(0, -2)[r.to(h.device)] for h, r in zip(hidden, rows, strict=True)
+                    h.flatten(0, -2)[r.to(h.device)]
+                    for h, r in zip(list_hidden(hidden), rows, strict=True)
                 ]
                 blocks.append(compute_similarities(states))
             if watched:

@@ -12,6 +12,7 @@ from sparsity_search.allocators.bases.depth import RemovalState, find_least
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.profiles.layout import Layout
 
 
@@ -83,10 +84,10 @@ def compute_angular_distances(subject: PrunableModel, tokens: Tensor) -> Tensor:
     """
     runner = BlockRunner(subject, tokens)
     hidden = runner.embed()
-    last = [_select_last_token(hidden)]
+    last = [_select_last_token(list_hidden(hidden))]
     for block in range(len(subject.blocks)):
         hidden = runner.run(block, hidden)
-        last.append(_select_last_token(hidden))
+        last.append(_select_last_token(list_hidden(hidden)))
     states = torch.nn.functional.normalize(torch.stack(last), dim=-1)
     cosines = torch.einsum("ash,bsh->abs", states, states).clamp(-1, 1)
     return (cosines.arccos() / torch.pi).mean(dim=-1)

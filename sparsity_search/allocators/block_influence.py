@@ -13,6 +13,7 @@ from sparsity_search.allocators.bases.depth import DEPTH, RemovalState, empty_un
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream, list_hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,14 @@ def compute_influences(subject: PrunableModel, tokens: Tensor) -> dict[str, floa
         before = hidden
         names = [unit.name for unit in every.units_of(block)]
         for name, after in zip(names, _run_stream(every, runner, block, before), strict=True):
-            found[name] = 1 - compute_mean_cosine(hidden, after)
+            found[name] = 1 - compute_mean_cosine(list_hidden(hidden), list_hidden(after))
             hidden = after
     return found
 
 
 def _run_stream(
-    subject: PrunableModel, runner: BlockRunner, block: int, hidden: Sequence[Tensor]
-) -> Iterator[list[Tensor]]:
+    subject: PrunableModel, runner: BlockRunner, block: int, hidden: Sequence[Stream]
+) -> Iterator[list[Stream]]:
     """Yield the residual stream after each unit of a block: the output without later ones."""
     names = [unit.name for unit in subject.units_of(block)]
     for place in range(1, len(names) + 1):

@@ -16,6 +16,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 
 #: The released code sums angles over 128 sequences of 1024 tokens, and divides by 1e4.
 _TOKENS = 128 * 1024 / 1e4
@@ -77,7 +78,7 @@ def compute_importances(subject: PrunableModel, tokens: Tensor) -> list[float]:
     found = []
     for block in range(len(subject.blocks)):
         before, hidden = hidden, runner.run(block, hidden)
-        found.append(mean_angle(before, hidden))
+        found.append(mean_angle(list_hidden(before), list_hidden(hidden)))
     if not np.isfinite(found).all():
         raise NumericalError("hidden states are not finite: the model's weights are too large")
     return found

@@ -127,7 +127,8 @@ def open_session(
     Raises:
         UnknownNameError: There is no such kind of units.
         DataError: A source is missing or too short; a missing one is reported before any work.
-        ModelError: The model cannot be loaded, or has nothing to prune.
+        ModelError: The model cannot be loaded, has nothing to prune, or cannot be run block by
+            block.
         ConfigError: The folder cannot be made.
     """
     folder = None if statistics is None else _make_folder(Path(statistics).expanduser())
@@ -154,6 +155,7 @@ def open_session(
             roles=model.roles,
             saved_as=loaded.saved_as,
         )
+        _ = subject.flow  # blocks that cannot run one by one are refused before any work
     with monitor.step("draw text"):
         fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
         drawn = draw_texts(fitting, loaded, seed)

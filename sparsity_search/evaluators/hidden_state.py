@@ -15,6 +15,7 @@ from sparsity_search.evaluators.bases.kl import PoolDivergence, check_kl_setting
 from sparsity_search.interfaces.evaluator import Evaluator, Proxy, split_batches
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.running.head import check_head, compute_last_hidden
+from sparsity_search.models.running.stream import arrange_hidden
 from sparsity_search.trials.history import Score
 
 #: Blocks by name, given how many there are.
@@ -144,7 +145,7 @@ class _Reader:
             tokens: ``(batch, length)`` int64.
 
         Returns:
-            ``(batch, length, hidden)`` each, by index of the block; the last hidden states are
+            ``(batch, length, features)`` each, by index of the block; the last hidden states are
             None if ``whole`` is false.
 
         Raises:
@@ -158,8 +159,9 @@ class _Reader:
                 f"one {self.n_blocks}; use kl_divergence"
             )
         states: dict[int, Tensor] = {}
+        shape = (tokens.shape[0], tokens.shape[1])
         handles = [
-            blocks[i].register_forward_hook(self._make_hook(states, i)) for i in self.blocks
+            blocks[i].register_forward_hook(self._make_hook(states, i, shape)) for i in self.blocks
         ]
         try:
             return states, compute_last_hidden(model, tokens)
@@ -169,11 +171,13 @@ class _Reader:
             for handle in handles:
                 handle.remove()
 
-    def _make_hook(self, states: dict[int, Tensor], block: int) -> Callable[..., None]:
+    def _make_hook(
+        self, states: dict[int, Tensor], block: int, shape: tuple[int, int]
+    ) -> Callable[..., None]:
         is_last = not self.whole and block == max(self.blocks)
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            states[block] = output if isinstance(output, Tensor) else output[0]
+            states[block] = arrange_hidden(output, shape)
             if is_last:
                 raise _Enough
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.surgery.materialise import MaterialisedShape, materialise
 from sparsity_search.spaces.prices import PriceCurve
 
@@ -95,5 +96,5 @@ def _build_shape(
 def _measure_seconds(model: PreTrainedModel, tokens: Tensor) -> float:
     """Return the time of one pass of the decoder, without the head."""
     started = time.perf_counter()
-    model.base_model(input_ids=tokens, use_cache=False)[0].sum().item()
+    compute_last_hidden(model, tokens).sum().item()
     return time.perf_counter() - started

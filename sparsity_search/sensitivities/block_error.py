@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream, list_hidden
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import enforce_rising
@@ -64,7 +65,7 @@ class BlockErrorSensitivity(ShortTextSensitivity):
 
 
 @torch.inference_mode()
-def _compute_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the squared distance of two lists of hidden states."""
-    pairs = zip(one, other, strict=True)
+def _compute_distance(one: Sequence[Stream], other: Sequence[Stream]) -> float:
+    """Return the squared distance of the hidden states of two streams."""
+    pairs = zip(list_hidden(one), list_hidden(other), strict=True)
     return sum(float((x.float() - y.float()).square().double().sum()) for x, y in pairs)

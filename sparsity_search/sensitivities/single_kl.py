@@ -12,6 +12,7 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import check_head, compute_divergence
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.pruning.walk import pruned_units
 from sparsity_search.sensitivities.bases.losses import enforce_rising
@@ -48,7 +49,7 @@ class SingleKLSensitivity(ShortTextSensitivity):
         check_head(subject.model, text)
         runner, n_blocks = BlockRunner(subject, text), len(subject.blocks)
 
-        def ending(hidden: Sequence[Tensor], block: int) -> list[Tensor]:
+        def ending(hidden: Sequence[Stream], block: int) -> list[Tensor]:
             for following in range(block, n_blocks):
                 hidden = runner.run(following, hidden)
             return runner.finish(hidden)

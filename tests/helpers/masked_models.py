@@ -13,6 +13,7 @@ from sparsity_search.allocators.besa.block_training import (
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import LinearView
+from sparsity_search.models.running.stream import Part, Stream
 from sparsity_search.testing.models import tiny_llama
 
 
@@ -20,7 +21,9 @@ def subject_of(layers: int = 2, exclude: str | None = None, **config: Any) -> Pr
     return PrunableModel(tiny_llama(layers=layers, **config), exclude)
 
 
-def linear_block(weight: Tensor, tokens: int = 40) -> tuple[MaskedBlock, list[Tensor], Any]:
+def linear_block(
+    weight: Tensor, tokens: int = 40
+) -> tuple[MaskedBlock, list[Stream], list[Stream]]:
     """Return a block that is one linear, inputs of two sequences, and the outputs wanted."""
     linear = nn.Linear(weight.shape[1], len(weight), bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -29,8 +32,9 @@ def linear_block(weight: Tensor, tokens: int = 40) -> tuple[MaskedBlock, list[Te
     statistics = InputStatistics(weight.shape[1], Statistic.NORM)
     for part in states:
         statistics.add(part)
-    block = MaskedBlock(linear, {}, {"a": LinearView(linear)}, {"a": statistics})
-    return block, states, [linear(part) for part in states]
+    block = MaskedBlock(0, linear, {"a": LinearView(linear)}, {"a": statistics})
+    streams = [Stream((1, tokens), [{0: Part(0)}], part) for part in states]
+    return block, streams, [stream.call(0, linear) for stream in streams]
 
 
 def normal(*shape: int) -> Tensor:

@@ -84,7 +84,7 @@ def test_blocks_one_by_one_are_the_models_own(family: str, tokens: Tensor) -> No
     hidden = runner.embed()
     for block in range(3):
         before, hidden = hidden, runner.run(block, hidden)
-        assert not torch.equal(hidden[0], before[0])
+        assert not torch.equal(hidden[0].hidden, before[0].hidden)
     with torch.inference_mode():
         for states, batch in zip(runner.finish(hidden), runner.batches, strict=True):
             assert torch.equal(states, compute_last_hidden(subject.model, batch))

@@ -15,6 +15,7 @@ from sparsity_search.interfaces.allocator import Allocation, AllocationProblem
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.head import check_head, compute_loss
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream
 from sparsity_search.profiles.profile import from_counts
 
 #: Kinds of units that go as a whole, the usual one first.
@@ -139,7 +140,7 @@ class RemovalLosses:
         return found
 
     @torch.inference_mode()
-    def _loss(self, block: int, hidden: Sequence[Tensor]) -> float:
+    def _loss(self, block: int, hidden: Sequence[Stream]) -> float:
         """Return the loss of the model that goes on at ``block`` with ``hidden``."""
         total, batches = 0.0, self._runner.batches
         for following in range(block, len(self._subject.blocks)):

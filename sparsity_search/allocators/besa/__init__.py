@@ -29,6 +29,7 @@ from sparsity_search.errors import ConfigError, NumericalError
 from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, Allocator
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
 
@@ -140,18 +141,16 @@ class BESAAllocator(Allocator):
         self, subject: PrunableModel, tokens: Tensor, target: float, bounds: Bounds
     ) -> Iterator[_TrainedBlock]:
         """Yield what is learned of each block that has units."""
-        hidden = [
-            h for batch in BlockRunner(subject, tokens).embed() for h in torch.split(batch, 1)
-        ]
-        runner = BlockRunner(subject, tokens[:1])
+        runner = BlockRunner(subject, tokens, at_once=1)
+        streams = runner.embed()
         layout = subject.layout
         for index in range(len(subject.blocks)):
-            block, outputs = observe(subject, runner, index, hidden)
+            block, outputs = observe(subject, runner, index, streams)
             if not block.views:
-                hidden = outputs
+                streams = outputs
                 continue
             units = [layout.position(name) for name in block.views]
-            masks = self._fit(block, hidden, outputs, target)
+            masks = self._fit(block, streams, outputs, target)
             size = layout.counts[units].sum()
             limits = bounds.lower[units].sum() / size, bounds.upper[units].sum() / size
             reach = self.spread * _LEVELS if self.scope == "model" else np.zeros(1)
@@ -164,20 +163,20 @@ class BESAAllocator(Allocator):
             )
             if len(trained.levels) > 1:
                 errors = [
-                    _compute_error(block, hidden, outputs, _harden_masks(masks, trained, s))
+                    _compute_error(block, streams, outputs, _harden_masks(masks, trained, s))
                     for s in trained.levels
                 ]
                 trained = trained._replace(errors=np.array(errors))
             hard = _harden_masks(masks, trained, float(np.clip(target, *limits)))
-            hidden = [_run_block(block, states, hard) for states in hidden]
+            streams = [_run_block(block, stream, hard) for stream in streams]
             yield trained
 
     @torch.enable_grad()
     def _fit(
         self,
         block: MaskedBlock,
-        hidden: Sequence[Tensor],
-        wanted: Sequence[Tensor],
+        streams: Sequence[Stream],
+        wanted: Sequence[Stream],
         target: float,
     ) -> dict[str, LearnedMask]:
         """Return masks of a block's units, trained so that its outputs come near to ``wanted``."""
@@ -186,9 +185,9 @@ class BESAAllocator(Allocator):
         sizes = [mask.ranks.numel() for mask in masks.values()]
         optimizer = torch.optim.AdamW(logits, lr=self.learning_rate, weight_decay=0.0)
         for _ in range(self.epochs):
-            for states, output in zip(hidden, wanted, strict=True):
+            for stream, output in zip(streams, wanted, strict=True):
                 soft = {name: mask.mask() for name, mask in masks.items()}
-                error = compute_relative_error(block(states.clone(), soft), output.clone())
+                error = compute_relative_error(block(stream, soft).hidden, output.hidden.clone())
                 means = torch.stack([mask.sparsity().mean() for mask in masks.values()])
                 sparsity = means @ means.new_tensor(sizes) / sum(sizes)
                 loss = error + self.penalty * ((sparsity - target) / target).square()
@@ -238,20 +237,20 @@ def _scale_rates(rates: np.ndarray, sparsity: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def _run_block(block: MaskedBlock, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    return block(states, masks)
+def _run_block(block: MaskedBlock, stream: Stream, masks: Mapping[str, Tensor]) -> Stream:
+    return block(stream, masks)
 
 
 def _compute_error(
     block: MaskedBlock,
-    hidden: Sequence[Tensor],
-    wanted: Sequence[Tensor],
+    streams: Sequence[Stream],
+    wanted: Sequence[Stream],
     masks: Mapping[str, Tensor],
 ) -> float:
     """Return the mean relative error of a masked block's outputs."""
     errors = [
-        float(compute_relative_error(_run_block(block, states, masks), output))
-        for states, output in zip(hidden, wanted, strict=True)
+        float(compute_relative_error(_run_block(block, stream, masks).hidden, output.hidden))
+        for stream, output in zip(streams, wanted, strict=True)
     ]
     return sum(errors) / len(errors)
 

@@ -18,6 +18,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import RowsView, WeightView
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream
 
 #: Least energy of an output channel, as a fraction of the mean.
 _QUIET = 1e-6
@@ -28,28 +29,29 @@ class MaskedBlock:
     """A decoder block that can run with masked weights; its own are never replaced.
 
     Attributes:
+        index: Its number.
         module: The block.
-        kwargs: The arguments that the model passes in addition to hidden states.
         views: Of its units, by name.
         statistics: Of its units' inputs, by name.
     """
 
+    index: int
     module: nn.Module
-    kwargs: Mapping[str, Any]
     views: Mapping[str, WeightView]
     statistics: Mapping[str, InputStatistics]
 
-    def __call__(self, states: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-        """Return the block's output, ``(1, length, hidden)``.
+    def __call__(self, stream: Stream, masks: Mapping[str, Tensor]) -> Stream:
+        """Return what flows out of the block.
 
         Args:
-            states: Its input, of the same shape.
+            stream: What flows in; autograd may save copies of its tensors.
             masks: Factors of each unit's weights, of its shape, by name; gradients flow to them.
         """
-        output = functional_call(
-            self.module, dict(self._parameters(masks)), (states,), dict(self.kwargs)
-        )
-        return output if isinstance(output, Tensor) else output[0]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.module, dict(self._parameters(masks)), args, kwargs)
+
+        return stream.call(self.index, forward, Tensor.clone)
 
     def _parameters(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield the block's masked parameters by their names in it."""
@@ -75,35 +77,25 @@ class MaskedBlock:
 
 
 def observe(
-    subject: PrunableModel, runner: BlockRunner, block: int, hidden: Sequence[Tensor]
-) -> tuple[MaskedBlock, list[Tensor]]:
-    """Run a dense block; return it as a function of masks, and its outputs.
+    subject: PrunableModel, runner: BlockRunner, block: int, streams: Sequence[Stream]
+) -> tuple[MaskedBlock, list[Stream]]:
+    """Run a dense block; return it as a function of masks, and what flows out of it.
 
     Args:
         subject: The model.
-        runner: Made with a single sequence, so that it knows the arguments for one.
+        runner: Of the model.
         block: Index of the block.
-        hidden: Its input for each sequence, ``(1, length, hidden)`` each.
+        streams: What flows into it.
     """
-    module = subject.blocks[block]
     views = {unit.name: subject.views[unit.name] for unit in subject.units_of(block)}
-    kwargs: dict[str, Any] = {}
-
-    def keep(_: nn.Module, _args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        kwargs.update(given)
-
-    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with _gather_statistics(views, runner, block, hidden) as statistics:
-            outputs = runner.run(block, hidden)
-    finally:
-        handle.remove()
-    return MaskedBlock(module, copy_for_autograd(kwargs), views, statistics), outputs
+    with _gather_statistics(views, runner, block, streams) as statistics:
+        outputs = runner.run(block, streams)
+    return MaskedBlock(block, subject.blocks[block], views, statistics), outputs
 
 
 @contextmanager
 def _gather_statistics(
-    views: Mapping[str, WeightView], runner: BlockRunner, block: int, hidden: Sequence[Tensor]
+    views: Mapping[str, WeightView], runner: BlockRunner, block: int, streams: Sequence[Stream]
 ) -> Iterator[dict[str, InputStatistics]]:
     """Within, gather the statistics of the units' inputs."""
     experts = RoutedGatherer(views, Statistic.NORM)
@@ -126,18 +118,7 @@ def _gather_statistics(
             handle.remove()
     if experts.unrouted:
         with experts.all_tokens():
-            runner.run(block, hidden)
-
-
-def copy_for_autograd(value: Any) -> Any:
-    """Return arguments with copies of their tensors, which autograd may save."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: copy_for_autograd(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(copy_for_autograd(part) for part in value)
-    return value
+            runner.run(block, streams)
 
 
 def compute_relative_error(output: Tensor, wanted: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,11 @@ from sparsity_search.errors import ConfigError, ModelError, ProfileError, sugges
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.anatomy.linears import find_linears
 from sparsity_search.models.anatomy.roles import check_patterns
+from sparsity_search.models.anatomy.shared import find_owners
 from sparsity_search.models.anatomy.unit_kind import DecoderBlock, FoundUnit, UnitKind
 from sparsity_search.models.anatomy.views import WeightView
 from sparsity_search.models.io.offload import get_offload
+from sparsity_search.models.running.flow import BlockFlow, trace_flow
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 class PrunableModel:
     """A causal language model with its prunable units.
+
+    Weights that several blocks share are units of one block, see `find_owners`.
 
     Args:
         model: A decoder model of transformers.
@@ -99,6 +104,15 @@ class PrunableModel:
             )
         self.layout = Layout(layout)
 
+    @cached_property
+    def flow(self) -> BlockFlow:
+        """What the model passes from block to block, traced when it is needed first.
+
+        Raises:
+            ModelError: The blocks cannot be run one by one, see `trace_flow`.
+        """
+        return trace_flow(self.model, self.blocks)
+
     def _nothing(self) -> ConfigError | ModelError:
         """Return the error for a model without prunable units."""
         if self.excluded:
@@ -125,9 +139,11 @@ class PrunableModel:
             yield DecoderBlock(f"{self.prefix}.{index}", block, config, self.model, self.roles)
 
     def _find_units(self, kind: UnitKind) -> Iterator[tuple[int, FoundUnit]]:
+        owners = find_owners(self.model, self.blocks)
         for index, block in enumerate(self._describe_blocks()):
             for unit in kind.find(block):
-                yield index, unit
+                if all(owners.get(id(p), index) == index for p in unit.view.parameters()):
+                    yield index, unit
 
     def units_of(self, block: int) -> list[Unit]:
         """Return the units of one decoder block, in forward order."""

@@ -18,12 +18,44 @@ POSITIONS, TILE = 512, 1024
 
 
 def compute_last_hidden(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the decoder's output after its final norm, ``(batch, length, hidden)``."""
-    decoder = model.base_model
-    device = next(model.parameters()).device
-    output = decoder(input_ids=tokens.to(device), use_cache=False)  # type: ignore[operator]
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    """Return the decoder's output after its final norm, ``(batch, length, hidden)``.
+
+    If the model has no decoder of its own under the library's name, as Llama 4 has not, it is
+    what the head reads.
+
+    Raises:
+        ModelError: The model has no head.
+    """
+    decoder: Any = model.base_model
+    tokens = tokens.to(next(model.parameters()).device)
+    if decoder is not model:
+        output = decoder(input_ids=tokens, use_cache=False)
+        if (hidden := getattr(output, "last_hidden_state", None)) is not None:
+            return hidden  # type: ignore[no-any-return]
+    return _read_head_input(model, tokens)
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the head."""
+
+
+def _read_head_input(model: nn.Module, tokens: Tensor) -> Tensor:
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Reached
+
+    if head is not None:
+        handle = head.register_forward_pre_hook(stop)
+        try:
+            model(input_ids=tokens, use_cache=False)
+        except _Reached:
+            return found[0]
+        finally:
+            handle.remove()
+    raise ModelError(f"{type(model).__name__} has no head that predicts tokens")
 
 
 def compute_logits(model: nn.Module, hidden: Tensor) -> Tensor:

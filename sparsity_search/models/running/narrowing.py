@@ -14,6 +14,7 @@ from sparsity_search.evidence.structures import select_fullest
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import Stream
 from sparsity_search.profiles.layout import Unit
 
 #: Number of tokens on which units are tested.
@@ -77,7 +78,7 @@ class LayerNarrower:
         return {u.name: view for u, view in several if self._works(u, view, runner, hidden)}
 
     def _works(
-        self, unit: Unit, view: StructuredView, runner: BlockRunner, hidden: Sequence[Tensor]
+        self, unit: Unit, view: StructuredView, runner: BlockRunner, hidden: Sequence[Stream]
     ) -> bool:
         """Return whether leaving out half of the unit has the same effect as zeros in that half.
 
@@ -126,7 +127,7 @@ def _replace_parameters(layers: Sequence[Narrowed]) -> Iterator[None]:
 
 
 def _run_consumer(
-    view: StructuredView, block: int, runner: BlockRunner, hidden: Sequence[Tensor]
+    view: StructuredView, block: int, runner: BlockRunner, hidden: Sequence[Stream]
 ) -> Tensor:
     """Run a block and return the outputs of a unit's consumer, in float32."""
     seen: list[Tensor] = []

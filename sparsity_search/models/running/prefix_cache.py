@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsity_search.models.anatomy.blocks import replace_forwards
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.arguments import find_written, list_mappings, map_tensors
 
 
 @dataclass
@@ -23,25 +24,32 @@ class _Path:
     Attributes:
         states: States of the blocks in that pass.
         outputs: Stored outputs of some of these blocks, by index.
-        size: Memory of the outputs, in bytes.
+        written: What some blocks wrote into the mappings among their arguments, by index.
+        size: Memory of the outputs and of what is written, in bytes.
     """
 
     states: Sequence[Hashable] = ()
     outputs: dict[int, Any] = field(default_factory=dict)
+    written: dict[int, list[dict[Any, Any]]] = field(default_factory=dict)
     size: int = 0
 
     def keep(self, index: int, output: Any) -> None:
-        previous = self.outputs.get(index)
+        self.size += _count_bytes(output) - _count_bytes(self.outputs.get(index))
         self.outputs[index] = output
-        self.size += _count_bytes(output) - (0 if previous is None else _count_bytes(previous))
+
+    def write(self, index: int, entries: list[dict[Any, Any]]) -> None:
+        if any(entries):
+            self.size += _count_bytes(entries) - _count_bytes(self.written.get(index))
+            self.written[index] = entries
 
     def turn(self, states: Sequence[Hashable]) -> int:
         """Start a pass with new states; return the number of blocks shared with the last one."""
         pairs = zip(self.states, states, strict=False)
         shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(self.states))
         self.states = states
-        for index in [i for i in self.outputs if i >= shared]:
-            self.size -= _count_bytes(self.outputs.pop(index))
+        for kept in (self.outputs, self.written):
+            for index in [i for i in kept if i >= shared]:
+                self.size -= _count_bytes(kept.pop(index))
         return shared
 
 
@@ -61,6 +69,7 @@ class PrefixCache:
 
     def __init__(self, subject: PrunableModel, limit: int) -> None:
         self._model = subject.model
+        self._prefix = subject.prefix
         self._blocks = subject.blocks
         self._positions = [
             [p for p, unit in enumerate(subject.layout) if unit.block == block]
@@ -80,7 +89,9 @@ class PrefixCache:
             states: State of each unit; equal states mean equal weights.
         """
         self._states = [tuple(states[p] for p in of) for of in self._positions]
-        decoder: Any = self._model.base_model
+        # the outermost module around the blocks that is not the model itself
+        around = self._prefix.rpartition(".")[0].partition(".")[0]
+        decoder = self._model.get_submodule(around)
         handle = decoder.register_forward_pre_hook(self._begin, with_kwargs=True)
         blocks = self._blocks if self._limit else ()
         forwards = [self._skipping(index, block.forward) for index, block in enumerate(blocks)]
@@ -104,9 +115,15 @@ class PrefixCache:
 
     def _skipping(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def skip(*args: Any, **kwargs: Any) -> Any:
+            mappings = list_mappings([*args, *kwargs.values()])
             if index <= self._start:  # only the output of `start` is used
+                written = self._path.written.get(index, [])
+                for mapping, entries in zip(mappings, written, strict=False):
+                    mapping.update(entries)
                 return self._path.outputs.get(index, self._path.outputs[self._start])
+            before = [dict(mapping) for mapping in mappings]
             output = forward(*args, **kwargs)
+            self._path.write(index, list(map(find_written, before, mappings)))
             if index in self._path.outputs or self._has_room(index, _count_bytes(output)):
                 self._path.keep(index, output)
             return output
@@ -140,11 +157,22 @@ def _compute_digest(values: Sequence[Any]) -> str:
             total.update(
                 value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             )
+        elif isinstance(value, (list, tuple, Mapping)):
+            parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+            total.update(_compute_digest(parts).encode())
         else:
             total.update(repr(value).encode())
     return total.hexdigest()
 
 
-def _count_bytes(output: Any) -> int:
-    tensors = (output,) if isinstance(output, Tensor) else output
-    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+def _count_bytes(value: Any) -> int:
+    """Return the memory of the tensors in a value, also in lists, tuples and dictionaries."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    map_tensors(value, count)
+    return total

@@ -1,4 +1,4 @@
-"""The runner of single blocks: hidden states in, hidden states out.
+"""The runner of single blocks: what flows into a block in, what flows out of it out.
 
 Statistics, sequential pruning and the supernet all run blocks with it.
 """
@@ -6,16 +6,18 @@ Statistics, sequential pruning and the supernet all run blocks with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import repeat, zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsity_search.models.anatomy.blocks import replace_forwards
+from sparsity_search.models.anatomy.blocks import replace_calls
 from sparsity_search.models.anatomy.linears import LinearCallMode
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.arguments import Arguments, map_tensors, name_arguments
 from sparsity_search.models.running.head import compute_last_hidden
+from sparsity_search.models.running.stream import Part, Stream
 
 #: Approximate number of tokens per forward pass on a CPU. With more tokens, activations leave its
 #: cache and return to the system whenever they are freed: page faults take a tenth of the time.
@@ -29,106 +31,108 @@ def compute_batch_size(device: torch.device, length: int) -> int:
     return max(1, (_CPU_TOKENS if device.type == "cpu" else _TOKENS) // length)
 
 
-class _Captured(Exception):
-    """Ends the forward pass once the first block's input is known."""
-
-
 class BlockRunner:
-    """Runner of single decoder blocks on stored hidden states.
+    """Runner of single decoder blocks.
 
-    Each block is called with the arguments that the model itself passes to it (masks and rotary
-    embeddings may differ between blocks). They are captured from one forward pass per batch size,
-    in which only the first block is run. All sequences have one length and no padding, so the
-    arguments do not depend on the text.
+    Each block is called with the arguments that the model itself passes to it. They are captured
+    for each batch from a forward pass in which no block is run, and may depend on the text. What
+    equals the first batch's (masks, rotary embeddings) is stored once. All sequences have one
+    length and no padding.
 
     Args:
         subject: The model.
         tokens: ``(n_sequences, length)`` int64.
+        at_once: Sequences of a batch; by default as many as run fast.
 
     Attributes:
         batches: The tokens of each forward pass.
+
+    Raises:
+        ModelError: The blocks cannot be run one by one, see `trace_flow`.
     """
 
-    def __init__(self, subject: PrunableModel, tokens: Tensor) -> None:
+    def __init__(self, subject: PrunableModel, tokens: Tensor, at_once: int | None = None) -> None:
         self._model = subject.model
         self._blocks = subject.blocks
+        self._flow = subject.flow
         self._device = next(subject.model.parameters()).device
-        # hidden states of an offloaded model are in the CPU's memory between blocks
+        # what an offloaded model computes is in the CPU's memory between blocks
         self._waiting = self._device if subject.offload is None else torch.device("cpu")
-        self.batches = torch.split(tokens, compute_batch_size(self._device, tokens.shape[1]))
-        self._kwargs: dict[int, list[dict[str, Any]]] = {}
-        self._in_tuples = False
-        with torch.inference_mode():
-            for batch in self.batches:
-                if len(batch) not in self._kwargs:
-                    self._kwargs[len(batch)] = self._capture_arguments(batch)
+        at_once = at_once or compute_batch_size(self._device, tokens.shape[1])
+        self.batches = torch.split(tokens, at_once)
 
     @torch.inference_mode()
-    def embed(self) -> list[Tensor]:
-        """Return the input of block 0 for each batch, ``(batch, length, hidden)``."""
-        return [self._capture_input(batch).to(self._waiting) for batch in self.batches]
+    def embed(self) -> list[Stream]:
+        """Return what flows into block 0, for each batch."""
+        first: dict[int, list[Arguments]] = {}
+        return [self._capture(batch, first) for batch in self.batches]
 
     @torch.inference_mode()
-    def run(self, block: int, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Return the output of one block for each batch of its inputs."""
-        return [self._call(block, states) for states in hidden]
+    def run(self, block: int, streams: Sequence[Stream]) -> list[Stream]:
+        """Return what flows out of a block, for each batch."""
+        with LinearCallMode(self._blocks[block]):
+            return [stream.call(block, self._blocks[block]) for stream in streams]
 
     @torch.inference_mode()
-    def finish(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Return the decoder's outputs, given the last block's: mainly its final norm."""
-        pairs = zip(self.batches, hidden, strict=True)
-        return [self._finish(batch, states) for batch, states in pairs]
+    def finish(self, streams: Sequence[Stream]) -> list[Tensor]:
+        """Return what the head reads, given what flows out of the last block."""
+        return [self._finish(*pair) for pair in zip(self.batches, streams, strict=True)]
 
-    def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
-        states = states.to(self._device)
-        output = (states,) if self._in_tuples else states
+    def _finish(self, batch: Tensor, stream: Stream) -> Tensor:
+        output = map_tensors(stream.output, lambda tensor: tensor.to(self._device))
         # only the last block's output is used
-        with replace_forwards(self._blocks, repeat(lambda *_, **__: output)):
+        with replace_calls(self._blocks, repeat(lambda *_, **__: output)):
             return compute_last_hidden(self._model, batch)
 
-    def _call(self, block: int, states: Tensor) -> Tensor:
-        with LinearCallMode(self._blocks[block]):
-            kwargs = self._kwargs[len(states)][block]
-            output = self._blocks[block](states.to(self._device), **kwargs)
-        return (output if isinstance(output, Tensor) else output[0]).to(self._waiting)
+    def _capture(self, batch: Tensor, first: dict[int, list[Arguments]]) -> Stream:
+        calls: list[Arguments] = []
 
-    def _forward(self, batch: Tensor) -> None:
-        self._model(input_ids=batch.to(self._device), use_cache=False, logits_to_keep=1)
+        def stub(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name_arguments(args, kwargs))
+            return self._flow.stub(len(calls) - 1, calls[-1])
 
-    def _capture_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
-        captured: list[dict[str, Any]] = []
-        outputs: list[Any] = []
+        with replace_calls(self._blocks, repeat(stub)):
+            compute_last_hidden(self._model, batch)
+        wired = [
+            {key: Part(wires[key]) if key in wires else value for key, value in call.items()}
+            for call, wires in zip(calls, self._flow.wires, strict=True)
+        ]
+        known, done = first.setdefault(len(batch), wired), {}
+        return Stream(
+            shape=(batch.shape[0], batch.shape[1]),
+            calls=[self._share(*pair, done) for pair in zip(wired, known, strict=True)],
+            output=self._wait(self._flow.read_hidden(0, calls[0])),
+            device=self._device,
+            waiting=self._waiting,
+        )
 
-        def hook(_: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+    def _share(self, value: Any, known: Any, done: dict[int, Any]) -> Any:
+        """Return an argument with those of its tensors replaced that equal the known one's.
 
-        def look(_: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            outputs.append(output)
+        Args:
+            value: The argument, or all of a block's.
+            known: The same of an earlier batch.
+            done: What was returned for other arguments, by their ``id``: what is one object stays
+                one.
+        """
+        if id(value) in done:
+            return done[id(value)]
+        shared = value
+        if isinstance(value, Tensor):
+            shared = known if value is known or _is_equal(value, known) else self._wait(value)
+        elif type(value) is dict:
+            known = known if isinstance(known, dict) else {}
+            shared = {k: self._share(v, known.get(k), done) for k, v in value.items()}
+        elif type(value) in (list, tuple):
+            known = known if isinstance(known, (list, tuple)) else ()
+            pairs = zip_longest(value, known[: len(value)])
+            shared = type(value)(self._share(*pair, done) for pair in pairs)
+        done[id(value)] = shared
+        return shared
 
-        first, *others = self._blocks
-        handles = [b.register_forward_pre_hook(hook, with_kwargs=True) for b in self._blocks]
-        handles.append(first.register_forward_hook(look))
-        try:
-            with replace_forwards(others, repeat(lambda *_, **__: outputs[0])):
-                self._forward(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._in_tuples = not isinstance(outputs[0], Tensor)
-        return captured
+    def _wait(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._waiting)
 
-    def _capture_input(self, batch: Tensor) -> Tensor:
-        captured: list[Tensor] = []
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured.append(args[0] if args else kwargs["hidden_states"])
-            raise _Captured
-
-        handle = self._blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            self._forward(batch)
-        except _Captured:
-            pass
-        finally:
-            handle.remove()
-        return captured[0]
+def _is_equal(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)

@@ -195,7 +195,7 @@ def _find_removed_blocks(subject: PrunableModel, empty: Mapping[str, Tensor]) ->
         hidden = runner.embed()
         for block in range(len(subject.blocks)):
             before, hidden = hidden, runner.run(block, hidden)
-            if not torch.equal(before[0], hidden[0]):
+            if not torch.equal(before[0].hidden, hidden[0].hidden):
                 removed.discard(block)
     return removed
 

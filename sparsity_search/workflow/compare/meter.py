@@ -39,7 +39,8 @@ class Meter:
 
     Args:
         blocks: The decoder blocks.
-        tokens: Size of the calibration text, the unit of passes.
+        tokens: Size of the calibration text, the unit of passes; times the number of streams, if
+            the model has several, see `BlockFlow.streams`.
     """
 
     def __init__(self, blocks: Sequence[nn.Module] | nn.ModuleList, tokens: int) -> None:

@@ -86,7 +86,7 @@ class Bench:
         profile = SparsityProfile.from_json(self.layout, made)
         text, subject = self._text(case), self.session.subject
         stage = self.monitor.step(f"prune {case.key}", len(subject.blocks))
-        with stage as advance, Meter(subject.blocks, text.numel()) as meter:
+        with stage as advance, Meter(subject.blocks, text.numel() * subject.flow.streams) as meter:
             notes = prune_sequentially(
                 subject, profile, case.pruning, text, seed=case.seed, on_block=advance
             )
@@ -131,7 +131,7 @@ class Bench:
     def _allocate(self, case: Case) -> tuple[Allocation, Cost]:
         subject, text = self.session.subject, self._text(case)
         stage = self.monitor.step(f"allocate {case.profile_key}")
-        with stage, Meter(subject.blocks, text.numel()) as meter:
+        with stage, Meter(subject.blocks, text.numel() * subject.flow.streams) as meter:
             found = case.allocating.detailed(subject, text, case.budget, self.bounds)
         notes = (*found.notes, *_check_count(case, found.profile))
         return replace(found, notes=notes), meter.cost

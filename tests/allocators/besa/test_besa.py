@@ -19,6 +19,7 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.models.running.walk import walk
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.registry import ALLOCATORS
@@ -74,15 +75,18 @@ def test_training_lowers_the_error(tokens: Tensor, monkeypatch: pytest.MonkeyPat
     for epochs in (0, 2):
         subject = subject_of(1)
         rates = learned(subject, tokens, 0.6, epochs=epochs).arrays
-        hidden = [h for batch in BlockRunner(subject, tokens).embed() for h in batch.split(1)]
-        block, wanted = observe(subject, BlockRunner(subject, tokens[:1]), 0, hidden)
+        runner = BlockRunner(subject, tokens, at_once=1)
+        hidden = runner.embed()
+        block, wanted = observe(subject, runner, 0, hidden)
         masks = {}
         for name, view in block.views.items():
             scores = view.read().abs() * block.statistics[name].norms()
             counts = torch.from_numpy(rates[name] * scores.shape[1]).round()
             masks[name] = scores.argsort(1).argsort(1) >= counts[:, None]
-        outputs = [block(states, masks) for states in hidden]
-        errors = [compute_relative_error(o, y) for o, y in zip(outputs, wanted, strict=True)]
+        outputs = [block(states, masks).hidden for states in hidden]
+        errors = [
+            compute_relative_error(o, y) for o, y in zip(outputs, list_hidden(wanted), strict=True)
+        ]
         held.append(float(torch.stack(errors).mean()))
     assert held[1] < 0.93 * held[0]
 
@@ -172,7 +176,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], list[Tenso
     original = BESAAllocator._fit
 
     def fit(self: BESAAllocator, block: Any, hidden: Any, wanted: Any, target: float) -> Any:
-        seen.append((hidden, wanted))
+        seen.append((list_hidden(hidden), list_hidden(wanted)))
         return original(self, block, hidden, wanted, target)
 
     monkeypatch.setattr(BESAAllocator, "_fit", fit)

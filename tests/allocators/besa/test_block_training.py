@@ -11,12 +11,12 @@ import sparsity_search.allocators.besa as module
 from sparsity_search.allocators.besa import BESAAllocator
 from sparsity_search.allocators.besa.block_training import (
     compute_relative_error,
-    copy_for_autograd,
     observe,
 )
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.models.running.walk import walk
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
@@ -79,7 +79,8 @@ def test_a_step_descends_the_published_loss(monkeypatch: pytest.MonkeyPatch) -> 
     hard = torch.ones(3, 20).double()
     for row, s in enumerate(sparsity):
         hard[row, order[row, : int(20 * float(s) + 1e-3)]] = 0
-    x, w, y = states[0][0].double(), weight.double(), wanted[0][0].double()
+    x, y = states[0].hidden[0].double(), wanted[0].hidden[0].double()
+    w = weight.double()
     difference = x @ (w * hard).T - y
     # d(error)/dmask = 2/H · (difference / ‖y_c‖²)ᵀ x ∘ w
     upstream = 2 / 3 * (difference / y.square().sum(0)).T @ x * w
@@ -118,11 +119,11 @@ def test_masked_block_is_the_block_with_masked_weights(family: str, tokens: Tens
     else:
         dtype = torch.bfloat16 if family == "half" else torch.float32
         subject = PrunableModel(tiny_llama(layers=2, dtype=dtype))
-    hidden = [h for batch in BlockRunner(subject, tokens).embed() for h in batch.split(1)]
-    runner = BlockRunner(subject, tokens[:1])
+    runner = BlockRunner(subject, tokens, at_once=1)
+    hidden = runner.embed()
     block, outputs = observe(subject, runner, 0, hidden)
     np.testing.assert_array_equal(
-        torch.cat(outputs).float(), torch.cat(runner.run(0, hidden)).float()
+        *(torch.cat(list_hidden(of)).float() for of in (outputs, runner.run(0, hidden)))
     )
     before = copy_weights(subject.model)
     source = torch.Generator().manual_seed(0)
@@ -130,27 +131,28 @@ def test_masked_block_is_the_block_with_masked_weights(family: str, tokens: Tens
         name: (torch.rand(view.read().shape, generator=source) < 0.6).float().requires_grad_()
         for name, view in block.views.items()
     }
-    found = block(hidden[1].clone(), masks)
+    found = block(hidden[1], masks).hidden
     gradients = torch.autograd.grad(found.float().square().sum(), list(masks.values()))
     assert_unchanged(subject.model, before)
     assert all(p.grad is None for p in subject.model.parameters())
     with subject.preserved():
         for name, view in block.views.items():
             view.write((view.read() * masks[name].detach()).to(view.read().dtype))
-        expected = runner.run(0, [hidden[1]])[0]
+        expected = runner.run(0, [hidden[1]])[0].hidden
     np.testing.assert_allclose(found.detach().float(), expected.float(), atol=1e-5)
     assert sum(float(g.abs().sum()) > 0 for g in gradients) >= len(gradients) - 4
 
 
 def test_gradient_of_a_block_by_differences(tokens: Tensor) -> None:
     subject = subject_of(1, dtype=torch.float64)
-    hidden = [h for batch in BlockRunner(subject, tokens).embed() for h in batch.split(1)]
-    block, _ = observe(subject, BlockRunner(subject, tokens[:1]), 0, hidden)
+    runner = BlockRunner(subject, tokens, at_once=1)
+    hidden = runner.embed()
+    block, _ = observe(subject, runner, 0, hidden)
     name = "model.layers.0.self_attn.k_proj"
     mask = torch.ones(16, 32, dtype=torch.float64).requires_grad_()
 
     def loss(factor: Tensor) -> Tensor:
-        return block(hidden[0].clone(), {name: factor}).square().sum()
+        return block(hidden[0], {name: factor}).hidden.square().sum()
 
     (gradient,) = torch.autograd.grad(loss(mask), [mask])
     shift = torch.zeros_like(mask)
@@ -162,21 +164,10 @@ def test_gradient_of_a_block_by_differences(tokens: Tensor) -> None:
 
 def test_statistics_are_those_of_the_walk(tokens: Tensor) -> None:
     for subject in (subject_of(), *map(PrunableModel, (tiny_mixtral(), layout("listed").make()))):
-        hidden = [h for batch in BlockRunner(subject, tokens).embed() for h in batch.split(1)]
-        block, _ = observe(subject, BlockRunner(subject, tokens[:1]), 0, hidden)
+        runner = BlockRunner(subject, tokens, at_once=1)
+        block, _ = observe(subject, runner, 0, runner.embed())
         visit = next(walk(subject, tokens, Statistic.NORM, rewritten=False))
         assert list(block.views) == [unit.name for unit in visit.units]
         for name, statistics in visit.statistics.items():
             norms = block.statistics[name].norms()
             np.testing.assert_allclose(norms, statistics.norms(), rtol=1e-5)
-
-
-def test_usable() -> None:
-    tensor = torch.ones(2)
-    found = copy_for_autograd({"a": (tensor, None), "b": [3, tensor]})
-    assert found["a"][0] is not tensor
-    assert found["a"][1] is None
-    assert found["b"][0] == 3
-    with torch.inference_mode():
-        tensor = torch.ones(2)
-    assert not copy_for_autograd((tensor,))[0].is_inference()

@@ -19,7 +19,7 @@ from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import ALL_FAMILIES
+from tests.helpers.families import ALL_FAMILIES, UNUSUAL, make_recent
 
 PLENTY = 2**24
 States = tuple[int, ...]
@@ -77,11 +77,20 @@ def watched(candidates: Candidates, block: int) -> Iterator[list[Tensor]]:
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_family_gives_the_same(family: str) -> None:
-    candidates = Candidates(PrunableModel(ALL_FAMILIES[family]()))
+    assert_gives_the_same(PrunableModel(ALL_FAMILIES[family]()))
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_unusual_families_give_the_same(family: str) -> None:
+    assert_gives_the_same(PrunableModel(make_recent(family)))
+
+
+def assert_gives_the_same(subject: PrunableModel) -> None:
+    candidates, n_blocks = Candidates(subject), len(subject.blocks)
     whole, skipping = (PrefixCache(candidates.subject, limit) for limit in (0, PLENTY))
     texts = [draw_random_tokens(2, 12), draw_random_tokens(3, 12)]
     ran = {0: 0, PLENTY: 0}
-    for states in random_states(3, 8):
+    for states in random_states(n_blocks, 8):
         for text in texts:
             expected = hidden(candidates, whole, states, text)
             ran[0] += len(candidates.runs)

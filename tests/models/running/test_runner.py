@@ -9,11 +9,13 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running import runner as runner_module
+from sparsity_search.models.running.arguments import list_parts
 from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, UNUSUAL, make_recent
 
 #: Sequences of these tests that pass at once.
 BATCH = 8
@@ -52,21 +54,49 @@ def test_blocks_one_by_one_are_the_models_own(family: str, n_rows: int) -> None:
     runner = BlockRunner(subject, tokens)
     expected = [block_outputs(subject, batch) for batch in tokens.split(BATCH)]
     hidden = runner.embed()
-    assert [len(states) for states in hidden] == [len(b) for b in tokens.split(BATCH)]
+    assert [len(states) for states in list_hidden(hidden)] == [len(b) for b in runner.batches]
     for block in range(len(subject.blocks)):
-        for states, own in zip(hidden, expected, strict=True):
+        for states, own in zip(list_hidden(hidden), expected, strict=True):
             assert torch.equal(states, own[block])
         hidden = runner.run(block, hidden)
-    for states, own in zip(hidden, expected, strict=True):
+    for states, own in zip(list_hidden(hidden), expected, strict=True):
         assert torch.equal(states, own[-1])
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_what_else_passes_between_blocks_is_the_models_own(family: str) -> None:
+    subject, tokens = PrunableModel(make_recent(family)), draw_random_tokens(2 * BATCH + 3, 16)
+    runner, n_blocks = BlockRunner(subject, tokens), len(subject.blocks)
+    embedded = runner.embed()
+    for scale in (1.0, 0.5):  # of the first block, after its arguments are captured
+        for unit in subject.units_of(0):
+            view = subject.views[unit.name]
+            view.write(view.read() * scale)
+        expected = [block_outputs(subject, batch) for batch in runner.batches]
+        streams = embedded
+        for block in range(n_blocks):
+            again = runner.run(block, streams)
+            streams = runner.run(block, streams)
+            for stream, other, own in zip(streams, again, expected, strict=True):
+                assert torch.equal(list_parts(stream.output)[0], own[block + 1])
+                assert torch.equal(other.hidden, stream.hidden)
+        with torch.inference_mode():
+            for states, batch in zip(runner.finish(streams), runner.batches, strict=True):
+                assert torch.equal(states, compute_last_hidden(subject.model, batch))
+
+
+def test_masks_are_stored_once(tiny_subject: PrunableModel) -> None:
+    streams = BlockRunner(tiny_subject, draw_random_tokens(2 * BATCH, 16)).embed()
+    one, other = (stream.calls[2]["position_embeddings"] for stream in streams)
+    assert one[0] is other[0]
 
 
 def test_blocks_depend_on_what_comes_before(tiny_subject: PrunableModel) -> None:
     runner = BlockRunner(tiny_subject, draw_random_tokens(2, 16))
-    first = runner.run(0, runner.embed())
+    first = runner.run(0, runner.embed())[0].hidden
     view = tiny_subject.views["model.layers.0.mlp.down_proj"]
     view.write(view.read() * 0.5)
-    assert not torch.equal(runner.run(0, runner.embed())[0], first[0])
+    assert not torch.equal(runner.run(0, runner.embed())[0].hidden, first)
 
 
 def test_no_hook_is_left(tiny_subject: PrunableModel) -> None:
@@ -90,14 +120,16 @@ def test_no_hook_is_left_after_an_error(broken: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_only_the_first_block_is_run_to_learn_arguments(tiny_subject: PrunableModel) -> None:
-    ran: list[str] = []
+def test_few_tokens_are_run_to_learn_how_blocks_are_called(tiny_subject: PrunableModel) -> None:
+    ran: list[tuple[str, int]] = []
     for name in ("layers.0", "layers.1", "norm"):
         part = tiny_subject.model.model.get_submodule(name)
         inner = part.mlp if name != "norm" else part
-        inner.register_forward_hook(lambda *_, name=name: ran.append(name))
+        inner.register_forward_hook(lambda _, args, __, n=name: ran.append((n, args[0].shape[1])))
     BlockRunner(tiny_subject, draw_random_tokens(BATCH + 3, 16))
-    assert ran == ["layers.0", "norm"] * 2  # once for each batch size
+    assert ran == [("layers.0", 8), ("layers.1", 8), ("norm", 8), ("norm", 8)]
+    BlockRunner(tiny_subject, draw_random_tokens(2, 16))  # known now
+    assert len(ran) == 4
     assert not any("forward" in block.__dict__ for block in tiny_subject.blocks)
 
 
@@ -131,8 +163,8 @@ def test_finish_is_the_decoders_own(family: str) -> None:
     with torch.inference_mode():
         for states, batch in zip(ended, tokens.split(BATCH), strict=True):
             assert torch.equal(states, compute_last_hidden(model, batch))
-    halved = runner.finish([0.5 * states + 1 for states in hidden])
-    assert not torch.equal(halved[0], ended[0])
+    another = runner.finish(runner.run(1, hidden))
+    assert not torch.equal(another[0], ended[0])
     assert not any("forward" in block.__dict__ for block in subject.blocks)
 
 
