@@ -7,7 +7,7 @@ RUN := runs/demo
 OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-all test-oldest real-model lint types docs ci clean
+.PHONY: help demo test test-all test-oldest real-model families lint types docs ci clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-oldest: $(OLDEST)/dev  ## Run all tests on the oldest transformers, in .ven
 
 real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
 	$(BIN)/python -m pytest -m real_model
+
+families: $(VENV)/dev  ## Run tiny models of all families; writes their table (minutes).
+	$(BIN)/python benchmarks/families.py --out runs/families
 
 lint: $(VENV)/dev  ## Check style.
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
 
 #: Families whose blocks get or return more than hidden states, by name in `testing.families`.
 UNUSUAL = (
-    "gemma3n",  # five streams, per-layer embeddings, keys and values shared through a mapping
+    "gemma3n",  # four streams, per-layer embeddings, keys and values shared through a mapping
     "gemma4_per_layer",  # per-layer embeddings, keys and values shared through a mapping
     "zamba2",  # the embedding by position
     "bamba",  # tuples of two

@@ -262,7 +262,8 @@ def test_the_table_of_the_docs(family: str) -> None:
     def key(name: str) -> str:
         return "".join(filter(str.isalnum, name.lower()))
 
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    whole = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    page, _ = whole.split("### Released")
     if f"transformers {transformers.__version__} " not in page:
         pytest.skip("the table is about another release")
     lines = [line for line in page.splitlines() if line.startswith("| ")]

@@ -33,11 +33,18 @@ DENSE: dict[str, Family] = {
     "qwen3": Family("Qwen3", "Qwen3ForCausalLM", text(head_dim=32, tie_word_embeddings=True)),
     "gemma2": Family("Gemma 2", "Gemma2ForCausalLM", GEMMA),
     "gemma3": Family("Gemma 3", "Gemma3ForCausalLM", GEMMA),
-    # five streams of hidden states, so as many as blocks have projections
+    # four streams of hidden states, so as many blocks as projections for the others
     "gemma3n": Family(
         "Gemma 3n",
         "Gemma3nForCausalLM",
-        {**GEMMA_4_EMBEDDINGS, "altup_num_inputs": 5, "laurel_rank": 8},
+        {
+            **GEMMA_4_EMBEDDINGS,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "num_kv_shared_layers": 1,
+            "altup_num_inputs": 4,
+            "laurel_rank": 8,
+        },
     ),
     "gemma4": Family(
         "Gemma 4",
