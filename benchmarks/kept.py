@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from supernet import opened  # the file beside this one
 
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import identify
 from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.registry import PRUNERS
 from sparsity_search.supernet.build import SupernetPlan, build_supernet
@@ -32,7 +32,7 @@ WAYS = ("anew", "anew and kept", "reused")
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     subject, tokens, space = opened(arguments)
-    kept = StatisticsCache(folder, compute_weights_digest(subject.model))
+    kept = StatisticsCache(folder, identify(subject.model, None))
     rows = []
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from sparsity_search.data.special_tokens import find_prefix
 from sparsity_search.errors import DataError
+from sparsity_search.models.io.block_files import BlockFiles
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.models.io.vocabulary import check_tokens
-from sparsity_search.utils.files import atomic_file, compute_digest
+from sparsity_search.utils.files import compute_digest
 
 _LOG = logging.getLogger(__name__)
 #: Version of the sampler; it increases whenever the same seed would give different text.
 _FORMAT = 1
 #: Bound of the key-value cache: 64 sequences of 512 tokens at once, 16 of 2048.
 _TOKENS_AT_ONCE = 32_768
+#: Name of the tensor in the cache.
+_TOKENS = "tokens"
 
 
 def sample_text(
@@ -63,25 +64,26 @@ def sample_cached_text(loaded: LoadedModel, *, n_sequences: int, length: int, se
 
     The folder of the cache is ``$SPARSITY_SEARCH_CACHE``, by default ``~/.cache/sparsity_search``.
     """
-    key = {
-        "format": _FORMAT,
-        "model": loaded.digest,
+    facts = {
+        **loaded.identity,
         "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+        "threads": torch.get_num_threads(),
         "n_sequences": n_sequences,
         "length": length,
         "seed": seed,
     }
-    path = get_cache_folder() / "self_text" / f"{compute_digest(key)}.safetensors"
-    first = torch.tensor(find_first_tokens(loaded.model, loaded.tokenizer))
-    cached = _read(path, (n_sequences, length))
-    # the same weights may have come with another tokenizer
-    if cached is not None and bool((cached[:, : len(first)] == first).all()):
-        return cached
+    files = BlockFiles(get_cache_folder() / "self_text" / compute_digest(facts), _FORMAT, facts)
+    if files.has(0):
+        return files.load(0)[0][_TOKENS]
     _LOG.info("sampling %d sequences of %d tokens from %s", n_sequences, length, loaded.name)
     tokens = sample_text(
         loaded.model, loaded.tokenizer, n_sequences=n_sequences, length=length, seed=seed
     )
-    _write(path, tokens)
+    try:
+        files.save(0, {_TOKENS: tokens}, {})
+    except OSError as error:
+        _LOG.warning("cannot keep sampled text in %s: %s", get_cache_folder(), error)
     return tokens
 
 
@@ -156,19 +158,3 @@ def _choose(logits: Tensor, draws: Tensor) -> Tensor:
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
     tokens = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
     return tokens.clamp_(max=logits.shape[-1] - 1)
-
-
-def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    try:
-        tokens = load_file(path)["tokens"]
-    except (OSError, SafetensorError, KeyError):
-        return None  # absent or damaged: sampled again
-    return tokens if tuple(tokens.shape) == shape and tokens.dtype == torch.int64 else None
-
-
-def _write(path: Path, tokens: Tensor) -> None:
-    try:
-        with atomic_file(path) as temporary:
-            save_file({"tokens": tokens}, temporary)
-    except OSError as error:
-        _LOG.warning("cannot keep sampled text in %s: %s", path.parent, error)

@@ -49,7 +49,7 @@ def _fingerprint(job: SearchJob) -> dict[str, Any]:
     text, own = job.session.text_facts, plugins.evaluator.own_data()
     read, parameters = plugins.searcher.data_digest(), job.parameters
     return {
-        "model": model.digest,
+        **model.identity,
         "layout": job.space.layout.digest,
         "space": job.space.digest,
         **({AROUND: "start"} if parameters is None and _lies_around_start(job) else {}),
@@ -67,9 +67,9 @@ def _fingerprint(job: SearchJob) -> dict[str, Any]:
         "ladder": repr(config.ladder),
         "seed": config.study.seed,
         "dtype": str(model.model.dtype),
+        "saved_as": str(model.saved_as),
         "device": model.model.device.type,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from sparsity_search.allocators.bases.scored import ScoredAllocator
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.plugins import build_factory
+from sparsity_search.engine.session import Session
 from sparsity_search.errors import ProfileError
-from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.registry import ALLOCATORS, SENSITIVITIES
 from sparsity_search.runs.scores import load_scores
@@ -23,20 +23,23 @@ from sparsity_search.utils.files import compute_digest
 GRADIENTS = "gradients"
 
 
-def check_hints(names: Sequence[str], layout: Layout, kind: str) -> None:
+def check_hints(names: Sequence[str], session: Session) -> None:
     """Check, before any work, that hints can be measured or read.
 
     Raises:
         UnknownNameError: There is no such sensitivity.
-        ConfigError: A sensitivity cannot measure units of this kind, or a file cannot be read.
-        ProfileError: A file holds no scores, or those of another model.
+        ConfigError: A sensitivity cannot measure units of this kind, or a file cannot be read or
+            was measured on another model.
+        ProfileError: A file holds no scores, or those of other units.
     """
     for name in names:
         if name.endswith(".json"):
-            if load_scores(Path(name)).layout.digest != layout.digest:
+            scores = load_scores(Path(name))
+            if scores.layout.digest != session.subject.layout.digest:
                 raise ProfileError(f"the scores in {name} are of another model, or of other units")
+            session.check_same_model(scores.facts.get("model"), name)
         elif name != GRADIENTS:
-            SENSITIVITIES.create(name).check_units(kind)
+            SENSITIVITIES.create(name).check_units(session.subject.units)
 
 
 def identify_hint(name: str) -> str:

@@ -47,7 +47,8 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     parameters = build_parametric_space(config, file, session, space, resident.make_dense)
     job = SearchJob(config, plugins, session, space, directory, monitor, parameters, resident)
     _check_ladder(job)
-    check_hints(config.hints, session.subject.layout, kind)
+    check_hints(config.hints, session)
+    session.check_same_model(plugins.searcher.data_model(), "the searcher's data set")
     return job
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from sparsity_search.data.sources import parse_source
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.identity import CONFIG, TOKENIZER
 from sparsity_search.models.io.loading import LoadedModel, load_model
 from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.registry import UNITS
@@ -50,7 +51,7 @@ class Session:
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
-        """Name, revision and digest of the model, and what is left alone, for artefacts."""
+        """Name, revision and digests of the model and its tokenizer, and what is left alone."""
         source = self.loaded.source
         left = (
             {"tensors": len(source.left_alone), "weights": source.n_left_alone} if source else {}
@@ -59,6 +60,9 @@ class Session:
             "name": self.loaded.name,
             "revision": self.loaded.revision,
             "digest": self.loaded.digest,
+            "config": self.loaded.identity[CONFIG],
+            "tokenizer": self.loaded.identity[TOKENIZER],
+            "dtype": str(self.loaded.model.dtype),
             **({"left_alone": left} if any(left.values()) else {}),
         }
 
@@ -73,6 +77,28 @@ class Session:
         model, saved_as = self.loaded.model, self.loaded.saved_as
         computed, saved = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, saved_as))
         return f"computed in {computed} on {model.device}, saved as {saved}"
+
+    def check_same_model(self, record: Any, what: str) -> None:
+        """Check that a file was measured on this model, as far as it records one.
+
+        Weights of another number type are not compared.
+
+        Args:
+            record: What the file says of its model, like `model_facts`; None if it says nothing.
+            what: The file, for the message.
+
+        Raises:
+            ConfigError: It was measured on another model; names what differs.
+        """
+        if not isinstance(record, Mapping):  # none, or of another tool
+            return
+        now = self.model_facts
+        same_type = record.get("dtype") == now["dtype"]
+        keys = ("config", "tokenizer", *(("digest",) if same_type else ()))
+        differing = [key for key in keys if key in record and record[key] != now[key]]
+        if differing:
+            told = ", ".join(f"{key} ({record[key]} → {now[key]})" for key in differing)
+            raise ConfigError(f"{what} is of another model, these differ: {told}; measure it anew")
 
     def describe_origin(self, command: Sequence[str]) -> dict[str, Any]:
         """Return the command, time, versions, threads, device and dtype, for artefacts.
@@ -146,7 +172,7 @@ def open_session(
             blocks=model.blocks,
             offload=model.offload,
         )
-        kept = None if folder is None else StatisticsCache(folder, loaded.digest)
+        kept = None if folder is None else StatisticsCache(folder, loaded.identity)
         subject = PrunableModel(
             loaded.model,
             model.exclude,

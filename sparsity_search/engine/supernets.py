@@ -17,10 +17,10 @@ from sparsity_search.supernet.build import SupernetPlan, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder, lock_shared_folder
 from sparsity_search.supernet.switch import Supernet
 
-#: Keys of a study's fingerprint that its supernet depends on.
+#: Keys of a study's fingerprint that its supernet depends on, besides the model's identity.
 _KEYS = (
-    *("model", "space", "text.calibration", "pruner", "propagate", "refresh"),
-    *("seed", "dtype", "device", "threads", "torch"),
+    *("space", "text.calibration", "pruner", "propagate", "refresh"),
+    *("seed", "dtype", "device", "threads"),
 )
 
 
@@ -69,7 +69,8 @@ class StageSupernet:
 
     def _open_folder(self) -> AbstractContextManager[SupernetFolder | None]:
         """Return the folder of the supernet; None if it stays in memory."""
-        facts = {**{key: self.fingerprint[key] for key in _KEYS}, "centre": self.centre.digest}
+        keys = (*self.job.session.loaded.identity, *_KEYS)
+        facts = {**{key: self.fingerprint[key] for key in keys}, "centre": self.centre.digest}
         settings = self.job.config.supernet
         if settings.cache is not None:
             return lock_shared_folder(Path(settings.cache), facts)

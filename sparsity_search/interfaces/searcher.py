@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -90,6 +90,10 @@ class Searcher(ABC):
 
         A search is resumed only with the same digest, since the settings hold paths alone.
         """
+        return None
+
+    def data_model(self) -> Mapping[str, Any] | None:
+        """Return what these files record of the model that they were measured on, if anything."""
         return None
 
     def notes(self, space: Space, history: History) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.runs.redact import STORAGE_VARIABLE
 from sparsity_search.runs.shapes import HintShape, ResultsShape, RunShape
+from sparsity_search.runs.versions import join_versions
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.spaces.prices import Prices
@@ -149,6 +150,9 @@ class RunDirectory:
     def begin(self, facts: Mapping[str, Any], prices: Prices | None = None) -> None:
         """Write ``run.json``, or check that the run that is there has the same fingerprint.
 
+        A run that goes on keeps when and how it was started, and the versions of packages that
+        made its measurements; others are added.
+
         Args:
             facts: Contents of ``run.json``, without credentials.
             prices: Prices of the units, unless the budget is in weights. They go into a file of
@@ -163,7 +167,8 @@ class RunDirectory:
             stored = self.read_facts()
             what = f"the run in {self.path}"
             check_fingerprint(stored["fingerprint"], facts["fingerprint"], what)
-            facts |= {key: stored[key] for key in ("created", "command")}
+            facts |= {key: stored[key] for key in ("created", "command") if key in stored}
+            facts["versions"] = join_versions(stored.get("versions", {}), facts["versions"])
         write_json(self.facts_file, facts)
         if prices is not None:
             write_json(self.prices_file, facts[_PRICES])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.searcher import Searcher, take_new
-from sparsity_search.searchers.bases.dataset import read_dataset
+from sparsity_search.searchers.bases.dataset import MEASURED_ON, read_dataset
 from sparsity_search.searchers.bases.features import Features
 from sparsity_search.searchers.bases.models import (
     FittedModel,
@@ -153,6 +153,10 @@ class PredictorSearcher(Searcher):
     def data_digest(self) -> str | None:
         """Return the digest of the data set, if there is one."""
         return read_dataset(Path(self.dataset)).digest if self.dataset else None
+
+    def data_model(self) -> Mapping[str, Any] | None:
+        """Return the data set's record of its model, if there is one."""
+        return read_dataset(Path(self.dataset)).facts.get(MEASURED_ON) if self.dataset else None
 
     def report(self, space: Space, history: History) -> list[RankCorrelation]:
         """Return how well a model of the earlier rounds predicts each round, oldest first.

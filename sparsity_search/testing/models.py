@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparsity_search.models.io.loading import LoadedModel, compute_weights_digest
+from sparsity_search.models.io.identity import identify
+from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.models.io.saving import save_checkpoint
 
 VOCABULARY = 128
@@ -119,8 +120,8 @@ def tiny_tokenizer(document: str = "$A") -> PreTrainedTokenizerFast:
 
 def tiny_loaded(**options: Any) -> LoadedModel:
     """Return a `tiny_llama` with its tokenizer, as `load_predictor` returns a model."""
-    model = tiny_llama(**options)
-    return LoadedModel(model, tiny_tokenizer(), "tiny-llama", None, compute_weights_digest(model))
+    model, tokenizer = tiny_llama(**options), tiny_tokenizer()
+    return LoadedModel(model, tokenizer, "tiny-llama", None, identify(model, tokenizer))
 
 
 def save_tiny_model(folder: Path, **options: Any) -> Path:

@@ -62,10 +62,12 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any], what: s
     now = json.loads(format_canonical_json(dict(now)))  # as it was stored: tuples are lists
     keys = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
     if keys:
-        differing = ", ".join(f"{key} ({stored.get(key)} → {now.get(key)})" for key in keys)
+        differing = ", ".join(
+            f"{key} ({stored.get(key, 'absent')} → {now.get(key, 'absent')})" for key in keys
+        )
         raise RunMismatchError(
             f"{what} was made with another configuration; these differ: {differing}. "
-            f"Use another --out, or the same settings."
+            "Use another --out, or the same settings, model and versions."
         )
 
 

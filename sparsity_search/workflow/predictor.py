@@ -14,7 +14,12 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, StageRecord, find_storage, load_stages
 from sparsity_search.runs.stage_spaces import build_stage_spaces
-from sparsity_search.searchers.bases.dataset import DATASET_JSON, Dataset, read_dataset
+from sparsity_search.searchers.bases.dataset import (
+    DATASET_JSON,
+    MEASURED_ON,
+    Dataset,
+    read_dataset,
+)
 from sparsity_search.searchers.bases.models import BoostedModel, ModelSettings, fit
 from sparsity_search.searchers.bases.training import (
     PredictionFigures,
@@ -202,6 +207,7 @@ def _describe(record: RunRecord, space: SearchSpace) -> dict[str, Any]:
         **{key: config[key] for key in ("model", "budget", "space", "pruner", "evaluator")},
         "space_digest": space.digest,
         "text": record.run.get("text"),
+        MEASURED_ON: record.run.get("model", {}),
     }
 
 

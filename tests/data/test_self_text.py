@@ -25,6 +25,9 @@ from sparsity_search.errors import DataError
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
 
+#: The same weights compute otherwise.
+OTHER = {"rms_norm_eps": 0.1}
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -179,22 +182,39 @@ def test_a_sample_is_made_once(
     assert torch.equal(sample_cached_text(loaded, n_sequences=2, length=8, seed=0), first)
 
 
-def test_every_fact_that_changes_the_text_is_in_the_key(loaded: LoadedModel, cache: Path) -> None:
+def test_every_fact_that_changes_the_text_is_in_the_key(
+    loaded: LoadedModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cases = [(loaded, 2, 8, 0), (loaded, 3, 8, 0), (loaded, 2, 9, 0), (loaded, 2, 8, 1)]
-    cases += [(tiny_loaded(seed=1), 2, 8, 0), (tiny_loaded(dtype=torch.bfloat16), 2, 8, 0)]
+    others = [tiny_loaded(seed=1), tiny_loaded(dtype=torch.bfloat16), tiny_loaded(**OTHER)]
+    cases += [(other, 2, 8, 0) for other in others]
     for model, n, length, seed in cases:
         sample_cached_text(model, n_sequences=n, length=length, seed=seed)
-    assert len(list(cache.iterdir())) == len(cases)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
+    assert len(list(cache.iterdir())) == len(cases) + 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None])
+def test_another_configuration_has_a_text_of_its_own(loaded: LoadedModel) -> None:
+    other = tiny_loaded(**OTHER)
+    expected = sample(other, n=2, length=24)
+    first = sample_cached_text(loaded, n_sequences=2, length=24, seed=0)
+    found = sample_cached_text(other, n_sequences=2, length=24, seed=0)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, first)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "token"])
 def test_a_damaged_cache_file_is_sampled_anew(
-    loaded: LoadedModel, cache: Path, damage: bytes | None
+    loaded: LoadedModel, cache: Path, damage: str
 ) -> None:
+    """A changed token is damage too: it would be another text."""
     first = sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*/*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(whole[:-5] if damage is None else damage)
+    token = bytes([whole[-8] ^ 1])
+    damaged = {"empty": b"", "cut": whole[:-5], "token": whole[:-8] + token + whole[-7:]}
+    path.write_bytes(damaged[damage])
     assert torch.equal(sample_cached_text(loaded, n_sequences=2, length=8, seed=0), first)
     assert path.read_bytes() == whole
 

@@ -108,7 +108,7 @@ def test_a_long_document_is_cut_before_it_is_read(loaded: LoadedModel, tmp_path:
             read.append(len(text))
             return dict(loaded.tokenizer(text, **options))
 
-    counting = LoadedModel(loaded.model, Counting(), "x", None, "x")
+    counting = LoadedModel(loaded.model, Counting(), "x", None, {})
     drawn = draw([Request("a", str(path), 2, 10)], counting, 0)
     assert drawn["a"].flatten().tolist() == ids(loaded, path.read_text()[:20])
     assert max(read) < 1000
@@ -120,7 +120,7 @@ def test_a_cut_with_too_few_tokens_is_not_used(tmp_path: Path) -> None:
 
     path = tmp_path / "a.txt"
     path.write_text(" ".join(["x" * 40, "y" * 50, "z" * 60, "x" * 70]))
-    loaded = LoadedModel(tiny_llama(), words, "x", None, "x")
+    loaded = LoadedModel(tiny_llama(), words, "x", None, {})
     assert draw([Request("a", str(path), 1, 3)], loaded, 0)["a"].tolist() == [[40, 50, 60]]
 
 
@@ -162,7 +162,7 @@ def _numbers() -> LoadedModel:
     def tokenizer(text: str, **options: bool) -> dict[str, list[int]]:
         return {"input_ids": list(range(len(text)))}
 
-    return LoadedModel(tiny_llama(vocab_size=400), tokenizer, "x", None, "x")
+    return LoadedModel(tiny_llama(vocab_size=400), tokenizer, "x", None, {})
 
 
 def test_too_short_a_source_says_what_it_has_and_what_is_needed(

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import identify
 from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.models.running.walk import Visit, walk
 
 
 def keeping(folder: Path, model: nn.Module, **options: Any) -> PrunableModel:
-    return PrunableModel(
-        model, kept=StatisticsCache(folder, compute_weights_digest(model)), **options
-    )
+    return PrunableModel(model, kept=StatisticsCache(folder, identify(model, None)), **options)
 
 
 def plain(subject: PrunableModel, **options: Any) -> PrunableModel:

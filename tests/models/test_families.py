@@ -26,7 +26,7 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.interfaces.evaluator import Evaluator, Proxy
 from sparsity_search.models.anatomy.experts import ExpertMatrix
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import compute_weights_digest
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.models.running import runner as runner_module
 from sparsity_search.models.running.head import compute_last_hidden

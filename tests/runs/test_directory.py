@@ -32,9 +32,12 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def test_a_run_that_goes_on_keeps_when_it_was_created(directory: RunDirectory) -> None:
-    begin(directory, created="monday", command="first", threads=1)
-    begin(directory, created="tuesday", command="second", threads=2)
+    before, now = {"numpy": "2.0", "torch": "2.9"}, {"numpy": "2.1", "torch": "2.9"}
+    begin(directory, created="monday", command="first", threads=1, versions=before)
+    for _ in range(2):
+        begin(directory, created="tuesday", command="second", threads=2, versions=now)
     facts = directory.read_facts()
+    assert facts["versions"] == {"numpy": "2.0 then 2.1", "torch": "2.9"}
     assert (facts["created"], facts["command"], facts["threads"]) == ("monday", "first", 2)
     assert directory.read_config() == CONFIG
     with pytest.raises(RunMismatchError, match="seed"):

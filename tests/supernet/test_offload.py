@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import compute_weights_digest
 from sparsity_search.models.io.offload import Offload
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS

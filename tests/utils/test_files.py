@@ -215,5 +215,5 @@ def test_labels_have_file_names_of_their_own() -> None:
 
 def test_fingerprint() -> None:
     check_fingerprint({"a": 1, "b": None}, {"a": 1}, "x")
-    with pytest.raises(RunMismatchError, match=r"the run was .* a \(1 → 2\), c \(None → 3\)\."):
+    with pytest.raises(RunMismatchError, match=r"the run was .* a \(1 → 2\), c \(absent → 3\)\."):
         check_fingerprint({"a": 1, "b": 0}, {"a": 2, "b": 0, "c": 3}, "the run")

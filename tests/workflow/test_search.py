@@ -29,7 +29,10 @@ SPACE = toy_space()
 def fingerprint(*overrides: str) -> dict[str, Any]:
     config = load_config(None, {"model.name": "tiny", "initial": []}, overrides)
     model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
-    session = SimpleNamespace(loaded=SimpleNamespace(digest="0", model=model), text_facts={})
+    session = SimpleNamespace(
+        loaded=SimpleNamespace(identity={"model": "0"}, model=model, saved_as=model.dtype),
+        text_facts={},
+    )
     job = SearchJob(
         config, Plugins.of(config), cast(Any, session), SPACE, RunDirectory(Path()), Monitor()
     )

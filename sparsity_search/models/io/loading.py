@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,9 @@ from sparsity_search.errors import (
 )
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.classes import build_empty, find_class
+from sparsity_search.models.io.identity import WEIGHTS, identify
 from sparsity_search.models.io.locating import Origin, locate, shorten
-from sparsity_search.models.io.offload import Offload, get_offload
+from sparsity_search.models.io.offload import Offload
 from sparsity_search.models.io.packed import Packing
 from sparsity_search.models.io.source import Source, check_gguf, find_source
 from sparsity_search.models.io.vocabulary import check_vocabulary
@@ -51,7 +51,7 @@ class LoadedModel:
         tokenizer: The tokenizer that belongs to it.
         name: The name under which it was requested.
         revision: Commit of a hub model, else None.
-        digest: 16 hexadecimal digits over all weights, see `compute_weights_digest`.
+        identity: All that measurements on it depend on, see `identify`.
         source: The checkpoint that it was loaded from; None for a GGUF file.
     """
 
@@ -59,8 +59,13 @@ class LoadedModel:
     tokenizer: Any
     name: str
     revision: str | None
-    digest: str
+    identity: Mapping[str, str]
     source: Source | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of its weights alone, see `compute_weights_digest`."""
+        return self.identity[WEIGHTS]
 
     @property
     def saved_as(self) -> torch.dtype:
@@ -143,8 +148,8 @@ def load_model(
         source = find_source(home, model, packing, keep_dtype=dtype == "auto")
     elif origin.gguf_file:
         check_gguf(Path(origin.place, origin.gguf_file), model)
-    digest = compute_weights_digest(model)
-    return LoadedModel(model, tokenizer, name, origin.revision, digest, source)
+    identity = identify(model, tokenizer)
+    return LoadedModel(model, tokenizer, name, origin.revision, identity, source)
 
 
 def _read_model(
@@ -196,27 +201,6 @@ def _map_blocks_to_disk(
 def _contains(module: str, prefix: str) -> bool:
     """Return whether a module is, or contains, the module list called ``prefix``."""
     return not module or f"{prefix}.".startswith(f"{module}.")
-
-
-def compute_weights_digest(model: torch.nn.Module) -> str:
-    """Return 16 hexadecimal digits over names, types, shapes and bytes of all weights.
-
-    Tied weights count once.
-    """
-    total, offload = hashlib.sha256(), get_offload(model)
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        key = (tensor.data_ptr(), tensor.shape)
-        if key in seen:
-            continue
-        seen.add(key)
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # numpy has no bfloat16: hash the bytes
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        total.update(memoryview(raw.numpy()))
-        if offload is not None:
-            offload.release()
-    return total.hexdigest()[:16]
 
 
 def resolve_device(device: str) -> torch.device:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from filelock import FileLock
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from sparsity_search.evidence.evidence import Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.block_files import BlockFiles
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import identify_model
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.utils import files as artefacts
 
@@ -57,12 +56,12 @@ class StatisticsCache:
     Attributes:
         folder: The folder; it has a subfolder for each text, choice of units and kind of
             statistic.
-        dense: The `compute_weights_digest` of the dense model. While the model has other
-            weights, e.g. pruned ones, the cache is neither read nor written.
+        identity: The `identify` of the dense model. While the model has other weights, e.g.
+            pruned ones, or another configuration, the cache is neither read nor written.
     """
 
     folder: Path
-    dense: str
+    identity: Mapping[str, str]
 
     def reused(
         self, subject: PrunableModel, tokens: Tensor, statistic: Statistic, gather: Gather
@@ -79,10 +78,10 @@ class StatisticsCache:
             statistic: Kind of statistic to gather.
             gather: Gathers the missing blocks.
         """
-        if compute_weights_digest(subject.model) != self.dense:
+        if not identify_model(subject.model).items() <= self.identity.items():
             yield from gather(())
             return
-        facts = {"model": self.dense, **_collect_facts(subject, tokens, statistic)}
+        facts = {**self.identity, **_collect_facts(subject, tokens, statistic)}
         files = _Folder(self.folder / artefacts.compute_digest(facts), facts, subject)
         n_blocks, next_block = len(subject.blocks), 0
         for missing in gather([block for block in range(n_blocks) if files.has(block)]):
@@ -157,13 +156,9 @@ def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _collect_facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic) -> dict[str, Any]:
-    """Return all facts other than the weights on which the statistics depend, to the bit."""
-    config: Any = subject.model.config
+    """Return all facts besides the identity on which the statistics depend, to the bit."""
     device = next(subject.model.parameters()).device
     return {
-        "config": artefacts.compute_digest(config.to_json_string()),
-        "attention": config._attn_implementation,
-        "experts": getattr(config, "_experts_implementation", None),
         "layout": subject.layout.digest,
         "units": subject.units,
         "text": sequences.compute_digest(tokens),
@@ -173,8 +168,6 @@ def _collect_facts(subject: PrunableModel, tokens: Tensor, statistic: Statistic)
         "offload": subject.offload is not None,
         "threads": torch.get_num_threads(),
         "precision": torch.get_float32_matmul_precision(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
 
 

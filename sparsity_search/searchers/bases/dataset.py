@@ -48,6 +48,8 @@ class _DatasetShape(Shape):
     pairs: list[_PairShape]
 
 
+#: Key of the facts: the record of the model.
+MEASURED_ON = "measured_on"
 #: The file of a data set.
 DATASET_JSON = VersionedJson("the data set of a predictor", 1, _DatasetShape, ConfigError)
 

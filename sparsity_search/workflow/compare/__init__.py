@@ -18,6 +18,7 @@ from sparsity_search.report.comparison_page import write_comparison
 from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.comparison import ComparisonFolder
 from sparsity_search.runs.redact import redact
+from sparsity_search.runs.versions import join_versions
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import check_fingerprint, lock_folder
 from sparsity_search.workflow.compare.cases import Case, Plan
@@ -130,12 +131,14 @@ def _begin(bench: Bench, config: RunConfig, cases: Sequence[Case], command: Sequ
     stored = folder.read_facts() if folder.begun else {}
     facts = _describe(bench, config, command)
     old, new = stored.get("fingerprint", {}), facts["fingerprint"]
-    common = old.keys() & new.keys()  # seeds that only one call has are no difference
-    what = f"the comparison in {folder.path}"
-    check_fingerprint({k: old[k] for k in common}, {k: new[k] for k in common}, what)
+    seeds = {key for key in old.keys() ^ new.keys() if key.startswith("text.")}  # of one call
+    shared = [{k: v for k, v in each.items() if k not in seeds} for each in (old, new)]
+    if stored:
+        check_fingerprint(*shared, f"the comparison in {folder.path}")
     facts["fingerprint"] = {**old, **new}
     facts["text"] = {**stored.get("text", {}), **facts["text"]}
     facts["created"] = stored.get("created", facts["created"])
+    facts["versions"] = join_versions(stored.get("versions", {}), facts["versions"])
     facts["rows"] = list(dict.fromkeys([*stored.get("rows", []), *(case.key for case in cases)]))
     if (dense := stored.get("dense")) is None:
         with bench.monitor.step("score dense"):
@@ -150,9 +153,10 @@ def _describe(bench: Bench, config: RunConfig, command: Sequence[str]) -> dict[s
         **session.describe_origin(command),
         "identity": _identify(config),
         "fingerprint": {
-            "model": session.loaded.digest,
+            **session.loaded.identity,
             "layout": bench.layout.digest,
             "dtype": str(model.dtype),
+            "saved_as": str(session.loaded.saved_as),
             "device": model.device.type,
             **{f"text.{p}": entry["digest"] for p, entry in session.text_facts.items()},
         },

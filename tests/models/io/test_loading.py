@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel
 
 from sparsity_search.errors import ConfigError, ModelError, SparsitySearchError
 from sparsity_search.models.io import locating
-from sparsity_search.models.io.loading import compute_weights_digest, load_model, resolve_dtype
+from sparsity_search.models.io.identity import compute_weights_digest
+from sparsity_search.models.io.loading import load_model, resolve_dtype
 from sparsity_search.testing.models import save_tiny_model, tiny_llama
 
 

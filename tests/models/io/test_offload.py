@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import compute_weights_digest, load_model
+from sparsity_search.models.io.identity import compute_weights_digest
+from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.offload import Offload, get_offload
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.models.running.recording import record

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from sparsity_search.evidence.statistics import Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.io.loading import compute_weights_digest
+from sparsity_search.models.io.identity import compute_weights_digest
 from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.walk import walk
 from sparsity_search.testing.models import tiny_llama
