@@ -33,7 +33,7 @@ class GivenProfile(Allocator):
 
         Raises:
             ConfigError: The file cannot be read.
-            ProfileError: The file holds no profile.
+            ProfileError: The file holds no profile, or is damaged.
         """
         text = read_text(path)
         with told_of(path):

@@ -31,6 +31,7 @@ class ProfileFormat(Format):
         with told_of("the profile is corrupt", ProfileError):
             value = parse_json(text)
         try:
+            value = PROFILE_JSON.check(value)
             profile = SparsityProfile.from_json(_parse_layout(value), value)
         except ProfileError as error:
             raise ProfileError(f"{error}; if it is of another format, name that") from error
@@ -39,7 +40,7 @@ class ProfileFormat(Format):
 
     def write(self, document: ProfileDocument) -> str:
         """Return counts, totals and facts as indented JSON."""
-        value = {**document.profile.to_json(), **document.facts}
+        value = PROFILE_JSON.add_checksum({**document.profile.to_json(), **document.facts})
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 

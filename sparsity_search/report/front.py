@@ -19,7 +19,7 @@ from sparsity_search.report.hypervolume import (
 from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
-from sparsity_search.utils.files import write_bytes, write_json, write_text
+from sparsity_search.utils.files import write_bytes, write_text
 from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
@@ -125,7 +125,7 @@ def write_front(folder: Path, storage: str | None = None) -> FrontRecord:
         The front that they hold.
     """
     found = FrontRecord.read(folder, storage)
-    write_json(folder / FRONT, found.to_json())
+    FRONT_JSON.write(folder / FRONT, found.to_json())
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

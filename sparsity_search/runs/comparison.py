@@ -13,7 +13,6 @@ from pydantic import Field
 from sparsity_search.errors import ConfigError, RunMismatchError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
-from sparsity_search.utils.files import write_json
 from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
@@ -104,7 +103,7 @@ class ComparisonFolder:
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write ``compare.json``."""
-        write_json(self.facts_file, {"format": COMPARISON_JSON.version, **facts})
+        COMPARISON_JSON.write(self.facts_file, facts)
 
     def read_row(self, key: str) -> dict[str, Any]:
         """Return a row.
@@ -117,7 +116,7 @@ class ComparisonFolder:
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Write a row to the file of its key."""
-        write_json(self.row_file(row["key"]), {"format": ROW_JSON.version, **row})
+        ROW_JSON.write(self.row_file(row["key"]), row)
 
     def read_profile(self, key: str) -> dict[str, Any]:
         """Return a profile's file: counts, and how they were allocated.

@@ -15,20 +15,29 @@ from sparsity_search.errors import ConfigError, ProfileError, RunMismatchError, 
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.runs.redact import STORAGE_VARIABLE
-from sparsity_search.runs.shapes import HintShape, ResultsShape, RunShape
+from sparsity_search.runs.shapes import (
+    HintShape,
+    ResultsShape,
+    RunShape,
+    StagesShape,
+    StartsShape,
+)
 from sparsity_search.runs.versions import join_versions
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.spaces.prices import Prices
-from sparsity_search.utils.files import check_fingerprint, lock_folder, make_slug, write_json
+from sparsity_search.spaces.prices import PRICES_JSON, Prices
+from sparsity_search.utils.files import check_fingerprint, lock_folder, make_slug
 from sparsity_search.utils.reading import read_json
-from sparsity_search.utils.shapes import parse_shape
 from sparsity_search.utils.versioned import VersionedJson
 
 #: The file that says how a run was made.
 RUN_JSON = VersionedJson("the record of a run", 1, RunShape, RunMismatchError)
 #: The file that says how a run ended.
 RESULTS_JSON = VersionedJson("the results of a run", 1, ResultsShape, RunMismatchError)
+#: The files of what a stage started from, of the stages' studies, and of a hint.
+STARTS_JSON = VersionedJson("the starts of a search", 1, StartsShape, RunMismatchError)
+STAGES_JSON = VersionedJson("the stages of a search", 1, StagesShape, RunMismatchError)
+HINT_JSON = VersionedJson("a hint", 1, HintShape, RunMismatchError)
 #: Name of the shipped profile's file, also in the folder of a pruned checkpoint.
 PROFILE = "profile.json"
 
@@ -162,16 +171,16 @@ class RunDirectory:
             RunMismatchError: The fingerprints differ.
         """
         stored_prices = {} if prices is None else {_PRICES: prices.to_json()}
-        facts = {"format": RUN_JSON.version, **facts, **stored_prices}
+        facts = {**facts, **stored_prices}
         if self.begun:
             stored = self.read_facts()
             what = f"the run in {self.path}"
             check_fingerprint(stored["fingerprint"], facts["fingerprint"], what)
             facts |= {key: stored[key] for key in ("created", "command") if key in stored}
             facts["versions"] = join_versions(stored.get("versions", {}), facts["versions"])
-        write_json(self.facts_file, facts)
+        RUN_JSON.write(self.facts_file, facts)
         if prices is not None:
-            write_json(self.prices_file, facts[_PRICES])
+            PRICES_JSON.write(self.prices_file, facts[_PRICES])
 
     def read_facts(self) -> dict[str, Any]:
         """Return ``run.json``.
@@ -221,7 +230,7 @@ class RunDirectory:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json``."""
-        write_json(self.results_file, {"format": RESULTS_JSON.version, **results})
+        RESULTS_JSON.write(self.results_file, results)
 
     def withdraw_results(self) -> None:
         """Remove ``results.json``: what it tells of is about to be replaced."""
@@ -246,7 +255,7 @@ class RunDirectory:
 
     def write_profile(self, name: str, profile: SparsityProfile) -> None:
         """Write one of the profiles that are compared."""
-        write_json(self._profile_file(name), profile.to_json())
+        PROFILE_JSON.write(self._profile_file(name), profile.to_json())
 
     def _profile_file(self, name: str) -> Path:
         return self.path / "profiles" / f"{name}.json"
@@ -255,14 +264,12 @@ class RunDirectory:
         """Return the profiles that each stage begun so far starts from, by name.
 
         Raises:
-            ProfileError: The file is corrupt, or of another model.
+            RunMismatchError: The file is corrupt, or of another model.
         """
         if not self._starts_file.exists():
             return []
-        stored = read_json(self._starts_file, ProfileError)
-        with told_of(self._starts_file):
-            if not isinstance(stored, list) or not all(isinstance(each, dict) for each in stored):
-                raise ProfileError("not a list of profiles by name")
+        stored = STARTS_JSON.read(self._starts_file)["stages"]
+        with told_of(self._starts_file, RunMismatchError):
             return [
                 {name: SparsityProfile.from_json(layout, start) for name, start in each.items()}
                 for each in stored
@@ -274,9 +281,9 @@ class RunDirectory:
         Raises:
             RunMismatchError: The file is corrupt.
         """
-        names = read_json(self._stages_file) if self._stages_file.exists() else []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RunMismatchError(f"{self._stages_file} is not a list of names")
+        names = (
+            STAGES_JSON.read(self._stages_file)["studies"] if self._stages_file.exists() else []
+        )
         return names or [self.read_facts().get("study", _STUDY)]
 
     def write_stages(
@@ -289,8 +296,8 @@ class RunDirectory:
             starts: Profiles that each starts from, by name.
         """
         stored = [{name: start.to_json() for name, start in each.items()} for each in starts]
-        write_json(self._starts_file, stored)
-        write_json(self._stages_file, list(studies))
+        STARTS_JSON.write(self._starts_file, {"stages": stored})
+        STAGES_JSON.write(self._stages_file, {"studies": list(studies)})
 
     def read_hint(self, stage: int, name: str, space: SearchSpace) -> Hint | None:
         """Return a hint that an earlier session left; None if there is none for this space.
@@ -309,19 +316,20 @@ class RunDirectory:
         if not file.exists():
             return None
         with told_of(f"{file} is corrupt (remove it)", RunMismatchError):
-            stored = parse_shape(HintShape, read_json(file), "not a hint", RunMismatchError)
-            if (stored.name, stored.space) != (name, space.digest):
+            stored = HINT_JSON.check(read_json(file))
+            if (stored["name"], stored["space"]) != (name, space.digest):
                 return None
             levels = [len(space.limits.of(gene)) for gene in range(space.n_genes)]
-            if list(map(len, stored.losses)) != levels:
+            losses = tuple(np.array(each, dtype=np.float64) for each in stored["losses"])
+            if list(map(len, losses)) != levels:
                 raise RunMismatchError("it has not one loss for each level")
-        return Hint(stored.name, space.limits.lower, tuple(map(np.array, stored.losses)))
+        return Hint(name, space.limits.lower, losses)
 
     def write_hint(self, stage: int, hint: Hint, space: SearchSpace) -> None:
         """Write a hint of a stage, for later sessions and for other workers."""
         losses = [loss.tolist() for loss in hint.losses]
         facts = {"name": hint.name, "space": space.digest, "losses": losses}
-        write_json(self._hint_file(stage, hint.name), facts)
+        HINT_JSON.write(self._hint_file(stage, hint.name), facts)
 
     def _hint_file(self, stage: int, name: str) -> Path:
         return self.path / "hints" / f"stage{stage}" / f"{make_slug(name)}.json"

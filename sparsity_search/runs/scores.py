@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsity_search.errors import ConfigError, ProfileError, told_of
 from sparsity_search.profiles.scores import SCORES_JSON, Scores
-from sparsity_search.utils.files import atomic_file, write_json
+from sparsity_search.utils.files import atomic_file
 
 #: Of the JSON: identifies the pairs in the other file, or null.
 _PAIRS = "pairs"
@@ -32,15 +32,15 @@ def save_scores(path: Path, scores: Scores) -> None:
         with atomic_file(beside) as temporary:
             save_file({_PAIRS: np.ascontiguousarray(scores.pairs)}, temporary)
     pairs = None if scores.pairs is None else _digest_pairs(scores.pairs)
-    write_json(path, {**scores.to_json(), _PAIRS: pairs})
+    SCORES_JSON.write(path, {**scores.to_json(), _PAIRS: pairs})
 
 
 def load_scores(path: Path) -> Scores:
     """Return the scores in a file, with their pairs if they have any.
 
     Raises:
-        ConfigError: No such file, or no JSON in it.
-        ProfileError: It holds no scores, or its pairs are missing or of other scores.
+        ConfigError: The file cannot be read.
+        ProfileError: It holds no scores, is damaged, or its pairs are missing or of others.
     """
     facts = dict(SCORES_JSON.read(path))
     expected = facts.pop(_PAIRS, None)

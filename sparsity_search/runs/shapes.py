@@ -78,7 +78,7 @@ class RunShape(Shape):
     model: _Model | None = None
     text: dict[str, dict[str, str | int]] = Field({})
     versions: dict[str, str] = Field({})
-    fingerprint: dict[str, Any] = Field({})
+    fingerprint: dict[str, Any]
     prices: dict[str, Any] | None = None
     study: str | None = None
 
@@ -119,3 +119,15 @@ class HintShape(Shape):
     name: str
     space: str
     losses: list[list[float]]
+
+
+class StartsShape(Shape):
+    """The profiles that each stage starts from, by name."""
+
+    stages: list[dict[str, dict[str, Any]]]
+
+
+class StagesShape(Shape):
+    """The name of each stage's study."""
+
+    studies: list[str]

@@ -11,12 +11,11 @@ import numpy as np
 
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.storages import open_journal
 from sparsity_search.trials.store import Store
-from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import create_generator
 
 TARGET = 0.6
@@ -100,7 +99,7 @@ def make_run(
         for name, profile in profiles.items():
             directory.write_profile(name, profile)
         searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}
-        write_json(directory.profile_file, searched)
+        PROFILE_JSON.write(directory.profile_file, searched)
         directory.write_results(_build_results(layout, profiles, rounds, measurements))
     return folder
 

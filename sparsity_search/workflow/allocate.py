@@ -14,9 +14,10 @@ from sparsity_search.engine.plugins import build_allocator
 from sparsity_search.engine.session import open_session, request_calibration
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import PROFILE_JSON
 from sparsity_search.registry import describe
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import atomic_file, write_json
+from sparsity_search.utils.files import atomic_file
 
 
 def allocate(
@@ -58,5 +59,5 @@ def allocate(
             save_file(
                 {name: np.ascontiguousarray(a) for name, a in found.arrays.items()}, temporary
             )
-    write_json(out, {**found.profile.to_json(), **facts})
+    PROFILE_JSON.write(out, {**found.profile.to_json(), **facts})
     return found

@@ -34,7 +34,6 @@ from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.trials.history import Measurement
 from sparsity_search.trials.store import read_profiles
-from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import create_generator
 
 __all__ = ["ModelSettings", "PredictorReport", "learn", "load_trees", "read_spaces"]
@@ -103,7 +102,7 @@ def learn(
         raise ConfigError(f"{run_dir} has {len(pairs)} measurements: too few to learn from")
     model = fit(pairs, settings, seed) if settings.model == "xgboost" else None
     if out is not None:
-        write_json(out, {**dataset.to_json(), **_export_model(model, settings, space)})
+        DATASET_JSON.write(out, {**dataset.to_json(), **_export_model(model, settings, space)})
     return PredictorReport(
         dataset,
         judge(fit(train, settings, seed), held_out),

@@ -13,11 +13,11 @@ from sparsity_search.engine.plugins import build_allocator
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import PROFILE_JSON
 from sparsity_search.profiles.scores import Scores
 from sparsity_search.registry import ALLOCATORS, describe
 from sparsity_search.runs.scores import load_scores
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import write_json
 
 #: Facts about the scores that a profile repeats.
 FACTS = ("model", "removes", "pruner", "text", "sensitivity")
@@ -62,7 +62,7 @@ def solve(
             found[file] = plugin.solve(scores, budget, bounds)
             advance()
     for (file, allocation), budget in zip(found.items(), budgets, strict=True):
-        write_json(file, _describe(plugin, scores, budget, allocation))
+        PROFILE_JSON.write(file, _describe(plugin, scores, budget, allocation))
     return found
 
 

@@ -19,7 +19,7 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
-from sparsity_search.profiles.profile import SparsityProfile, from_counts
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile, from_counts
 from sparsity_search.testing.models import save_tiny_model
 
 Run = Callable[..., str]
@@ -65,7 +65,7 @@ def profile(layout: Layout, tmp_path: Path) -> Path:
 
 
 def written(profile: SparsityProfile, path: Path, facts: dict[str, Any] | None = None) -> Path:
-    path.write_text(json.dumps({**profile.to_json(), **(facts or {})}))
+    PROFILE_JSON.write(path, {**profile.to_json(), **(facts or {})})
     return path
 
 

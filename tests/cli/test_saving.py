@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sparsity_search.config.load import load_config
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.workflow.search import search as run_search
+from tests.helpers.json_files import change_json
 
 from .conftest import SMALL, Outcome
 
@@ -107,7 +109,8 @@ def test_verify_reads_the_groups(cli: Cli, run: Path, tmp_path: Path) -> None:
     stored = read(profile)
     name = next(name for name, unit in stored["units"].items() if unit.get("pattern") == "4:8")
     stored["units"][name]["pattern"] = "2:4"  # equally many zeros, elsewhere
-    (tmp_path / "other.json").write_text(json.dumps(stored))
+    shutil.copy(profile, tmp_path / "other.json")
+    change_json(tmp_path / "other.json", units=stored["units"])
     outcome = cli("verify", run / "checkpoint", "--profile", tmp_path / "other.json")
     assert outcome.code != 0
     assert f"{name} does not have the profile's pattern 2:4" in outcome.err.replace("\n", " ")

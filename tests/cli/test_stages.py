@@ -13,6 +13,7 @@ from sparsity_search.report import RunRecord
 from sparsity_search.searchers.bases.models import ModelSettings
 from sparsity_search.utils.reading import read_json
 from sparsity_search.workflow.predictor import learn
+from tests.helpers.json_files import change_json
 
 from .conftest import SMALL, Outcome
 
@@ -128,10 +129,11 @@ def test_hints_of_another_model_are_refused(
     scores = tmp_path / "scores.json"
     outcome = cli("sensitivity", model, "--sensitivity", "layer_error", "--out", scores, *SMALL)
     assert outcome.code == 0, outcome.err
-    value = json.loads(scores.read_text())
+    *layout, last = json.loads(scores.read_text())["layout"]
+    units = json.loads(scores.read_text())["units"]
+    units.pop(last["name"])
     assert search(cli, model, tmp_path / "good", "--hints", scores, rounds=1).code == 0
-    value["layout"].pop()
-    scores.write_text(json.dumps(value))
+    change_json(scores, layout=layout, units=units)
     outcome = search(cli, model, tmp_path / "bad", "--hints", scores, rounds=1)
     assert outcome.code == 2
     assert "of another model" in outcome.err

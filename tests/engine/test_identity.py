@@ -26,7 +26,6 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import load_measurements
 from sparsity_search.searchers.bases.models import ModelSettings
 from sparsity_search.testing.models import tiny_text, tiny_tokenizer
-from sparsity_search.utils.reading import read_json
 from sparsity_search.workflow import compare as comparing
 from sparsity_search.workflow import search as searching
 from sparsity_search.workflow.compare import compare
@@ -36,6 +35,7 @@ from sparsity_search.workflow.search import search
 from sparsity_search.workflow.sensitivity import sensitivity
 from sparsity_search.workflow.work import work
 from tests.helpers.families import ALL_FAMILIES
+from tests.helpers.json_files import change_json
 
 Configure = Callable[..., RunConfig]
 
@@ -180,9 +180,9 @@ def test_a_worker_that_would_measure_otherwise(
 def test_a_run_of_an_earlier_version(configure: Configure, tmp_path: Path) -> None:
     out, new = tmp_path / "run", ("model.config", "tokenizer", "transformers", "sparsity-search")
     search(configure(), out)
-    facts = read_json(out / "run.json")
-    facts["fingerprint"] = {k: v for k, v in facts["fingerprint"].items() if k not in new}
-    (out / "run.json").write_text(json.dumps(facts))
+    stored = RunDirectory(out).read_facts()["fingerprint"]
+    kept = {key: value for key, value in stored.items() if key not in new}
+    change_json(out / "run.json", fingerprint=kept)
     with pytest.raises(RunMismatchError, match=r"model\.config \(absent → .*Use another --out"):
         search(configure(), out)
 

@@ -97,7 +97,7 @@ def test_rows_of_a_comparison(configure: Configure, tmp_path: Path) -> None:
         return {file.stem: json.loads(file.read_text()) for file in files}
 
     def results(rows: dict[str, dict[str, Any]]) -> Any:
-        costs = ("allocation", "pruning")
+        costs = ("allocation", "pruning", "checksum")
         return {k: {f: v for f, v in row.items() if f not in costs} for k, row in rows.items()}
 
     alone = compared("alone")

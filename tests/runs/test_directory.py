@@ -16,7 +16,7 @@ from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.testing.problems import toy_space
 from sparsity_search.testing.runs import build_run_layout, build_run_profiles, make_run
-from sparsity_search.utils.reading import read_json
+from tests.helpers.json_files import change_json
 
 CONFIG = load_config(None, {"model.name": "tiny", "budget.sparsity": 0.5})
 
@@ -64,9 +64,9 @@ def test_what_is_no_place_for_a_run(tmp_path: Path) -> None:
 
 def test_a_configuration_of_another_version(directory: RunDirectory) -> None:
     begin(directory)
-    facts = read_json(directory.facts_file)
-    facts["config"]["study"]["unheard_of"] = 1
-    directory.facts_file.write_text(json.dumps(facts))
+    config = directory.read_facts()["config"]
+    config["study"]["unheard_of"] = 1
+    change_json(directory.facts_file, config=config)
     with pytest.raises(RunMismatchError, match=r"run\.json"):
         directory.check_resumable(CONFIG)
 
@@ -164,6 +164,8 @@ def test_a_hint_of_the_wrong_shape_is_one_line(
     hint = Hint("fisher", space.limits.lower, tuple(np.ones(len(span)) for span in limits))
     directory.write_hint(1, hint, space)
     (file,) = (directory.path / "hints" / "stage1").iterdir()
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    stored = json.loads(file.read_text())
+    del stored["checksum"]
+    file.write_text(json.dumps(change(stored)))
     with pytest.raises(RunMismatchError, match=rf"fisher\.json is corrupt .*{words}"):
         directory.read_hint(1, "fisher", space)

@@ -22,6 +22,7 @@ from sparsity_search.testing.runs import (
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
     value = json.loads(path.read_text())
+    value.pop("checksum", None)
     change(value)
     path.write_text(json.dumps(value))
 

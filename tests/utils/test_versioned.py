@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,37 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     assert KIND.read(tmp_path / "x.json") == value
 
 
+def test_the_checksum_is_of_all_else(tmp_path: Path) -> None:
+    value = {"fish": ("cod",), "pond": {"b": 1.5, "a": (1, None)}, 9: "nine", 10: "ten"}
+    KIND.write(tmp_path / "x.json", value)
+    stored = json.loads((tmp_path / "x.json").read_text())
+    checksum = stored.pop("checksum")
+    pond = {"b": 1.5, "a": [1, None]}
+    assert stored == {"format": 3, "fish": ["cod"], "pond": pond, "9": "nine", "10": "ten"}
+    canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
+    assert checksum == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert KIND.read(tmp_path / "x.json") == stored
+    write_json(tmp_path / "x.json", {"checksum": checksum, **stored})  # in another order
+    assert KIND.read(tmp_path / "x.json") == stored
+
+
+def test_any_digit_that_was_changed_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    KIND.write(file, {"fish": ["cod 7"], "weights": [1.25, 40]})
+    whole = file.read_text()
+    places = [place for place, letter in enumerate(whole) if letter.isdigit()]
+    assert len(places) > 8
+    for place in places:
+        digit = str((int(whole[place]) + 1) % 10)
+        file.write_text(whole[:place] + digit + whole[place + 1 :])
+        with pytest.raises(ProfileError, match=r"x\.json is ") as caught:
+            KIND.read(file)
+        assert len(str(caught.value).splitlines()) == 1
+    file.write_text(whole.replace("cod", "eel"))
+    with pytest.raises(ProfileError, match=r"x\.json is damaged.*checksum"):
+        KIND.read(file)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -42,6 +75,7 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
         (b'{"format": 4, "birds": []}', ["a list of fish", "format 4", "reads format 3"]),
         (b'{"format": "3", "fish": []}', ["format '3'"]),
         (b'{"format": true, "fish": []}', ["format True"]),
+        (b'{"format": 3.0, "fish": []}', ["format 3.0"]),
         (b'{"format": 3, "fish": [1]}', ["not a list of fish", "fish.0", "not 1"]),
         (b'{"format": 3, "fish": [], "weight": 1e999}', ["weight", "not inf"]),
         (b'{"format": 3, "fish": ' + str([1] * 999).encode() + b"}", ["and 995 more"]),

@@ -23,8 +23,8 @@ from sparsity_search.trials.history import Score
 from sparsity_search.trials.ladder import Ladder, Rung
 from sparsity_search.trials.storages import open_journal
 from sparsity_search.trials.store import Store
-from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.predictor import learn, load_trees, read_spaces
+from tests.helpers.json_files import change_json
 from tests.helpers.searched_runs import searched_run
 
 XGBOOST = ModelSettings(model="xgboost", members=2, trees=5)
@@ -137,7 +137,7 @@ def test_a_stage_that_has_only_begun(staged: Path, tmp_path: Path) -> None:
 
 def test_a_study_of_another_space(staged: Path, tmp_path: Path) -> None:
     run = shutil.copytree(staged, tmp_path / "run")
-    write_json(run / "stages.json", ["search", "search-stage2-0123456789abcdef"])
+    change_json(run / "stages.json", studies=["search", "search-stage2-0123456789abcdef"])
     with pytest.raises(RunMismatchError, match="another space"):
         learn(run, ModelSettings())
 
@@ -149,20 +149,17 @@ def test_stages_whose_starts_are_not_recorded(staged: Path, tmp_path: Path) -> N
         learn(run, ModelSettings())
 
 
-def change(run_dir: Path, **facts: object) -> None:
-    run = json.loads((run_dir / "run.json").read_text())
-    write_json(run_dir / "run.json", {**run, **facts})
-
-
 def test_a_space_that_has_changed(run_dir: Path) -> None:
-    change(run_dir, fingerprint={"space": "0123456789abcdef"})
+    change_json(run_dir / "run.json", fingerprint={"space": "0123456789abcdef"})
     with pytest.raises(RunMismatchError, match="not what it was"):
         learn(run_dir, ModelSettings())
 
 
 def test_candidates_of_another_space(run_dir: Path) -> None:
     run = json.loads((run_dir / "run.json").read_text())
-    change(run_dir, config={**run["config"], "space": "per_block"}, fingerprint={})
+    change_json(
+        run_dir / "run.json", config={**run["config"], "space": "per_block"}, fingerprint={}
+    )
     with pytest.raises(RunMismatchError, match="not in its space"):
         learn(run_dir, ModelSettings())
 
@@ -174,8 +171,10 @@ def settings_run(folder: Path, *, keep: bool = True) -> Path:
     on = read_spaces(RunDirectory(run))[0]
     space = toy_parametric(stepped("tilt", -1.0, 1.0, 0.02), of_levels=on, limit=0.85)
     config = {**facts["config"], "space": "ramp_slope"}
-    change(run, config=config, study="settings", fingerprint={"parameters": space.digest})
-    write_json(run / "stages.json", ["settings"])
+    change_json(
+        run / "run.json", config=config, study="settings", fingerprint={"parameters": space.digest}
+    )
+    change_json(run / "stages.json", studies=["settings"])
     Study(
         space=space,
         searcher=RandomSearcher(),

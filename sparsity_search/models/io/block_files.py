@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, SparsitySearchError
-from sparsity_search.utils.files import atomic_file, format_canonical_json, write_json
+from sparsity_search.utils.files import atomic_file, format_canonical_json
 from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
@@ -60,12 +60,8 @@ class BlockFiles:
         with atomic_file(file) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         entries = {**self._entries(), str(block): {"sha256": _compute_checksum(file)}}
-        manifest = {
-            "format": self._format.version,
-            "fingerprint": self._fingerprint,
-            "blocks": entries,
-        }
-        write_json(self._path / _MANIFEST, manifest)
+        manifest = {"fingerprint": self._fingerprint, "blocks": entries}
+        self._format.write(self._path / _MANIFEST, manifest)
 
     def load(self, block: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return a block's tensors and its metadata."""

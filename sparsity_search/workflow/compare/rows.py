@@ -16,12 +16,11 @@ from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.runs.comparison import ComparisonFolder
-from sparsity_search.utils.files import write_json
 from sparsity_search.workflow.compare.cases import REFERENCE, Case
 from sparsity_search.workflow.compare.meter import Cost, Meter
 
@@ -125,7 +124,7 @@ class Bench:
                 "model": self.session.model_facts,
                 "removes": self.session.subject.units,
             }
-            write_json(file, {**found.profile.to_json(), **facts})
+            PROFILE_JSON.write(file, {**found.profile.to_json(), **facts})
         return self.folder.read_profile(case.profile_key)
 
     def _allocate(self, case: Case) -> tuple[Allocation, Cost]:

@@ -23,7 +23,7 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import atomic_folder, write_json
+from sparsity_search.utils.files import atomic_folder
 from sparsity_search.workflow.prune.smaller import compare_with_dense, warn_of_padding
 
 #: File with the figures of a materialised checkpoint and of the dense model.
@@ -105,12 +105,12 @@ def prune(
                 )
                 card = format_card(target, facts)
                 write_checkpoint(saved, loaded.tokenizer, folder, base=loaded, card=card)
-        write_json(folder / PROFILE, {**target.to_json(), **facts, "notes": notes})
+        PROFILE_JSON.write(folder / PROFILE, {**target.to_json(), **facts, "notes": notes})
         figures = None
         if shape is not None or removes_modules:
             with monitor.step("compare speed"):
                 figures = compare_with_dense(session, saved, shape, folder)
-            write_json(folder / MATERIALISED, figures)
+            PROFILE_JSON.write(folder / MATERIALISED, figures)
     return PruneResult(profile=target, types=session.types, notes=notes, materialised=figures)
 
 

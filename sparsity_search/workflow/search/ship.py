@@ -16,13 +16,13 @@ from sparsity_search.interfaces.evaluator import split_batches
 from sparsity_search.models.io.saving import write_checkpoint
 from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.models.surgery.materialise import prepare_for_saving
-from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.utils.files import atomic_folder, write_json
+from sparsity_search.utils.files import atomic_folder
 
 
 def ship(
@@ -77,8 +77,8 @@ def ship(
         write_checkpoint(
             prepare_for_saving(subject), loaded.tokenizer, folder, base=loaded, card=card
         )
-        write_json(folder / PROFILE, facts)
-    write_json(directory.profile_file, facts)
+        PROFILE_JSON.write(folder / PROFILE, facts)
+    PROFILE_JSON.write(directory.profile_file, facts)
     directory.write_results(_results(job, rows, shipped, searched))
     return profile
 

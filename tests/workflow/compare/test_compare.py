@@ -25,6 +25,7 @@ from sparsity_search.workflow import compare as module
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, fill_defaults
 from sparsity_search.workflow.compare import rows as rows_module
 from sparsity_search.workflow.compare.cases import Plan, parse_label, split_list
+from tests.helpers.json_files import change_json
 
 Make = Callable[..., Plan]
 
@@ -181,7 +182,7 @@ def test_an_interrupted_comparison_goes_on(
     assert len(calls["pruned"]) == 6
     assert len(calls["allocated"]) == 2  # owl was allocated at 0.7 before the cut, and is kept
     compare(plan, tmp_path / "whole")
-    times = ("allocation", "pruning")
+    times = ("allocation", "pruning", "checksum")
     for key, row in rows(tmp_path / "whole").items():
         cut = rows(tmp_path / "cut")[key]
         assert {k: v for k, v in row.items() if k not in times} == {
@@ -285,9 +286,7 @@ def test_another_model_or_text_is_refused(
     file = tmp_path / "out" / "compare.json"
     for key in ("model", "text.final", "text.calibration-seed0"):
         before = file.read_bytes()
-        facts = json.loads(before)
-        facts["fingerprint"][key] = "another"
-        file.write_text(json.dumps(facts))
+        change_json(file, fingerprint={**json.loads(before)["fingerprint"], key: "another"})
         with pytest.raises(RunMismatchError, match=f"{key} "):
             compare(make(), tmp_path / "out")
         file.write_bytes(before)
@@ -327,7 +326,7 @@ def test_a_folder_of_something_else_is_refused(make: Make, tmp_path: Path) -> No
 def test_a_row_that_is_corrupt_is_told(make: Make, tmp_path: Path, no_pages: None) -> None:
     compare(make(), tmp_path / "out")
     (tmp_path / "out" / "rows" / "wanda-60-owl-seed0.json").write_text("{")
-    with pytest.raises(ConfigError, match="owl-seed0"):
+    with pytest.raises(RunMismatchError, match="owl-seed0"):
         compare(make(), tmp_path / "out")
 
 
