@@ -12,6 +12,7 @@ from sparsity_search.errors import (
     MissingMeasurementsError,
     ProfileError,
     RunMismatchError,
+    SparsitySearchError,
 )
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
@@ -251,7 +252,7 @@ def load_stages(run_dir: Path, storage: str | None = None) -> list[StageRecord]:
         raise MissingMeasurementsError(f"there is no journal {shown}")
     try:
         found = _join({name: store.read_measurements(source, name) for name in names})
-    except ConfigError:
+    except SparsitySearchError:  # it names the file
         raise
     except Exception as error:  # each database driver has errors of its own
         if isinstance(source, Path):

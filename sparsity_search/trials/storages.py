@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from pathlib import Path
 
 import optuna
-from filelock import FileLock
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsity_search.errors import ConfigError
+from sparsity_search.trials.journal import Journal, repair_end
 
 #: Seconds before each new attempt to make the tables of a database.
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -64,42 +62,23 @@ def open_database_to_read(url: str) -> BaseStorage:
     return RDBStorage(url, reading, skip_table_creation=True)
 
 
-def open_journal(path: Path) -> JournalStorage:
+def open_journal(path: Path) -> Journal:
     """Return the journal storage in a file, without the torn last line of a crash.
 
     Only the owner of the file may call it: another process may be writing the last line.
+
+    Raises:
+        RunMismatchError: A line is damaged; names file and line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_torn_line(path)
-    return join_journal(path)
+    repair_end(path)
+    return Journal(path)
 
 
-def join_journal(path: Path) -> JournalStorage:
-    """Return the journal storage in a file that other processes also write."""
-    return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+def join_journal(path: Path) -> Journal:
+    """Return the journal storage in a file that other processes also write.
 
-
-class _JournalLock(JournalFileOpenLock):
-    """A lock that the system frees when its owner dies.
-
-    With Optuna's own locks, other processes wait 30 seconds for a dead owner.
+    Raises:
+        RunMismatchError: A line is damaged; names file and line.
     """
-
-    def __init__(self, journal: Path) -> None:
-        self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))
-
-    def acquire(self) -> bool:
-        self._lock.acquire(poll_interval=0.001)
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    return Journal(path)

@@ -8,6 +8,7 @@ cannot be computed without the model. Only the attribute is read back.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
@@ -23,17 +24,21 @@ from optuna.distributions import (
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sparsity_search.errors import RunMismatchError
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.spaces.parameters import Parameter
 from sparsity_search.spaces.space import Space
 from sparsity_search.trials.history import Fidelity, Measurement, Score
+from sparsity_search.trials.journal import Journal
 from sparsity_search.trials.storages import join_journal, open_database_to_read
-from sparsity_search.utils.files import check_fingerprint
+from sparsity_search.utils.files import check_fingerprint, compute_digest
 
 FINGERPRINT = "fingerprint"
 PROFILE = "profile"
+#: Attributes of a trial, and the key of the latter that holds a checksum.
+_CANDIDATE, _MEASUREMENT, _CHECKSUM = "candidate", "measurement", "checksum"
 
 
 class Store:
@@ -48,7 +53,8 @@ class Store:
             resulting profile.
 
     Raises:
-        RunMismatchError: The stored study was made with another fingerprint.
+        RunMismatchError: The stored study was made with another fingerprint, or a measurement is
+            not as it was written.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class Store:
         fingerprint: Mapping[str, Any],
         space: Space | None = None,
     ) -> None:
-        self._space = space
+        self._space, self._place = space, _name_place(storage)
         self._study = optuna.create_study(
             storage=storage, study_name=name, direction="minimize", load_if_exists=True
         )
@@ -69,12 +75,16 @@ class Store:
             check_fingerprint(stored, fingerprint, f"study {name!r}")
 
     def load(self, after: int = 0) -> list[Measurement]:
-        """Return the finished measurements by number, without the first ``after``."""
-        return [_to_measurement(trial) for trial in _list_finished(self._study)[after:]]
+        """Return the finished measurements by number, without the first ``after``.
+
+        Raises:
+            RunMismatchError: One is not as it was written.
+        """
+        return _read(self._study, self._place, after)
 
     def add(self, measurement: Measurement) -> None:
         """Record one measurement; a failed one becomes a failed trial."""
-        self._study.add_trial(_to_trial(measurement, self._space))
+        self._study.add_trial(_to_trial(measurement, self._space, self._study.study_name))
 
 
 def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
@@ -83,8 +93,12 @@ def read_measurements(storage: str | Path, name: str) -> list[Measurement]:
     Args:
         storage: URL of a database, or the path of a journal file that exists.
         name: Name of the Optuna study; the result is empty if there is none.
+
+    Raises:
+        RunMismatchError: A measurement is not as it was written.
     """
-    return [_to_measurement(trial) for trial in _read_trials(storage, name)]
+    study = _load_study(storage, name)
+    return [] if study is None else _read(study, _name_place(storage))
 
 
 def read_profiles(
@@ -99,23 +113,34 @@ def read_profiles(
 
     Raises:
         ProfileError: The profiles are of another layout.
+        RunMismatchError: A measurement is not as it was written.
     """
+    study = _load_study(storage, name)
+    if study is None:
+        return {}
     found = {}
-    for trial in _read_trials(storage, name):
+    measurements = _read(study, _name_place(storage))
+    for trial, measurement in zip(_list_finished(study), measurements, strict=True):
         if PROFILE in trial.user_attrs:
             facts = trial.user_attrs[PROFILE]
             profile = SparsityProfile(layout, tuple(facts["removed"]), tuple(facts["patterns"]))
-            found[_to_measurement(trial).candidate] = profile
+            found[measurement.candidate] = profile
     return found
 
 
-def _read_trials(storage: str | Path, name: str) -> list[FrozenTrial]:
+def _load_study(storage: str | Path, name: str) -> optuna.Study | None:
     opened: BaseStorage
     opened = join_journal(storage) if isinstance(storage, Path) else open_database_to_read(storage)
     try:
-        return _list_finished(optuna.load_study(study_name=name, storage=opened))
+        return optuna.load_study(study_name=name, storage=opened)
     except KeyError:
-        return []
+        return None
+
+
+def _read(study: optuna.Study, place: str, after: int = 0) -> list[Measurement]:
+    """Return the finished measurements of a study, without the first ``after``, all checked."""
+    found = _list_finished(study)[after:]
+    return [_to_measurement(trial, study.study_name, place) for trial in found]
 
 
 def _list_finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -124,16 +149,16 @@ def _list_finished(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: t.number)
 
 
-def _to_trial(m: Measurement, space: Space | None) -> FrozenTrial:
+def _to_trial(m: Measurement, space: Space | None, study: str) -> FrozenTrial:
     parameters = space.parameters if space else ()
-    return create_trial(
+    trial = create_trial(
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
         value=None if m.failed else m.score.value,
         params=space.values(m.candidate) if space else {},
         distributions={p.name: _build_distribution(p) for p in parameters},
         user_attrs={
-            "candidate": ",".join(map(str, m.candidate)),
-            "measurement": {
+            _CANDIDATE: ",".join(map(str, m.candidate)),
+            _MEASUREMENT: {
                 "round": m.round,
                 "rung": m.rung,
                 "tokens": m.fidelity.tokens,
@@ -146,6 +171,15 @@ def _to_trial(m: Measurement, space: Space | None) -> FrozenTrial:
             **_realised(m, space),
         },
     )
+    trial.user_attrs[_MEASUREMENT][_CHECKSUM] = _compute_checksum(trial, study)
+    return trial
+
+
+def _compute_checksum(trial: FrozenTrial, study: str) -> str:
+    """Return a digest of all that is read back of a trial, and of the study that it is in."""
+    facts = {k: v for k, v in trial.user_attrs[_MEASUREMENT].items() if k != _CHECKSUM}
+    read = [study, trial.value, trial.user_attrs[_CANDIDATE], facts, trial.user_attrs.get(PROFILE)]
+    return compute_digest(json.dumps(read, sort_keys=True))  # parts need not be finite
 
 
 def _realised(m: Measurement, space: Space | None) -> dict[str, Any]:
@@ -169,16 +203,37 @@ def _build_distribution(parameter: Parameter) -> BaseDistribution:
     return FloatDistribution(low, high)  # a step in floats need not divide the range exactly
 
 
-def _to_measurement(trial: FrozenTrial) -> Measurement:
-    facts = trial.user_attrs["measurement"]
-    value = inf if trial.value is None else float(trial.value)
-    return Measurement(
-        round=facts["round"],
-        rung=facts["rung"],
-        candidate=tuple(int(level) for level in trial.user_attrs["candidate"].split(",")),
-        fidelity=Fidelity(facts["tokens"], facts["subset"]),
-        score=Score(value, tuple(facts["parts"])),
-        seconds=facts["seconds"],
-        elapsed=facts["elapsed"],
-        worker=facts.get("worker", 0),  # older journals have none
-    )
+def _to_measurement(trial: FrozenTrial, study: str, place: str) -> Measurement:
+    """Return the measurement in a trial of a study.
+
+    Raises:
+        RunMismatchError: It is not as it was written; names the place.
+    """
+    try:
+        facts = trial.user_attrs[_MEASUREMENT]
+        checksum = _compute_checksum(trial, study)
+        if facts.get(_CHECKSUM, checksum) != checksum:  # older trials have none
+            raise ValueError("another checksum")
+        value = inf if trial.value is None else float(trial.value)
+        return Measurement(
+            round=facts["round"],
+            rung=facts["rung"],
+            candidate=tuple(int(level) for level in trial.user_attrs[_CANDIDATE].split(",")),
+            fidelity=Fidelity(facts["tokens"], facts["subset"]),
+            score=Score(value, tuple(facts["parts"])),
+            seconds=facts["seconds"],
+            elapsed=facts["elapsed"],
+            worker=facts.get("worker", 0),  # older trials have none
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunMismatchError(
+            f"{place} is damaged: measurement {trial.number} of the study {study!r} is not as it "
+            "was written; restore a copy, or delete it to measure everything again"
+        ) from error
+
+
+def _name_place(storage: BaseStorage | str | Path) -> str:
+    """Return where a study is, for messages; URLs may hold a password."""
+    if isinstance(storage, Journal):
+        return str(storage.path)
+    return str(storage) if isinstance(storage, Path) else "the storage"

@@ -138,7 +138,7 @@ def test_no_run_directory(tmp_path: Path, name: str) -> None:
         ),
         ("profiles/owl.json", '{"format": 1}', "not a sparsity profile"),
         ("profile.json", "", r"profile\.json is corrupt"),
-        ("journal.log", "no journal\n" * 3, r"journal\.log is corrupt"),
+        ("journal.log", "no journal\n" * 3, r"journal\.log is damaged in line 1 "),
     ],
 )
 def test_a_corrupt_file_is_named(run_dir: Path, file: str, text: str, message: str) -> None:
