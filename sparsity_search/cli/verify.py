@@ -1,4 +1,4 @@
-"""`verify`: does a checkpoint have exactly the zeros that a profile says?"""
+"""`verify`: is a checkpoint as it was saved, with exactly the zeros that a profile says?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from sparsity_search.cli import options
 
 @options.takes(replace(options.MODEL, name="checkpoint"), *options.LOADING, *options.CONFIGURATION)
 def verify(
-    given: options.Given, profile: Annotated[Path, typer.Option(help="A profile.json.")]
+    given: options.Given,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="A profile.json; by default that in the checkpoint or next to it."),
+    ] = None,
 ) -> None:
-    """Check that a checkpoint's zeros are exactly those of a profile.
+    """Check that a checkpoint is as it was saved, with exactly the zeros of its profile.
 
-    sparsity-search verify runs/mine/checkpoint --profile runs/mine/profile.json
+    sparsity-search verify runs/mine/checkpoint
     """
     config = given.load()
     from sparsity_search.cli import terminal
@@ -25,7 +29,13 @@ def verify(
 
     with terminal.watch() as monitor:
         found = run(config, profile, monitor=monitor)
+    held = found.profile
     terminal.say(
-        f"{found.n_removed} of {found.layout.n_weights} weights are zero, "
-        f"exactly as the profile says in each of {len(found.layout)} units"
+        f"{held.n_removed} of {held.layout.n_weights} weights are zero, "
+        f"exactly as the profile says in each of {len(held.layout)} units"
+    )
+    terminal.say(
+        "no checksums are kept with this checkpoint: its tensors were not compared"
+        if found.tensors is None
+        else f"all {found.tensors} tensors are as they were saved"
     )

@@ -40,6 +40,8 @@ STAGES_JSON = VersionedJson("the stages of a search", 1, StagesShape, RunMismatc
 HINT_JSON = VersionedJson("a hint", 1, HintShape, RunMismatchError)
 #: Name of the shipped profile's file, also in the folder of a pruned checkpoint.
 PROFILE = "profile.json"
+#: File in the folder of a materialised checkpoint, with its profile and figures.
+MATERIALISED = "materialised.json"
 
 #: Key of the prices in ``run.json``.
 _PRICES = "prices"

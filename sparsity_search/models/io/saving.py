@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from sparsity_search.models.io.checksums import write_checksums
 from sparsity_search.models.io.completing import check_nothing_is_lost, complete_checkpoint
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.utils.files import atomic_folder
@@ -48,8 +49,9 @@ def write_checkpoint(
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer; reloading gives equal logits.
 
-    Tied weights are written once. The generation settings are written next to the configuration.
-    With a base, the checkpoint has all tensors, number types, class and other files of the base.
+    Tied weights are written once. The generation settings are written next to the configuration,
+    and the checksums of all tensors, see `check_checkpoint`. With a base, the checkpoint has all
+    tensors, number types, class and other files of the base.
 
     Args:
         model: The model.
@@ -71,3 +73,4 @@ def write_checkpoint(
     check_nothing_is_lost(folder, model, source.left_alone if source else ())
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
+    write_checksums(folder)

@@ -21,13 +21,10 @@ from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.pruning.patterns import check_zeros, pattern_of
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import format_card
-from sparsity_search.runs.directory import PROFILE
+from sparsity_search.runs.directory import MATERIALISED, PROFILE
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.utils.files import atomic_folder
 from sparsity_search.workflow.prune.smaller import compare_with_dense, warn_of_padding
-
-#: File with the figures of a materialised checkpoint and of the dense model.
-MATERIALISED = "materialised.json"
 
 
 @dataclass(frozen=True, kw_only=True)
