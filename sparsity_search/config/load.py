@@ -61,7 +61,7 @@ def load_config(
     try:
         return RunConfig.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError(describe_faults(error, _describe_fault)) from error
+        raise ConfigError(describe_faults(error, describe=_describe_fault)) from error
 
 
 def parse_setting(text: str, form: str) -> tuple[str, Any]:

@@ -42,7 +42,7 @@ class Pattern:
             ConfigError: ``text`` is none of these.
         """
         if not isinstance(text, str):  # YAML reads 2:4 as a number to the base 60
-            raise ConfigError(f'pattern must be text, not {text!r}: write "2:4" with quotes')
+            raise ConfigError(f"pattern must be text such as 2:4, not {text!r}")
         pattern = cls(text) if text in _SCOPES else cls.parse_groups(text)
         if pattern is None:
             raise ConfigError(f"pattern must be layer, row, block, N:M or *:M, not {text!r}")

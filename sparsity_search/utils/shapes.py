@@ -78,17 +78,20 @@ def _in_plain_words(message: str) -> str:
 
 
 def describe_faults(
-    error: ValidationError, describe: Callable[[Any], str] = describe_fault
+    error: ValidationError, name: str = "", describe: Callable[[Any], str] = describe_fault
 ) -> str:
     """Return the faults that pydantic found, the first ones if they are many.
 
     Args:
         error: The error of pydantic.
+        name: Name of the value that it is about, if it has one.
         describe: Function from one of its faults to words.
     """
     faults = error.errors()
+    places: tuple[str, ...] = (name,) if name else ()
+    shown = [describe({**fault, "loc": (*places, *fault["loc"])}) for fault in faults[:_LISTED]]
     more = [f"and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
-    return "; ".join([*map(describe, faults[:_LISTED]), *more])
+    return "; ".join([*shown, *more])
 
 
 def check_settings(owner: type, settings: Mapping[str, Any]) -> None:
@@ -103,7 +106,7 @@ def check_settings(owner: type, settings: Mapping[str, Any]) -> None:
             try:
                 adapters[name].validate_python(value)
             except ValidationError as error:
-                raise ConfigError(f"{name}: {describe_faults(error)}") from error
+                raise ConfigError(describe_faults(error, name)) from error
 
 
 @cache

@@ -153,7 +153,7 @@ REFUSED = {
     "no sparsity for a pattern": (["--pattern", "*:4"], "--sparsity"),
     "a count that the pattern cannot have": (["--pattern", "2:4", "--sparsity", "0.4"], "2 kept"),
     "unknown pattern": (["--pattern", "col", "--sparsity", "0.4"], "N:M"),
-    "pattern without quotes": (["--set", "pruner.pattern=2:4", "--sparsity", "0.5"], "quotes"),
+    "a pattern that is no text": (["--set", "pruner.pattern=2", "--sparsity", "0.5"], "not 2"),
     "unknown mask": (["--pruner", "wnada+refit", "--sparsity", "0.5"], "'wanda'"),
     "weights materialised": (["--materialise", "--sparsity", "0.5"], "only structures"),
 }

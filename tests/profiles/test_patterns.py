@@ -18,8 +18,8 @@ def test_no_pattern(text: str) -> None:
         Pattern.parse(text)
 
 
-def test_a_number_of_yaml_needs_quotes() -> None:
-    with pytest.raises(ConfigError, match="quotes"):
+def test_a_number_is_no_pattern() -> None:
+    with pytest.raises(ConfigError, match="must be text such as 2:4, not 124"):
         Pattern.parse(124)  # type: ignore[arg-type]
 
 

@@ -300,7 +300,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"spread": 0.0}, "spread in"),
     ({"spread": 1.0}, "spread in"),
     ({"penalty": -1.0}, "penalty must be"),
-    ({"penalty": float("inf")}, "penalty must be"),
+    ({"penalty": float("inf")}, "penalty: must be a finite number"),
     ({"width": 0.0}, "width positive"),
     ({"width": float("nan")}, "width positive"),
     ({"learning_rate": 0.0}, "learning_rate"),

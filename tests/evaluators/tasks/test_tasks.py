@@ -186,14 +186,14 @@ def test_something_must_be_asked() -> None:
     ("settings", "message"),
     [
         ({"files": ("a",), "tasks": ("b",)}, "give one of these settings"),
-        ({"files": "a.jsonl"}, "files must be a list"),
-        ({"tasks": (1,)}, "tasks must be a list"),
+        ({"files": "a.jsonl"}, "files: must be a valid list"),
+        ({"tasks": (1,)}, r"tasks\.0: must be a valid string, not 1"),
         ({"files": ("a",), "include": "b"}, "include and num_fewshot are for tasks"),
         ({"files": ("a",), "num_fewshot": 0}, "include and num_fewshot are for tasks"),
         ({"tasks": ("a",), "num_fewshot": -1}, "num_fewshot must not be negative"),
         ({"files": ("a",), "examples": 0}, "examples and batch_size must be at least 1"),
         ({"files": ("a",), "batch_size": 0}, "examples and batch_size must be at least 1"),
-        ({"files": ("a",), "measure": "accuracy"}, "measure must be loss or error"),
+        ({"files": ("a",), "measure": "accuracy"}, "measure: must be 'loss' or 'error'"),
     ],
 )
 def test_settings(settings: dict[str, Any], message: str) -> None:
