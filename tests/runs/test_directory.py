@@ -85,9 +85,8 @@ def test_one_process_at_a_time(directory: RunDirectory) -> None:
 def test_measurements_stay_where_they_are(
     directory: RunDirectory, stored: str | None, now: str | None, said: str
 ) -> None:
-    before, after = (
-        load_config(None, {"model.name": "tiny", "study.storage": url}) for url in (stored, now)
-    )
+    given = {"model.name": "tiny", "budget.sparsity": 0.5}
+    before, after = (load_config(None, {**given, "study.storage": url}) for url in (stored, now))
     begin(directory, config=before.model_dump(mode="json"))
     directory.check_resumable(before)
     with pytest.raises(RunMismatchError, match=said):
@@ -137,7 +136,8 @@ def test_hints_of_equal_file_names_are_kept_apart(
 ) -> None:
     space = toy_space()
     for value, name in enumerate(names):
-        losses = (np.array([value]),) * space.n_genes
+        levels = [len(space.limits.of(gene)) for gene in range(space.n_genes)]
+        losses = tuple(np.full(n, value) for n in levels)
         directory.write_hint(1, Hint(name, space.limits.lower, losses), space)
     found = [directory.read_hint(1, name, space) for name in names]
     assert [hint and hint.losses[0][0] for hint in found] == [0, 1]

@@ -14,7 +14,8 @@ from sparsity_search.report import RunRecord
 from sparsity_search.report.table import summarise
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.testing.models import save_tiny_model
-from sparsity_search.utils.files import read_json, write_json
+from sparsity_search.utils.files import write_json
+from sparsity_search.utils.reading import read_json
 from sparsity_search.workflow.search import search
 from sparsity_search.workflow.verify import verify
 
