@@ -22,6 +22,7 @@ from sparsity_search.data.self_text import (
     sample_text,
 )
 from sparsity_search.errors import DataError
+from sparsity_search.models.io.identity import identify
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
 
@@ -168,7 +169,9 @@ def test_several_first_tokens_are_read_before_the_text(cache: Path) -> None:
 
 def test_a_sample_with_other_first_tokens_is_not_used(loaded: LoadedModel, cache: Path) -> None:
     first = sample_cached_text(loaded, n_sequences=2, length=8, seed=0)
-    other = replace(loaded, tokenizer=tiny_tokenizer("<eos> $A"))
+    tokenizer = tiny_tokenizer("<eos> $A")
+    identity = identify(loaded.model, tokenizer)
+    other = replace(loaded, tokenizer=tokenizer, identity=identity)
     found = sample_cached_text(other, n_sequences=2, length=8, seed=0)
     assert (first[:, 0].tolist(), found[:, 0].tolist()) == ([1, 1], [2, 2])
 

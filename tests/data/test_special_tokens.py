@@ -15,6 +15,7 @@ from sparsity_search.data.sequences import Request, draw, draw_texts
 from sparsity_search.data.special_tokens import find_prefix, name_tokens
 from sparsity_search.engine.session import request_search_text
 from sparsity_search.errors import DataError
+from sparsity_search.models.io.identity import identify
 from sparsity_search.models.io.loading import LoadedModel, load_model
 from sparsity_search.models.io.saving import save_checkpoint
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_text, tiny_tokenizer
@@ -40,7 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(document: str) -> LoadedModel:
-    return replace(tiny_loaded(), tokenizer=tiny_tokenizer(document))
+    found, tokenizer = tiny_loaded(), tiny_tokenizer(document)
+    return replace(found, tokenizer=tokenizer, identity=identify(found.model, tokenizer))
 
 
 def ids(text: str) -> list[int]:

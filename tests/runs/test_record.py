@@ -192,7 +192,7 @@ def test_starts_from_files_have_their_labels(run_dir: Path, record: RunRecord) -
     RunDirectory(run_dir).write_stages(["search"], [starts])
     assert RunRecord.read(run_dir).initial_scores == {"uniform": 0.9, "a-b": 0.8}
     (run_dir / "starts.json").write_text("[[]]")
-    with pytest.raises(RunMismatchError, match=r"starts\.json.*not a list"):
+    with pytest.raises(RunMismatchError, match=r"starts\.json is not the starts of a search"):
         RunRecord.read(run_dir)
 
 

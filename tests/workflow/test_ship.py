@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from sparsity_search.report import RunRecord
 from sparsity_search.report.table import summarise
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.testing.models import save_tiny_model
-from sparsity_search.utils.files import write_json
 from sparsity_search.utils.reading import read_json
+from sparsity_search.utils.versioned import VersionedJson
 from sparsity_search.workflow.search import search
 from sparsity_search.workflow.verify import verify
 
@@ -39,19 +38,19 @@ def test_a_run_is_unfinished_while_its_checkpoint_is_replaced(
     model, run = save_tiny_model(tmp_path / "tiny"), RunDirectory(tmp_path / "run")
     first = extend(model, run.path, 0)
     with monkeypatch.context() as patch:
+        write = VersionedJson.write
 
-        def die(path: Path, value: Any) -> None:
+        def die(kind: VersionedJson, path: Path, value: Any) -> None:
             if path == run.profile_file:
                 raise KeyboardInterrupt
-            write_json(path, value)
+            write(kind, path, value)
 
-        shipping = importlib.import_module("sparsity_search.workflow.search.ship")
-        patch.setattr(shipping, "write_json", die)
+        patch.setattr(VersionedJson, "write", die)
         with pytest.raises(KeyboardInterrupt):
             extend(model, run.path, 4)
     # the old profile lies beside the new checkpoint, which has its own
     checkpoint = load_config(None, {"model.name": str(run.checkpoint_folder)})
-    found = verify(checkpoint, run.checkpoint_folder / "profile.json")
+    found = verify(checkpoint).profile
     assert found.removed != first.removed
     assert read_json(run.profile_file)["units"] == first.to_json()["units"]
     record = RunRecord.read(run.path)
