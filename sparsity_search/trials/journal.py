@@ -14,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from sparsity_search.errors import RunMismatchError, SparsitySearchError
+from sparsity_search.utils.files import told_of_machine
 
 
 class Journal(JournalStorage):
@@ -64,6 +65,15 @@ class _Lines(JournalFileBackend):
         super().__init__(str(path), _Lock(path))
         self.path = path
         self.line = 0
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write records.
+
+        Raises:
+            MachineError: The disk is full, or the file cannot be written.
+        """
+        with told_of_machine(self.path):
+            super().append_logs(logs)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the records from a line on, numbered from 0."""

@@ -89,12 +89,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def told_of_machine(path: Path) -> Iterator[None]:
+    """Name a file or folder that cannot be written: a full disk, read-only, without memory.
+
+    Raises:
+        MachineError: The machine failed; names ``path`` and the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = None if isinstance(error, MachineError) else find_machine_fault(error)
+        if reason is None:
+            raise
+        raise MachineError(f"cannot write {path}: {reason}") from error
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path near ``path``, which it replaces on success.
 
     What killed processes have left of the same file is removed.
     """
-    with _told_of_machine(path), _reserve(path) as folder:
+    with told_of_machine(path), _reserve(path) as folder:
         _sweep(path, but=folder)
         temporary = folder / path.name
         yield temporary
@@ -112,7 +128,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: Another process is writing the same folder.
     """
-    with _told_of_machine(path), _reserve(path) as temporary:
+    with told_of_machine(path), _reserve(path) as temporary:
         if _sweep(path, but=temporary):
             raise ConfigError(f"another process is writing {path}")
         yield temporary
@@ -196,7 +212,7 @@ def lock_folder(path: Path) -> Iterator[None]:
         MachineError: The folder cannot be made or locked.
     """
     lock = FileLock(path / ".lock")
-    with _told_of_machine(path):
+    with told_of_machine(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -223,18 +239,6 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _told_of_machine(path: Path) -> Iterator[None]:
-    """Raise a `MachineError` that names ``path`` for a disk, a folder or memory that fails."""
-    try:
-        yield
-    except Exception as error:
-        reason = None if isinstance(error, MachineError) else find_machine_fault(error)
-        if reason is None:
-            raise
-        raise MachineError(f"cannot write {path}: {reason}") from error
 
 
 def _sync(path: Path) -> None:

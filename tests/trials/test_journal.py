@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_search.errors import RunMismatchError
+from sparsity_search.errors import MachineError, RunMismatchError
 from sparsity_search.testing.problems import toy_space
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.storages import join_journal, open_journal
@@ -174,3 +175,15 @@ def test_trials_of_an_earlier_version_have_no_checksum(path: Path) -> None:
         lines[i] = json.dumps(record)
     path.write_text("\n".join(lines) + "\n")
     assert read_measurements(path, "study") == MADE
+
+
+def test_a_full_disk_is_one_line_with_the_path(path: Path) -> None:
+    store = Store(join_journal(path), "study", {"seed": 0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(MachineError, match=r"^cannot write .*journal\.log: File too large$"):
+            store.add(MADE[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Store(open_journal(path), "study", {"seed": 0}).load() == MADE
