@@ -21,7 +21,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:
         ModelError: A token has no row.
     """
     rows = _count_rows(model)
-    ordinary = set(tokenizer.get_vocab().values()) - tokenizer.added_tokens_decoder.keys()
+    ordinary = set(tokenizer.get_vocab().values()) - _find_added(tokenizer)
     if (last := max(ordinary, default=0)) >= rows:
         raise ModelError(
             f"the tokenizer has ids up to {last}, but the model's embedding only {rows} rows: "
@@ -47,6 +47,14 @@ def check_tokens(tokens: Tensor, model: PreTrainedModel, tokenizer: Any) -> None
             f"the text has the token {token!r} ({last}), but the model's embedding only {rows} "
             "rows: remove it from the text, or resize the embedding"
         )
+
+
+def _find_added(tokenizer: Any) -> set[int]:
+    """Return the ids of added tokens."""
+    try:
+        return set(tokenizer.added_tokens_decoder)
+    except NotImplementedError:  # the tokenizers of mistral-common
+        return set(tokenizer.all_special_ids)
 
 
 def _count_rows(model: PreTrainedModel) -> int:

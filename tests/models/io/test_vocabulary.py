@@ -10,7 +10,7 @@ from sparsity_search.data.sequences import Request, draw
 from sparsity_search.errors import ModelError
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.saving import save_checkpoint
-from sparsity_search.models.io.vocabulary import check_tokens
+from sparsity_search.models.io.vocabulary import check_tokens, check_vocabulary
 from sparsity_search.testing.models import tiny_llama, tiny_loaded, tiny_tokenizer
 
 
@@ -38,6 +38,24 @@ def test_an_added_token_without_a_row(tmp_path: Path) -> None:
     text.write_text("a <image> and its words")
     with pytest.raises(ModelError, match=rf"'<image>' \({rows}\), .* only {rows} rows"):
         draw([Request("a", str(text), 1, 8)], loaded, 0)
+
+
+def test_a_tokenizer_that_does_not_list_its_added_tokens() -> None:
+    class Unlisted:
+        """As `MistralCommonBackend` of transformers."""
+
+        all_special_ids = (128, 129)
+
+        def get_vocab(self) -> dict[str, int]:
+            return {str(index): index for index in range(130)}
+
+        @property
+        def added_tokens_decoder(self) -> dict[int, str]:
+            raise NotImplementedError
+
+    check_vocabulary(tiny_llama(), Unlisted())
+    with pytest.raises(ModelError, match=r"ids up to 127, .* only 127 rows"):
+        check_vocabulary(tiny_llama(vocab_size=127), Unlisted())
 
 
 def test_a_first_token_without_a_row() -> None:
