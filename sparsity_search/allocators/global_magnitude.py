@@ -58,8 +58,12 @@ class GlobalMagnitudeAllocator(Allocator):
 
 
 def read_magnitudes(view: WeightView) -> Tensor:
-    """Return the magnitude of each item of a unit, ``(count,)`` float32."""
-    weight = view.read()
-    if view.structures is None:
+    """Return the magnitude of each item of a unit, ``(count,)`` float32.
+
+    Where structures stand in groups, item by item, the least of each group are taken together.
+    """
+    weight, shape = view.read(), view.structures
+    if shape is None:
         return weight.float().abs().flatten()
-    return view.structures.bodies(weight).float().square().mean(dim=(0, 2)).sqrt()
+    squares = shape.bodies(weight).float().square().mean(dim=(0, 2))
+    return shape.by_group(squares).sort(dim=1).values.mean(dim=0).sqrt()

@@ -32,6 +32,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     _check_stages(config, of_levels)
     directory.check_resumable(config)
     kind = choose_units(config, plugins.pruner)
+    _check_kind(kind)
     check_measure(config, kind, of_levels.unpriced)
     _check_own_data(config, plugins)
     requests = _request_text(config, plugins)
@@ -50,6 +51,15 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     check_hints(config.hints, session)
     session.check_same_model(plugins.searcher.data_model(), "the searcher's data set")
     return job
+
+
+def _check_kind(kind: str) -> None:
+    """Check that profiles of a kind of units may differ, and be saved."""
+    if kind == "experts":
+        raise ConfigError(
+            "all blocks keep equally many experts, as the model's configuration has one number, "
+            "so there is nothing to search: give the share to remove to prune --sparsity"
+        )
 
 
 def _check_stages(config: RunConfig, space: SpaceFile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, arange, empty_like
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,47 @@ class StructureLayout:
     which the first ``inner`` belong to the consumer. The last columns are the consumers' biases,
     zeros where there is none. A bias is not a structure, but a pruner may change it.
 
+    Structures may stand in groups that have to stay of one size, as the experts of some routers.
+    Then an **item**, which is what is counted, is one structure of every group.
+
     Attributes:
         count: Number of structures.
         inner: Columns of a structure that belong to the consumer.
         width: Columns of a structure.
         biases: Number of consumers, each with one bias column: 1, or 2 in a whole decoder block.
+        groups: Number of groups, each a run of equally many structures.
+        routing: Last columns of a structure that hold an expert's row of the router.
     """
 
     count: int
     inner: int
     width: int
     biases: int = 1
+    groups: int = 1
+    routing: int = 0
+
+    @property
+    def items(self) -> int:
+        """Number of items that can be removed: structures of one group."""
+        return self.count // self.groups
+
+    def by_group(self, values: Tensor) -> Tensor:
+        """Return one value a structure, ``(count,)``, as ``(groups, items)``, sharing memory."""
+        return values.view(self.groups, self.items)
+
+    def places(self, order: Tensor) -> Tensor:
+        """Return the place of each structure among those of its group, ``(count,)`` int64.
+
+        Args:
+            order: The structures in an order, ``(count,)`` int64.
+
+        >>> from torch import tensor
+        >>> StructureLayout(4, 1, 1, groups=2).places(tensor([3, 1, 0, 2])).tolist()
+        [1, 0, 1, 0]
+        """
+        grouped = order[(order // self.items).argsort(stable=True)]
+        places = arange(self.items, device=order.device).repeat(self.groups)
+        return empty_like(order).scatter_(0, grouped, places)
 
     def bodies(self, weight: Tensor) -> Tensor:
         """Return the structures, ``(hidden, count, width)``, sharing memory."""
@@ -47,6 +77,10 @@ class StructureLayout:
     def empty(self, weight: Tensor) -> Tensor:
         """Return a mask of the structures that are all zeros, ``(count,)`` bool."""
         return (self.bodies(weight) == 0).all(dim=2).all(dim=0)
+
+    def n_empty(self, weight: Tensor) -> int:
+        """Return the number of items that are all zeros: of the group with the fewest."""
+        return int(self.by_group(self.empty(weight)).sum(dim=1).min())
 
 
 def select_fullest(empty: Tensor, number: int) -> Tensor:

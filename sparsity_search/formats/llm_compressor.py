@@ -17,11 +17,17 @@ from sparsity_search.formats.bases.layers import (
     sum_rows,
 )
 from sparsity_search.interfaces.format import Format, ProfileDocument
-from sparsity_search.profiles.layout import Layout
+from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.utils.reading import parse_yaml
 
 Modifier = Literal["SparseGPTModifier", "WandaPruningModifier"]
 _MODIFIERS = get_args(Modifier)
+#: Matrix of fused experts → the linear layers into which the tool splits it.
+_SPLIT = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "up_proj": ("up_proj",),
+    "down_proj": ("down_proj",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,9 @@ class LlmCompressorFormat(Format):
     """A recipe for llm-compressor: a pruning modifier for each sparsity, with its layers.
 
     Layers of one sparsity share a modifier. Modifiers of one name cannot stand in one mapping, so
-    each has a group of its own. The rows of a fused projection are one layer there.
+    each has a group of its own. The rows of a fused projection are one layer there. Fused experts
+    have the names of the linear layers into which the tool splits them before it prunes:
+    ``gate_up_proj`` becomes ``gate_proj`` and ``up_proj``, with one sparsity.
 
     Args:
         modifier: ``SparseGPTModifier`` or ``WandaPruningModifier``.
@@ -62,15 +70,26 @@ class LlmCompressorFormat(Format):
         if not ratios:
             raise ProfileError(f"the recipe holds neither {' nor '.join(_MODIFIERS)}")
         units = require_layout(layout)
-        return ProfileDocument(round_to_counts(units, match_ratios(units, ratios)))
+        joined = _join_layers(units, ratios)
+        return ProfileDocument(round_to_counts(units, match_ratios(units, joined)))
 
     def write(self, document: ProfileDocument) -> str:
-        """Return the recipe as YAML."""
+        """Return the recipe as YAML.
+
+        Raises:
+            ProfileError: The profile removes structures, or the tool does not split its experts.
+        """
         check_single_weights(document.profile, "llm-compressor's modifiers")
         profile = sum_rows(document.profile)
         layers: dict[float, list[str]] = {}
         for unit, sparsity in zip(profile.layout, profile.sparsities.tolist(), strict=True):
-            layers.setdefault(sparsity, []).append(unit.name)
+            names = _list_layers(unit)
+            if not names:
+                raise ProfileError(
+                    f"{unit.name} is no module, and llm-compressor makes none of it: leave "
+                    "experts out of the profile, with --exclude where it is made"
+                )
+            layers.setdefault(sparsity, []).extend(names)
         stage = {
             f"pruning_{index}_modifiers": {
                 self.modifier: {
@@ -82,6 +101,33 @@ class LlmCompressorFormat(Format):
             for index, (sparsity, names) in enumerate(layers.items())
         }
         return yaml.safe_dump({"pruning_stage": stage}, sort_keys=False, width=99)
+
+
+def _list_layers(unit: Unit) -> list[str]:
+    """Return the names that a unit's layers have in the tool; none if it has no such layers."""
+    if not unit.role.startswith("expert_"):
+        return [unit.name]
+    place, _, matrix = unit.name.rpartition(".")
+    return [f"{place}.{layer}" for layer in _SPLIT.get(matrix, ())]
+
+
+def _join_layers(layout: Layout, ratios: dict[str, float]) -> dict[str, float]:
+    """Return ratios with those of layers that are one unit here under the unit's name.
+
+    Raises:
+        ProfileError: Such layers differ.
+    """
+    joined = dict(ratios)
+    for unit in layout:
+        layers = [] if unit.name in ratios else _list_layers(unit)
+        found = {layer: joined.pop(layer) for layer in layers if layer in joined}
+        if len(set(found.values())) > 1 or 0 < len(found) < len(layers):
+            raise ProfileError(
+                f"{unit.name} is one unit: {' and '.join(layers)} need one sparsity"
+            )
+        if found:
+            joined[unit.name] = found[layers[0]]
+    return joined
 
 
 def _find_modifiers(value: Any) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,8 @@ class REAPPruner(StructuredPruner):
 
     REAP, router-weighted expert activation pruning (Lasby et al., arXiv 2510.13999).
     Experts that get no token score 0 and go first. What is dropped leaves the router too, so that
-    it chooses among the others; their gate weights are normalised as the model does it.
+    it chooses among the others; their gate weights are normalised as the model does it. Where
+    gate weights multiply what an expert reads (Llama 4), the score is the mean output norm.
     """
 
     units: ClassVar[tuple[str, ...]] = ("experts",)

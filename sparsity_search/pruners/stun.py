@@ -36,6 +36,8 @@ class STUNPruner(Pruner):
     expert's router row. Where only a few clusters are left, they become the means themselves,
     router rows included. An average that is all zeros (experts that cancel) is not used.
 
+    Where the router's experts stand in groups, each group has clusters of its own, equally many.
+
     The published code joins the closest single experts whose clusters stay below a threshold,
     which it bisects for a total over all blocks; it has its weight on the first term, and takes
     the mean of ``c`` over the diagonal too. Here a block's count says how many clusters are left,
@@ -72,20 +74,29 @@ class STUNPruner(Pruner):
             ConfigError: The unit is no mixture of experts, too.
         """
         shape = get_structure_layout(evidence)
-        table = check_table(counts, shape.count)
+        table = check_table(counts, shape.items)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
-        live = (~shape.empty(weight)).nonzero().flatten().cpu()
-        rows = shape.bodies(weight)[:, live.to(weight.device), -1].T
-        together = get_routing(evidence).coactivation.cpu()[live][:, live]
-        cuts = _agglomerate(self._distance(rows.double().cpu(), together.double()), seed)
-        cuts.append([])  # with all experts removed
-        existing = shape.count - len(live)
+        live = ~shape.empty(weight).cpu()
+        groups = shape.by_group(torch.arange(shape.count))
+        found = [self._cuts(weight, evidence, group[live[group]], seed) for group in groups]
         variants = []
         for count in table:
-            clusters = [live[members].tolist() for members in cuts[max(count - existing, 0)]]
-            variants.append(self._reduced(weight, shape, clusters) if count > existing else weight)
+            left = shape.items - count
+            clusters = [own for cuts in found for own in cuts[max(len(cuts) - 1 - left, 0)]]
+            variants.append(self._reduced(weight, shape, clusters))
         return StoredVariants.of(variants, table)
+
+    def _cuts(
+        self, weight: Tensor, evidence: Evidence, live: Tensor, seed: int
+    ) -> list[_Clusters]:
+        """Return the clusters of some experts, from each alone down to none at all."""
+        shape = get_structure_layout(evidence)
+        bodies = shape.bodies(weight)[:, live.to(weight.device)]
+        rows = bodies[:, :, shape.width - shape.routing :].transpose(0, 1).flatten(1)
+        together = get_routing(evidence).coactivation.cpu()[live][:, live]
+        cuts = _agglomerate(self._distance(rows.double().cpu(), together.double()), seed)
+        return [[live[members].tolist() for members in cut] for cut in (*cuts, [])]
 
     def _distance(self, rows: Tensor, together: Tensor) -> Tensor:
         """Return the distances of experts, ``(n, n)`` float64."""
@@ -107,7 +118,8 @@ class STUNPruner(Pruner):
             if average and len(members) > 1 and mean.to(weight).any():
                 new[:, members[0]] = mean.to(weight)
                 continue
-            away = (bodies - mean[:, None])[:, :, :-1].square().sum(dim=(0, 2))
+            own = (bodies - mean[:, None])[:, :, : shape.width - shape.routing]
+            away = own.square().sum(dim=(0, 2))
             kept = members[int(away.argmin())]
             new[:, kept] = old[:, kept]
         return made

@@ -27,7 +27,7 @@ HIDDEN = 12
 def build_shape(pruner: Pruner) -> StructureLayout:
     """Return a small shape of the pruner's usual kind: many structures, or one whole sublayer."""
     if "experts" in pruner.units:
-        return StructureLayout(count=10, inner=4, width=13, biases=0)
+        return StructureLayout(count=10, inner=4, width=13, biases=0, routing=1)
     many = "width" in pruner.units
     return (
         StructureLayout(count=10, inner=4, width=9)

@@ -17,6 +17,7 @@ from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
+from tests.helpers.fewer_experts import make
 
 NOTHING = torch.empty(0, 0)
 
@@ -181,8 +182,9 @@ def test_structures_have_the_root_mean_square_of_their_weights(units: str) -> No
     view = subject.views[subject.layout[-1].name]
     shape = view.structures
     assert shape is not None
-    body = view.read()[:, : shape.width].double().numpy()
-    assert scores[-1][0] == pytest.approx(np.sqrt((body**2).mean()), rel=1e-5)
+    bodies = shape.bodies(view.read()).double().numpy()
+    means = np.sqrt((bodies**2).mean(axis=(0, 2)))
+    assert scores[-1] == pytest.approx(np.sort(means), rel=1e-5)
     expected = np.zeros(len(costs))
     for _, unit in sorted((s, u) for u, each in enumerate(scores) for s in each):
         if (expected @ costs) + costs[unit] > Budget(0.4).n_removed(subject.layout):
@@ -191,6 +193,16 @@ def test_structures_have_the_root_mean_square_of_their_weights(units: str) -> No
     # the structure at the threshold does not fit; what is left of the budget goes elsewhere
     assert np.abs(found.removed - expected) @ costs < costs.max()
     assert expected.std() > 0
+
+
+def test_items_of_groups_are_the_least_of_each() -> None:
+    """Two groups of four experts: an item is the r-th smallest of one and that of the other."""
+    view = PrunableModel(make("deepseek_v3"), units="experts").views["model.layers.1.mlp"]
+    assert view.structures is not None
+    squares = view.structures.bodies(view.read()).double().square().mean(dim=(0, 2)).tolist()
+    pairs = zip(sorted(squares[:4]), sorted(squares[4:]), strict=True)
+    expected = [((one + other) / 2) ** 0.5 for one, other in pairs]
+    assert read_magnitudes(view).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_floor_keeps_one_structure() -> None:

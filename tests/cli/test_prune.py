@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.testing.models import tiny_mixtral, tiny_tokenizer
 from sparsity_search.utils.files import atomic_folder
 
@@ -208,3 +209,34 @@ def test_experts(cli: Cli, text: Path, tmp_path: Path, pruner: str) -> None:
                   rest, *SMALL, "--sparsity", 0.4)  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert cli("verify", rest, "--profile", rest / "profile.json").code == 0
+
+
+def test_experts_that_cannot_be_saved(cli: Cli, text: Path, tmp_path: Path) -> None:
+    """Refused before the text is used: too few for the router, or not equally many everywhere."""
+    folder, out, profile = tmp_path / "mixture", tmp_path / "out", tmp_path / "profile.json"
+    save_checkpoint(tiny_mixtral(), tiny_tokenizer(), folder)
+    subject = PrunableModel(tiny_mixtral(), units="experts")
+    uneven = SparsityProfile(subject.layout, (3, 5))
+    profile.write_text(json.dumps({**uneven.to_json(), "removes": "experts"}))
+    common = ("--pruner", "reap", "--calibration", f"file:{text}", "--out", out, *SMALL)
+    for options, words in (
+        (
+            ("--sparsity", 0.9),
+            "but the router needs 2, as each token is routed to 2: remove fewer",
+        ),
+        (("--profile", profile), "blocks keep between 3 and 5 experts"),
+    ):
+        outcome = cli("prune", folder, *common, *options)
+        assert outcome.code == 2, outcome
+        assert words in outcome.err.replace("\n", " ")
+        assert "prune:" not in outcome.err
+        assert not out.exists()
+
+
+def test_experts_are_not_searched(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """All blocks keep equally many, so there is one profile for each target."""
+    outcome = cli("search", model, "--units", "experts", "--pruner", "reap", "--sparsity", 0.5,
+                  "--calibration", "self", "--out", tmp_path / "run", *SMALL)  # fmt: skip
+    assert outcome.code == 2
+    assert "there is nothing to search: " in outcome.err.replace("\n", " ")
+    assert "load model" not in outcome.err

@@ -53,6 +53,44 @@ def test_written_values_stay_texts() -> None:
     assert group["WandaPruningModifier"]["targets"] == [unit.name for unit in LAYOUT]
 
 
+MIXTURE = Layout(
+    [
+        Unit(name="m.0.q", block=0, role="q", count=8),
+        Unit(name="m.0.experts.0.gate_up_proj", block=0, role="expert_gate_up", count=8),
+        Unit(name="m.0.experts.0.down_proj", block=0, role="expert_down", count=8),
+        Unit(name="m.0.experts.1.up_proj", block=0, role="expert_up", count=8),
+    ]
+)
+
+
+def test_fused_experts_have_the_names_of_their_linear_layers() -> None:
+    """As the tool names them: experts.N.gate_proj, up_proj and down_proj."""
+    text = LlmCompressorFormat().write(ProfileDocument(from_counts(MIXTURE, [4, 2, 6, 6])))
+    found = {
+        target: group["SparseGPTModifier"]["sparsity"]
+        for group in yaml.safe_load(text)["pruning_stage"].values()
+        for target in group["SparseGPTModifier"]["targets"]
+    }
+    assert found == {
+        "m.0.q": 0.5,
+        "m.0.experts.0.gate_proj": 0.25,
+        "m.0.experts.0.up_proj": 0.25,
+        "m.0.experts.0.down_proj": 0.75,
+        "m.0.experts.1.up_proj": 0.75,
+    }
+    assert LlmCompressorFormat().read(text, MIXTURE).profile.removed == (4, 2, 6, 6)
+    for name in ("gate_proj", "up_proj"):
+        other = text.replace(f"      - m.0.experts.0.{name}\n", "")
+        with pytest.raises(ProfileError, match=r"gate_up_proj is one unit: .* need one sparsity"):
+            LlmCompressorFormat().read(other, MIXTURE)
+
+
+def test_experts_that_the_tool_does_not_split() -> None:
+    layout = Layout([Unit(name="m.0.ffn.experts.0.w1", block=0, role="expert_gate", count=8)])
+    with pytest.raises(ProfileError, match=r"experts\.0\.w1 is no module, .*--exclude"):
+        LlmCompressorFormat().write(ProfileDocument(from_counts(layout, [4])))
+
+
 def test_by_hand() -> None:
     assert LlmCompressorFormat().read(BY_HAND, LAYOUT).profile.removed == (5, 2, 15, 8, 3, 24)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.models.anatomy.experts import ExpertsView
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.whole_experts import ExpertsView
 from sparsity_search.models.running.walk import Visit, walk
 from sparsity_search.testing.models import VOCABULARY, tiny_mixtral
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from sparsity_search.errors import ConfigError, ModelError
 from sparsity_search.evidence.statistics import Statistic
-from sparsity_search.models.anatomy.banks import find_bank
+from sparsity_search.models.anatomy.banks import FusedBank, find_bank
 from sparsity_search.models.anatomy.experts import ExpertMatrix, find_mixtures
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.gradients import compute_weight_gradients
@@ -233,17 +233,12 @@ def test_experts_have_no_effects(family: Family) -> None:
         view.effects(view.read())
 
 
-@pytest.mark.parametrize("name", [name for name in BANKS if name != "deepseek_v3"])
+@pytest.mark.parametrize("name", ["dbrx", "jetmoe", "listed"])
 def test_whole_experts_of_other_layouts(name: str) -> None:
     with pytest.raises(
         ModelError, match="whole experts cannot be removed: choose --units weights"
     ):
         PrunableModel(layout(name).make(), units="experts")
-
-
-def test_whole_experts_with_a_corrected_router() -> None:
-    with pytest.raises(ModelError, match="router of mlp is not supported"):
-        PrunableModel(layout("deepseek_v3").make(), units="experts")
 
 
 ROLES = {
@@ -335,3 +330,6 @@ def test_an_expert_with_gate_weight_zero_is_not_chosen() -> None:
     gates = torch.tensor([[0.0], [0.7], [0.5]])
     found = bank.tokens(0, (tokens, torch.tensor([[0], [0], [1]]), gates))
     assert torch.equal(found, tokens[1:2])
+    assert isinstance(bank, FusedBank)
+    routed = list(bank.routed((tokens, torch.tensor([[0], [0], [1]]), gates)))
+    assert [(own.index, own.rows.tolist()) for own in routed] == [(0, [1]), (1, [2])]

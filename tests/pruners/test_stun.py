@@ -23,7 +23,7 @@ from sparsity_search.testing.models import tiny_mixtral
 from sparsity_search.testing.pruner import draw_gaussian
 
 N, HIDDEN = 7, 4
-SHAPE = StructureLayout(count=N, inner=2, width=7, biases=0)
+SHAPE = StructureLayout(count=N, inner=2, width=7, biases=0, routing=1)
 Clusters = list[list[int]]
 
 

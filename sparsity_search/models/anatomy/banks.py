@@ -9,7 +9,8 @@ biases (`transformers.integrations.moe.use_experts_implementation`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -19,6 +20,23 @@ from torch import Tensor, nn
 GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 _GATED = {GATE_UP: "expert_gate_up", DOWN: "expert_down"}
 _UNGATED = {UP: "expert_up", DOWN: "expert_down"}
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedTokens:
+    """The tokens that one expert gets.
+
+    Attributes:
+        index: Index of the expert.
+        rows: Positions of the tokens among all, ``(n,)`` int64, ascending.
+        inputs: What the expert reads of them, ``(n, hidden)``.
+        gates: Factors of its outputs, ``(n,)``.
+    """
+
+    index: int
+    rows: Tensor
+    inputs: Tensor
+    gates: Tensor
 
 
 class Bank(ABC):
@@ -62,6 +80,15 @@ class Bank(ABC):
         """Return all parameters that hold matrices."""
         return [self.parameter(name) for name in self.roles]
 
+    def matrices(self, tensor: Tensor, name: str) -> Tensor:
+        """Return all experts' matrices, ``(experts, outputs, inputs)``, sharing memory.
+
+        Args:
+            tensor: Values or gradient of the parameter, in its shape.
+            name: Name of the parameter.
+        """
+        return self._oriented(self._split(tensor), name)
+
     def matrix(self, tensor: Tensor, name: str, index: int) -> Tensor:
         """Return an expert's matrix, ``(outputs, inputs)``, sharing memory.
 
@@ -70,7 +97,7 @@ class Bank(ABC):
             name: Name of the parameter.
             index: Index of the expert.
         """
-        return self._oriented(self._split(tensor)[index], name)
+        return self.matrices(tensor, name)[index]
 
     def assembled(self, name: str, matrices: Mapping[int, Tensor]) -> Tensor:
         """Return a parameter with some experts' matrices replaced; gradients flow to these."""
@@ -139,12 +166,10 @@ class FusedBank(Bank):
         return len(self.parameter(DOWN))
 
     @property
-    def plain(self) -> bool:
-        """Whether every expert is two linear layers with a gate between them, and nothing else."""
+    def divisible(self) -> bool:
+        """Whether an expert is two linear layers and what is between them, and nothing else."""
         same = len(self.parameter(DOWN)) == len(next(iter(self.parameters())))
-        extra = any(hasattr(self.module, f"{name}_bias") for name in self.roles)
-        normed = getattr(self.module, "has_post_expert_norm", False)
-        return same and GATE_UP in self.roles and not (self.transposed or extra or normed)
+        return same and not getattr(self.module, "has_post_expert_norm", False)
 
     def activations(self, index: int, tokens: Tensor) -> Tensor:
         """Return the inputs of an expert's ``down_proj``, ``(n_tokens, inner)``."""
@@ -168,10 +193,48 @@ class FusedBank(Bank):
         """
         if len(arguments) > 1:
             return super().tokens(index, arguments)
-        hidden: Tensor = arguments[0]
-        grouped = hidden.view(self.count, -1, hidden.shape[-1])
-        tokens = hidden if index is None else grouped[index]
+        grouped = self._grouped(arguments)
+        tokens = grouped.flatten(0, 1) if index is None else grouped[index]
         return tokens[(tokens != 0).any(dim=1)]
+
+    def parts(self, arguments: Sequence[Any], size: int) -> Iterator[list[Tensor]]:
+        """Yield the arguments of the module's forward for at most ``size`` tokens each."""
+        if len(arguments) > 1:
+            tensors = [torch.split(tensor.flatten(0, -2), size) for tensor in arguments[:3]]
+            yield from map(list, zip(*tensors, strict=True))
+        else:
+            for part in torch.split(self._grouped(arguments), size, dim=1):
+                yield [part.flatten(0, 1)]
+
+    def count_tokens(self, arguments: Sequence[Any]) -> int:
+        """Return the number of tokens, whether they are routed or not."""
+        tokens: Tensor = arguments[0].flatten(0, -2)
+        return len(tokens) if len(arguments) > 1 else len(tokens) // self.count
+
+    def routed(self, arguments: Sequence[Any]) -> Iterator[RoutedTokens]:
+        """Yield the tokens of each expert that gets any.
+
+        Where the tokens come times their gate weights (Llama 4), the gates are ones.
+
+        Args:
+            arguments: Arguments of the module's forward, see `tokens`.
+        """
+        for index in range(self.count):
+            if len(arguments) > 1:
+                hidden, experts, gates = (each.flatten(0, -2) for each in arguments[:3])
+                rows, slots = ((experts == index) & (gates != 0)).nonzero(as_tuple=True)
+                inputs, factors = hidden[rows], gates[rows, slots]
+            else:
+                own = self._grouped(arguments)[index]
+                rows = (own != 0).any(dim=1).nonzero().flatten()
+                inputs, factors = own[rows], own.new_ones(len(rows))
+            if len(rows):
+                yield RoutedTokens(index, rows, inputs, factors)
+
+    def _grouped(self, arguments: Sequence[Any]) -> Tensor:
+        """Return Llama 4's only argument, ``(experts, n_tokens, hidden)``."""
+        hidden: Tensor = arguments[0]
+        return hidden.view(self.count, -1, hidden.shape[-1])
 
 
 class SplitBank(Bank):

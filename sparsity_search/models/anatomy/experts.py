@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
-from sparsity_search.evidence.structures import StructureLayout
-from sparsity_search.models.anatomy.banks import DOWN, GATE_UP, Bank, FusedBank, find_bank
+from sparsity_search.models.anatomy.banks import Bank, find_bank
 from sparsity_search.models.anatomy.views import LinearEffect, LinearView, WeightView
-from sparsity_search.models.surgery.rebuild import rebuild
 
-#: Names of the number of experts in configurations.
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 #: Names of the router in modules.
 _ROUTERS = ("gate", "router")
 #: Pattern in the names of experts or of their classes.
@@ -44,47 +38,24 @@ class ExpertMixture:
 
     def gates(self) -> set[nn.Module]:
         """Return the modules that compute the experts' gate weights; they are not pruned."""
-        gates: set[nn.Module] = set()
-        for name, child in self.module.named_children():
-            small = isinstance(child, nn.Linear) and child.out_features in (1, self.count)
-            if small or name in _ROUTERS or hasattr(child, "top_k"):
-                gates.update(child.modules())
+        gates = {module for router in self.routers() for module in router.modules()}
+        for child in self.module.children():
+            if isinstance(child, nn.Linear) and child.out_features in (1, self.count):
+                gates.add(child)
         return gates - set(self.experts.modules())
+
+    def routers(self) -> list[nn.Module]:
+        """Return the modules that may choose a token's experts, by their names."""
+        return [
+            child
+            for name, child in self.module.named_children()
+            if (name in _ROUTERS or hasattr(child, "top_k")) and child is not self.experts
+        ]
 
     @property
     def count(self) -> int:
         """Number of experts."""
         return self.bank.count if self.bank else len(list(self.experts.children()))
-
-    @property
-    def plain(self) -> FusedBank:
-        """The bank, if whole experts can be removed from it.
-
-        Raises:
-            ModelError: They cannot, because the experts are stored in another way.
-        """
-        if isinstance(self.bank, FusedBank) and self.bank.plain:
-            return self.bank
-        raise ModelError(
-            f"the experts of {self.name or 'a block'} are not two untransposed parameters "
-            f"{GATE_UP} and {DOWN} without biases, so whole experts cannot be removed: choose "
-            "--units weights"
-        )
-
-    def router(self) -> nn.Module:
-        """Return the router, whose only tensor must be a weight ``(experts, hidden)``.
-
-        Raises:
-            ModelError: It has more, e.g. a bias per expert or groups of experts.
-        """
-        shape = self.plain.parameter(DOWN).shape[:2]
-        for child in self.module.children():
-            tensors = {**dict(child.named_parameters()), **dict(child.named_buffers())}
-            sizes = {name: tensor.shape for name, tensor in tensors.items()}
-            one_group = getattr(child, "n_group", 1) in (None, 1)
-            if sizes == {"weight": shape} and hasattr(child, "top_k") and one_group:
-                return child
-        raise ModelError(f"the router of {self.name} is not supported: choose --units weights")
 
 
 def find_mixtures(module: nn.Module) -> Iterator[ExpertMixture]:
@@ -183,7 +154,7 @@ class ExpertMatrix(WeightView):
     def read_gradient(self) -> Tensor:
         """Return the matrix's gradient."""
         return self.bank.matrix(
-            _get_gradient(self.bank.parameter(self.name)), self.name, self.index
+            get_gradient(self.bank.parameter(self.name)), self.name, self.index
         )
 
     def parameters(self) -> list[Tensor]:
@@ -225,128 +196,6 @@ class ExpertLinear(LinearView):
         return WeightView.effects(self, change)
 
 
-class ExpertsView(WeightView):
-    """The experts of one mixture, as structures of one matrix.
-
-    An expert has ``3 · inner + 1`` columns: its ``down_proj``, its ``gate_up_proj`` transposed,
-    and its row of the router. There are no biases. Writing physically removes empty experts: the
-    parameters and the router lose their rows, so that the router chooses among the others.
-    Reading returns zeros for removed experts. (Experts that are empty in the dense model stay
-    until others are removed too.)
-
-    Args:
-        mixture: The mixture.
-
-    Raises:
-        ModelError: The experts are stored in another way, or the router is not supported.
-    """
-
-    def __init__(self, mixture: ExpertMixture) -> None:
-        self.bank = mixture.plain
-        self._experts = mixture.experts
-        self._router = mixture.router()
-        self._modules = (mixture.module, mixture.experts, self._router)
-        count, _, inner = _get_parameter(mixture.experts, DOWN).shape
-        self._structures = StructureLayout(count, inner, 3 * inner + 1, biases=0)
-        self._kept = torch.arange(count)
-        self._dense_empty = self._structures.empty(self.read()).cpu()
-
-    @property
-    def module(self) -> nn.Module:
-        """The module of all experts."""
-        return self._experts
-
-    @property
-    def kept(self) -> Tensor:
-        """Indices in the dense model of the experts that remain, ``(n,)`` int64."""
-        return self._kept
-
-    @property
-    def structures(self) -> StructureLayout:
-        """Layout of the matrix."""
-        return self._structures
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Number of experts, and weights per expert."""
-        hidden = _get_parameter(self._experts, DOWN).shape[1]
-        return self._structures.count, hidden * self._structures.width
-
-    def parameters(self) -> list[nn.Parameter]:  # type: ignore[override]
-        """Return the experts' two parameters and the router's weight."""
-        return [
-            _get_parameter(self._experts, DOWN),
-            _get_parameter(self._experts, GATE_UP),
-            _get_parameter(self._router, "weight"),
-        ]
-
-    def read(self) -> Tensor:
-        """Return a new tensor, ``(hidden, count · width)``, in the widest dtype of its parts."""
-        return self._matrix([parameter.detach() for parameter in self.parameters()])
-
-    def read_gradient(self) -> Tensor:
-        """Return the gradient in the shape of `read`; zero for removed experts."""
-        return self._matrix([_get_gradient(parameter) for parameter in self.parameters()])
-
-    def write(self, weight: Tensor) -> None:
-        """Write the experts that are not empty, and remove the others.
-
-        Raises:
-            ModelError: Fewer experts would remain than each token is routed to. Nothing is
-                written.
-        """
-        shape = self._structures
-        empty = shape.empty(weight).cpu()
-        as_dense = torch.equal(empty, self._dense_empty)
-        kept = torch.arange(shape.count) if as_dense else (~empty).nonzero().flatten()
-        router: Any = self._router
-        if len(kept) < router.top_k:
-            raise ModelError(
-                f"{len(kept)} of {shape.count} experts would remain, but each token is routed to "
-                f"{router.top_k}: remove fewer, with --bounds "
-                f"experts=0:{1 - router.top_k / shape.count:g}"
-            )
-        bodies = shape.bodies(weight)[:, kept.to(weight.device)].transpose(0, 1)
-        down, gate_up, rows = torch.split(bodies, [shape.inner, 2 * shape.inner, 1], dim=2)
-        values = (down, gate_up.mT, rows[:, :, 0])
-        for parameter, value in zip(self.parameters(), values, strict=True):
-            _assign(parameter, value)
-        self._kept = kept
-        for module in self._modules:
-            if hasattr(module, "num_experts"):
-                module.num_experts = len(kept)  # type: ignore[assignment]
-
-    def _matrix(self, parts: Sequence[Tensor]) -> Tensor:
-        down, gate_up, rows = parts
-        bodies = torch.cat([down, gate_up.mT, rows[:, :, None]], dim=2)
-        full = bodies.new_zeros(bodies.shape[1], self._structures.count, bodies.shape[2])
-        full[:, self._kept.to(full.device)] = bodies.transpose(0, 1)
-        return full.flatten(1)
-
-
-def resize_experts(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model; if experts were removed, a new one with their number in its configuration.
-
-    Raises:
-        ModelError: The mixtures keep different numbers of experts, or the architecture does not
-            support this number.
-    """
-    banks = [mixture.bank for mixture in find_mixtures(model)]
-    counts = sorted({b.count for b in banks if isinstance(b, FusedBank) and b.plain})
-    text = model.config.get_text_config()
-    names = [name for name in _COUNTS if hasattr(text, name)]
-    if not counts or not names or counts == [getattr(text, names[0])]:
-        return model
-    if len(counts) > 1:
-        raise ModelError(
-            f"blocks keep between {counts[0]} and {counts[-1]} experts, but the configuration of "
-            f"{type(model).__name__} has one number for all: remove equally many of each"
-        )
-    config = copy.deepcopy(model.config)
-    setattr(config.get_text_config(), names[0], counts[0])
-    return rebuild(model, config, model.state_dict())
-
-
 def _is_expert_list(module: nn.Module) -> bool:
     """Return whether a module is a list of modules of one class that hold linear layers."""
     children = list(module.children())
@@ -358,21 +207,6 @@ def _is_expert_list(module: nn.Module) -> bool:
     )
 
 
-def _get_parameter(module: nn.Module, name: str) -> nn.Parameter:
-    parameter = getattr(module, name)
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
-
-
-def _get_gradient(parameter: nn.Parameter) -> Tensor:
+def get_gradient(parameter: Tensor) -> Tensor:
+    """Return the gradient of a tensor, zeros for none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _assign(parameter: nn.Parameter, values: Tensor) -> None:
-    """Set the values and the number of rows of a parameter, which stays the same object."""
-    if parameter.shape == values.shape:
-        parameter.detach().copy_(values)
-        return
-    with torch.inference_mode(False):  # tensors made in inference mode cannot be written later
-        fresh = torch.empty(values.shape, dtype=parameter.dtype, device=parameter.device)
-        parameter.data = fresh.copy_(values)

@@ -76,7 +76,8 @@ class PrunableModel:
         self.excluded: dict[str, WeightView] = {}
         pattern = Expression(exclude, "--exclude") if exclude else None
         layout: list[Unit] = []
-        for index, unit in self._find_units(UNITS.create(units)):
+        kind = UNITS.create(units)
+        for index, unit in self._find_units(kind):
             if pattern and pattern.finds(unit.name):
                 self.excluded[unit.name] = unit.view
                 continue
@@ -102,6 +103,7 @@ class PrunableModel:
                 f"--exclude {exclude!r} matches none of the {len(layout)} units, such as "
                 f"{layout[0].name}: {suggest_name(pattern.text, parts)}"
             )
+        kind.check(model, [*self.views.values(), *self.excluded.values()])
         self.layout = Layout(layout)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -64,3 +64,15 @@ class UnitKind(ABC):
         Raises:
             ModelError: This kind does not support the block.
         """
+
+    def check(self, model: nn.Module, views: Sequence[WeightView]) -> None:
+        """Check all units of a model together; by default nothing can be wrong.
+
+        Args:
+            model: The model.
+            views: Its units, also the excluded ones.
+
+        Raises:
+            ModelError: The model cannot be pruned in them.
+        """
+        del model, views

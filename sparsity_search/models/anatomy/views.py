@@ -97,7 +97,7 @@ class WeightView(ABC):
         """Return the number of items that are exactly zero."""
         weight = self.read()
         if self.structures is not None:
-            return int(self.structures.empty(weight).sum())
+            return self.structures.n_empty(weight)
         return weight.numel() - int(torch.count_nonzero(weight))
 
 

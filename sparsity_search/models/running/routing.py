@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparsity_search.evidence.evidence import Routing
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.models.anatomy.experts import ExpertLinear, ExpertMatrix, ExpertsView
+from sparsity_search.models.anatomy.experts import ExpertLinear, ExpertMatrix
 from sparsity_search.models.anatomy.views import WeightView
+from sparsity_search.models.anatomy.whole_experts import ExpertsView
 
 #: Tokens whose inputs to all experts are in memory at once.
 _CHUNK = 256
@@ -116,7 +117,7 @@ class RoutedGatherer:
                 self.statistics[name].add(view.inputs(tokens))
         for observer in self._observers.values():
             if observer.view.module is module:
-                observer.add(*arguments[:3])
+                observer.add(arguments)
 
     def _linear_hook(self, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -160,19 +161,20 @@ class _Observer:
         self._together = torch.zeros(shape.count, shape.count, dtype=torch.int64)
         self._saliency = torch.zeros(shape.count, dtype=torch.float64)
 
-    def add(self, hidden: Tensor, index: Tensor, gates: Tensor) -> None:
-        """Add tokens ``(n, hidden)``, their experts ``(n, top_k)`` and the gate weights."""
-        numbers = self.view.kept.to(index.device)[index]
-        chosen = torch.zeros(len(index), len(self._together), device=index.device)
-        chosen.scatter_(1, numbers, 1.0)
+    def add(self, arguments: Sequence[Any]) -> None:
+        """Add the tokens of one call of the experts, given its arguments."""
+        bank = self.view.bank
+        size = bank.count_tokens(arguments), len(self._together)
+        chosen = torch.zeros(size, device=arguments[0].device)
+        for tokens in bank.routed(arguments):
+            number = int(self.view.kept[tokens.index])
+            chosen[tokens.rows, number] = 1.0
+            norms = bank.outputs(tokens.index, tokens.inputs).float().norm(dim=1)
+            self._saliency[number] += float((tokens.gates.float() * norms).sum())
         self._together += (chosen.T @ chosen).long().cpu()  # exact below 2²⁴ tokens
-        for local, number, rows, slots in self._routed(index):
-            size = self.view.bank.outputs(local, hidden[rows]).float().norm(dim=1)
-            self._saliency[number] += float((gates[rows, slots].float() * size).sum())
         if self.statistics.statistic is not Statistic.NONE:
-            parts = (torch.split(tensor, _CHUNK) for tensor in (hidden, index, gates))
-            for part in zip(*parts, strict=True):
-                self.statistics.add(self._side_by_side(*part))
+            for part in bank.parts(arguments, _CHUNK):
+                self.statistics.add(self._side_by_side(part))
 
     def routing(self) -> Routing:
         """Return the routing of all tokens added so far."""
@@ -183,21 +185,15 @@ class _Observer:
             coactivation=self._together - tokens.diag(),
         )
 
-    def _side_by_side(self, hidden: Tensor, index: Tensor, gates: Tensor) -> Tensor:
+    def _side_by_side(self, arguments: Sequence[Any]) -> Tensor:
         """Return the consumer's inputs: activations times gate weights, else zeros."""
-        shape = self.view.structures
-        result = hidden.new_zeros(len(hidden), shape.count, shape.inner)
-        for local, number, rows, slots in self._routed(index):
-            inner = self.view.bank.activations(local, hidden[rows])
-            result[rows, number] = (inner * gates[rows, slots, None]).to(result)
+        shape, bank = self.view.structures, self.view.bank
+        hidden: Tensor = arguments[0]
+        result = hidden.new_zeros(bank.count_tokens(arguments), shape.count, shape.inner)
+        for tokens in bank.routed(arguments):
+            inner = bank.activations(tokens.index, tokens.inputs) * tokens.gates[:, None]
+            result[tokens.rows, int(self.view.kept[tokens.index])] = inner.to(result)
         return result.flatten(1)
-
-    def _routed(self, index: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """Yield each expert with tokens: its index now and in the dense model, rows and slots."""
-        for local, number in enumerate(self.view.kept.tolist()):
-            rows, slots = (index == local).nonzero(as_tuple=True)
-            if len(rows):
-                yield local, number, rows, slots
 
 
 def _get_input_key(view: ExpertMatrix | ExpertLinear) -> Any:

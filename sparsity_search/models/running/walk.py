@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
-from sparsity_search.models.anatomy.experts import ExpertsView
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.roles import FOLLOWED_BY
+from sparsity_search.models.anatomy.whole_experts import ExpertsView
 from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner

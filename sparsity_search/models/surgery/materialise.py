@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.structures import select_fullest
-from sparsity_search.models.anatomy.experts import resize_experts
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.sublayers import count_key_value_heads
 from sparsity_search.models.anatomy.views import StructuredView
 from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.surgery.fewer_experts import resize_experts
 from sparsity_search.models.surgery.rebuild import rebuild
 from sparsity_search.profiles.layout import Unit
 from sparsity_search.profiles.profile import SparsityProfile
@@ -67,8 +67,7 @@ def prepare_for_saving(subject: PrunableModel) -> PreTrainedModel:
     views = subject.views.values()
     if any(isinstance(view, StructuredView) and view.gained_bias for view in views):
         return materialise(subject, keep_everything(subject))
-    model: PreTrainedModel = subject.model
-    return resize_experts(model)
+    return resize_experts(subject)
 
 
 def keep_everything(subject: PrunableModel) -> MaterialisedShape:

@@ -65,14 +65,14 @@ class StructuredPruner(Pruner):
     ) -> StructuredVariants:
         """Return nested sets of removed structures, see `Pruner.prune`."""
         shape = get_structure_layout(evidence)
-        table = check_table(counts, shape.count)
+        table = check_table(counts, shape.items)
         if not weight.isfinite().all():
             raise NumericalError("the weight has NaN or Inf entries")
         empty = shape.empty(weight)
         order = self.order(weight.float(), evidence, seed)
         order = torch.cat([order[empty[order]], order[~empty[order]]])
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
-        removed = rank[None] < torch.tensor(table, device=rank.device)[:, None]
+        places = shape.places(order)
+        removed = places[None] < torch.tensor(table, device=places.device)[:, None]
         found = self._compensated(weight, evidence, removed, int(empty.sum()))
         return StructuredVariants(
             counts=table,

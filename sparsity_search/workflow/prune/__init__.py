@@ -14,6 +14,7 @@ from sparsity_search.engine.session import Session, open_session, request_calibr
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.io.saving import write_checkpoint
+from sparsity_search.models.surgery.fewer_experts import check_experts
 from sparsity_search.models.surgery.materialise import materialise, plan, prepare_for_saving
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout
@@ -87,6 +88,7 @@ def prune(
     else:
         target = SparsityProfile.from_json(layout, stored)
     subject, facts = session.subject, _describe(session, config)
+    check_experts(subject, target)
     removes_modules = kind == "experts"  # with or without --materialise
     if removes_modules or multiple is not None:
         loaded.check_shape_is_kept("--units experts" if removes_modules else "--materialise")
