@@ -38,8 +38,8 @@ def find_blocks(model: nn.Module, pattern: str | None = None) -> tuple[str, nn.M
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if pattern is not None:
         name = _match_one(lists, pattern, type(model).__name__)
-    elif (name := getattr(model, _CHOSEN, None)) is None:
-        name = _choose(model, lists)
+    else:
+        name = getattr(model, _CHOSEN, "") or _choose(model, lists)
     setattr(model, _CHOSEN, name)
     return name, lists[name]
 
@@ -67,7 +67,7 @@ def _find_passed(model: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]
 
     A pass that fails counts as far as it went.
     """
-    inputs: dict[str, list[Tensor]] = {name: [] for name in lists}
+    inputs: dict[str, list[Any]] = {name: [] for name in lists}
     outputs: dict[str, list[Tensor]] = {name: [] for name in lists}
 
     def watch(module: nn.Module, name: str) -> list[Any]:

@@ -118,11 +118,11 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
-    raw = tensor.contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
+    raw: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()  # it has no bfloat16
     return {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
-        "sha256": hashlib.sha256(memoryview(raw.numpy())).hexdigest(),
+        "sha256": hashlib.sha256(memoryview(raw)).hexdigest(),
     }
 
 

@@ -15,7 +15,9 @@ Arguments = Mapping[Key, Any]
 
 def name_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Key, Any]:
     """Return positional arguments by position, and the others by name."""
-    return {**dict(enumerate(args)), **kwargs}
+    found: dict[Key, Any] = dict(enumerate(args))
+    found.update(kwargs)
+    return found
 
 
 def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:

@@ -43,7 +43,8 @@ class BlockFlow:
     @property
     def streams(self) -> int:
         """Number of vectors of hidden states that each token has."""
-        return list_parts(self.outputs[0])[0].shape[:-1].numel() // _TRACED
+        hidden: Tensor = list_parts(self.outputs[0])[0]
+        return hidden.shape[:-1].numel() // _TRACED
 
     def read_hidden(self, block: int, arguments: Arguments) -> Tensor:
         """Return the hidden states that a block gets, as they are."""

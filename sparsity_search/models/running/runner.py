@@ -93,11 +93,12 @@ class BlockRunner:
 
         with replace_calls(self._blocks, repeat(stub)):
             compute_last_hidden(self._model, batch)
-        wired = [
+        wired: list[Arguments] = [
             {key: Part(wires[key]) if key in wires else value for key, value in call.items()}
             for call, wires in zip(calls, self._flow.wires, strict=True)
         ]
-        known, done = first.setdefault(len(batch), wired), {}
+        known = first.setdefault(len(batch), wired)
+        done: dict[int, Any] = {}
         return Stream(
             shape=(batch.shape[0], batch.shape[1]),
             calls=[self._share(*pair, done) for pair in zip(wired, known, strict=True)],

@@ -157,7 +157,7 @@ class _Program:
             matrices = zeros.flatten(0, -3) if zeros.ndim > 2 else zeros[None]
             pruned = matrices[matrices.any(dim=(1, 2))]  # some experts have no use
             sides = [side for side in (pruned, pruned.mT) if side.shape[-1] % 4 == 0]
-            groups = [side.unflatten(-1, (-1, 4)).sum(-1) for side in sides]
+            groups = [side.reshape(*side.shape[:-1], -1, 4).sum(-1) for side in sides]
             _check(any((g == 2).all() for g in groups), f"{name} is not 2:4 along its inputs")
 
     def _search(self) -> None:

@@ -132,9 +132,9 @@ def _begin(bench: Bench, config: RunConfig, cases: Sequence[Case], command: Sequ
     facts = _describe(bench, config, command)
     old, new = stored.get("fingerprint", {}), facts["fingerprint"]
     seeds = {key for key in old.keys() ^ new.keys() if key.startswith("text.")}  # of one call
-    shared = [{k: v for k, v in each.items() if k not in seeds} for each in (old, new)]
+    before, now = ({k: v for k, v in each.items() if k not in seeds} for each in (old, new))
     if stored:
-        check_fingerprint(*shared, f"the comparison in {folder.path}")
+        check_fingerprint(before, now, f"the comparison in {folder.path}")
     facts["fingerprint"] = {**old, **new}
     facts["text"] = {**stored.get("text", {}), **facts["text"]}
     facts["created"] = stored.get("created", facts["created"])
