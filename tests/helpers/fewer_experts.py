@@ -31,7 +31,7 @@ REMOVABLE: dict[str, dict[str, Any]] = {
         *("hunyuan_moe", "gemma4_moe"),
         *("deepseek_v2", "llama4_text", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe"),
         *("qwen3_5_moe_text", "phimoe", "granitemoe", "granitemoehybrid", "minimax"),
-        "kimi_linear",
+        *("kimi_linear", "glm5"),
     )
 }
 REMOVABLE["deepseek_v2"] = {"topk_method": "group_limited_greedy"}
