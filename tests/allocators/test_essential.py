@@ -284,9 +284,11 @@ def test_each_unit_is_pruned_once(tokens: Tensor) -> None:
 
 
 def test_settings() -> None:
-    for levels in ((), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.4), (float("nan"),)):
+    for levels in ((), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.4)):
         with pytest.raises(ConfigError, match="levels must rise strictly within 0 … 1"):
             ALLOCATORS.create("essential", levels=levels)
+    with pytest.raises(ConfigError, match=r"levels\.0: must be a finite number"):
+        ALLOCATORS.create("essential", levels=(float("nan"),))
     assert ALLOCATORS.create("essential", levels=[0.1, 0.5]) == EssentialAllocator(
         levels=(0.1, 0.5)
     )

@@ -255,7 +255,7 @@ def test_widths_of_their_own(tiny_tokens: Tensor) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Gemma3nForCausalLM(config).eval().requires_grad_(False)
-    subject = PrunableModel(model, r"altup|laurel|per_layer", "width")
+    subject = PrunableModel(model, units="width")
     for unit in subject.layout:
         if unit.role == "feed_forward":
             view = subject.views[unit.name]
