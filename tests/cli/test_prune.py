@@ -186,7 +186,7 @@ def test_a_checkpoint_is_whole_or_absent(
     def fail(path: Path, _: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("sparsity_search.workflow.prune.write_json", fail)
+    monkeypatch.setattr("sparsity_search.utils.versioned.write_json", fail)
     assert prune("--sparsity", 0.5).code == 1
     assert not list(tmp_path.iterdir())
 
