@@ -14,7 +14,8 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.registry import EVALUATORS
 from sparsity_search.testing.evaluator import draw_random_tokens, scale_model
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, make_family
+from tests.helpers.sensitivity_oracles import block_states
 
 TOKENS = draw_random_tokens(6, 24)
 
@@ -63,6 +64,24 @@ def test_error_of_one_block(family: str, block: int, relative: bool) -> None:
     expected = errors(dense, model, block, relative=relative)
     assert score.parts == pytest.approx(expected, rel=1e-4)
     assert score.value == pytest.approx(sum(expected) / 6, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "deepseek_v4"])
+def test_error_of_several_streams(family: str) -> None:
+    """All vectors of a token count."""
+    dense, model = make_family(family), make_family(family)
+    for view in PrunableModel(model).views.values():
+        view.write(view.read() * 0.5)
+
+    def by_sequence(model: nn.Module) -> Tensor:
+        found = block_states(PrunableModel(model), 1, TOKENS)[1]
+        return found.movedim(found.shape.index(len(TOKENS)), 0)
+
+    before, after = by_sequence(dense), by_sequence(model)
+    expected = (before - after).pow(2).flatten(1).sum(1) / TOKENS.shape[1]
+    settings = HiddenStateEvaluator(layers=(1,), kl_weight=0, relative=False)
+    score = settings.bind(dense, TOKENS).score(model, range(6))
+    assert score.parts == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def test_blocks_and_divergence_add_up() -> None:

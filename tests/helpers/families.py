@@ -155,8 +155,13 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
 ALL_FAMILIES = {**FAMILIES, **MORE, **MIXTURES}
 
 
-def make_recent(name: str) -> nn.Module:
-    """Return the model of a family in `testing.families`; without it, skip the test."""
+def make_family(name: str) -> nn.Module:
+    """Return a family's model, of those here or in `testing.families`.
+
+    If this release of transformers does not have it, the test is skipped.
+    """
+    if name in ALL_FAMILIES:
+        return ALL_FAMILIES[name]()
     if not RECENT[name].is_available():
         pytest.skip(f"this release of transformers has no {RECENT[name].architecture}")
     return RECENT[name].make()

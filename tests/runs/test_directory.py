@@ -153,7 +153,10 @@ def test_hints_of_equal_file_names_are_kept_apart(
             "one loss for each level",
         ),
         (lambda hint: {**hint, "losses": [["x"]]}, r"losses\.0\.0: must be .*number"),
-        (lambda hint: {key: hint[key] for key in ("name", "space")}, "no 'losses' in it"),
+        (
+            lambda hint: {key: hint[key] for key in ("format", "name", "space")},
+            "no 'losses' in it",
+        ),
     ],
 )
 def test_a_hint_of_the_wrong_shape_is_one_line(

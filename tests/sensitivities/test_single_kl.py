@@ -11,7 +11,7 @@ from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.registry import PRUNERS
 from sparsity_search.sensitivities.single_kl import SingleKLSensitivity
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import make_family
 from tests.helpers.sensitivity_oracles import (
     log_probabilities,
     mean_divergence,
@@ -27,12 +27,14 @@ from tests.helpers.sensitivity_oracles import (
         ("llama", "width", "flap", None),
         ("llama", "blocks", "drop", None),
         ("gemma3", "weights", "magnitude", r"layers\.[01]\."),  # capped logits
+        ("bamba", "sublayers", "drop", None),  # tuples of two
+        ("gemma4_per_layer", "sublayers", "drop", None),  # keys of earlier blocks
     ],
 )
 def test_is_the_divergence_of_the_whole_model(
     family: str, units: str, name: str, exclude: str | None, tiny_tokens: Tensor
 ) -> None:
-    subject, pruner = PrunableModel(FAMILIES[family](), exclude, units), PRUNERS.create(name)
+    subject, pruner = PrunableModel(make_family(family), exclude, units), PRUNERS.create(name)
     counts = build_count_tables(subject.layout, (0.4, 0.8))
     found = SingleKLSensitivity(sequences=9, length=13).measure(
         subject, tiny_tokens, pruner, counts, seed=1

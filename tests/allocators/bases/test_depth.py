@@ -29,7 +29,7 @@ from sparsity_search.registry import ALLOCATORS
 from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens, sample_text
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.depth_models import loss_of, removed_by, shorter, with_identity
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import make_family
 
 #: Every allocator of depth, with settings under which any unit may go.
 DEPTH: dict[str, dict[str, int]] = {
@@ -191,13 +191,13 @@ def test_loss_without_a_block_is_that_of_a_shorter_model(
     assert losses.of([2]) == {2: found[2]}
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "granite", "cohere"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "granite", "cohere", "bamba", "gemma3n"])
 def test_loss_without_a_sublayer(
     family: str, tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "POSITIONS", 4)
-    subject = PrunableModel(FAMILIES[family](), units="sublayers")
-    found = RemovalLosses(subject, tiny_tokens, None).of(range(6))
+    subject = PrunableModel(make_family(family), units="sublayers")
+    found = RemovalLosses(subject, tiny_tokens, None).of(range(len(subject.layout)))
     for i, unit in enumerate(subject.layout):
         with empty_units(subject, unit.name):
             assert found[i] == pytest.approx(loss_of(subject.model, tiny_tokens), rel=1e-5)

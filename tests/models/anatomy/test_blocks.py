@@ -13,7 +13,7 @@ from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.loading import load_model
 from sparsity_search.testing.models import save_tiny_model, tiny_llama
-from tests.helpers.families import make_recent
+from tests.helpers.families import make_family
 
 
 class Towers(nn.Module):
@@ -74,7 +74,7 @@ def test_faults(pattern: str, error: type[Exception], message: str) -> None:
     ],
 )
 def test_by_default_the_list_that_a_text_passes_through(family: str, expected: str) -> None:
-    model = make_recent(family)
+    model = make_family(family)
     assert find_blocks(model)[0] == expected
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with torch.device("meta"):

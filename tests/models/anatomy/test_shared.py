@@ -10,13 +10,13 @@ from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import make_recent
+from tests.helpers.families import make_family
 
 SHARED = "shared_transformer.feed_forward"
 
 
 def test_shared_weights_are_units_once() -> None:
-    model = make_recent("zamba2")
+    model = make_family("zamba2")
     subject = PrunableModel(model)
     names = [unit.name for unit in subject.layout if SHARED in unit.name]
     first, second = (f"model.layers.{block}.{SHARED}." for block in (1, 3))
@@ -33,7 +33,7 @@ def test_shared_weights_are_units_once() -> None:
 
 
 def test_shared_weights_are_pruned_once() -> None:
-    model = make_recent("zamba2")
+    model = make_family("zamba2")
     subject = PrunableModel(model)
     profile = Budget(0.5).uniform(subject.layout)
     prune_sequentially(subject, profile, WandaPruner(), draw_random_tokens(5, 16))

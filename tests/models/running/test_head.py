@@ -19,7 +19,7 @@ from sparsity_search.models.running.head import (
     compute_loss,
 )
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import ALL_FAMILIES, FAMILIES
+from tests.helpers.families import ALL_FAMILIES, FAMILIES, UNUSUAL, make_family
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -32,6 +32,23 @@ def test_logits_are_the_models_own(family: str, tiny_tokens: Tensor) -> None:
     torch.testing.assert_close(compute_logits(model, hidden), own)
     torch.testing.assert_close(compute_logits(model, hidden[2, 5:9]), own[2, 5:9])
     check_head(model, tiny_tokens)
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+@torch.inference_mode()
+def test_logits_of_unusual_families_are_their_own(family: str, tiny_tokens: Tensor) -> None:
+    model: Any = make_family(family)
+    check_head(model, tiny_tokens)
+    own = model(input_ids=tiny_tokens, use_cache=False).logits
+    torch.testing.assert_close(compute_logits(model, compute_last_hidden(model, tiny_tokens)), own)
+    head = model.get_output_embeddings()
+    assert not head._forward_pre_hooks
+
+
+def test_a_model_without_a_head_is_told(tiny_tokens: Tensor) -> None:
+    model = tiny_llama().model  # has no base model of its own either
+    with pytest.raises(ModelError, match="LlamaModel has no head that predicts tokens"):
+        compute_last_hidden(model, tiny_tokens)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)

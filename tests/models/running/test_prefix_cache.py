@@ -19,7 +19,7 @@ from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.prefix_cache import PrefixCache
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import ALL_FAMILIES, UNUSUAL, make_recent
+from tests.helpers.families import ALL_FAMILIES, UNUSUAL, make_family
 
 PLENTY = 2**24
 States = tuple[int, ...]
@@ -77,12 +77,12 @@ def watched(candidates: Candidates, block: int) -> Iterator[list[Tensor]]:
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_family_gives_the_same(family: str) -> None:
-    assert_gives_the_same(PrunableModel(ALL_FAMILIES[family]()))
+    assert_gives_the_same(PrunableModel(make_family(family)))
 
 
 @pytest.mark.parametrize("family", UNUSUAL)
 def test_unusual_families_give_the_same(family: str) -> None:
-    assert_gives_the_same(PrunableModel(make_recent(family)))
+    assert_gives_the_same(PrunableModel(make_family(family)))
 
 
 def assert_gives_the_same(subject: PrunableModel) -> None:

@@ -15,7 +15,7 @@ from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.stream import list_hidden
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
-from tests.helpers.families import FAMILIES, UNUSUAL, make_recent
+from tests.helpers.families import FAMILIES, UNUSUAL, make_family
 
 #: Sequences of these tests that pass at once.
 BATCH = 8
@@ -65,7 +65,7 @@ def test_blocks_one_by_one_are_the_models_own(family: str, n_rows: int) -> None:
 
 @pytest.mark.parametrize("family", UNUSUAL)
 def test_what_else_passes_between_blocks_is_the_models_own(family: str) -> None:
-    subject, tokens = PrunableModel(make_recent(family)), draw_random_tokens(2 * BATCH + 3, 16)
+    subject, tokens = PrunableModel(make_family(family)), draw_random_tokens(2 * BATCH + 3, 16)
     runner, n_blocks = BlockRunner(subject, tokens), len(subject.blocks)
     embedded = runner.embed()
     for scale in (1.0, 0.5):  # of the first block, after its arguments are captured
