@@ -83,7 +83,7 @@ def find_unknown_experts(
 class UnknownView(WeightView):
     """Weights of experts in an unknown storage.
 
-    Such a unit can only be excluded; any other use raises ModelError.
+    Such a unit can only be excluded; reading or writing it raises ModelError.
 
     Args:
         name: Full name of the parameter.
@@ -91,6 +91,7 @@ class UnknownView(WeightView):
     """
 
     def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
         shape = " x ".join(map(str, parameter.shape))
         stem = name.rpartition(".")[0].rpartition(".")[2]
         self._message = (
@@ -112,8 +113,8 @@ class UnknownView(WeightView):
         return self._fail()
 
     def parameters(self) -> list[Tensor]:
-        """Not known."""
-        return self._fail()
+        """Return the parameter."""
+        return [self._parameter]
 
     def write(self, weight: Tensor) -> None:
         """Not known."""
