@@ -38,8 +38,6 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     requests = _request_text(config, plugins)
     seed, kept = config.study.seed, config.data.statistics
     session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
-    if kind == "experts":
-        session.loaded.check_shape_is_kept("--units experts")
     prices = get_prices(config, session.subject, directory, monitor, of_levels.unpriced)
     space = of_levels.build(
         session.subject.layout, budget, config.budget.bounds, prices, session.hidden_size

@@ -34,6 +34,7 @@ def test_order_is_that_of_shorter_models(subject: PrunableModel) -> None:
 def test_sequences(subject: PrunableModel) -> None:
     """Only the first sequences are read."""
     tokens, seen = draw_random_tokens(9, 8), list[Tensor]()
+    assert subject.flow.streams == 1  # traced once, on tokens of its own
     embedding = subject.model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     found = removed_by(BlockPerplexityAllocator(sequences=2), subject, tokens, 2)

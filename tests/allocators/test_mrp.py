@@ -191,7 +191,7 @@ def test_magnitude_needs_no_text(tiny_subject: PrunableModel, tiny_tokens: Tenso
     def runs(*_: object) -> None:
         raise AssertionError("the model ran")
 
-    tiny_subject.model.register_forward_pre_hook(runs)
+    tiny_subject.model.get_input_embeddings().register_forward_pre_hook(runs)
     allocated(tiny_subject, tiny_tokens, metric="magnitude")
     with pytest.raises(AssertionError, match="the model ran"):
         allocated(tiny_subject, tiny_tokens)

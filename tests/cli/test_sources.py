@@ -70,7 +70,6 @@ def test_prune_keeps_every_tensor(
     [
         ("prune", ["--pruner", "drop", "--units", "sublayers", "--materialise"], "--materialise"),
         ("prune", ["--pruner", "reap", "--units", "experts"], "--units experts"),
-        ("search", ["--pruner", "reap", "--units", "experts"], "--units experts"),
     ],
 )
 def test_another_shape_is_refused_before_the_work(
