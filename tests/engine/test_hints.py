@@ -17,15 +17,12 @@ from sparsity_search.engine.opening import open_job
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.sensitivities.fisher import FisherSensitivity
-from sparsity_search.testing.models import save_tiny_model, tiny_text
+from tests.helpers.tiny_folder import make_tiny_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("hints")
-    save_tiny_model(path / "tiny")
-    (path / "text.txt").write_text(tiny_text())
-    return path
+    return make_tiny_folder(tmp_path_factory.mktemp("hints"))
 
 
 def opened(folder: Path, **options: Any) -> SearchJob:

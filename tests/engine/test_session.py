@@ -17,7 +17,6 @@ from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import open_session
 from sparsity_search.errors import ConfigError
 from sparsity_search.models.running import walk
-from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as comparing
 from sparsity_search.workflow import search as searching
 from sparsity_search.workflow.allocate import allocate
@@ -25,16 +24,14 @@ from sparsity_search.workflow.compare import compare
 from sparsity_search.workflow.compare.cases import Plan
 from sparsity_search.workflow.search import search
 from sparsity_search.workflow.sensitivity import sensitivity
+from tests.helpers.tiny_folder import make_tiny_folder
 
 Configure = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("session")
-    save_tiny_model(path / "tiny")
-    (path / "text.txt").write_text(tiny_text())
-    return path
+    return make_tiny_folder(tmp_path_factory.mktemp("session"))
 
 
 @pytest.fixture

@@ -38,27 +38,14 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.files import bounds_of
 from sparsity_search.testing.evaluator import draw_random_tokens
+from sparsity_search.testing.families import program
 from sparsity_search.testing.models import tiny_text, tiny_tokenizer
 from sparsity_search.trials.history import Measurement, Score
 from sparsity_search.workflow import search as workflow
 from tests.helpers.families import ALL_FAMILIES, MIXTURES
 
 #: The smallest search that has a supernet, a round, and a final comparison.
-SMALLEST = {
-    "budget.sparsity": 0.5,
-    "model.dtype": "float32",
-    "model.device": "cpu",
-    "data.calibration_length": 16,
-    "data.calibration_sequences": 2,
-    "data.search_length": 16,
-    "data.search_sequences": 2,
-    "data.final_length": 16,
-    "data.final_sequences": 1,
-    "initial": ["uniform"],
-    "ladder.candidates": 2,
-    "ladder.rungs": [{"tokens": 16, "survivors": 1}],
-    "study.rounds": 1,
-}
+SMALLEST = {**program.SMALLEST, "data.calibration_sequences": 2, "study.rounds": 1}
 
 every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
 from sparsity_search.models.io.offload import get_offload
+from sparsity_search.models.io.tensor_bytes import to_bytes
 from sparsity_search.utils.files import compute_digest
 from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
@@ -118,11 +118,10 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
-    raw: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()  # it has no bfloat16
     return {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
-        "sha256": hashlib.sha256(memoryview(raw)).hexdigest(),
+        "sha256": hashlib.sha256(to_bytes(tensor).numpy().data).hexdigest(),
     }
 
 

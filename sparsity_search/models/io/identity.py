@@ -19,6 +19,7 @@ import transformers
 
 import sparsity_search
 from sparsity_search.models.io.offload import get_offload
+from sparsity_search.models.io.tensor_bytes import to_bytes
 from sparsity_search.utils.files import compute_digest
 
 #: Keys of the weights, the configuration and the tokenizer.
@@ -66,9 +67,7 @@ def compute_weights_digest(model: torch.nn.Module) -> str:
             continue
         seen.add(key)
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # numpy has no bfloat16: hash the bytes
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        total.update(memoryview(raw.numpy()))
+        total.update(to_bytes(tensor).numpy().data)
         if offload is not None:
             offload.release()
     return total.hexdigest()[:16]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsity_search.errors import ModelError
+from sparsity_search.models.io.tensor_bytes import to_bytes
 
 _ALIGNMENT = 64
 
@@ -35,7 +36,7 @@ class MappedTensors(Mapping[str, Tensor]):
                 for name, tensor in tensors:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     places[name] = (file.tell(), tensor.dtype, tensor.shape)
-                    file.write(_to_bytes(tensor).numpy().data)
+                    file.write(to_bytes(tensor).numpy().data)
                 file.flush()
             except OSError as error:
                 raise ModelError(
@@ -65,8 +66,3 @@ class MappedTensors(Mapping[str, Tensor]):
             return torch.empty(shape, dtype=dtype)
         flat = torch.frombuffer(self._map, dtype=dtype, count=shape.numel(), offset=start)
         return flat.view(shape)
-
-
-def _to_bytes(tensor: Tensor) -> Tensor:
-    # numpy has no bfloat16
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsity_search.models.anatomy.blocks import replace_forwards
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.io.tensor_bytes import to_bytes
 from sparsity_search.models.running.arguments import find_written, list_mappings, map_tensors
 
 
@@ -154,9 +154,7 @@ def _compute_digest(values: Sequence[Any]) -> str:
     for value in values:
         if isinstance(value, Tensor):
             total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            total.update(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            )
+            total.update(to_bytes(value).numpy().data)
         elif isinstance(value, (list, tuple, Mapping)):
             parts = [*value, *value.values()] if isinstance(value, Mapping) else value
             total.update(_compute_digest(parts).encode())

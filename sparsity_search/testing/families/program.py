@@ -32,7 +32,7 @@ NOT_RUN = "not run"
 #: The step that some steps need; the others need the inspection.
 _AFTER = {"verify": "search", "reload": "wanda"}
 #: The smallest texts and search of two rounds.
-_SMALLEST = {
+SMALLEST = {
     "budget.sparsity": SPARSITY,
     "model.dtype": "float32",
     "model.device": "cpu",
@@ -134,7 +134,7 @@ class _Program:
 
     def _configure(self, model: Path, **options: Any) -> RunConfig:
         given = {"model.name": str(model), "data.calibration": f"file:{self._text}"}
-        return load_config(None, {**_SMALLEST, **given, **options})
+        return load_config(None, {**SMALLEST, **given, **options})
 
     def _inspect(self) -> None:
         self._blocks = inspect(self._configure(self._dense)).blocks

@@ -20,22 +20,19 @@ from sparsity_search.models.io.loading import load_model
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS, describe
-from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow import compare as module
 from sparsity_search.workflow.compare import FINAL_SEQUENCES, compare, fill_defaults
 from sparsity_search.workflow.compare import rows as rows_module
 from sparsity_search.workflow.compare.cases import Plan, parse_label, split_list
 from tests.helpers.json_files import change_json
+from tests.helpers.tiny_folder import make_tiny_folder
 
 Make = Callable[..., Plan]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compare")
-    save_tiny_model(path / "tiny")
-    (path / "text.txt").write_text(tiny_text())
-    return path
+    return make_tiny_folder(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture
