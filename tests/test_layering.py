@@ -39,7 +39,7 @@ LAYERS = (
     ("profiles",),
     ("spaces", "solvers", "trials"),
     ("models", "evidence", "data"),
-    ("interfaces", "config"),
+    ("interfaces", "config", "plans"),
     ("pruning", "supernet"),
     ("pruners", "allocators", "searchers", "evaluators", "sensitivities", "measures", "formats"),
     ("study", "runs", "report"),

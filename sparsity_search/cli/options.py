@@ -259,6 +259,7 @@ BOUNDS = Option(
     ],
     parse=parse_bounds,
 )
+PLAN = _option("plan", "plan", "Steps of the search: name or YAML file; see `ls plans`.")
 SPACE = _option("space", "space", "Name or YAML file; see `ls spaces`.")
 PRUNER = _option(
     "pruner", "pruner.name", "Local pruner; see `ls pruners`. MASK+UPDATE composes two."
@@ -295,7 +296,7 @@ SEARCH_TEXT = _option("search_text", "data.search_text", "Text to score candidat
 FINAL_TEXT = _option("final_text", "data.final_text", "Text of the final comparison.")
 STAGES = _option("stages", "study.stages", "Coarse to fine: each stage has half the step.", int)
 ROUNDS = _option("rounds", "study.rounds", "Rounds of each stage.", int)
-MINUTES = _option("minutes", "study.minutes", "Search time; 10 by default.", float)
+MINUTES = _option("minutes", "study.minutes", "Time of the whole job; 10 by default.", float)
 SEED = _option("seed", "study.seed", "Of all random draws.", int)
 STORAGE = Option(
     "storage",

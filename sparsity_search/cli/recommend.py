@@ -12,7 +12,7 @@ import typer
 from sparsity_search.cli import options
 
 if TYPE_CHECKING:
-    from sparsity_search.workflow.recommend import Method
+    from sparsity_search.plans.methods import Method
 
 #: Options that the commands it prints take too.
 _PASSED = ("calibration", "exclude", "blocks", "units", "revision", "dtype", "device", "config")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     options.MODEL,
     options.SPARSITY,
     options.SAVING,
+    options.PLAN,
     options.MEASURE,
     options.SPACE,
     options.PRUNER,
@@ -65,12 +66,12 @@ def search(
     directory, study = RunDirectory(out), config.study
     with terminal.watch(study.rounds, study.time_limit) as monitor:
         run(config, directory.path, command=sys.argv, monitor=monitor)
-    record = RunRecord.read(directory.path, study.storage)
-    terminal.show_table(list_columns(record), list_rows(record))
-    terminal.say(summarise(record))
-    terminal.say(f"checkpoint: {directory.checkpoint_folder}")
-    if directory.report_file.exists():
-        terminal.say(f"report:     {directory.report_file}")
+        record = RunRecord.read(directory.path, study.storage)
+        terminal.show_table(list_columns(record), list_rows(record))
+        terminal.say(summarise(record))
+        terminal.say(f"checkpoint: {directory.checkpoint_folder}")
+        if directory.report_file.exists():
+            terminal.say(f"report:     {directory.report_file}")
 
 
 def _choose_folder(config: RunConfig) -> Path:

@@ -101,6 +101,7 @@ class TerminalMonitor(Monitor):
     def __init__(self, rounds: int | None = None, minutes: float | None = None) -> None:
         super().__init__()
         self.signal: int | None = None
+        self._closing = False
         self._limits = (rounds, minutes)
         self._progress = Progress(
             SpinnerColumn(),
@@ -139,14 +140,14 @@ class TerminalMonitor(Monitor):
 
         def advance(*_: object) -> None:
             self._progress.advance(self._task)
-            if self.signal is not None:
+            if self.signal is not None and not self._closing:
                 raise KeyboardInterrupt
 
         try:
             yield advance
         finally:
             self._progress.remove_task(self._task)
-        if self.stopped() and name != "search":
+        if self.stopped() and not self._closing and name != "search":
             raise KeyboardInterrupt
         err.print(f"{escape_controls(name)}: {time.monotonic() - started:.1f} s")
 
@@ -163,6 +164,10 @@ class TerminalMonitor(Monitor):
     def tell(self, message: str) -> None:
         """Print a message above the bar."""
         err.print(message, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Let the steps that end a stopped job run to their end."""
+        self._closing = True
 
     def stopped(self) -> bool:
         """Return whether a signal asked to stop."""

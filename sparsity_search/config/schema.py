@@ -187,7 +187,8 @@ class StudySection(Section):
         stages: How often the space is searched: each time after the first around the profile
             found before, with half the step and a supernet of its own (coarse to fine).
         rounds: Rounds after the initial one, in each stage.
-        minutes: Search time over all sessions and stages; 10 if neither limit is given.
+        minutes: Time of the whole job over all sessions, from the command to the checkpoint; 10
+            if neither limit is given.
         seed: Of all random draws.
         storage: URL of an Optuna storage; by default a journal file in the run directory.
         workers: Processes that measure candidates, each with a model of its own.
@@ -202,7 +203,7 @@ class StudySection(Section):
 
     @property
     def time_limit(self) -> float | None:
-        """Minutes over all sessions and stages; None if only the rounds are limited."""
+        """Minutes of the whole job; None if only the rounds are limited."""
         if self.minutes is None and self.rounds is None:
             return _DEFAULT_MINUTES
         return self.minutes
@@ -212,6 +213,7 @@ class RunConfig(Section):
     """Everything that one run is made from.
 
     Attributes:
+        plan: What a search does step by step: the name of a plan, or a YAML file; see `plans/`.
         initial: Allocators that a search starts from.
         allocators: Their hyper-parameters by name, for `allocate` too.
         hints: Advice for searchers: sensitivities that are measured, files of scores, or
@@ -223,6 +225,7 @@ class RunConfig(Section):
     """
 
     model: ModelSection
+    plan: str | None = None
     budget: BudgetSection = BudgetSection()
     data: DataSection = DataSection()
     space: str = "per_linear"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,15 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.runner import compute_batch_size
 from sparsity_search.models.running.walk import walk
+from sparsity_search.plans.methods import MachineSpeed
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import split_by_pattern
 
 #: Working memory in bytes for each weight of a pruned unit: scores, their order, copies of both.
 _WORK = 32
+#: Timed passes; the quickest one counts, since other work on the machine only slows them.
+_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def estimate(
     length = cap_length(config.data.search_length, session.loaded)
     rungs = [rung for generation in ladder.generations for rung in generation.rungs]
     most = max(generation.round_tokens for generation in ladder.generations)
-    sample = _sample_block(session, pruner, space, config)
+    sample = _sample_block(session, pruner, space.tables(), space.patterns(), config)
     supernet = sample.variants * len(session.subject.blocks)
     dense = sum(view.read().nbytes for _, view in session.subject.one_by_one())
     in_memory = supernet if config.supernet.store == "memory" else 0
@@ -105,6 +109,28 @@ def estimate(
         file_bytes=_count_bytes(session.subject.blocks) + dense if offloaded else 0,
         checkpoint_bytes=session.loaded.model.num_parameters() * session.loaded.saved_as.itemsize,
     )
+
+
+def time_model(session: Session, length: int) -> MachineSpeed:
+    """Return how fast a model runs on one sequence of random tokens."""
+    model = session.loaded.model
+    tokens, spent = draw_tokens(session, length), []
+    with torch.inference_mode():
+        compute_last_hidden(model, tokens)  # warms up
+        for _ in range(_REPEATS):
+            started = time.monotonic()
+            compute_last_hidden(model, tokens).sum().item()  # waits for the device
+            spent.append(time.monotonic() - started)
+    return MachineSpeed(min(spent) / tokens.numel(), session.subject.layout.n_weights)
+
+
+def time_rebuild(
+    session: Session, pruner: Pruner, profile: SparsityProfile, config: RunConfig
+) -> float:
+    """Return the seconds to prune the model to a profile, from a sample of its first block."""
+    tables = [(count,) for count in profile.removed]
+    patterns = [(pattern,) if pattern else () for _, pattern in profile.states]
+    return _sample_block(session, pruner, tables, patterns, config).seconds
 
 
 def draw_tokens(session: Session, length: int) -> Tensor:
@@ -173,11 +199,14 @@ def _time_pass(session: Session, tokens: Tensor) -> float:
 
 
 def _sample_block(
-    session: Session, pruner: Pruner, space: SearchSpace, config: RunConfig
+    session: Session,
+    pruner: Pruner,
+    tables: Sequence[tuple[int, ...]],
+    patterns: Sequence[tuple[str, ...]],
+    config: RunConfig,
 ) -> _Sample:
     """Build the first block of a supernet from one sequence."""
     subject, data = session.subject, config.data
-    tables, patterns = space.tables(), space.patterns()
     tokens = draw_tokens(session, data.calibration_length)
     whole = _time_pass(session, tokens)
     started = time.monotonic()

@@ -10,6 +10,7 @@ import torch
 
 from sparsity_search.engine.hints import identify_hint
 from sparsity_search.engine.job import SearchJob
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import AROUND
 from sparsity_search.spaces.levels import SearchSpace
@@ -27,6 +28,11 @@ class StudyKey:
 
     name: str
     fingerprint: Mapping[str, Any]
+
+    def starting_from(self, starts: Mapping[str, SparsityProfile]) -> StudyKey:
+        """Return the key of the study that starts from profiles, given by name."""
+        digest = compute_digest([profile.digest for profile in starts.values()])
+        return StudyKey(f"{self.name}-{digest}", self.fingerprint)
 
     def at_stage(self, number: int, space: SearchSpace) -> StudyKey:
         """Return the key of a stage, numbered from 1; this is the key of stage 1."""
@@ -74,6 +80,5 @@ def _fingerprint(job: SearchJob) -> dict[str, Any]:
 
 
 def _lies_around_start(job: SearchJob) -> bool:
-    """Whether the first space of levels lies around the first initial profile."""
-    wanted = job.config.supernet.propagate == "start" and bool(job.plugins.initial)
-    return wanted and job.space.movable
+    """Whether the first space of levels lies around the first start."""
+    return job.config.supernet.propagate == "start" and job.space.movable

@@ -44,6 +44,9 @@ class Monitor:
     def tell(self, message: str) -> None:
         """Show a message that cannot wait for the end of a step."""
 
+    def close(self) -> None:
+        """Let the steps that end a stopped job run to their end."""
+
     def stopped(self) -> bool:
         """Return whether the search must stop before its next measurement."""
         return False

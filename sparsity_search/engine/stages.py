@@ -12,7 +12,6 @@ from optuna.storages import BaseStorage
 from sparsity_search.engine.fingerprint import StudyKey, identify_study
 from sparsity_search.engine.hints import GRADIENTS, measure_hint, read_hints
 from sparsity_search.engine.job import SearchJob
-from sparsity_search.engine.parameters import get_allocation_bounds
 from sparsity_search.engine.patience import PatientStore
 from sparsity_search.engine.supernets import StageSupernet
 from sparsity_search.engine.workers import run_crew
@@ -57,25 +56,26 @@ class StagesResult:
 
 
 def run_stages(
-    job: SearchJob, storage: BaseStorage | str | None = None, command: Sequence[str] = ()
+    job: SearchJob,
+    first: Mapping[str, SparsityProfile],
+    storage: BaseStorage | str | None = None,
 ) -> StagesResult | None:
-    """Run or resume the stages of a search, and record them in its directory.
+    """Run or resume the stages of a study, and record them in the run directory.
 
     Each stage after the first searches the space around the last result with half the step, and
     builds a new supernet from the dense weights (Týr-the-Pruner, arXiv 2503.09657, section 3).
 
     Args:
-        job: The search; the caller owns its directory (`RunDirectory.lock`).
+        job: The search; the caller owns its directory (`RunDirectory.lock`) and has begun it.
+        first: Profiles that the first stage starts from, by name.
         storage: Storage of the measurements; by default a journal in the run directory.
-        command: The command line, for the record.
 
     Returns:
         The outcome; None if the monitor stopped the search.
     """
-    directory, key = job.directory, identify_study(job)
-    _begin(job, key, command)
+    directory, key = job.directory, identify_study(job).starting_from(first)
     storage = storage or open_journal(directory.journal_file)
-    starts = directory.read_starts(job.space.layout)[:1] or [_allocate_starts(job)]
+    starts = [dict(first)]
     studies: list[str] = []
     histories: list[History] = []
     notes: list[str] = []
@@ -103,11 +103,20 @@ def find_present_stage(
 ) -> SearchStage | None:
     """Return the present stage of a search; None if the first one has not begun."""
     starts = job.directory.read_starts(job.space.layout)
-    return _build_stage(job, key, starts, storage) if starts else None
+    return _build_stage(job, key.starting_from(starts[0]), starts, storage) if starts else None
 
 
-def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
-    """Write ``run.json``, with credentials hidden, or check that this run may resume."""
+def begin(job: SearchJob, command: Sequence[str] = ()) -> None:
+    """Write ``run.json``, with credentials hidden, or check that this run may resume.
+
+    Args:
+        job: The search.
+        command: The command line, for the record.
+
+    Raises:
+        RunMismatchError: The directory holds a run of another fingerprint.
+    """
+    key = identify_study(job)
     facts: dict[str, Any] = {
         **job.session.describe_origin(command),
         "config": job.config.model_dump(mode="json"),
@@ -120,17 +129,6 @@ def _begin(job: SearchJob, key: StudyKey, command: Sequence[str]) -> None:
     }
     hidden = redact(facts, (job.config.study.storage or "",))
     job.directory.begin(hidden, job.space.prices)
-
-
-def _allocate_starts(job: SearchJob) -> dict[str, SparsityProfile]:
-    """Return the profiles of the initial allocators, projected onto the space."""
-    profiles, bounds = {}, get_allocation_bounds(job.space)
-    for name, allocator in job.plugins.initial.items():
-        with job.monitor.step(f"allocate {name}"):
-            text = job.session.text["calibration"]
-            profile = allocator.allocate(job.session.subject, text, job.space.budget, bounds)
-            profiles[name] = job.space.project(profile)  # unchanged in spaces of equal steps
-    return profiles
 
 
 def _build_stage(

@@ -93,6 +93,11 @@ class RunDirectory:
         return self.path / "journal.log"
 
     @property
+    def steps_file(self) -> Path:
+        """The candidates of the search, step by step."""
+        return self.path / "steps.json"
+
+    @property
     def checkpoint_folder(self) -> Path:
         """Folder of the pruned model."""
         return self.path / "checkpoint"

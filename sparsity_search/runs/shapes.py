@@ -131,3 +131,26 @@ class StagesShape(Shape):
     """The name of each stage's study."""
 
     studies: list[str]
+
+
+class _Step(Shape):
+    """A candidate of a search."""
+
+    name: str
+    key: str
+    profile: dict[str, Any]
+    pruner: dict[str, Any]
+    row: _Result
+    parts: list[float | None]
+    best: bool
+    seconds: float
+    elapsed: float
+    notes: list[str] = Field([])
+
+
+class StepsShape(Shape):
+    """``steps.json``: the candidates of a search."""
+
+    steps: list[_Step]
+    seconds: float
+    studies: dict[str, list[float]] = Field({})

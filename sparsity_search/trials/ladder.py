@@ -158,13 +158,23 @@ class Ladder(_Described):
         """Return the candidates that go on from a rung, best first, without failed ones."""
         alive = [m for m in rank(measured) if not m.failed]
         if self.confidence is not None:
-            alive = [m for m in alive if not _is_worse(m, alive[0], self.confidence)]
+            alive = [
+                m
+                for m in alive
+                if not is_worse(m.score.parts, alive[0].score.parts, self.confidence)
+            ]
         return [m.candidate for m in alive[: self.rungs[rung].survivors]]
 
 
-def _is_worse(found: Measurement, best: Measurement, confidence: float) -> bool:
-    """Whether a candidate is worse than the best on equal sequences, by a paired t-test."""
-    parts = np.array(found.score.parts) - np.array(best.score.parts)
+def is_worse(found: Sequence[float], best: Sequence[float], confidence: float) -> bool:
+    """Return whether scores are worse than others on equal sequences, by a paired t-test.
+
+    Args:
+        found: A candidate's score of each sequence; lower is better.
+        best: The best candidate's, of the same sequences.
+        confidence: Confidence of the one-sided test.
+    """
+    parts = np.array(found) - np.array(best)
     if len(parts) < 2 or not parts.any():
         return False
     error = parts.std(ddof=1) / math.sqrt(len(parts))

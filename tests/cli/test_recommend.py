@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.cli.recommend import format_commands
-from sparsity_search.workflow.recommend import Method
+from sparsity_search.plans.methods import Method
 
 from .conftest import SMALL, Outcome
 

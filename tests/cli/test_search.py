@@ -49,7 +49,7 @@ def test_a_search_leaves_a_whole_run_directory(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("run.json", "results.json", "profile.json", "journal.log", "report.html"),
-        *("stages.json", "starts.json"),
+        *("stages.json", "starts.json", "steps.json"),
         *("checkpoint", "plots", "profiles"),
     }
     run = json.loads((finished / "run.json").read_text())

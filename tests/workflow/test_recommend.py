@@ -8,19 +8,18 @@ import pytest
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.errors import ConfigError
-from sparsity_search.registry import ALLOCATORS, PRUNERS
-from sparsity_search.testing.models import save_tiny_model
-from sparsity_search.trials.ladder import Ladder
-from sparsity_search.workflow.recommend import (
+from sparsity_search.plans.methods import (
     BACKWARD,
     SEARCH_PASSES,
     MachineSpeed,
     MeasuredGain,
     Method,
-    choose,
     load_methods,
-    recommend,
 )
+from sparsity_search.registry import ALLOCATORS, PRUNERS
+from sparsity_search.testing.models import save_tiny_model
+from sparsity_search.trials.ladder import Ladder
+from sparsity_search.workflow.recommend import choose, recommend
 
 
 def gain(pruner: str, sparsity: float, ratio: float) -> MeasuredGain:
