@@ -23,6 +23,7 @@ def ls(
     from sparsity_search.cli import terminal
     from sparsity_search.config.presets import list_presets, summarise_preset
     from sparsity_search.errors import UnknownNameError, suggest_name
+    from sparsity_search.plans.plan import list_plans
     from sparsity_search.registry import (
         ALLOCATORS,
         EVALUATORS,
@@ -45,12 +46,14 @@ def ls(
         "measures": MEASURES,
         "formats": FORMATS,
     }
-    kinds = [*registries, "spaces", "presets"]
+    kinds = [*registries, "spaces", "plans", "presets"]
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {suggest_name(kind, kinds)}")
     for name in [kind] if kind else kinds:
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}
+        elif name == "plans":
+            lines = list_plans()
         elif name == "presets":
             lines = {preset: summarise_preset(preset) for preset in list_presets()}
         else:

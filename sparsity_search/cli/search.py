@@ -47,6 +47,9 @@ def search(
         Path | None,
         typer.Option(help="Run directory; resumed if it exists.", callback=options.check_folder),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan with its times, and end.")
+    ] = False,
 ) -> None:
     """Search a profile, compare it with others, and write a pruned checkpoint and a report.
 
@@ -59,12 +62,16 @@ def search(
     from sparsity_search.report import RunRecord
     from sparsity_search.report.table import list_columns, list_rows, summarise
     from sparsity_search.runs.directory import RunDirectory
+    from sparsity_search.workflow.search import preview
     from sparsity_search.workflow.search import search as run
 
     out = out or _choose_folder(config)
     options.check_folder(out)
     directory, study = RunDirectory(out), config.study
     with terminal.watch(study.rounds, study.time_limit) as monitor:
+        if dry_run:
+            monitor.planned(preview(config, directory.path, monitor))
+            return
         run(config, directory.path, command=sys.argv, monitor=monitor)
         record = RunRecord.read(directory.path, study.storage)
         terminal.show_table(list_columns(record), list_rows(record))

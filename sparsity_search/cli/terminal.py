@@ -21,6 +21,8 @@ from rich.text import Text
 
 from sparsity_search.engine.monitor import Advance, Monitor
 from sparsity_search.errors import escape_controls
+from sparsity_search.plans.schedule import Schedule
+from sparsity_search.report.table import NONE, format_duration
 from sparsity_search.trials.history import Measurement
 
 # names are shown as they are: brackets are no styles, and colons no pictures
@@ -165,6 +167,24 @@ class TerminalMonitor(Monitor):
         """Print a message above the bar."""
         err.print(message, markup=False, soft_wrap=True)
 
+    def planned(self, schedule: Schedule) -> None:
+        """Print the steps of a plan with their times, and what they need."""
+        rows, elapsed = [], 0.0
+        for step in schedule.steps:
+            elapsed += (step.seconds or 0.0) if step.fits else 0.0
+            rows.append(
+                (
+                    step.name,
+                    step.pruner or schedule.pruner,
+                    NONE if step.seconds is None else format_duration(step.seconds),
+                    format_duration(elapsed) if step.fits else "no time",
+                    step.why or "not measured: a guess",
+                )
+            )
+        show_table(("step", "pruner", "takes", "done after", "measured"), rows, left=2)
+        needs = f"{_format_gib(schedule.memory)} of memory, {_format_gib(schedule.disk)} on disk"
+        say(f"text: {schedule.text}; {needs}")
+
     def close(self) -> None:
         """Let the steps that end a stopped job run to their end."""
         self._closing = True
@@ -178,6 +198,10 @@ class TerminalMonitor(Monitor):
             raise KeyboardInterrupt
         self.signal = number
         err.print("stopping after the present step; once more to stop at once")
+
+
+def _format_gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
 
 
 @dataclass

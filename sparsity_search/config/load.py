@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from sparsity_search.config.presets import get_preset_file, list_presets
-from sparsity_search.config.schema import RunConfig
+from sparsity_search.config.schema import STUDY, RunConfig, flatten
 from sparsity_search.errors import (
     ConfigError,
     show_value,
@@ -49,6 +49,8 @@ def load_config(
     for override in overrides:
         key, value = parse_setting(override, "section.key=value")
         _assign(nested, key, value)
+    if nested.get("plan") in list_presets():
+        nested = _read_as_plan(nested)
     check_plain(nested)
     _check_allocators(nested.get("allocators"))
     for section in _PLUGINS:
@@ -92,6 +94,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no configuration: a YAML mapping is needed")
     return value
+
+
+def _read_as_plan(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preset that a configuration names as its plan, with its own settings on top."""
+    preset = _read(Path(nested["plan"]))
+    for key, value in flatten({**nested, "plan": STUDY}).items():
+        _assign(preset, key, value)
+    return preset
 
 
 def _check_allocators(sections: Any) -> None:

@@ -209,6 +209,10 @@ class StudySection(Section):
         return self.minutes
 
 
+#: The plan of a search whose study is described by hand, as in presets.
+STUDY = "study"
+
+
 class RunConfig(Section):
     """Everything that one run is made from.
 

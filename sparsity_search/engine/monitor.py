@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sparsity_search.plans.schedule import Schedule
 from sparsity_search.trials.history import Measurement
 
 #: Function to call after each part of a step.
@@ -43,6 +44,9 @@ class Monitor:
 
     def tell(self, message: str) -> None:
         """Show a message that cannot wait for the end of a step."""
+
+    def planned(self, schedule: Schedule) -> None:
+        """Show what a search is going to do."""
 
     def close(self) -> None:
         """Let the steps that end a stopped job run to their end."""

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.config.schema import RunConfig
+from sparsity_search.config.schema import STUDY, RunConfig
 from sparsity_search.engine.given_profile import GivenProfile
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocator
@@ -19,7 +19,7 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.patterns import groups_of, with_pattern
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, Factory
 from sparsity_search.runs.stage_spaces import SEARCHED
-from sparsity_search.spaces.files import SpaceFile
+from sparsity_search.spaces.files import SpaceFile, load_space
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plugins:
         pruner = build_pruner(config)
         return cls(
             pruner=pruner,
-            final=_build_final(config, pruner),
+            final=build_final(config, pruner),
             searcher=build.resolve(SEARCHERS, config.searcher.spec),
             evaluator=build.resolve(EVALUATORS, config.evaluator.spec),
             initial={
@@ -95,7 +95,7 @@ def _is_file(name: str) -> bool:
     return name.endswith(".json")
 
 
-def _build_final(config: RunConfig, pruner: Pruner) -> Pruner:
+def build_final(config: RunConfig, pruner: Pruner) -> Pruner:
     """Return the pruner that rebuilds profiles, with the pattern of the search's pruner.
 
     Raises:
@@ -160,6 +160,23 @@ def _check_prices(config: RunConfig, space: SpaceFile) -> None:
             f"the space {config.space!r} has patterns: leave out --measure, or list them without "
             "what they save"
         )
+
+
+def find_kind(config: RunConfig) -> str:
+    """Return what a search removes, which is the name of its plan.
+
+    Raises:
+        UnknownNameError: There is no such pruner or space.
+        ConfigError: The pruner refuses its hyper-parameters, or the space is not legal.
+    """
+    file, pruner = load_space(config.space), build_pruner(config)
+    if file.of_levels is not file:  # settings of an allocator
+        return STUDY
+    if config.budget.saving is not None or file.of_levels.options:
+        return "savings"
+    if (config.model.units or pruner.units[0]) != "weights":
+        return "structures"
+    return "patterns" if file.of_levels.pattern or groups_of(pruner) else "weights"
 
 
 def choose_units(config: RunConfig, pruner: Pruner) -> str:

@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sparsity_search.config.schema import PrunerSection, RunConfig, Section
-from sparsity_search.errors import ConfigError, suggest_name
+from sparsity_search.config.presets import list_presets
+from sparsity_search.config.schema import STUDY, PrunerSection, RunConfig, Section
+from sparsity_search.errors import ConfigError, suggest_name, told_of
+from sparsity_search.plans.methods import METHODS
 from sparsity_search.utils.reading import read_yaml
 from sparsity_search.utils.shapes import describe_faults
 
-#: The plan of a search of single weights of which nothing is fixed by hand.
-BEST = "best"
+#: The baseline, which is a candidate of every search.
+UNIFORM = "uniform"
 
-#: Sections of the configuration that describe a study: who sets one by hand gets a study.
-_OF_STUDY = {"initial", "searcher", "hints", "space", "ladder", "supernet", "measure"}
-#: The same of settings of the section ``study``.
-_OF_STUDY_SECTION = {"stages", "rounds", "workers"}
+#: Settings of the section ``study`` that describe one: who gives one wants this study alone.
+_OF_STUDY = {"stages", "rounds", "workers"}
 
 
 class PlanStep(Section):
-    """One step of a plan: exactly one of allocation, search and final pruning.
+    """One step of a plan: exactly one of starts, allocation, search and pruning anew.
 
     Attributes:
+        starts: Allocators that need no search; each brings a candidate. Those that the user
+            names (``initial``) replace them.
         allocate: An allocator, whose profile becomes a candidate. ``start: best`` among its
             settings means the best profile so far.
         settings: The allocator's settings.
         repeat: How often the step is made at most; it ends when it brings nothing better.
         search: Settings of a study that starts from the best profile so far, as sections of the
-            configuration.
-        finalise: A pruner that rebuilds the best profile and the uniform one at the end.
-        why: What was measured, in words.
+            configuration; what the user sets precedes them.
+        rebuild: A pruner that prunes the best profile and the uniform one anew.
+        why: What was measured, in words; a step without this is a guess.
     """
 
+    starts: tuple[str, ...] | None = None
     allocate: str | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     repeat: int = Field(default=1, ge=1)
     search: dict[str, Any] | None = None
-    finalise: str | None = None
+    rebuild: PrunerSection | None = None
     why: str = ""
+
+    @field_validator("rebuild", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> PlanStep:
-        given = [self.allocate, self.search, self.finalise]
+        given = [self.starts, self.allocate, self.search, self.rebuild]
         if sum(value is not None for value in given) != 1:
-            raise ConfigError("a step has exactly one of allocate, search and finalise")
+            raise ValueError("a step has exactly one of starts, allocate, search and rebuild")
         return self
 
 
@@ -57,7 +65,10 @@ class Plan(Section):
 
     Attributes:
         about: One line about it.
-        pruner: Pruner that candidates are rebuilt with, unless the user names one.
+        pruner: Pruner of losses and supernets, unless the user names one; None for the default of
+            the configuration. A supernet costs least with a pruner that updates no weights.
+        finalise: Pruner that candidates are pruned with, as they would be shipped; None for the
+            same. It gives way to the pruners that the user names, as do steps that prune anew.
         confidence: Confidence with which a paired one-sided t-test over the sequences of the
             final text has to find a candidate better than the best one so far, for it to replace
             that; None compares means alone.
@@ -65,14 +76,16 @@ class Plan(Section):
     """
 
     about: str = ""
-    pruner: str = "wanda"
+    pruner: str | None = None
+    finalise: str | None = None
     confidence: float | None = Field(default=None, gt=0.5, lt=1)
     steps: tuple[PlanStep, ...]
 
 
-def list_plans() -> list[str]:
-    """Return the names of all plans, sorted."""
-    return sorted(file.stem for file in _get_folder().glob("*.yaml") if file.stem != "methods")
+def list_plans() -> dict[str, str]:
+    """Return all plans by name, sorted, and what each is."""
+    names = sorted(file.stem for file in _get_folder().glob("*.yaml") if file.name != METHODS)
+    return {name: load_plan(name).about for name in names}
 
 
 def load_plan(name: str) -> Plan:
@@ -85,50 +98,61 @@ def load_plan(name: str) -> Plan:
         ConfigError: There is no such plan, or its file is not legal.
     """
     path = Path(name)
-    if name in list_plans():
+    if path.suffix not in (".yaml", ".yml"):
         path = _get_folder() / f"{name}.yaml"
-    elif path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"unknown plan {name!r}: {suggest_name(name, list_plans())}, or give a .yaml file"
-        )
+        if path.name == METHODS or not path.is_file():
+            known = suggest_name(name, [*list_plans(), *list_presets()])
+            raise ConfigError(f"unknown plan {name!r}: {known}, or give a .yaml file")
+    with told_of(f"--plan {path}"):
+        value = read_yaml(path)
     try:
-        return Plan.model_validate(read_yaml(path))
+        return Plan.model_validate(value)
     except ValidationError as error:
         raise ConfigError(f"{path} is not a plan: {describe_faults(error)}") from error
 
 
-def resolve_plan(config: RunConfig) -> tuple[RunConfig, Plan]:
+def resolve_plan(config: RunConfig, kind: str) -> tuple[RunConfig, Plan]:
     """Return the plan of a search, and its configuration with the parts that the plan decides.
+
+    Args:
+        config: The configuration. Its plan is the one that it names; the plan `STUDY` if it
+            describes a study; else the one of the kind.
+        kind: Name of the plan for what is removed.
 
     Raises:
         ConfigError: There is no such plan, or its file is not legal.
     """
-    if config.plan is None and _is_fixed(config):
-        return config, _build_study(config)
-    plan = load_plan(config.plan or BEST)
-    changes: dict[str, Any] = {"initial": []}
-    if "pruner" not in config.model_fields_set:
+    by_hand = config.study.model_fields_set & _OF_STUDY
+    name = config.plan or (STUDY if by_hand else kind)
+    plan = load_plan(name)
+    changes: dict[str, Any] = {}
+    fixed = config.model_fields_set & {"pruner", "finalise"}
+    if "pruner" not in fixed and plan.pruner is not None:
         changes["pruner"] = PrunerSection(name=plan.pruner)
-    if config.finalise is not None:
-        last = PlanStep(finalise=config.finalise.name)
-        steps = [last if step.finalise is not None else step for step in plan.steps]
-        plan = plan.model_copy(update={"steps": tuple(steps)})
-        changes["finalise"] = None
-    return config.model_copy(update=changes), plan
+    if not fixed and plan.finalise is not None:
+        changes["finalise"] = PrunerSection(name=plan.finalise)
+    if name != STUDY:
+        changes["initial"] = []  # a study starts from the best candidate
+    steps = _resolve_steps(config, plan.steps)
+    return config.model_copy(update=changes), plan.model_copy(update={"steps": steps})
 
 
-def _is_fixed(config: RunConfig) -> bool:
-    """Whether the user fixed a part of the study by hand, or removes no single weights."""
-    sections = config.model_fields_set & _OF_STUDY
-    of_section = config.study.model_fields_set & _OF_STUDY_SECTION
-    others = {"pattern", "mask"} & config.pruner.parameters.keys()
-    return bool(sections or of_section or others or config.budget.saving is not None)
-
-
-def _build_study(config: RunConfig) -> Plan:
-    """Return the plan of a study that the user describes: its starts, and the study."""
-    starts = [PlanStep(allocate=name) for name in config.initial if name != "uniform"]
-    return Plan(pruner=config.pruner.name, steps=(*starts, PlanStep(search={})))
+def _resolve_steps(config: RunConfig, steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
+    """Return steps with what the user fixed, each start as a step of its own."""
+    named = config.initial if "initial" in config.model_fields_set else None
+    pruners = config.model_fields_set & {"pruner", "finalise"}
+    found: list[PlanStep] = []
+    for step in steps:
+        if step.starts is not None:
+            names = step.starts if named is None else named
+            found += [
+                PlanStep(allocate=name, why="" if named else step.why)
+                for name in dict.fromkeys(names)
+                if name != UNIFORM
+            ]
+        elif step.rebuild is None or not pruners:
+            found.append(step)
+    return tuple(found)
 
 
 def _get_folder() -> Path:

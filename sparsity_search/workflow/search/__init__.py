@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from sparsity_search.config.schema import RunConfig
+from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
+from sparsity_search.engine.plugins import find_kind
 from sparsity_search.engine.stages import begin, run_stages
 from sparsity_search.engine.workers import share_cores
-from sparsity_search.plans.plan import resolve_plan
+from sparsity_search.plans.plan import Plan, resolve_plan
+from sparsity_search.plans.schedule import Schedule
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
 from sparsity_search.report.pages import can_draw_pages
@@ -20,7 +23,7 @@ from sparsity_search.runs.trail import Trail
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.storages import open_database
 from sparsity_search.workflow.search.clock import Clock
-from sparsity_search.workflow.search.costs import StepCosts
+from sparsity_search.workflow.search.costs import StepCosts, describe_schedule
 from sparsity_search.workflow.search.ship import ship
 from sparsity_search.workflow.search.steps import PlanRun
 
@@ -42,14 +45,11 @@ def search(
     Raises:
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
-    limit = config.study.time_limit
-    clock = Clock(None if limit is None else 60 * limit)
-    config, plan = resolve_plan(config)
+    monitor, clock = monitor or Monitor(), Clock(config.study.time_limit)
     share_cores(config)
     with_report = can_draw_pages()
-    monitor = monitor or Monitor()
-    monitor.seconds.clear()  # the record is of this search, not of others that it watched
-    job = open_job(config, out, monitor)
+    job, plan = _open(config, out, monitor)
+    config = job.config
     storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
@@ -57,10 +57,30 @@ def search(
         begin(job, command)
         trail = Trail(job.directory.steps_file, job.space.layout)
         clock.resume(trail.seconds)
-        costs, study = StepCosts.measure(job, plan), partial(run_stages, storage=storage)
-        run = PlanRun(job, plan, clock, trail, costs, study)
+        costs = StepCosts.measure(job, plan)
+        monitor.planned(describe_schedule(job, plan, costs, clock.left))
+        run = PlanRun(job, plan, clock, trail, costs, partial(run_stages, storage=storage))
         run.run()
         shipped = ship(run)
         if with_report:
             write_report(out, config.study.storage)
     return shipped
+
+
+def preview(config: RunConfig, out: Path, monitor: Monitor | None = None) -> Schedule:
+    """Return what `search` would do here; nothing is written.
+
+    Raises:
+        SparsitySearchError: Something given is not legal.
+    """
+    clock = Clock(config.study.time_limit)
+    job, plan = _open(config, out, monitor or Monitor())
+    clock.resume(Trail(job.directory.steps_file, job.space.layout).seconds)
+    return describe_schedule(job, plan, StepCosts.measure(job, plan), clock.left)
+
+
+def _open(config: RunConfig, out: Path, monitor: Monitor) -> tuple[SearchJob, Plan]:
+    """Return a search that can run in a folder, and its plan."""
+    monitor.seconds.clear()  # the record is of this search, not of others that it watched
+    config, plan = resolve_plan(config, find_kind(config))
+    return open_job(config, out, monitor), plan

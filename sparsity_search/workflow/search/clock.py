@@ -10,11 +10,11 @@ class Clock:
     """The time of a job over all its sessions.
 
     Args:
-        limit: Seconds that the job may take; None for no limit.
+        minutes: Time that the job may take; None for no limit.
     """
 
-    def __init__(self, limit: float | None) -> None:
-        self.limit = math.inf if limit is None else limit
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = math.inf if minutes is None else 60 * minutes
         self._started = time.monotonic()
 
     def resume(self, spent: float) -> None:

@@ -5,32 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsity_search.engine.estimate import time_model, time_rebuild
+from sparsity_search.engine.estimate import (
+    SearchEstimate,
+    draw_tokens,
+    estimate,
+    time_model,
+    time_rebuild,
+)
 from sparsity_search.engine.job import SearchJob
-from sparsity_search.engine.plugins import build_factory
+from sparsity_search.engine.plugins import build_final
 from sparsity_search.plans.methods import MachineSpeed, load_methods
 from sparsity_search.plans.plan import Plan, PlanStep
-from sparsity_search.registry import PRUNERS
+from sparsity_search.plans.schedule import Schedule, plan_steps
 
-#: Passes of the final text to score a candidate: the model, and logits that are a good half of it.
-_SCORE_PASSES = 1.6
+#: Scores of a candidate and its perplexity share the passes; both take this much more than one.
+_BOTH = 1.1
 #: Bytes that a disk takes in a second, on the safe side.
 _DISK = 2e8
+#: Fewest rounds for which a supernet is built, and passes of the text of gradients for a hint.
+_ROUNDS, _HINT_PASSES = 3, 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepCosts:
     """Seconds that steps take.
 
     Attributes:
         job: The search.
         machine: How fast the model runs.
-        rebuilds: To prune the model to a profile, by pruner; the plan's own is ``""``.
+        search: Estimate of a study.
+        rebuilds: To prune the model to a profile, by name of the pruner; ``""`` is the plan's.
+        pace: Time of the candidates so far, as a multiple of what the samples gave.
     """
 
     job: SearchJob
     machine: MachineSpeed
+    search: SearchEstimate
     rebuilds: Mapping[str, float]
+    pace: float = 1.0
 
     @classmethod
     def measure(cls, job: SearchJob, plan: Plan) -> StepCosts:
@@ -40,44 +52,67 @@ class StepCosts:
             job: The search.
             plan: Its plan.
         """
-        build = build_factory(job.config)
-        last = {step.finalise for step in plan.steps if step.finalise is not None}
+        session, config, model = job.session, job.config, job.session.loaded.model
         pruners = {"": job.plugins.final}
-        pruners |= {name: build.resolve(PRUNERS, name) for name in sorted(last)}
-        with job.monitor.step("time the model"):
+        for step in plan.steps:
+            if step.rebuild is not None:
+                own = config.model_copy(update={"finalise": step.rebuild})
+                pruners[step.rebuild.name] = build_final(own, job.plugins.pruner)
+        with job.monitor.step("time samples"):
+            tokens = draw_tokens(session, config.data.search_length)
+            proxy = job.plugins.evaluator.bind(model, tokens, session.loaded.tokenizer)
             return cls(
                 job,
-                time_model(job.session, job.config.data.calibration_length),
+                time_model(session, config.data.calibration_length),
+                estimate(session, config, job.plugins.pruner, proxy, job.space),
                 {
-                    name: time_rebuild(job.session, pruner, job.space.base, job.config)
+                    name: time_rebuild(session, pruner, job.space.base, config)
                     for name, pruner in pruners.items()
                 },
             )
 
-    @property
-    def score(self) -> float:
-        """To score a candidate on the final text."""
-        n_tokens = self.job.session.text["final"].numel()
-        return _SCORE_PASSES * n_tokens * self.machine.seconds_per_token
+    def judge(self, pruner: str = "") -> float:
+        """To prune the model to a candidate, and to score it on the final text."""
+        return self.pace * self._sample(pruner)
 
-    @property
-    def rebuild(self) -> float:
-        """To prune the model to a candidate with the plan's pruner, and to score it."""
-        return self.rebuilds[""] + self.score
+    def observe(self, seconds: float, pruner: str = "") -> None:
+        """Learn from the time that a candidate took to be judged."""
+        self.pace = seconds / self._sample(pruner)
 
     @property
     def save(self) -> float:
         """To write the checkpoint and the report."""
-        parameters = self.job.session.loaded.model.parameters()
-        n_bytes: int = sum(p.numel() * p.element_size() for p in parameters)
-        return 2.0 + n_bytes / _DISK
-
-    def finalise(self, pruner: str) -> float:
-        """To rebuild and score two profiles with a pruner."""
-        return 2 * (self.rebuilds[pruner] + self.score)
+        return 4.0 + self.search.checkpoint_bytes / _DISK
 
     def allocate(self, step: PlanStep) -> float:
         """To allocate a profile and judge it; an allocator without known cost counts as free."""
         found = [method for method in load_methods() if method.allocator == step.allocate]
         seconds = sum(method.seconds(self.machine, self.job.config) for method in found[:1])
-        return seconds + self.rebuild
+        return self.pace * seconds + self.judge()
+
+    def begin_search(self) -> float:
+        """To build a supernet, measure a hint, run a few rounds, and judge the result."""
+        tokens = self.job.config.data.search_sequences * self.job.config.data.search_length
+        hint = _HINT_PASSES * tokens * self.machine.seconds_per_token
+        rounds = _ROUNDS * self.search.round_seconds
+        return self.pace * (self.search.supernet_seconds + hint + rounds) + self.judge()
+
+    def _sample(self, pruner: str) -> float:
+        tokens, seconds = next(iter(self.search.evaluation_seconds.items()))
+        score = _BOTH * seconds * self.job.session.text["final"].numel() / tokens
+        return self.rebuilds[pruner] + score
+
+
+def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, left: float) -> Schedule:
+    """Return what a search will do in the time that is left, with its text, memory and disk."""
+    data, search, config = job.config.data, costs.search, job.config
+    sources = dict.fromkeys((data.calibration, data.search_text, data.final_text))
+    on_disk = search.supernet_bytes if config.supernet.store == "disk" else 0
+    return Schedule(
+        steps=plan_steps(plan, costs, left),
+        pruner=(config.finalise or config.pruner).name,
+        seconds=left,
+        text=", ".join(source for source in sources if source),
+        memory=max(search.build_bytes, search.search_bytes),
+        disk=search.checkpoint_bytes + search.file_bytes + on_disk,
+    )

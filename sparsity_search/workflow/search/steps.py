@@ -8,16 +8,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from sparsity_search.config.schema import RunConfig
+from sparsity_search.config.schema import PrunerSection, RunConfig
 from sparsity_search.engine.given_profile import GivenProfile
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.parameters import get_allocation_bounds
-from sparsity_search.engine.plugins import Plugins, build_allocator, build_factory, label_starts
+from sparsity_search.engine.plugins import (
+    Plugins,
+    build_allocator,
+    build_final,
+    label_starts,
+)
 from sparsity_search.engine.stages import StagesResult
 from sparsity_search.interfaces.pruner import Pruner
-from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
+from sparsity_search.plans.schedule import reserve
 from sparsity_search.profiles.profile import SparsityProfile
-from sparsity_search.registry import PRUNERS, describe
+from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.utils.files import compute_digest
@@ -25,13 +31,11 @@ from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts
 from sparsity_search.workflow.search.judge import Judge, Pruned, Verdict
 
-#: Name of the baseline, which is a candidate of every search.
-UNIFORM = "uniform"
 #: Value of an allocator's setting that stands for the best profile so far.
 _BEST = "best"
 
-#: Part of the keys of candidates that a last pruner rebuilds.
-FINAL = "finalise"
+#: Part of the keys of candidates that another pruner prunes.
+ANEW = "rebuild"
 
 #: Runs a study from start profiles.
 RunStudy = Callable[[SearchJob, Mapping[str, SparsityProfile]], StagesResult | None]
@@ -40,11 +44,12 @@ MakeProfile = Callable[[], tuple[SparsityProfile, Sequence[str]]]
 
 
 @dataclass(frozen=True)
-class _Rebuild:
-    """A pruner that candidates are rebuilt with, and its name and settings."""
+class _Final:
+    """A pruner that candidates are pruned with, its name and settings, and its costs' name."""
 
     pruner: Pruner
     spec: Mapping[str, Any]
+    cost: str = ""
 
 
 @dataclass
@@ -77,7 +82,9 @@ class PlanRun:
         self._judge = Judge(self.job)
         config = self.job.config
         section = config.finalise or config.pruner
-        self._usual = _Rebuild(self.job.plugins.final, section.model_dump(mode="json"))
+        self._usual = _Final(self.job.plugins.final, section.spec)
+        allocators = [step.allocate for step in self.plan.steps if step.allocate is not None]
+        self._labels = {name: label for label, name in label_starts(allocators).items()}
         self._pruned: Pruned | None = None  # of the best candidate, if made in this session
 
     def run(self) -> None:
@@ -86,7 +93,7 @@ class PlanRun:
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
         try:
             for index, step in enumerate(self.plan.steps):
-                self._make(step, self._reserve(self.plan.steps[index + 1 :]))
+                self._make(step, reserve(self.plan.steps[index + 1 :], self.costs))
                 if self.job.monitor.stopped():
                     break
         except KeyboardInterrupt:  # asked to stop in the middle of a step
@@ -102,19 +109,21 @@ class PlanRun:
         """Return the best candidate as pruned; one of an earlier session is pruned again."""
         if self._pruned is None:
             best, usual = self.best, self._usual
-            pruner = usual.pruner if best.pruner == usual.spec else self._build(best.pruner)
+            own = best.pruner == usual.spec
+            pruner = usual.pruner if own else self._build(PrunerSection(**best.pruner))
             self._pruned = self._judge.prune(best.name, best.profile, pruner)
         return self._pruned
 
-    def _build(self, pruner: Any) -> Pruner:
-        found: Pruner = build_factory(self.job.config).resolve(PRUNERS, pruner)
-        return found
+    def _build(self, section: PrunerSection) -> Pruner:
+        """Return a pruner of the end, with the pattern of the search's pruner."""
+        config = self.job.config.model_copy(update={"finalise": section})
+        return build_final(config, self.job.plugins.pruner)
 
     def _make(self, step: PlanStep, reserve: float) -> None:
         if step.search is not None:
             self._search(step.search, reserve)
-        elif step.finalise is not None:
-            self._finalise(step)
+        elif step.rebuild is not None:
+            self._rebuild(step)
         else:
             for _ in range(step.repeat):
                 before = self.best
@@ -122,17 +131,10 @@ class PlanRun:
                 if self.best is before:
                     return
 
-    def _reserve(self, later: tuple[PlanStep, ...]) -> float:
-        """Return the seconds that the end of the job will take."""
-        return self.costs.save + sum(
-            self.costs.finalise(step.finalise) for step in later if step.finalise is not None
-        )
-
     def _allocate(self, step: PlanStep, reserve: float) -> None:
         assert step.allocate is not None
         settings = dict(step.settings)
-        labels = {start: label for label, start in label_starts(self.job.config.initial).items()}
-        name = labels.get(step.allocate, step.allocate)
+        name = self._labels[step.allocate]
         if settings.get("start") == _BEST:
             settings["start"] = GivenProfile(profile=self.best.profile)
         allocator = build_allocator(self.job.config, step.allocate, settings)
@@ -154,7 +156,7 @@ class PlanRun:
 
     def _search(self, settings: Mapping[str, Any], reserve: float) -> None:
         starts = self._list_starts()
-        job = self._adapt(settings, starts, reserve + self.costs.rebuild)
+        job = self._adapt(settings, starts, reserve)
         if job is None:
             self.skipped.append("search: no time is left")
             return
@@ -176,27 +178,29 @@ class PlanRun:
         """Return the job of a study with its settings and its time; None without time."""
         config = self.job.config
         if settings:
-            config = RunConfig.model_validate(_merge(config.model_dump(), settings))
+            config = RunConfig.model_validate(
+                _merge(settings, config.model_dump(exclude_unset=True))
+            )
         if config.study.time_limit is not None:
             study = compute_digest([profile.digest for profile in starts.values()])
-            if self.clock.left <= reserve and not self.trail.knows(study):
+            least = reserve + self.costs.begin_search()
+            if self.clock.left < least and not self.trail.knows(study):
                 return None
-            left = self.clock.left - reserve
+            left = self.clock.left - reserve - self.costs.judge()
             minutes = self.trail.allot(study, self.clock.limit, left) / 60
             section = config.study.model_copy(update={"minutes": minutes})
             config = config.model_copy(update={"study": section})
         return replace(self.job, config=config, plugins=Plugins.of(config))
 
-    def _finalise(self, step: PlanStep) -> None:
-        """Rebuild the best profile and the uniform one with the last pruner."""
-        assert step.finalise is not None
-        pruner = self._build(step.finalise)
-        rebuild, best = _Rebuild(pruner, {"name": step.finalise}), self.best
+    def _rebuild(self, step: PlanStep) -> None:
+        """Prune the best profile and the uniform one with another pruner."""
+        assert step.rebuild is not None
+        name, best = step.rebuild.name, self.best
+        final = _Final(self._build(step.rebuild), step.rebuild.spec, name)
         for record in [best] if best.name == UNIFORM else [best, self.records[0]]:
-            key = [FINAL, record.profile.digest]
-            if self._fits(step.finalise, key, self.costs.finalise(step.finalise) / 2, 0.0):
-                name = f"{record.name}-{step.finalise}"
-                self._add(name, key, partial(_get_profile, record), rebuild)
+            key = [ANEW, record.profile.digest]
+            if self._fits(name, key, self.costs.judge(name), self.costs.save):
+                self._add(f"{record.name}-{name}", key, partial(_get_profile, record), final)
 
     def _fits(self, kind: str, key: list[Any], seconds: float, reserve: float) -> bool:
         """Whether a step is known already, or there is time for it; else it is noted."""
@@ -206,7 +210,7 @@ class PlanRun:
         self.skipped.append(f"{kind}: {needed} s are needed to the end, {left} s are left")
         return False
 
-    def _add(self, name: str, parts: list[Any], make: MakeProfile, by: _Rebuild) -> None:
+    def _add(self, name: str, parts: list[Any], make: MakeProfile, by: _Final) -> None:
         """Judge a candidate, and keep it if it is better than the best one so far."""
         key, pruned = compute_digest(parts), None
         record = self.trail.find(key, by.spec)
@@ -224,13 +228,15 @@ class PlanRun:
         self.job.directory.write_profile(record.name, record.profile)
 
     def _judge_new(
-        self, name: str, key: str, make: MakeProfile, by: _Rebuild
+        self, name: str, key: str, make: MakeProfile, by: _Final
     ) -> tuple[StepRecord, Pruned]:
         """Make the profile of a candidate unless it is known, and prune the model to it."""
         started, known = time.monotonic(), self.trail.find(key)
         name = self._choose_name(name)
         profile, notes = make() if known is None else (known.profile, known.notes)
+        begun = time.monotonic()
         pruned = self._judge.prune(name, profile, by.pruner)
+        self.costs.observe(time.monotonic() - begun, by.cost)
         record = StepRecord(
             name=name,
             key=key,
@@ -258,7 +264,7 @@ def _get_profile(record: StepRecord) -> tuple[SparsityProfile, Sequence[str]]:
     return record.profile, ()
 
 
-def _merge(config: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with settings on top, section by section."""
     merged = dict(config)
     for key, value in settings.items():

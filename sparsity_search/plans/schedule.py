@@ -1,0 +1,111 @@
+"""The steps of a plan with their times, before they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
+
+
+class StepPrices(Protocol):
+    """Seconds that steps take on a machine."""
+
+    @property
+    def save(self) -> float:
+        """To write the checkpoint and the report."""
+
+    def judge(self, pruner: str = "") -> float:
+        """To prune the model to a candidate and to score it; by default with the plan's pruner."""
+
+    def allocate(self, step: PlanStep) -> float:
+        """To allocate a profile, and to judge it."""
+
+    def begin_search(self) -> float:
+        """To begin a study, and to judge its result: the least time for one."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a schedule.
+
+    Attributes:
+        name: What it makes.
+        pruner: Pruner that its candidates are rebuilt with; empty for that of the plan.
+        seconds: Time that it will take; None if rounds limit it alone.
+        fits: Whether there is time for it.
+        why: What was measured of it, in words; empty for a guess.
+    """
+
+    name: str
+    pruner: str
+    seconds: float | None
+    fits: bool = True
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a job will do.
+
+    Attributes:
+        steps: The steps.
+        pruner: Pruner that candidates are rebuilt with.
+        seconds: Time that is left for them; infinite without a limit.
+        text: Where the text comes from.
+        memory: Bytes in memory at most, without a forward pass and the libraries.
+        disk: Bytes on disk: the checkpoint, and what is kept of a search.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    pruner: str
+    seconds: float
+    text: str
+    memory: int
+    disk: int
+
+
+def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
+    """Return the seconds that the end of a job takes: final pruning in steps, and saving."""
+    last = [step.rebuild.name for step in steps if step.rebuild is not None]
+    return prices.save + sum(map(prices.judge, last))
+
+
+def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep, ...]:
+    """Return the steps that a job will make as it looks before them.
+
+    Args:
+        plan: The plan.
+        prices: What steps take.
+        left: Seconds that are left for them; infinite without a limit.
+    """
+    baseline = prices.judge()
+    found = [PlannedStep(UNIFORM, "", baseline, why="the baseline")]
+    left -= baseline
+    for index, step in enumerate(plan.steps):
+        for planned in _plan_step(step, prices, left - reserve(plan.steps[index + 1 :], prices)):
+            found.append(planned)
+            left -= (planned.seconds or 0.0) if planned.fits else 0.0
+    return (*found, PlannedStep("checkpoint and report", "", prices.save))
+
+
+def _plan_step(step: PlanStep, prices: StepPrices, left: float) -> Iterator[PlannedStep]:
+    """Yield what a step makes in the time for it."""
+    if step.allocate is not None:
+        seconds, made = prices.allocate(step), 0
+        while made < step.repeat and (made + 1) * seconds <= left:
+            made += 1
+        times = f", at most {made} times" if made > 1 else ""
+        name, total = f"{step.allocate}{times}", max(1, made) * seconds
+        yield PlannedStep(name, "", total, made > 0, step.why)
+    elif step.rebuild is not None:
+        pruner = step.rebuild.name
+        seconds = prices.judge(pruner)
+        for number, name in enumerate(("the best", UNIFORM), start=1):
+            fits = number * seconds <= left
+            yield PlannedStep(f"{name}, pruned again", pruner, seconds, fits, step.why)
+    else:
+        limited, least = left < float("inf"), prices.begin_search()
+        seconds_left = max(left, least) if limited else None
+        yield PlannedStep("search", "", seconds_left, least <= left, step.why)
