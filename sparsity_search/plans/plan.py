@@ -137,6 +137,14 @@ def resolve_plan(config: RunConfig, kind: str) -> tuple[RunConfig, Plan]:
     return config.model_copy(update=changes), plan.model_copy(update={"steps": steps})
 
 
+def choose_minutes(config: RunConfig, plan: Plan) -> float | None:
+    """Return the time of a job in minutes; None if rounds alone limit it, as in its plan."""
+    studies = [step.search.get("study", {}) for step in plan.steps if step.search is not None]
+    if all("rounds" in study for study in studies):
+        return config.study.minutes
+    return config.study.time_limit
+
+
 def _resolve_steps(config: RunConfig, steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
     """Return steps with what the user fixed, each start as a step of its own."""
     named = config.initial if "initial" in config.model_fields_set else None

@@ -55,10 +55,10 @@ def search_front(
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}
         )
-        if search(_adapt(own, before, len(budgets)), run, command=command, monitor=monitor):
-            before = [str(RunDirectory(run).profile_file)]
-            write_front(out, config.study.storage)
-        else:
+        search(_adapt(own, before, len(budgets)), run, command=command, monitor=monitor)
+        before = [str(RunDirectory(run).profile_file)]
+        write_front(out, config.study.storage)
+        if monitor.stopped():
             return False
     return True
 

@@ -23,14 +23,14 @@ about: for tests
 pruner: wanda
 confidence: 0.6
 steps:
-  - allocate: owl
+  - starts: [owl]
   - allocate: gauss_newton
     settings: {start: best, steps: 1}
     repeat: 2
   - search:
       hints: [gradients]
       study: {rounds: 2}
-  - finalise: sparsegpt
+  - rebuild: sparsegpt
 """
 
 

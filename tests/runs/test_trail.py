@@ -18,7 +18,7 @@ def record(key: str, pruner: str = "wanda", **fields: Any) -> StepRecord:
         "key": key,
         "profile": SPACE.base,
         "pruner": {"name": pruner},
-        "row": {"name": key, "score": 0.1, "perplexity": None},
+        "row": {"name": key, "score": 0.1, "perplexity": None, "sparsity": 0.5, "removed": 3},
         "parts": [0.1, 1 / 3],
         "best": True,
         "seconds": 1.5,

@@ -14,7 +14,7 @@ from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.plugins import find_kind
 from sparsity_search.engine.stages import begin, run_stages
 from sparsity_search.engine.workers import share_cores
-from sparsity_search.plans.plan import Plan, resolve_plan
+from sparsity_search.plans.plan import choose_minutes, resolve_plan
 from sparsity_search.plans.schedule import Schedule
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
@@ -45,11 +45,12 @@ def search(
     Raises:
         SparsitySearchError: Something given is not legal; nothing is written then.
     """
-    monitor, clock = monitor or Monitor(), Clock(config.study.time_limit)
+    monitor = monitor or Monitor()
+    config, plan = resolve_plan(config, find_kind(config))
+    clock = Clock(choose_minutes(config, plan))
     share_cores(config)
     with_report = can_draw_pages()
-    job, plan = _open(config, out, monitor)
-    config = job.config
+    job = _open(config, out, monitor)
     storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
@@ -73,14 +74,14 @@ def preview(config: RunConfig, out: Path, monitor: Monitor | None = None) -> Sch
     Raises:
         SparsitySearchError: Something given is not legal.
     """
-    clock = Clock(config.study.time_limit)
-    job, plan = _open(config, out, monitor or Monitor())
+    config, plan = resolve_plan(config, find_kind(config))
+    clock = Clock(choose_minutes(config, plan))
+    job = _open(config, out, monitor or Monitor())
     clock.resume(Trail(job.directory.steps_file, job.space.layout).seconds)
     return describe_schedule(job, plan, StepCosts.measure(job, plan), clock.left)
 
 
-def _open(config: RunConfig, out: Path, monitor: Monitor) -> tuple[SearchJob, Plan]:
-    """Return a search that can run in a folder, and its plan."""
+def _open(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
+    """Return a search that can run in a folder."""
     monitor.seconds.clear()  # the record is of this search, not of others that it watched
-    config, plan = resolve_plan(config, find_kind(config))
-    return open_job(config, out, monitor), plan
+    return open_job(config, out, monitor)

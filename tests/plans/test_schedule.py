@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import pytest
+
+from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.plans.schedule import plan_steps, reserve
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices that are easy to add: each has a digit of its own."""
+
+    save: float = 1.0
+
+    def judge(self, pruner: str = "") -> float:
+        return {"": 10.0, "alps": 100.0}[pruner]
+
+    def allocate(self, step: PlanStep) -> float:
+        del step
+        return 1000.0
+
+    def begin_search(self) -> float:
+        return 10000.0
+
+
+PLAN = Plan.model_validate(
+    {
+        "steps": [
+            {"allocate": "owl", "why": "a figure"},
+            {"allocate": "gauss_newton", "repeat": 3},
+            {"search": {}},
+            {"rebuild": "alps"},
+        ]
+    }
+)
+
+
+def test_the_end_is_reserved() -> None:
+    assert reserve(PLAN.steps, Prices()) == 101
+    assert reserve((), Prices()) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [
+        (inf, [10, 1000, 3000, None, 100, 100, 1]),
+        # 111 for the baseline and the end, 4000 for the allocations, and what is left
+        (20111, [10, 1000, 3000, 16000, 100, -100, 1]),
+        (14111, [10, 1000, 3000, 10000, 100, -100, 1]),
+        (14110, [10, 1000, 3000, -10000, 100, 100, 1]),
+        (3111, [10, 1000, 2000, -10000, 100, -100, 1]),
+        (3110, [10, 1000, 1000, -10000, 100, 100, 1]),
+        (111, [10, -1000, -1000, -10000, 100, -100, 1]),
+        (110, [10, -1000, -1000, -10000, -100, -100, 1]),
+    ],
+)
+def test_steps_are_made_while_there_is_time(left: float, seconds: list[float | None]) -> None:
+    """What has no time is negative here."""
+    steps = plan_steps(PLAN, Prices(), left)
+    found = [step.seconds and (step.seconds if step.fits else -step.seconds) for step in steps]
+    assert found == seconds
+
+
+def test_steps_say_how_often_with_what_and_why() -> None:
+    steps = plan_steps(PLAN, Prices(), inf)
+    assert [step.name for step in steps[:4]] == [
+        "uniform",
+        "owl",
+        "gauss_newton, at most 3 times",
+        "search",
+    ]
+    assert [step.pruner for step in steps] == ["", "", "", "", "alps", "alps", ""]
+    assert steps[1].why == "a figure"
