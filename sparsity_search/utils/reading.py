@@ -211,7 +211,16 @@ def _refuse_constant(constant: str) -> None:
     raise ConfigError(f"{constant} is not a number")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=_refuse_constant)
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ConfigError(f"{show_value(text)} is too large a number")
+    return value
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_build_object, parse_constant=_refuse_constant, parse_float=_parse_float
+)
 
 
 class _YamlLoader(yaml.SafeLoader):

@@ -97,6 +97,7 @@ def test_refused_yaml(text: str, reason: str) -> None:
         ("NaN", "NaN is not a number"),
         ("9" * 5000, "digits"),
         ("1" + "0" * 400, "too large"),
+        ("[-1e999]", "'-1e999' is too large"),
         (r'["\ud800"]', "half a surrogate pair"),
     ],
 )
