@@ -19,6 +19,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.redact import STORAGE_VARIABLE, redact_url
 from sparsity_search.runs.stage_spaces import AROUND, SEARCHED
+from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials import store
 from sparsity_search.trials.history import Fidelity, Measurement
@@ -36,6 +37,8 @@ class RunRecord:
         layout: The prunable units.
         profiles: By name, uniform first and the shipped one last.
         allocated: Labels of the profiles that the first stage started from.
+        steps: ``steps.json``: the candidates of the search in their order; older runs have none.
+        seconds: Time of the whole job over all sessions; 0 for older runs.
     """
 
     run: Mapping[str, Any]
@@ -44,6 +47,8 @@ class RunRecord:
     layout: Layout
     profiles: Mapping[str, SparsityProfile]
     allocated: tuple[str, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    seconds: float = 0.0
     missing: str | None = None
 
     @classmethod
@@ -65,21 +70,25 @@ class RunRecord:
             shipped = None if results is None else find_shipped_name(results)
             profiles = directory.read_profiles(layout, shipped)
             starts = directory.read_starts(layout)
+            trail = Trail(directory.steps_file, layout)
         except ProfileError as error:
             raise RunMismatchError(f"{run_dir} is corrupt: {error}") from error
         measurements, missing = [], None
         try:
             measurements = load_measurements(run_dir, storage)
         except MissingMeasurementsError as error:
-            missing = str(error)
+            without_study = trail.records and not starts
+            missing = None if without_study else str(error)
         return cls(
             run=run,
             results=results,
             measurements=tuple(measurements),
             missing=missing,
             layout=layout,
-            profiles=profiles,
+            profiles=_select_profiles(profiles, trail.records, shipped),
             allocated=tuple(starts[0]) if starts else (),
+            steps=tuple(trail.records),
+            seconds=trail.seconds,
         )
 
     @property
@@ -127,6 +136,16 @@ class RunRecord:
     def shipped(self) -> SparsityProfile | None:
         """The profile that the run chose."""
         return None if self.results is None else self.profiles.get(find_shipped_name(self.results))
+
+    @property
+    def rebuilt(self) -> set[str]:
+        """Names of candidates that have the profile of another one, and a last pruner."""
+        return {step.name for step in self.steps if step.pruner != self.steps[0].pruner}
+
+    @property
+    def distinct_profiles(self) -> dict[str, SparsityProfile]:
+        """The profiles without those of `rebuilt`."""
+        return {name: each for name, each in self.profiles.items() if name not in self.rebuilt}
 
     @property
     def parametric(self) -> bool:
@@ -298,6 +317,14 @@ def _join(stages: Mapping[str, Sequence[Measurement]]) -> list[StageRecord]:
         elapsed = max((m.elapsed for m in moved), default=elapsed)
         found.append(StageRecord(name, tuple(moved)))
     return found
+
+
+def _select_profiles(
+    profiles: Mapping[str, SparsityProfile], steps: Sequence[StepRecord], shipped: str | None
+) -> dict[str, SparsityProfile]:
+    """Return the profiles of the steps: an earlier session may have left others."""
+    names = {step.name for step in steps} | {shipped} if steps else profiles.keys()
+    return {name: profile for name, profile in profiles.items() if name in names}
 
 
 def find_shipped_name(results: Mapping[str, Any] | None) -> str:

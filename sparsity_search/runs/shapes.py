@@ -84,9 +84,11 @@ class RunShape(Shape):
 
 
 class _Result(Shape):
-    """A profile of the final comparison."""
+    """A profile of the final comparison; older runs lack its digest and its pruner."""
 
     name: str
+    profile: str | None = None
+    pruner: _Named | None = None
     score: float | None = None
     perplexity: float | None = None
     sparsity: float
@@ -139,7 +141,7 @@ class _Step(Shape):
     name: str
     key: str
     profile: dict[str, Any]
-    pruner: dict[str, Any]
+    pruner: _Named
     row: _Result
     parts: list[float | None]
     best: bool

@@ -29,7 +29,7 @@ class StepRecord:
         row: Its row of the table of results.
         parts: Its score of each sequence of the final text.
         best: Whether it replaced the best candidate so far.
-        seconds: Time that it took.
+        seconds: Time since the candidate before it, in the session that made it.
         elapsed: Time of the whole job at its end, in seconds.
         notes: Remarks of the allocator or the pruner.
     """
@@ -44,6 +44,11 @@ class StepRecord:
     seconds: float
     elapsed: float
     notes: Sequence[str] = ()
+
+    @property
+    def score(self) -> float | None:
+        """Its score; None if that is not finite."""
+        return self.row.get("score")
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""

@@ -13,6 +13,7 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
 from sparsity_search.runs.directory import RunDirectory
+from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.storages import open_journal
 from sparsity_search.trials.store import Store
@@ -21,6 +22,10 @@ from sparsity_search.utils.random import create_generator
 TARGET = 0.6
 RUNGS = ((512, 4), (4096, 1))
 _ROLES = {"q": 16, "k": 6, "v": 6, "o": 16, "gate": 43, "up": 43, "down": 43}
+_QUALITY = {"uniform": (0.96, 40.0), "owl": (0.84, 35.0), "searched": (0.576, 27.0)}
+_PRUNER = {"name": "wanda"}
+#: Sequences of the final text.
+_SEQUENCES = 8
 _SEARCH_SCORES = {"uniform": 0.9, "owl": 0.8}
 
 
@@ -78,6 +83,7 @@ def make_run(
     finished: bool = True,
     fresh: bool = False,
     storage: str | None = None,
+    finalise: str | None = None,
 ) -> Path:
     """Write a run directory like that of a search, and return it.
 
@@ -87,6 +93,7 @@ def make_run(
         finished: Whether to write results and profiles.
         fresh: Whether each round has its own tokens.
         storage: URL of an Optuna storage; by default a journal in the folder.
+        finalise: Pruner that rebuilds the best profile and the uniform one at the end.
     """
     layout, directory = build_run_layout(), RunDirectory(folder)
     directory.begin(_build_run(layout, fresh, storage))
@@ -95,13 +102,62 @@ def make_run(
     for measurement in measurements:
         store.add(measurement)
     if finished:
-        profiles = build_run_profiles(layout)
-        for name, profile in profiles.items():
-            directory.write_profile(name, profile)
-        searched = {**profiles["searched"].to_json(), "target": TARGET, "seed": 0}
-        PROFILE_JSON.write(directory.profile_file, searched)
-        directory.write_results(_build_results(layout, profiles, rounds, measurements))
+        steps = build_run_steps(layout, measurements[-1].elapsed, finalise)
+        for step in steps:
+            directory.write_profile(step.name, step.profile)
+        starts = {step.name: step.profile for step in steps[:2]}
+        directory.write_stages(["search"], [starts])
+        Trail(directory.steps_file, layout).keep(steps, steps[-1].elapsed + 2.0)
+        best = [step for step in steps if step.best][-1]
+        shipped = {**best.profile.to_json(), "target": TARGET, "seed": 0}
+        PROFILE_JSON.write(directory.profile_file, shipped)
+        directory.write_results(_build_results(layout, steps, best, rounds, measurements))
     return folder
+
+
+def build_run_steps(
+    layout: Layout, searched: float, finalise: str | None = None
+) -> list[StepRecord]:
+    """Return the candidates of a search, each better than the ones before it.
+
+    Args:
+        layout: The units.
+        searched: Seconds of the study.
+        finalise: Pruner that rebuilds the best profile and the uniform one; with it the scores
+            are half as high.
+    """
+    profiles, steps, elapsed = build_run_profiles(layout), [], 30.0
+    wanted = [(name, name, _PRUNER) for name in _QUALITY]
+    if finalise is not None:
+        wanted += [(f"{n}-{finalise}", n, {"name": finalise}) for n in ("searched", "uniform")]
+    for name, of, pruner in wanted:
+        scale = 1.0 if pruner is _PRUNER else 0.5
+        score, perplexity = (scale * value for value in _QUALITY[of])
+        seconds = 10.0 + (searched if name == "searched" else 0.0)
+        elapsed += seconds
+        removed, sparsity = profiles[of].n_removed, profiles[of].sparsity
+        row = {"name": name, "score": score, "perplexity": perplexity}
+        step = StepRecord(
+            name=name,
+            key=name,
+            profile=profiles[of],
+            pruner=pruner,
+            row={**row, "sparsity": sparsity, "removed": removed},
+            parts=_build_parts(name, score),
+            best=all(score < earlier.row["score"] for earlier in steps),
+            seconds=seconds,
+            elapsed=elapsed,
+            notes=[],
+        )
+        steps.append(step)
+    return steps
+
+
+def _build_parts(name: str, score: float) -> list[float]:
+    """Return the scores of sequences, which have the score as their mean."""
+    source = create_generator(0, f"parts of {name}")
+    parts = score * (1 + 0.1 * source.normal(size=_SEQUENCES))
+    return [float(part) for part in parts - parts.mean() + score]
 
 
 def _build_measurement(
@@ -153,7 +209,7 @@ def _build_config(fresh: bool, storage: str | None) -> dict[str, Any]:
         "budget": {"sparsity": TARGET, "bounds": {}},
         "data": {"calibration": "self"},
         "space": "per_linear",
-        "pruner": {"name": "wanda"},
+        "pruner": _PRUNER,
         "searcher": {"name": "evolution"},
         "evaluator": {"name": "kl_divergence"},
         "initial": ["owl", "uniform"],
@@ -165,22 +221,20 @@ def _build_config(fresh: bool, storage: str | None) -> dict[str, Any]:
 
 def _build_results(
     layout: Layout,
-    profiles: dict[str, SparsityProfile],
+    steps: list[StepRecord],
+    best: StepRecord,
     rounds: int,
     measurements: list[Measurement],
 ) -> dict[str, Any]:
-    quality = {"uniform": (0.96, 40.0), "owl": (0.84, 35.0), "searched": (0.576, 27.0)}
     zeros = int(layout.zeros.sum())
     rows = [{"name": "dense", "score": 0.0, "perplexity": 15.6, "sparsity": 0.0, "removed": zeros}]
-    for name, (score, perplexity) in quality.items():
-        removed, sparsity = profiles[name].n_removed, profiles[name].sparsity
-        row = {"name": name, "score": score, "perplexity": perplexity}
-        rows.append({**row, "sparsity": sparsity, "removed": removed})
+    for step in steps:
+        rows.append({**step.row, "profile": step.profile.digest, "pruner": step.pruner})
     return {
         "evaluator": "kl_divergence",
         "target": TARGET,
-        "shipped": "searched",
-        "removed": profiles["searched"].n_removed,
+        "shipped": best.name,
+        "removed": best.profile.n_removed,
         "rows": rows,
         "search": {
             "rounds": rounds,

@@ -158,7 +158,7 @@ def of_run(base: Path, name: str) -> Reader:
     right = json.loads((base / name).read_text())
 
     def make(folder: Path, rng: random.Random) -> Path:
-        for path in ("run.json", "results.json", "profile.json"):
+        for path in ("run.json", "results.json", "profile.json", "steps.json"):
             (folder / path).write_bytes((base / path).read_bytes())
         (folder / name).write_bytes(make_file(right, to_json, rng))
         return folder / name
@@ -186,7 +186,7 @@ def build_readers(folder: Path) -> dict[str, Reader]:
     Args:
         folder: Place for a run directory that some need.
     """
-    run_dir = make_run(folder / "made", rounds=1)
+    run_dir = make_run(folder / "made", rounds=1, finalise="alps")
     scores = random_scores(layout_of([40, 60] * 2, zeros=[0, 2] * 2), 0).to_json()
     curves = [PriceCurve((0, unit.count), (0.0, 1.0)) for unit in LAYOUT]
     prices = Prices(LAYOUT, "time", curves).to_json()
@@ -235,6 +235,7 @@ def build_readers(folder: Path) -> dict[str, Reader]:
         "hint": Reader(make_hint, read_hint),
         "run": of_run(run_dir, "run.json"),
         "results": of_run(run_dir, "results.json"),
+        "steps": of_run(run_dir, "steps.json"),
         "text": of_file(
             "t.jsonl",
             [{"text": "a"}, {"text": "b", "id": 3}],

@@ -17,13 +17,24 @@ import pytest
 from sparsity_search.errors import MachineError, SparsitySearchError
 from tests.fuzz.readers import Reader, build_readers
 
-#: Inputs of each reader: 500 in all.
+#: Inputs of each reader: 525 in all.
 N = 25
 #: Longest message, in characters, and seconds after which a reader counts as hanging.
 LONGEST, HANGING = 1300, 60
 NAMES = (
     *("config", "space", "parameters", "set", "options", "plugin", "profile", "start", "convert"),
-    *("scores", "prices", "dataset", "hint", "run", "results", "text", "questions", "owl"),
+    *(
+        "scores",
+        "prices",
+        "dataset",
+        "hint",
+        "run",
+        "results",
+        "steps",
+        "text",
+        "questions",
+        "owl",
+    ),
     *("recipe", "evopress"),
 )
 

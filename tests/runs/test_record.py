@@ -15,6 +15,7 @@ from sparsity_search.runs.redact import redact, redact_url
 from sparsity_search.testing.runs import (
     TARGET,
     build_run_profiles,
+    build_run_steps,
     make_run,
     simulate_measurements,
 )
@@ -40,6 +41,33 @@ def test_reads_what_was_written(run_dir: Path) -> None:
     assert record.shipped == record.profiles["searched"]
     assert (record.target, record.top_rung, record.fresh) == (TARGET, 1, False)
     assert contents(run_dir) == before
+
+
+def test_steps_are_part_of_the_record(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, rounds=3, finalise="alps")
+    record = RunRecord.read(run_dir)
+    assert list(record.steps) == build_run_steps(record.layout, 52.0, "alps")
+    assert record.seconds == record.steps[-1].elapsed + 2
+    assert record.rebuilt == {"searched-alps", "uniform-alps"}
+    assert list(record.distinct_profiles) == ["uniform", "owl", "searched"]
+    assert record.shipped == record.profiles["searched"]
+
+
+def test_profiles_of_earlier_sessions_are_left_out(run_dir: Path) -> None:
+    (run_dir / "profiles/older.json").write_bytes((run_dir / "profiles/owl.json").read_bytes())
+    assert list(RunRecord.read(run_dir).profiles) == ["uniform", "owl", "searched"]
+    (run_dir / "steps.json").unlink()
+    older = RunRecord.read(run_dir)
+    assert list(older.profiles) == ["uniform", "older", "owl", "searched"]
+    assert (older.steps, older.seconds, older.rebuilt) == ((), 0, set())
+
+
+def test_a_search_without_a_study_lacks_no_measurements(run_dir: Path) -> None:
+    for name in ("journal.log", "stages.json", "starts.json"):
+        (run_dir / name).unlink()
+    assert RunRecord.read(run_dir).missing is None
+    (run_dir / "steps.json").unlink()
+    assert RunRecord.read(run_dir).missing is not None
 
 
 def test_shipped_profile_is_the_one_named_in_the_results(run_dir: Path) -> None:
@@ -81,6 +109,7 @@ def test_reads_another_storage_and_study(tmp_path: Path) -> None:
     before = contents(tmp_path)
     assert load_measurements(run_dir, url) == list(simulate_measurements(1))
     assert contents(tmp_path) == before
+    (run_dir / "stages.json").unlink()  # as in runs before it
     edit(run_dir / "run.json", lambda run: run.update(study="another"))
     with pytest.raises(MissingMeasurementsError, match=r"search\.db holds no measurements"):
         load_measurements(run_dir, url)
@@ -138,6 +167,7 @@ def test_no_run_directory(tmp_path: Path, name: str) -> None:
         ),
         ("profiles/owl.json", '{"format": 1}', "not a sparsity profile"),
         ("profile.json", "", r"profile\.json is corrupt"),
+        ("steps.json", '{"format": 1}', r"steps\.json is not the steps of a run: no 'steps'"),
         ("journal.log", "no journal\n" * 3, r"journal\.log is damaged in line 1 "),
     ],
 )
@@ -206,8 +236,7 @@ def test_a_search_over_settings_starts_from_the_default_ones(record: RunRecord) 
 
 
 def test_initial_scores_are_not_guessed(record: RunRecord) -> None:
-    config = {**record.config, "initial": ["another", "owl"]}
-    other = replace(record, run={**record.run, "config": config})
+    other = replace(record, allocated=("another", "owl"))
     assert other.initial_scores == {"uniform": 0.9}
 
 

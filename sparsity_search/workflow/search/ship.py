@@ -39,7 +39,7 @@ def ship(run: PlanRun) -> SparsityProfile:
         raise NumericalError("no profile gives a finite score: the sparsity is too high")
     subject, directory = job.session.subject, job.directory
     pruned = run.read_best()
-    rows = [dict(run.dense.row), *(dict(record.row) for record in run.records)]
+    rows = [dict(run.dense.row), *map(_list_figures, run.records)]
     facts = _profile_json(run, best)
     named = {**facts, "evaluator": job.config.evaluator.name}
     card = format_card(best.profile, named, rows, best.name)
@@ -60,6 +60,11 @@ def ship(run: PlanRun) -> SparsityProfile:
     directory.write_results(_results(run, rows))
     run.trail.keep(run.records, run.clock.elapsed)
     return best.profile
+
+
+def _list_figures(record: StepRecord) -> dict[str, Any]:
+    """Return the row of a candidate in the final comparison."""
+    return {**record.row, "profile": record.profile.digest, "pruner": dict(record.pruner)}
 
 
 def _budget_facts(job: SearchJob) -> dict[str, float]:

@@ -90,6 +90,7 @@ class PlanRun:
     def run(self) -> None:
         """Make all steps that the time allows; Ctrl-C ends it after the uniform profile."""
         self.dense = self._judge.score_dense()
+        self._since = time.monotonic()
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
         try:
             for index, step in enumerate(self.plan.steps):
@@ -226,12 +227,13 @@ class PlanRun:
         later = [r for r in self.trail.records if (r.key, str(r.pruner)) not in known]
         self.trail.keep([*self.records, *later], self.clock.elapsed)
         self.job.directory.write_profile(record.name, record.profile)
+        self._since = time.monotonic()
 
     def _judge_new(
         self, name: str, key: str, make: MakeProfile, by: _Final
     ) -> tuple[StepRecord, Pruned]:
         """Make the profile of a candidate unless it is known, and prune the model to it."""
-        started, known = time.monotonic(), self.trail.find(key)
+        known = self.trail.find(key)
         name = self._choose_name(name)
         profile, notes = make() if known is None else (known.profile, known.notes)
         begun = time.monotonic()
@@ -245,7 +247,7 @@ class PlanRun:
             row=dict(pruned.verdict.row),
             parts=list(pruned.verdict.parts),
             best=False,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(time.monotonic() - self._since, 3),
             elapsed=round(self.clock.elapsed, 3),
             notes=[*notes, *pruned.notes],
         )
