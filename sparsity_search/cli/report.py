@@ -13,13 +13,11 @@ def report(run_dir: options.RunDir, storage: options.RunStorage = None) -> None:
     from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord, write_report
     from sparsity_search.report.comparison_page import write_comparison
-    from sparsity_search.report.table import list_columns, list_rows, summarise
     from sparsity_search.runs.comparison import ComparisonFolder
 
     if ComparisonFolder(run_dir).begun:
         terminal.say(f"report: {write_comparison(run_dir)}")
         return
     record = RunRecord.read(run_dir, storage)
-    terminal.show_table(list_columns(record), list_rows(record))
-    terminal.say(summarise(record))
+    terminal.show_run(record)
     terminal.say(f"report: {write_report(run_dir, storage)}")

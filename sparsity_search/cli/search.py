@@ -60,7 +60,6 @@ def search(
     config = given.load()
     from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord
-    from sparsity_search.report.table import list_columns, list_rows, summarise
     from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import preview
     from sparsity_search.workflow.search import search as run
@@ -74,8 +73,7 @@ def search(
             return
         run(config, directory.path, command=sys.argv, monitor=monitor)
         record = RunRecord.read(directory.path, study.storage)
-        terminal.show_table(list_columns(record), list_rows(record))
-        terminal.say(summarise(record))
+        terminal.show_run(record)
         terminal.say(f"checkpoint: {directory.checkpoint_folder}")
         if directory.report_file.exists():
             terminal.say(f"report:     {directory.report_file}")

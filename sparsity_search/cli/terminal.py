@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -24,6 +24,9 @@ from sparsity_search.errors import escape_controls
 from sparsity_search.plans.schedule import Schedule
 from sparsity_search.report.table import NONE, format_duration
 from sparsity_search.trials.history import Measurement
+
+if TYPE_CHECKING:
+    from sparsity_search.runs.record import RunRecord
 
 # names are shown as they are: brackets are no styles, and colons no pictures
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -69,6 +72,17 @@ def show_table(
         result.add_row(*map(escape_controls, row))
     wide = _out if width <= _out.width else Console(width=width, **_PLAIN)
     wide.print(result)
+
+
+def show_run(record: RunRecord) -> None:
+    """Print the table of a run, its result in a sentence, and what its last steps brought."""
+    from sparsity_search.report.steps import summarise_steps
+    from sparsity_search.report.table import list_columns, list_rows, summarise
+
+    columns = list_columns(record)
+    show_table(columns, list_rows(record), left=2 if "pruner" in columns else 1)
+    for sentence in filter(None, (summarise(record), summarise_steps(record))):
+        say(sentence)
 
 
 def show_list(title: str, entries: Mapping[str, str]) -> None:

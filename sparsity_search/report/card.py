@@ -12,13 +12,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.markdown import escape, format_table
-from sparsity_search.report.table import format_integer, format_number, format_percent
+from sparsity_search.report.rows import ResultRow, describe_pruner, list_pruners, tell_no_gain
+from sparsity_search.report.table import NONE, format_integer, format_number, format_percent
 
 
 def format_card(
     profile: SparsityProfile,
     facts: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[ResultRow] = (),
     shipped: str = "",
 ) -> str:
     """Return the text of a checkpoint's ``README.md``; equal arguments give equal texts.
@@ -47,13 +48,10 @@ def format_card(
     if results:
         parts += [
             "## Figures",
-            _explain_figures(facts),
-            format_table(_COLUMNS, _list_rows(results, shipped)),
+            _explain_figures(facts, results, shipped),
+            _tabulate_figures(results, shipped),
         ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
-
-
-_COLUMNS = ("profile", "sparsity", "removed", "score", "perplexity")
 
 
 def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
@@ -121,18 +119,24 @@ def _list_roles(profile: SparsityProfile) -> list[tuple[str, ...]]:
     ]
 
 
-def _explain_figures(facts: Mapping[str, Any]) -> str:
+def _explain_figures(facts: Mapping[str, Any], results: Sequence[ResultRow], shipped: str) -> str:
+    warning = tell_no_gain(results, shipped)
+    alike = "with several pruners" if len(list_pruners(results)) > 1 else "alike"
     return (
-        "Profiles of one budget, rebuilt alike and scored on the final text, which the search "
+        f"{escape(warning)}{warning and ' '}"
+        f"Profiles of one budget, rebuilt {alike} and scored on the final text, which the search "
         f"did not see. Score: {escape(facts['evaluator'])}; lower is better. In bold: this "
         "checkpoint."
     )
 
 
-def _list_rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple[str, ...]]:
-    return [
+def _tabulate_figures(results: Sequence[ResultRow], shipped: str) -> str:
+    pruners = len(list_pruners(results)) > 1
+    header = ("profile", *(("pruner",) if pruners else ()), "sparsity", "removed")
+    rows = [
         (
             f"**{escape(row['name'])}**" if row["name"] == shipped else escape(row["name"]),
+            *((_describe_pruner(row),) if pruners else ()),
             format_percent(row["sparsity"]),
             format_integer(row["removed"]),
             format_number(row["score"]),
@@ -140,3 +144,8 @@ def _list_rows(results: Sequence[Mapping[str, Any]], shipped: str) -> list[tuple
         )
         for row in results
     ]
+    return format_table((*header, "score", "perplexity"), rows)
+
+
+def _describe_pruner(row: ResultRow) -> str:
+    return escape(describe_pruner(row["pruner"])) if row.get("pruner") else NONE

@@ -17,6 +17,7 @@ from sparsity_search.report.hypervolume import (
     trace_hypervolume,
 )
 from sparsity_search.report.pages import can_draw_pages
+from sparsity_search.report.rows import describe_pruner, find_uniform
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.utils.files import write_bytes, write_text
@@ -139,19 +140,21 @@ def write_front(folder: Path, storage: str | None = None) -> FrontRecord:
 def _draw(found: FrontRecord) -> bytes:
     from sparsity_search.report import plots
 
-    lines: dict[str, list[plots.SeedRange]] = {}
-    for run, record in found.runs.items():
+    curves: dict[str, dict[str, list[plots.SeedRange]]] = {}
+    for record in found.runs.values():
+        rows = (record.results or {})["rows"]
         shipped = find_shipped_name(record.results)
-        for row in found.rows:
-            if row["run"] == run and row["perplexity"] and row["name"] in ("uniform", shipped):
-                name = "uniform" if row["name"] == "uniform" else "searched"
-                value = row["perplexity"]
-                lines.setdefault(name, []).append(
-                    plots.SeedRange(_get_removed(row), value, value, value)
-                )
-    first = next(iter(found.runs.values()))
-    pruner = first.config["pruner"]["name"]
-    return plots.encode_png(plots.draw_perplexity({pruner: lines}, first.removal))
+        chosen = next(row for row in rows if row["name"] == shipped)
+        spec = chosen.get("pruner") or {"name": record.config["pruner"]["name"]}
+        lines = curves.setdefault(describe_pruner(spec), {})
+        uniform = find_uniform(rows, chosen)
+        for name, row in {"uniform": uniform, "searched": chosen}.items():
+            value = row.get("perplexity")
+            if value and (name == "uniform" or row is not uniform):
+                point = plots.SeedRange(_get_removed(row), value, value, value)
+                lines.setdefault(name, []).append(point)
+    removal = next(iter(found.runs.values())).removal
+    return plots.encode_png(plots.draw_perplexity(curves, removal))
 
 
 def _get_removed(row: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sparsity_search.errors import MissingMeasurementsWarning
-from sparsity_search.report import table
+from sparsity_search.report import steps, table
 from sparsity_search.report.pages import (
     check_pages,
     encode_image,
@@ -25,6 +25,8 @@ from sparsity_search.utils.files import write_bytes, write_text
 
 #: What the figures show, by file name.
 CAPTIONS = {
+    "steps": "Each candidate where it was ready, and the best score so far, on text that no step "
+    "reads. Diamonds were rebuilt by another pruner.",
     "profile": "Above, the sparsity of each role in each block, and the mean weighted by size; "
     "below, how far each lies from the uniform level.",
     "comparison": "Where the compared profiles prune more, and where less.",
@@ -76,14 +78,19 @@ def draw_figures(record: RunRecord) -> dict[str, bytes]:
     if record.shipped is not None:
         title = f"Sparsity over depth: {find_shipped_name(record.results)}"
         figures["profile"] = plots.draw_profile(record.shipped, target=record.target, title=title)
-    if len(record.profiles) > 1:
-        figures["comparison"] = plots.draw_comparison(record.profiles, target=record.target)
+    if len(record.distinct_profiles) > 1:
+        figures["comparison"] = plots.draw_comparison(
+            record.distinct_profiles, target=record.target
+        )
+    name = record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)"
+    if len(record.steps) > 1 and any(step.score is not None for step in record.steps):
+        figures["steps"] = plots.draw_steps(record.steps, score=name)
     scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
     if scores.scores:
         figures["winners" if record.fresh else "score"] = plots.draw_scores(
             scores,
             {} if record.fresh else record.initial_scores,
-            score=record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)",
+            score=name,
             fresh=record.fresh,
         )
     return {name: plots.encode_png(figure) for name, figure in figures.items()}
@@ -107,7 +114,7 @@ def _build_context(record: RunRecord) -> dict[str, Any]:
         "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
         "asked": table.describe_budget(record),
         "shipped": find_shipped_name(record.results),
-        "finished": record.results is not None,
+        "warned": record.results is None or bool(table.warn_of_no_gain(record)),
         "missing": record.missing,
         "summary": table.summarise(record),
         "headline": {"header": table.list_columns(record), "rows": table.list_rows(record)},
@@ -115,7 +122,9 @@ def _build_context(record: RunRecord) -> dict[str, Any]:
         "blocks": _build_groups(record, "block"),
         "rungs": {"header": table.RUNG_HEADER, "rows": table.list_rungs(record)},
         "search": table.list_search_facts(record),
-        "steps": table.list_steps(record),
+        "steps": {"header": steps.STEP_HEADER, "rows": steps.list_step_rows(record)},
+        "gained": steps.summarise_steps(record),
+        "times": table.list_times(record),
         "method": _collect_method(record),
         "provenance": list_provenance(run),
         "fingerprint": run.get("fingerprint", {}),

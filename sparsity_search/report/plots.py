@@ -16,7 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.table import format_number
+from sparsity_search.runs.gains import trace_best
 from sparsity_search.runs.record import ScoreTrace
+from sparsity_search.runs.trail import StepRecord
 
 #: Okabe and Ito's palette (without yellow, too pale on white) and two more that keep apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -97,8 +99,7 @@ def draw_scores(
     title = "Winner of each round (fresh tokens each)" if fresh else "Best score so far"
     figure = _create_figure(9.0, 3.7, f"{title}, at the top rung of the search")
     left, right = figure.subplots(1, 2, sharey=True)
-    long = trace.elapsed[-1] >= 120
-    scale, unit = (60, "minutes") if long else (1, "seconds")
+    scale, unit = _choose_unit(trace.elapsed[-1])
     times = [elapsed / scale for elapsed in trace.elapsed]
     for axes, xs in ((left, times), (right, trace.evaluations)):
         _draw_steps(axes, xs, trace.scores, fresh)
@@ -112,6 +113,39 @@ def draw_scores(
     right.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if not fresh:
         _draw_legend(right)
+    return figure
+
+
+def draw_steps(steps: Sequence[StepRecord], *, score: str) -> Figure:
+    """Draw the candidates of a search over the time of the whole job, and the best score so far.
+
+    Args:
+        steps: In their order, uniform first; at least one has a finite score.
+        score: Name of the score, for the axis.
+    """
+    figure = _create_figure(9.0, 4.4, "Best score so far, over the time of the whole job")
+    axes = figure.subplots()
+    shown = [(step, step.score) for step in steps if step.score is not None]
+    end = max(step.elapsed for step, _ in shown)
+    scale, unit = _choose_unit(end)
+    names = {step.profile: step.name for step in reversed(steps)}
+    colours = {name: _choose_style(name, names.values())["color"] for name in names.values()}
+    trace = trace_best(steps)
+    if trace.scores:
+        times = [elapsed / scale for elapsed in (*trace.elapsed, end)]
+        scores = (*trace.scores, trace.scores[-1])
+        axes.plot(times, scores, color=INK, lw=1.8, drawstyle="steps-post", label="best so far")
+    for step, value in shown:
+        marker = "o" if step.pruner == steps[0].pruner else "D"
+        point, colour = (step.elapsed / scale, value), colours[names[step.profile]]
+        axes.plot(*point, color=colour, marker=marker, ms=6, ls="none", zorder=5)
+        _label_point(axes, step.name, point, colour)
+    if steps[0].score is not None:
+        axes.axhline(steps[0].score, label="uniform", **_choose_style("uniform", ()))
+    axes.set_xlim(0, 1.12 * end / scale)  # room for the last name
+    axes.margins(y=0.12)
+    _style_axes(axes, ylabel=score, xlabel=f"time of the job ({unit})")
+    _draw_legend(axes)
     return figure
 
 
@@ -180,6 +214,11 @@ def _choose_style(name: str, names: Collection[str]) -> dict[str, Any]:
     return {"color": colour, "ls": line, "lw": 2.2 if name == "searched" else 1.6}
 
 
+def _choose_unit(seconds: float) -> tuple[int, str]:
+    """Return the seconds of a unit of time, and its name."""
+    return (60, "minutes") if seconds >= 120 else (1, "seconds")
+
+
 def _list_styles(n: int) -> list[dict[str, Any]]:
     return [
         {
@@ -245,6 +284,21 @@ def _draw_steps(axes: Axes, xs: Sequence[float], scores: Sequence[float], fresh:
     label = f"best so far ({format_number(scores[-1])})"
     axes.plot(xs, scores, color=COLOURS[0], lw=2.2, drawstyle="steps-post", label=label)
     axes.plot(xs[-1:], scores[-1:], color=COLOURS[0], marker="o", ms=5)
+
+
+def _label_point(axes: Axes, name: str, point: tuple[float, float], colour: str) -> None:
+    """Write a name beside a point, aslant: neighbours in time hide each other less."""
+    axes.annotate(
+        name,
+        point,
+        xytext=(4, 5),
+        textcoords="offset points",
+        rotation=25,
+        rotation_mode="anchor",
+        va="bottom",
+        fontsize=8,
+        color=colour,
+    )
 
 
 def _style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:

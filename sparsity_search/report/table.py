@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal
 
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.report.rows import (
+    ResultRow,
+    describe_pruner,
+    describe_settings,
+    find_uniform,
+    list_pruners,
+    tell_no_gain,
+)
 from sparsity_search.runs.record import RunRecord, find_shipped_name
 
 Row = tuple[str, ...]
 
-#: Columns of `list_rows` without the saving.
+#: Columns of `list_rows` without the pruner and the saving.
 HEADER: Row = (
     "profile",
     "sparsity",
@@ -29,8 +37,13 @@ NONE = "\u2013"
 
 
 def list_columns(record: RunRecord) -> Row:
-    """Return the columns of `list_rows`, with one for the saving if the budget is one."""
-    return HEADER if record.saving is None else ("profile", "saving", *HEADER[1:])
+    """Return the columns of `list_rows`.
+
+    There is one for the pruner if there are several, and one for the saving if the budget is one.
+    """
+    pruner = ("pruner",) if _has_pruners(record) else ()
+    saving = () if record.saving is None else ("saving",)
+    return (HEADER[0], *pruner, *saving, *HEADER[1:])
 
 
 def describe_budget(record: RunRecord) -> str:
@@ -44,26 +57,17 @@ def describe_budget(record: RunRecord) -> str:
 
 
 def list_rows(record: RunRecord) -> list[Row]:
-    """Return the comparison, one row a profile; before the end its scores are missing."""
-    results = [row for _, row in sorted(_collect_results(record).items(), key=_get_sort_key)]
-    uniform = _collect_results(record).get("uniform", {})
-    return [
-        (
-            str(row["name"]),
-            *(() if record.saving is None else (_format_saving(row.get("saving")),)),
-            *_format_removed(row, record.layout.n_weights),
-            format_number(row.get("score")),
-            format_ratio(row.get("score"), uniform.get("score")),
-            format_number(row.get("perplexity")),
-            format_ratio(row.get("perplexity"), uniform.get("perplexity")),
-        )
-        for row in results
-    ]
+    """Return the comparison, one row a profile; before the end its scores are missing.
+
+    Quotients are by the uniform profile with the same pruner.
+    """
+    rows = _collect_rows(record)
+    return [_format_row(record, row, find_uniform(rows, row)) for row in rows]
 
 
 def list_group_columns(record: RunRecord, by: Literal["block", "role"]) -> Row:
     """Return the columns of `list_group_rows`."""
-    return (by, "units", "weights", *record.profiles)
+    return (by, "units", "weights", *record.distinct_profiles)
 
 
 def list_group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row]:
@@ -74,7 +78,7 @@ def list_group_rows(record: RunRecord, by: Literal["block", "role"]) -> list[Row
         key = getattr(unit, by)
         units[key] = units.get(key, 0) + 1
         sizes[key] = sizes.get(key, 0) + unit.size
-    columns = [profile.grouped(by) for profile in record.profiles.values()]
+    columns = [profile.grouped(by) for profile in record.distinct_profiles.values()]
     return [
         (
             str(key),
@@ -106,29 +110,30 @@ def list_rungs(record: RunRecord) -> list[Row]:
 
 
 def summarise(record: RunRecord) -> str:
-    """Return the result in one sentence."""
-    found = _collect_results(record)
-    name = find_shipped_name(record.results)
-    chosen, uniform = found.get(name, {}), found.get("uniform", {})
+    """Return the result in one sentence, after one that tells if nothing was gained."""
+    rows, name = _collect_rows(record), find_shipped_name(record.results)
+    chosen: ResultRow = next((row for row in rows if row["name"] == name), {})
     if record.results is None or chosen.get("score") is None:
         done = (
             "" if record.missing else f": {list_search_facts(record)['evaluations']} evaluations"
         )
         return f"The search is not finished{done}."
     removed, weights = chosen["removed"], record.layout.n_weights
-    text = f"{name} removes {format_integer(removed)} of {format_integer(weights)} weights"
+    warning = warn_of_no_gain(record)
+    text = f"{warning} " if warning else ""
+    text += f"{name} removes {format_integer(removed)} of {format_integer(weights)} weights"
     text += f" ({format_percent(removed / weights)})"
     if record.saving is not None:
         what = record.removal.partition(" of ")[2]
         text += f" and saves {_format_saving(chosen.get('saving'))}{what and ' of ' + what}"
         if record.shipped is not None and record.shipped.patterns:
             text += f" with {_describe_mixture(record.shipped)}"
-    for measure in ("score", "perplexity"):
-        mine, theirs = chosen.get(measure), uniform.get(measure)
-        if name != "uniform" and mine is not None and theirs is not None:
-            quotient = format_ratio(mine, theirs)
-            text += f"; {measure} {format_number(mine)}, {quotient} times that of uniform"
-    return text + "."
+    return text + _compare_with_uniform(record, rows, chosen) + "."
+
+
+def warn_of_no_gain(record: RunRecord) -> str:
+    """Return a sentence if the shipped profile is not better than uniform; else nothing."""
+    return tell_no_gain(_collect_rows(record), find_shipped_name(record.results))
 
 
 def list_search_facts(record: RunRecord) -> dict[str, str]:
@@ -151,17 +156,17 @@ def list_search_facts(record: RunRecord) -> dict[str, str]:
         "search time": format_duration(seconds),
         "best top-rung score": format_number(_find_best(record)),
         **(
-            {"settings found": _describe_settings(found)}
+            {"settings found": describe_settings(found)}
             if (found := stored.get("parameters"))
             else {}
         ),
     }
 
 
-def list_steps(record: RunRecord) -> list[Row]:
-    """Return the time that each step of the last session took."""
+def list_times(record: RunRecord) -> list[Row]:
+    """Return the time that each task of the last session took."""
     seconds: Mapping[str, float] = (record.results or {}).get("seconds", {})
-    return [(step, format_duration(spent)) for step, spent in seconds.items()]
+    return [(task, format_duration(spent)) for task, spent in seconds.items()]
 
 
 def format_integer(value: int) -> str:
@@ -217,13 +222,49 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _collect_results(record: RunRecord) -> dict[str, Mapping[str, Any]]:
-    """Return the rows of the comparison by name; profiles without one have counts alone."""
+def _collect_rows(record: RunRecord) -> list[ResultRow]:
+    """Return the rows of the comparison, dense first; profiles without one have counts alone."""
     known = {
         name: {"name": name, "removed": profile.n_removed}
         for name, profile in record.profiles.items()
     }
-    return known | {row["name"]: row for row in (record.results or {}).get("rows", [])}
+    found = known | {row["name"]: row for row in (record.results or {}).get("rows", [])}
+    return sorted(found.values(), key=lambda row: row["name"] != "dense")
+
+
+def _has_pruners(record: RunRecord) -> bool:
+    """Whether the rows of the comparison have several pruners."""
+    return len(list_pruners(_collect_rows(record))) > 1
+
+
+def _format_row(record: RunRecord, row: ResultRow, uniform: ResultRow) -> Row:
+    pruner = (describe_pruner(row["pruner"]) if row.get("pruner") else NONE,)
+    return (
+        str(row["name"]),
+        *(pruner if _has_pruners(record) else ()),
+        *(() if record.saving is None else (_format_saving(row.get("saving")),)),
+        *_format_removed(row, record.layout.n_weights),
+        format_number(row.get("score")),
+        format_ratio(row.get("score"), uniform.get("score")),
+        format_number(row.get("perplexity")),
+        format_ratio(row.get("perplexity"), uniform.get("perplexity")),
+    )
+
+
+def _compare_with_uniform(record: RunRecord, rows: Sequence[ResultRow], chosen: ResultRow) -> str:
+    """Return the figures of the shipped row, each beside that of the uniform profile."""
+    uniform = find_uniform(rows, chosen) or find_uniform(rows, {})
+    if uniform is chosen:
+        return ""
+    text, of = "", "uniform"
+    if _has_pruners(record) and uniform.get("pruner"):
+        of = f"uniform with {describe_pruner(uniform['pruner'])}"
+    for measure in ("score", "perplexity"):
+        mine, theirs = chosen.get(measure), uniform.get(measure)
+        if mine is not None and theirs is not None:
+            quotient = format_ratio(mine, theirs)
+            text += f"; {measure} {format_number(mine)}, {quotient} times that of {of}"
+    return text
 
 
 def _describe_mixture(profile: SparsityProfile) -> str:
@@ -233,17 +274,8 @@ def _describe_mixture(profile: SparsityProfile) -> str:
     return ", ".join(f"{units[pattern]} units {pattern}" for pattern in order)
 
 
-def _describe_settings(parameters: Mapping[str, Any]) -> str:
-    """Return an allocator's settings in words."""
-    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
-
-
 def _format_saving(fraction: float | None) -> str:
     return NONE if fraction is None else format_percent(fraction)
-
-
-def _get_sort_key(item: tuple[str, Mapping[str, Any]]) -> bool:
-    return item[0] != "dense"
 
 
 def _format_removed(row: Mapping[str, Any], weights: int) -> Row:

@@ -64,6 +64,15 @@ def test_each_step_is_judged_and_the_best_one_is_shipped(
     assert "searched" in names
     assert names[-1].endswith("-sparsegpt")
     assert [row["name"] for row in results["rows"]] == ["dense", *names]
+    pruners = {row["name"]: row["pruner"]["name"] for row in results["rows"][1:]}
+    assert {pruners["uniform"], pruners[names[-1]]} == {"wanda", "sparsegpt"}
+    assert "The last " in outcome.out
+    page = (out / "report.html").read_text()
+    assert "<h2>Steps</h2>" in page
+    assert (out / "plots" / "steps.png").exists()
+    assert "rebuilt with several pruners" in (out / "checkpoint" / "README.md").read_text()
+    study = steps[names.index("searched")]
+    assert study["seconds"] >= results["seconds"]["search"], "the study is a part of its step"
     best = [step for step in steps if step["best"]]
     assert [step["row"]["score"] for step in best] == sorted(
         (step["row"]["score"] for step in best), reverse=True

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import from_counts
 from sparsity_search.report.card import format_card
+from sparsity_search.report.table import NONE
 
 LAYOUT = Layout(
     [
@@ -69,6 +70,25 @@ def test_figures_of_the_comparison() -> None:
     assert "| **owl** | 50.00 % | 4,000 | 0.5" in text
     assert "| dense | 0.00 % | 0 |" in text
     assert text.count("**") == 2
+
+
+def test_figures_of_several_pruners() -> None:
+    pruners = {"owl": {"name": "alps"}, "uniform": {"name": "wanda", "pattern": "row"}}
+    rows = [{**row, "pruner": pruners.get(row["name"])} for row in ROWS]
+    text = format_card(PROFILE, FACTS, rows, "owl")
+    assert "rebuilt with several pruners" in text
+    assert "| profile | pruner | sparsity |" in text
+    assert "| **owl** | alps | 50.00 % |" in text
+    assert "| uniform | wanda (pattern = row) | 50.00 % |" in text
+    assert f"| dense | {NONE} | 0.00 % |" in text
+    assert "rebuilt alike" in format_card(PROFILE, FACTS, ROWS, "owl")
+
+
+def test_a_search_without_a_gain_says_so() -> None:
+    rows = [{**row, "score": 0.5} for row in ROWS]
+    told = "No profile was better than the uniform one"
+    assert told in format_card(PROFILE, FACTS, rows, "uniform")
+    assert told not in format_card(PROFILE, FACTS, rows[:2], "owl")
 
 
 def test_metadata_names_the_base_model_and_no_license() -> None:

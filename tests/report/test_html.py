@@ -15,6 +15,7 @@ from sparsity_search.errors import MissingMeasurementsWarning
 from sparsity_search.profiles.profile import count_pattern_zeros, from_counts
 from sparsity_search.report import table, write_report
 from sparsity_search.report.html import render
+from sparsity_search.report.steps import STEP_HEADER, list_step_rows
 from sparsity_search.runs.record import RunRecord
 from sparsity_search.testing.runs import make_run
 from tests.runs.test_record import contents, edit
@@ -156,20 +157,65 @@ def test_report_is_complete_and_self_contained(run_dir: Path) -> None:
     html = report.read_text()
     page = Page(html)
     assert page.tables[0][1:] == [list(row) for row in table.list_rows(RunRecord.read(run_dir))]
-    assert len(page.tables) == 5
+    steps = [list(row) for row in list_step_rows(RunRecord.read(run_dir))]
+    assert page.tables[1] == [list(STEP_HEADER), *steps]
+    assert len(page.tables) == 6
     assert "script" not in page.tags
-    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"] * 3
+    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"] * 4
     assert not re.search(r"https?://|url\(|@import", html)
     for shown in ("sparsity-search search tiny-llama", "0123456789abcdef", "digest-final"):
         assert shown in page.text
+    assert "lowered the score by 31.43 % (searched)." in page.text
     for shown in ("torch 2.9.0", "1 dead input", "name: wanda", "1 min 11 s", "2026-01-02"):
         assert shown in page.text
+
+
+def test_what_another_pruner_rebuilt_is_told(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, rounds=1, finalise="alps")).read_text())
+    record = RunRecord.read(tmp_path)
+    headline, _, roles, *_ = page.tables
+    assert [row[:2] for row in headline] == [
+        ["profile", "pruner"],
+        ["dense", table.NONE],
+        *([name, "wanda"] for name in ("uniform", "owl", "searched")),
+        *([name, "alps"] for name in ("uniform-alps", "searched-alps")),
+    ]
+    quotients = {row[0]: (row[5], row[7]) for row in headline[1:]}
+    assert quotients["searched"] == quotients["searched-alps"] == ("0.600", "0.675")
+    assert quotients["uniform-alps"] == ("1.000", "1.000")
+    assert roles[0][3:] == ["uniform", "owl", "searched"]
+    told = "score 0.2880, 0.600 times that of uniform with alps; perplexity 13.50, 0.675 times"
+    assert told in table.summarise(record)
+
+
+def test_a_rebuilt_profile_without_uniform_beside_it(tmp_path: Path) -> None:
+    record = RunRecord.read(make_run(tmp_path, rounds=1, finalise="alps"))
+    rows = [row for row in record.results["rows"] if row["name"] != "uniform-alps"]
+    other = replace(record, results={**record.results, "rows": rows})
+    assert table.list_rows(other)[-1][5] == table.NONE
+    assert "score 0.2880, 0.300 times that of uniform with wanda" in table.summarise(other)
+
+
+def test_a_search_without_a_gain_says_so_first(record: RunRecord) -> None:
+    other = replace(record, results={**record.results, "shipped": "uniform"})
+    told = "No profile was better than the uniform one, which is shipped. uniform removes"
+    assert table.summarise(other).startswith(told)
+    lead = '<p class="lead warning">'
+    assert f"{lead}{told}" in render(other, {})
+    assert lead not in render(record, {})
+
+
+def test_older_runs_have_no_steps(run_dir: Path) -> None:
+    (run_dir / "steps.json").unlink()
+    html = write_report(run_dir).read_text()
+    assert "<h2>Steps</h2>" not in html
+    assert "<h2>Result</h2>" in html
 
 
 def test_plots_are_files_too(run_dir: Path) -> None:
     write_report(run_dir)
     names = {path.name for path in (run_dir / "plots").iterdir()}
-    assert names == {"profile.png", "comparison.png", "score.png"}
+    assert names == {"profile.png", "comparison.png", "score.png", "steps.png"}
 
 
 def test_writing_again_changes_nothing(run_dir: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -12,10 +14,11 @@ from sparsity_search.report.plots import (
     draw_perplexity,
     draw_profile,
     draw_scores,
+    draw_steps,
     encode_png,
 )
 from sparsity_search.runs.record import RunRecord, ScoreTrace
-from sparsity_search.testing.runs import TARGET
+from sparsity_search.testing.runs import TARGET, build_run_layout, build_run_steps
 
 CURVE = ScoreTrace((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
 
@@ -89,9 +92,38 @@ def test_a_short_search_is_shown_in_seconds() -> None:
     assert list(left.get_lines()[0].get_xdata()) == [1.5]
 
 
+def test_steps_plot_shows_every_candidate_and_the_best_so_far() -> None:
+    steps = build_run_steps(build_run_layout(), 120.0, "alps")
+    (axes,) = draw_steps(steps, score="KL").axes
+    assert axes.get_xlabel() == "time of the job (minutes)"
+    assert ys(axes, "best so far") == [0.96, 0.84, 0.576, 0.288, 0.288]
+    assert set(ys(axes, "uniform")) == {0.96}
+    points = [line for line in axes.get_lines() if line.get_linestyle() == "None"]
+    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx(
+        [seconds / 60 for seconds in (40, 50, 180, 190, 200)]
+    )
+    assert [float(p.get_ydata()[0]) for p in points] == [0.96, 0.84, 0.576, 0.288, 0.48]
+    assert [p.get_marker() for p in points] == ["o", "o", "o", "D", "D"]
+    assert points[2].get_color() == points[3].get_color() != points[4].get_color()
+    assert [text.get_text() for text in axes.texts] == [step.name for step in steps]
+
+
+def test_steps_plot_leaves_out_broken_candidates() -> None:
+    first, second, *_ = build_run_steps(build_run_layout(), 20.0)
+    broken = replace(first, row={**first.row, "score": None})
+    (axes,) = draw_steps([broken, second], score="KL").axes
+    assert axes.get_xlabel() == "time of the job (seconds)"
+    assert [text.get_text() for text in axes.texts] == ["owl"]
+    assert ys(axes, "best so far") == [0.84, 0.84]
+    assert "uniform" not in axes.get_legend_handles_labels()[1]
+
+
 def test_a_profile_has_one_colour_in_all_figures(record: RunRecord) -> None:
     (means,) = draw_comparison(record.profiles, target=TARGET).axes
     scores = draw_scores(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes[0]
+    steps = draw_steps(record.steps, score="KL").axes[0]
+    for text in steps.texts:
+        assert text.get_color() == colour(means, text.get_text())
     assert colour(means, "owl") == colour(scores, "owl")
     assert colour(means, "searched") == colour(scores, "best")
     assert len({colour(means, name) for name in record.profiles}) == 3
@@ -110,10 +142,12 @@ def test_names_are_no_formulas(record: RunRecord) -> None:
     profile = SparsityProfile(Layout([unit]), (5,))
     name = "a$_{$b"
     scores = draw_scores(CURVE, {name: 0.9}, score="$_{$")
+    steps = [replace(step, name=name) for step in record.steps]
     for figure in (
         draw_profile(profile, target=0.5, title=name),
         draw_comparison({name: profile}, target=0.5, title=name),
         scores,
+        draw_steps(steps, score="$_{$"),
         draw_perplexity({name: {name: [SeedRange(0.5, 3.0, 2.0, 4.0)]}}, against=name),
     ):
         assert encode_png(figure).startswith(b"\x89PNG")
