@@ -323,8 +323,8 @@ def _select_profiles(
     profiles: Mapping[str, SparsityProfile], steps: Sequence[StepRecord], shipped: str | None
 ) -> dict[str, SparsityProfile]:
     """Return the profiles of the steps: an earlier session may have left others."""
-    names = {step.name for step in steps} | {shipped} if steps else profiles.keys()
-    return {name: profile for name, profile in profiles.items() if name in names}
+    names = {shipped, *(step.name for step in steps)}
+    return {n: profile for n, profile in profiles.items() if not steps or n in names}
 
 
 def find_shipped_name(results: Mapping[str, Any] | None) -> str:

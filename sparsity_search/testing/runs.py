@@ -126,7 +126,8 @@ def build_run_steps(
         finalise: Pruner that rebuilds the best profile and the uniform one; with it the scores
             are half as high.
     """
-    profiles, steps, elapsed = build_run_profiles(layout), [], 30.0
+    profiles, elapsed = build_run_profiles(layout), 30.0
+    steps: list[StepRecord] = []
     wanted = [(name, name, _PRUNER) for name in _QUALITY]
     if finalise is not None:
         wanted += [(f"{n}-{finalise}", n, {"name": finalise}) for n in ("searched", "uniform")]
