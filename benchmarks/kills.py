@@ -1,0 +1,121 @@
+"""A search that is killed and started again, beside an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import Commands  # the file beside this one
+
+from sparsity_search.utils.files import write_json, write_text
+from sparsity_search.utils.random import create_generator
+
+#: Rounds of the study: with them no limit of time holds.
+ROUNDS = 3
+#: All kinds of steps, each bounded by counts.
+PLAN = f"""
+about: bounded by counts alone
+pruner: wanda
+confidence: 0.8
+steps:
+  - allocate: cfsp
+  - allocate: gauss_newton
+    settings: {{start: best, steps: 1}}
+    repeat: 2
+  - search:
+      hints: [gradients]
+      ladder: {{candidates: 4, fresh: true}}
+      study: {{rounds: {ROUNDS}}}
+  - finalise: sparsegpt
+"""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Searches of one command, each killed once at a random moment.
+
+    Attributes:
+        commands: Runs them.
+        folder: Where they work; what is finished is kept in ``N.json`` for each trial.
+        model: The model.
+        options: Further options of the command.
+    """
+
+    commands: Commands
+    folder: Path
+    model: str
+    options: Sequence[object]
+
+    def run(self, n: int) -> list[dict[str, Any]]:
+        """Return the outcome of each trial, made now if need be."""
+        seconds = self._run_whole()
+        for trial in range(n):
+            file = self.folder / f"{trial}.json"
+            if not file.exists():
+                write_json(file, self._run_trial(trial, seconds))
+            print(f"kill {trial}: {json.loads(file.read_text())}", flush=True)
+        return read_trials(self.folder)
+
+    def _arguments(self, run: Path) -> list[object]:
+        plan = self.folder / "plan.yaml"
+        bound = ["--plan", plan, "--rounds", ROUNDS]
+        return ["search", self.model, *bound, *self.options, "--out", run]
+
+    def _run_whole(self) -> float:
+        """Return the seconds of the uninterrupted search, run now if need be."""
+        file, run = self.folder / "whole.json", self.folder / "whole"
+        if not file.exists():
+            shutil.rmtree(run, ignore_errors=True)  # of a session that was interrupted itself
+            write_text(self.folder / "plan.yaml", PLAN)
+            started = time.monotonic()
+            self.commands.run(self._arguments(run), self.folder / "log.txt")
+            write_json(file, {"seconds": time.monotonic() - started})
+        return float(json.loads(file.read_text())["seconds"])
+
+    def _run_trial(self, trial: int, seconds: float) -> dict[str, Any]:
+        run, log = self.folder / "cut", self.folder / "log.txt"
+        shutil.rmtree(run, ignore_errors=True)
+        moment = float(create_generator(0, "kill", trial).uniform(0, seconds))
+        process = self.commands.start(self._arguments(run), log)
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+        killed, steps = process.wait() < 0, _count_steps(run)
+        self.commands.run(self._arguments(run), log)
+        whole = self.folder / "whole"
+        names = [file.relative_to(whole) for file in (whole / "checkpoint").glob("*.safetensors")]
+        outcome = {
+            "kill": trial,
+            "second": round(moment, 1),
+            "of": round(seconds, 1),
+            "killed": killed,
+            "steps": steps,
+            "same_profile": _equal(whole, run, Path("profile.json")),
+            "same_weights": all(_equal(whole, run, name) for name in names),
+        }
+        shutil.rmtree(run)
+        return outcome
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """Return the outcomes that are in a folder."""
+    files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def _count_steps(run: Path) -> int:
+    file = run / "steps.json"
+    return len(json.loads(file.read_text())["steps"]) if file.exists() else 0
+
+
+def _equal(one: Path, other: Path, name: Path) -> bool:
+    return (one / name).read_bytes() == (other / name).read_bytes()
