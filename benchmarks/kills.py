@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -54,11 +55,11 @@ class Trials:
 
     def run(self, n: int) -> list[dict[str, Any]]:
         """Return the outcome of each trial, made now if need be."""
-        seconds = self._run_whole()
+        begun, ended = self._run_whole()
         for trial in range(n):
             file = self.folder / f"{trial}.json"
             if not file.exists():
-                write_json(file, self._run_trial(trial, seconds))
+                write_json(file, self._run_trial(trial, begun, ended))
             print(f"kill {trial}: {json.loads(file.read_text())}", flush=True)
         return read_trials(self.folder)
 
@@ -67,8 +68,11 @@ class Trials:
         bound = ["--plan", plan, "--rounds", ROUNDS]
         return ["search", self.model, *bound, *self.options, "--out", run]
 
-    def _run_whole(self) -> float:
-        """Return the seconds of the uninterrupted search, run now if need be."""
+    def _run_whole(self) -> tuple[float, float]:
+        """Return when the uninterrupted search began its work and ended; it runs if need be.
+
+        Both are seconds since the command started.
+        """
         file, run = self.folder / "whole.json", self.folder / "whole"
         if not file.exists():
             shutil.rmtree(run, ignore_errors=True)  # of a session that was interrupted itself
@@ -76,34 +80,42 @@ class Trials:
             started = time.monotonic()
             self.commands.run(self._arguments(run), self.folder / "log.txt")
             write_json(file, {"seconds": time.monotonic() - started})
-        return float(json.loads(file.read_text())["seconds"])
+        ended: float = json.loads(file.read_text())["seconds"]
+        return ended - json.loads((run / "steps.json").read_text())["seconds"], ended
 
-    def _run_trial(self, trial: int, seconds: float) -> dict[str, Any]:
+    def _run_trial(self, trial: int, begun: float, ended: float) -> dict[str, Any]:
         run, log = self.folder / "cut", self.folder / "log.txt"
-        shutil.rmtree(run, ignore_errors=True)
-        moment = float(create_generator(0, "kill", trial).uniform(0, seconds))
-        process = self.commands.start(self._arguments(run), log)
-        try:
-            process.wait(timeout=moment)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            process.kill()
-        killed, steps = process.wait() < 0, _count_steps(run)
+        rng, moment, taken = create_generator(0, "kill", trial), ended, ended
+        while taken <= moment:  # it ended before: this run was faster than the first one
+            moment = float(rng.uniform(min(begun, taken / 2), taken))
+            shutil.rmtree(run, ignore_errors=True)
+            taken = self._kill(self._arguments(run), log, moment)
+        steps = _count_steps(run)
         self.commands.run(self._arguments(run), log)
         whole = self.folder / "whole"
         names = [file.relative_to(whole) for file in (whole / "checkpoint").glob("*.safetensors")]
         outcome = {
             "kill": trial,
             "second": round(moment, 1),
-            "of": round(seconds, 1),
-            "killed": killed,
+            "of": round(ended, 1),
             "steps": steps,
             "same_profile": _equal(whole, run, Path("profile.json")),
             "same_weights": all(_equal(whole, run, name) for name in names),
         }
         shutil.rmtree(run)
         return outcome
+
+    def _kill(self, arguments: Sequence[object], log: Path, moment: float) -> float:
+        """Kill a search; return the seconds it took if it ended before, else infinity."""
+        started, process = time.monotonic(), self.commands.start(arguments, log)
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            return math.inf
+        finally:
+            process.kill()
+            process.wait()
+        return time.monotonic() - started
 
 
 def read_trials(folder: Path) -> list[dict[str, Any]]:

@@ -278,7 +278,8 @@ def main() -> None:
                 failed = kill(bench, arguments.kills, commands)
             else:
                 failed = make_all(cells, bench, commands)
-    print("\n".join(format_table(cells, bench)))
+    if not arguments.kills:
+        print("\n".join(format_table(cells, bench)))
     if arguments.results:
         write_results(arguments.results, planned, bench)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
