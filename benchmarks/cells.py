@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-#: Pruners of the profiles that cost no search; the second one ends the searches by hand.
-PRUNERS = ("sparsegpt", "alps")
-_LAST = PRUNERS[1]
+#: Pruners of the profiles that cost no search: those that plans end with.
+PRUNERS = ("sparsegpt", "alps", "admm")
+#: The pruner that ends the searches by hand.
+_LAST = "alps"
 #: Times asked for, the most telling one first.
 MINUTES = (30.0, 10.0, 60.0)
 #: Minutes from which a cell waits for all shorter ones.

@@ -25,7 +25,7 @@ about: bounded by counts alone
 pruner: wanda
 confidence: 0.8
 steps:
-  - allocate: cfsp
+  - starts: [cfsp]
   - allocate: gauss_newton
     settings: {{start: best, steps: 1}}
     repeat: 2
@@ -33,7 +33,7 @@ steps:
       hints: [gradients]
       ladder: {{candidates: 4, fresh: true}}
       study: {{rounds: {ROUNDS}}}
-  - finalise: sparsegpt
+  - rebuild: sparsegpt
 """
 
 

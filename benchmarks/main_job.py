@@ -225,10 +225,16 @@ def kill(bench: Bench, n: int, commands: Commands) -> list[str]:
     options = ["--sparsity", 0.6, *text, *settings, *bench.options]
     wrong = []
     for label, model in bench.models.items():
-        rows = Trials(commands, bench.out / f"kills-{label}", model, options).run(n)
+        folder = bench.out / f"kills-{label}"
+        try:
+            rows = Trials(commands, folder, model, options).run(n)
+        except subprocess.CalledProcessError as error:
+            print(f"{label}: a search failed, code {error.returncode}; see {folder / 'log.txt'}")
+            wrong.append(folder.name)
+            continue
         same = sum(row["same_profile"] and row["same_weights"] for row in rows)
         print(f"{label}: {same} of {len(rows)} like the uninterrupted search")
-        wrong += [f"kills-{label}"] * (same < len(rows))
+        wrong += [folder.name] * (same < len(rows))
     return wrong
 
 
