@@ -80,9 +80,11 @@ def search(
 
 
 def _choose_folder(config: RunConfig) -> Path:
-    """Return ``runs/MODEL-PRUNER-SPARSITY``, or the saving in place of the sparsity."""
+    """Return ``runs/MODEL-SPARSITY``, with the pruner if it was named; or the saving."""
     path = Path(config.model.name)
     name = path.stem if path.suffix == ".gguf" else path.name
     budget = config.budget
     asked = budget.target if budget.saving is None else f"saving-{budget.saving}"
-    return Path("runs") / f"{name}-{config.pruner.name.rpartition(':')[2]}-{asked}"
+    pruner = config.pruner.name.rpartition(":")[2]
+    parts = (name, pruner if "pruner" in config.model_fields_set else "", str(asked))
+    return Path("runs") / "-".join(filter(None, parts))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,8 +243,14 @@ def test_killed_at_five_moments_and_resumed_gives_the_same_profile(
     assert first == second
 
 
+def read_results(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text())
+
+
 @pytest.mark.slow
-def test_an_interrupt_stops_cleanly_and_can_be_resumed(model: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ships_the_best_so_far_and_can_be_resumed(
+    model: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     endless = [*command(model, run), "--rounds", "100000"]
     process = subprocess.Popen(endless, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -253,11 +260,14 @@ def test_an_interrupt_stops_cleanly_and_can_be_resumed(model: Path, tmp_path: Pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert not (run / "profile.json").exists()
+    stopped = read_results(run)
+    assert stopped["shipped"] in ("uniform", "cfsp")
+    assert (run / "checkpoint" / "model.safetensors").exists()
     subprocess.run(
         [*command(model, run), "--rounds", "1"], env=environment(), check=True, capture_output=True
     )
-    assert (run / "profile.json").exists()
+    names = [row["name"] for row in read_results(run)["rows"]]
+    assert names == [*(row["name"] for row in stopped["rows"]), "searched"]
 
 
 SPACES = {

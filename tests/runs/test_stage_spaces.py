@@ -12,9 +12,10 @@ from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
-from sparsity_search.engine.stages import run_stages
+from sparsity_search.engine.stages import begin, run_stages
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord
@@ -62,8 +63,15 @@ def searched(tmp_path: Path, start: Path, propagate: str) -> tuple[SearchJob, fl
     }
     job = open_job(load_config(None, {**SMALL, **given}), tmp_path / propagate, Monitor())
     with job.directory.lock():
-        run_stages(job)
+        begin(job)
+        run_stages(job, allocate_starts(job))
     return job, RunRecord.read(job.directory.path).initial_scores[name_start(job)]
+
+
+def allocate_starts(job: SearchJob) -> dict[str, SparsityProfile]:
+    subject, tokens = job.session.subject, job.session.text["calibration"]
+    given = (subject, tokens, job.space.budget, job.space.bounds)
+    return {name: made.allocate(*given) for name, made in job.plugins.initial.items()}
 
 
 def name_start(job: SearchJob) -> str:
@@ -102,7 +110,7 @@ def test_the_space_lies_around_the_start_and_uniform_is_measured_too(
     counts = [entry["removed"] for entry in expected.values()]
     assert list(space.profile(first).removed) == counts
     assert space.nearest(job.space.base) == second
-    again = run_stages(job)
+    again = run_stages(job, allocate_starts(job))
     assert again is not None
     assert list(next(iter(again.starts.values())).removed) == counts
 
