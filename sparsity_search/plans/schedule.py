@@ -67,7 +67,10 @@ class Schedule:
 
 
 def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
-    """Return the seconds that the end of a job takes: final pruning in steps, and saving."""
+    """Return the seconds that the end of a job takes after a study: pruning anew, and saving.
+
+    Only a study leaves time for pruning anew, as it would take all; allocators go before it.
+    """
     last = [step.rebuild.name for step in steps if step.rebuild is not None]
     return prices.save + sum(map(prices.judge, last))
 
@@ -84,7 +87,8 @@ def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep
     found = [PlannedStep(UNIFORM, "", baseline, why="the baseline")]
     left -= baseline
     for index, step in enumerate(plan.steps):
-        for planned in _plan_step(step, prices, left - reserve(plan.steps[index + 1 :], prices)):
+        later = plan.steps[index + 1 :] if step.search is not None else ()
+        for planned in _plan_step(step, prices, left - reserve(later, prices)):
             found.append(planned)
             left -= (planned.seconds or 0.0) if planned.fits else 0.0
     return (*found, PlannedStep("checkpoint and report", "", prices.save))

@@ -94,7 +94,8 @@ class PlanRun:
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
         try:
             for index, step in enumerate(self.plan.steps):
-                self._make(step, reserve(self.plan.steps[index + 1 :], self.costs))
+                later = self.plan.steps[index + 1 :] if step.search is not None else ()
+                self._make(step, reserve(later, self.costs))
                 if self.job.monitor.stopped():
                     break
         except KeyboardInterrupt:  # asked to stop in the middle of a step
