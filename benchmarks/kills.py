@@ -17,22 +17,20 @@ from commands import Commands  # the file beside this one
 from sparsity_search.utils.files import write_json, write_text
 from sparsity_search.utils.random import create_generator
 
-#: Rounds of the study: with them no limit of time holds.
-ROUNDS = 3
 #: All kinds of steps, each bounded by counts.
-PLAN = f"""
+PLAN = """
 about: bounded by counts alone
 pruner: wanda
 confidence: 0.8
 steps:
   - starts: [cfsp]
   - allocate: gauss_newton
-    settings: {{start: best, steps: 1}}
+    settings: {start: best, steps: 1}
     repeat: 2
   - search:
       hints: [gradients]
-      ladder: {{candidates: 4, fresh: true}}
-      study: {{rounds: {ROUNDS}}}
+      ladder: {candidates: 4, fresh: true}
+      study: {rounds: 3}
   - rebuild: sparsegpt
 """
 
@@ -65,8 +63,7 @@ class Trials:
 
     def _arguments(self, run: Path) -> list[object]:
         plan = self.folder / "plan.yaml"
-        bound = ["--plan", plan, "--rounds", ROUNDS]
-        return ["search", self.model, *bound, *self.options, "--out", run]
+        return ["search", self.model, "--plan", plan, *self.options, "--out", run]
 
     def _run_whole(self) -> tuple[float, float]:
         """Return when the uninterrupted search began its work and ended; it runs if need be.
