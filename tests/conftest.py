@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,11 +38,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker("slow")
 
 
+@pytest.fixture(scope="session")
+def _cache_of_real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    _cache_of_real_models: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """Give each test an empty cache; those of real models share one, as conversion is slow."""
+    real = request.node.get_closest_marker("real_model")
+    folder = _cache_of_real_models if real else tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SPARSITY_SEARCH_CACHE", str(folder))
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from sparsity_search.errors import DataError
 from sparsity_search.models.io.block_files import BlockFiles
 from sparsity_search.models.io.loading import LoadedModel
 from sparsity_search.models.io.vocabulary import check_tokens
+from sparsity_search.utils.cache import get_cache_folder
 from sparsity_search.utils.files import compute_digest
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def sample_text(
 def sample_cached_text(loaded: LoadedModel, *, n_sequences: int, length: int, seed: int) -> Tensor:
     """Return `sample_text` from a cache on disk, so that equal text is sampled only once.
 
-    The folder of the cache is ``$SPARSITY_SEARCH_CACHE``, by default ``~/.cache/sparsity_search``.
+    It is in the folder of `get_cache_folder`.
     """
     facts = {
         **loaded.identity,
@@ -85,12 +84,6 @@ def sample_cached_text(loaded: LoadedModel, *, n_sequences: int, length: int, se
     except OSError as error:
         _LOG.warning("cannot keep sampled text in %s: %s", get_cache_folder(), error)
     return tokens
-
-
-def get_cache_folder() -> Path:
-    """Return the folder for results that can be recomputed."""
-    folder = os.environ.get("SPARSITY_SEARCH_CACHE", "~/.cache/sparsity_search")
-    return Path(folder).expanduser()
 
 
 def find_first_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from sparsity_search.data.text_files import BYTE_ORDER_MARK, read_json_lines, read_text
 from sparsity_search.errors import DataError
 from sparsity_search.utils.extras import require
+from sparsity_search.utils.files import compute_file_digest
 
 _KINDS = ("file", "hub", "self")
 _SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self"
@@ -44,8 +44,7 @@ class Source:
         """Return the source's plain name, and for a file its digest."""
         facts = {"source": self.plain}
         if self.kind == "file":
-            with Path(self.value).open("rb") as file:
-                facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            facts["sha256"] = compute_file_digest(Path(self.value))[:16]
         return facts
 
 

@@ -42,6 +42,12 @@ def compute_digest(value: Any) -> str:
     return hashlib.sha256(format_canonical_json(value).encode()).hexdigest()[:16]
 
 
+def compute_file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's contents, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_slug(label: str) -> str:
     """Return a label as a file name; other characters are replaced, and a digest keeps it unique.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsity_search.errors import RunMismatchError, SparsitySearchError
-from sparsity_search.utils.files import atomic_file, format_canonical_json
+from sparsity_search.utils.files import (
+    atomic_file,
+    compute_file_digest,
+    format_canonical_json,
+)
 from sparsity_search.utils.shapes import Shape
 from sparsity_search.utils.versioned import VersionedJson
 
@@ -52,14 +55,14 @@ class BlockFiles:
     def has(self, block: int) -> bool:
         """Return whether a block is stored completely."""
         entry, file = self._entries().get(str(block)), self._file(block)
-        return entry is not None and file.exists() and _compute_checksum(file) == entry["sha256"]
+        return entry is not None and file.exists() and compute_file_digest(file) == entry["sha256"]
 
     def save(self, block: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write a block completely or not at all."""
         file = self._file(block)
         with atomic_file(file) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-        entries = {**self._entries(), str(block): {"sha256": _compute_checksum(file)}}
+        entries = {**self._entries(), str(block): {"sha256": compute_file_digest(file)}}
         manifest = {"fingerprint": self._fingerprint, "blocks": entries}
         self._format.write(self._path / _MANIFEST, manifest)
 
@@ -85,8 +88,3 @@ class BlockFiles:
 
     def _file(self, block: int) -> Path:
         return self._path / f"block-{block:04d}.safetensors"
-
-
-def _compute_checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +29,7 @@ from sparsity_search.errors import (
 )
 from sparsity_search.models.anatomy.blocks import find_blocks
 from sparsity_search.models.io.classes import build_empty, find_class
+from sparsity_search.models.io.converted import ConvertedModel
 from sparsity_search.models.io.identity import WEIGHTS, identify
 from sparsity_search.models.io.locating import Origin, locate, shorten
 from sparsity_search.models.io.offload import Offload
@@ -86,6 +89,14 @@ class LoadedModel:
             self.source.check_shape_is_kept(what)
 
 
+class _Parts(NamedTuple):
+    """A model and its tokenizer, and how its weights were packed."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    packing: Packing | None
+
+
 def load_model(
     name: str,
     *,
@@ -121,21 +132,18 @@ def load_model(
     target = resolve_device(device)
     number_type = resolve_dtype(dtype, target)
     origin = locate(name, revision)
-    common = {"trust_remote_code": trust_remote_code, **origin.keywords}
     with tempfile.TemporaryDirectory() as folder:
         to_disk = partial(_map_blocks_to_disk, target, blocks, folder) if offload else None
+        read = partial(_read_checked, name, number_type, trust_remote_code, to_disk)
         try:
-            model, info, packing = _read_model(origin, number_type, common, to_disk)
-            tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
+            model, tokenizer, packing = (
+                _read_gguf(origin, number_type, read) if origin.gguf_file else read(origin)
+            )
             home = None if origin.gguf_file else origin.find_folder()
         except SparsitySearchError:
             raise
         except Exception as error:  # the libraries raise some twenty kinds, down to KeyError
             raise ModelError(f"cannot load the model {name!r}: {shorten(error)}") from error
-        _check_complete(name, info)
-        check_vocabulary(model, tokenizer)
-        _check_context(name, model)
-        _make_plain(model, packing, number_type)
         if blocks is not None:  # later calls on the model find the same blocks
             find_blocks(model, blocks)
         model.eval().requires_grad_(False)
@@ -146,10 +154,50 @@ def load_model(
     source = None
     if home is not None:
         source = find_source(home, model, packing, keep_dtype=dtype == "auto")
-    elif origin.gguf_file:
-        check_gguf(Path(origin.place, origin.gguf_file), model)
     identity = identify(model, tokenizer)
     return LoadedModel(model, tokenizer, name, origin.revision, identity, source)
+
+
+def _read_gguf(origin: Origin, dtype: torch.dtype, read: Callable[[Origin], _Parts]) -> _Parts:
+    """Return the parts of a GGUF file's model, and keep it converted; the next time it is found.
+
+    Args:
+        origin: Location of the file.
+        dtype: Number type of the weights.
+        read: Reads the model at a location.
+    """
+    file = Path(origin.place, str(origin.gguf_file))
+    converted = ConvertedModel(file, dtype)
+    if (folder := converted.find()) is not None:
+        with suppress(OSError, SafetensorError):  # removed meanwhile
+            return read(Origin(str(folder)))
+    parts = read(origin)
+    check_gguf(file, parts.model)
+    converted.keep(parts.model, parts.tokenizer)
+    return parts
+
+
+def _read_checked(
+    name: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    to_disk: Callable[[torch.nn.Module], dict[str, Any]] | None,
+    origin: Origin,
+) -> _Parts:
+    """Return a model with plain weights in the number type ``dtype``, and its tokenizer.
+
+    Raises:
+        ModelError: They do not belong together, or the model is incomplete.
+        Exception: Of any kind, if the files cannot be read.
+    """
+    common = {"trust_remote_code": trust_remote_code, **origin.keywords}
+    model, info, packing = _read_model(origin, dtype, common, to_disk)
+    tokenizer = AutoTokenizer.from_pretrained(origin.place, **common)
+    _check_complete(name, info)
+    check_vocabulary(model, tokenizer)
+    _check_context(name, model)
+    _make_plain(model, packing, dtype)
+    return _Parts(model, tokenizer, packing)
 
 
 def _read_model(
