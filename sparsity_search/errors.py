@@ -81,6 +81,10 @@ class SkippedTextWarning(SparsitySearchWarning):
     """A text source has rows without text, which are skipped."""
 
 
+class SampleTextWarning(SparsitySearchWarning):
+    """No text was chosen, and the sample text of the package is used."""
+
+
 class PaddingWarning(SparsitySearchWarning):
     """A smaller checkpoint keeps removed structures as zeros."""
 

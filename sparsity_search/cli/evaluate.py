@@ -19,7 +19,9 @@ from sparsity_search.cli import options
 )
 def evaluate(
     given: options.Given,
-    text: Annotated[str, typer.Option(help="file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self.")],
+    text: Annotated[
+        str, typer.Option(help="file:PATH, hub:NAME[:CONFIG[:SPLIT]], sample or self.")
+    ],
     dense: Annotated[
         str | None, typer.Option(help="Model to compare with, e.g. for kl_divergence.")
     ] = None,

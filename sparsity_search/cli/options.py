@@ -290,7 +290,7 @@ FINALISE = _option(
 CALIBRATION = _option(
     "calibration",
     "data.calibration",
-    "Calibration text: file:PATH, hub:NAME[:CONFIG[:SPLIT]], or self (sampled).",
+    "Calibration text: file:PATH, hub:NAME[:CONFIG[:SPLIT]], sample, or self (by the model).",
 )
 SEARCH_TEXT = _option("search_text", "data.search_text", "Text to score candidates on.")
 FINAL_TEXT = _option("final_text", "data.final_text", "Text of the final comparison.")

@@ -94,7 +94,8 @@ class DataSection(Section):
     """The text for each purpose. Parts of one source are disjoint.
 
     Attributes:
-        calibration: Source for the pruner's statistics.
+        calibration: Source for the pruner's statistics; by default the small text that comes
+            with the package (``sample``).
         search_text: Source for the proxy evaluator, if it reads text; by default the
             calibration source.
         final_text: Source for the final comparison; by default the calibration source.
@@ -111,7 +112,7 @@ class DataSection(Section):
             calibration text; by default nothing is kept.
     """
 
-    calibration: str = "self"
+    calibration: str = "sample"
     search_text: str | None = None
     final_text: str | None = None
     special_tokens: SpecialTokens = "auto"

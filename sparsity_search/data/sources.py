@@ -1,4 +1,7 @@
-"""Text sources: `file:PATH`, `hub:NAME[:CONFIG[:SPLIT]]`, or `self` for the model's own text."""
+"""Text sources: `file:PATH`, `hub:NAME[:CONFIG[:SPLIT]]`, `sample` and `self`.
+
+`sample` is a small text that comes with the package, and `self` is text that the model samples.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from sparsity_search.errors import DataError
 from sparsity_search.utils.extras import require
 from sparsity_search.utils.files import compute_file_digest
 
-_KINDS = ("file", "hub", "self")
-_SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]] or self"
+_KINDS = ("file", "hub", "sample", "self")
+_SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]], sample or self"
+#: The text of `sample`; the README next to it says where it is from.
+_SAMPLE = Path(__file__).parent / "sample" / "passages.jsonl"
 _PROBE_SECONDS = 10.0
 #: A source whose first rows, as many as this, have no text is taken to have none.
 _PATIENCE = 1000
@@ -26,12 +31,19 @@ class Source:
     """A parsed text source; equal sources hold the same text.
 
     Attributes:
-        kind: ``file``, ``hub`` or ``self``.
+        kind: ``file``, ``hub``, ``sample`` or ``self``.
         value: Resolved path, or ``NAME:CONFIG:SPLIT``, or empty.
     """
 
     kind: str
     value: str = ""
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds the text, if it is in one."""
+        if self.kind == "sample":
+            return _SAMPLE
+        return Path(self.value) if self.kind == "file" else None
 
     @property
     def plain(self) -> str:
@@ -41,10 +53,10 @@ class Source:
         return f"hub:{self.value}" if self.kind == "hub" else self.kind
 
     def describe(self) -> dict[str, str]:
-        """Return the source's plain name, and for a file its digest."""
+        """Return the source's plain name, and the digest of its file."""
         facts = {"source": self.plain}
-        if self.kind == "file":
-            facts["sha256"] = compute_file_digest(Path(self.value))[:16]
+        if self.file is not None:
+            facts["sha256"] = compute_file_digest(self.file)[:16]
         return facts
 
 
@@ -55,8 +67,8 @@ def parse_source(source: str) -> Source:
         DataError: The kind of source is unknown, or the file does not exist.
         MissingExtraError: The extra ``data`` is needed and not installed.
     """
-    if source == "self":
-        return Source("self")
+    if source in ("sample", "self"):
+        return Source(source)
     kind, _, value = source.partition(":")
     if kind == "hub" and value:
         return Source("hub", _complete_hub_name(source, value))
@@ -78,8 +90,8 @@ class Documents:
     lines, and rows whose ``text`` is missing, null or blank. Byte-order marks are removed.
 
     Args:
-        source: ``file:PATH``, a bare path, or ``hub:NAME[:CONFIG[:SPLIT]]`` (split ``train`` by
-            default).
+        source: ``file:PATH``, a bare path, ``hub:NAME[:CONFIG[:SPLIT]]`` (split ``train`` by
+            default), or ``sample``.
 
     Attributes:
         skipped: Number of rows without text so far.
@@ -138,10 +150,9 @@ def _complete_hub_name(source: str, value: str) -> str:
 
 def _read_rows(source: Source) -> Iterator[str | None]:
     """Return the text of each row; None where there is none."""
-    if source.kind == "hub":
+    if source.file is None:
         return _read_hub(source.value)
-    path = Path(source.value)
-    return _READERS[path.suffix](path)
+    return _READERS[source.file.suffix](source.file)
 
 
 def _read_txt(path: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from sparsity_search.config.schema import DataSection, ModelSection
 from sparsity_search.data.sequences import DrawnText, Request, draw_texts
 from sparsity_search.data.sources import parse_source
 from sparsity_search.engine.monitor import Monitor
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, SampleTextWarning
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.identity import CONFIG, TOKENIZER
 from sparsity_search.models.io.loading import LoadedModel, load_model
@@ -198,7 +199,14 @@ def _make_folder(statistics: Path) -> Path:
 
 
 def request_calibration(data: DataSection) -> Request:
-    """Return the request for calibration text."""
+    """Return the request for calibration text; warn if no text was chosen."""
+    if "calibration" not in data.model_fields_set:
+        warnings.warn(
+            f"no text was given, so the text {data.calibration!r} of the package is used: give "
+            "one like those that the model will read (--calibration file:PATH or hub:NAME)",
+            SampleTextWarning,
+            stacklevel=2,
+        )
     return Request(
         "calibration",
         data.calibration,

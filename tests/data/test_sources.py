@@ -124,10 +124,21 @@ def test_bad_names_say_what_to_give(tmp_path: Path) -> None:
     assert "is a folder" in refusal(f"file:{tmp_path}")
     (tmp_path / "data.csv").touch()
     assert ".txt, .jsonl" in refusal(f"file:{tmp_path}/data.csv")
-    for source in ("http://x", "wikitext", "", "file:", "hub:", "hub::a", "hub:a:b:c:d", "self:x"):
+    for source in (
+        "http://x",
+        "wikitext",
+        "",
+        "file:",
+        "hub:",
+        "hub::a",
+        "hub:a:b:c:d",
+        "self:x",
+        "sample:x",
+    ):
         assert "give file:PATH, hub:NAME" in refusal(source)
     assert "did you mean file:a.txt?" in refusal("fiel:a.txt")
     assert "did you mean self?" in refusal("slef")
+    assert "did you mean sample?" in refusal("smaple")
     assert "there is no text file absent.txt" in refusal("absent.txt")
     assert "no documents" in refusal("self")
 
