@@ -35,7 +35,7 @@ class PlanStep(Section):
         repeat: How often the step is made at most; it ends when it brings nothing better.
         search: Settings of a study that starts from the best profile so far, as sections of the
             configuration; what the user sets precedes them.
-        rebuild: A pruner that prunes the best profile and the uniform one anew.
+        rebuild: A pruner that prunes the best profile anew.
         why: What was measured, in words; a step without this is a guess.
     """
 

@@ -67,11 +67,19 @@ class Schedule:
 
 
 def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
-    """Return the seconds that the end of a job takes after a study: pruning anew, and saving.
+    """Return the seconds that a step leaves for the end of a job: pruning anew, and saving.
 
-    Only a study leaves time for pruning anew, as it would take all; allocators go before it.
+    A study, which would take all, leaves time for all later steps that prune anew. Allocators
+    leave it for the first one, which brings most.
+
+    Args:
+        steps: The step and all later ones.
+        prices: What steps take.
     """
-    last = [step.rebuild.name for step in steps if step.rebuild is not None]
+    step, *later = steps
+    last = [other.rebuild.name for other in later if other.rebuild is not None]
+    if step.search is None:
+        last = last[:1] if step.allocate is not None else []
     return prices.save + sum(map(prices.judge, last))
 
 
@@ -87,11 +95,21 @@ def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep
     found = [PlannedStep(UNIFORM, "", baseline, why="the baseline")]
     left -= baseline
     for index, step in enumerate(plan.steps):
-        later = plan.steps[index + 1 :] if step.search is not None else ()
-        for planned in _plan_step(step, prices, left - reserve(later, prices)):
+        for planned in _plan_step(step, prices, left - reserve(plan.steps[index:], prices)):
             found.append(planned)
             left -= (planned.seconds or 0.0) if planned.fits else 0.0
-    return (*found, PlannedStep("checkpoint and report", "", prices.save))
+    found += _plan_baseline(found, prices, left - prices.save)
+    return (*found, PlannedStep("checkpoint and report", "", prices.save, why="-"))
+
+
+def _plan_baseline(
+    steps: Sequence[PlannedStep], prices: StepPrices, left: float
+) -> Iterator[PlannedStep]:
+    """Yield the uniform profile with the last pruner of a schedule, to compare with."""
+    pruners = [step.pruner for step in steps if step.pruner and step.fits]
+    if pruners:
+        seconds = prices.judge(pruners[-1])
+        yield PlannedStep(f"{UNIFORM}, pruned anew", pruners[-1], seconds, seconds <= left)
 
 
 def _plan_step(step: PlanStep, prices: StepPrices, left: float) -> Iterator[PlannedStep]:
@@ -106,9 +124,7 @@ def _plan_step(step: PlanStep, prices: StepPrices, left: float) -> Iterator[Plan
     elif step.rebuild is not None:
         pruner = step.rebuild.name
         seconds = prices.judge(pruner)
-        for number, name in enumerate(("the best", UNIFORM), start=1):
-            fits = number * seconds <= left
-            yield PlannedStep(f"{name}, pruned again", pruner, seconds, fits, step.why)
+        yield PlannedStep("the best, pruned anew", pruner, seconds, seconds <= left, step.why)
     else:
         limited, least = left < float("inf"), prices.begin_search()
         seconds_left = max(left, least) if limited else None

@@ -99,3 +99,37 @@ def test_a_plan_of_counts_gives_the_same_profile_after_kills(
     assert cli(*arguments(model, plan, cut)).code == 0
     for name in ("profile.json", "checkpoint/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_dry_run_shows_the_steps_and_writes_nothing(
+    cli: Cli, model: Path, plan: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    outcome = cli(*arguments(model, plan, out), "--dry-run")
+    assert outcome.code == 0, outcome.err
+    shown = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
+    for name in ("uniform", "owl", "gauss_newton,", "search", "checkpoint"):
+        assert name in shown
+    assert "memory" in outcome.out
+    assert not out.exists()
+
+
+def test_a_plan_may_have_no_study(cli: Cli, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = ("--sparsity", 0.6, "--plan", "quick", "--initial", "owl,lamp", "--out", out)
+    outcome = cli("search", model, *given, "--pruner", "wanda", *SMALL)
+    assert outcome.code == 0, outcome.err
+    names = [row["name"] for row in read(out, "results.json")["rows"]]
+    assert names == ["dense", "uniform", "owl", "lamp"]
+    assert (out / "report.html").exists()
+
+
+def test_a_search_that_is_made_again_ships_the_same(
+    cli: Cli, model: Path, plan: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shipped = []
+    for _ in range(2):
+        assert cli(*arguments(model, plan, out)).code == 0
+        shipped.append(((out / "profile.json").read_bytes(), read(out, "results.json")["rows"]))
+    assert shipped[0] == shipped[1]

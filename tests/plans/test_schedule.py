@@ -16,7 +16,7 @@ class Prices:
     save: float = 1.0
 
     def judge(self, pruner: str = "") -> float:
-        return {"": 10.0, "alps": 100.0}[pruner]
+        return {"": 10.0, "alps": 100.0, "admm": 1000.0}[pruner]
 
     def allocate(self, step: PlanStep) -> float:
         del step
@@ -38,9 +38,9 @@ PLAN = Plan.model_validate(
 )
 
 
-def test_the_end_is_reserved() -> None:
-    assert reserve(PLAN.steps, Prices()) == 101
-    assert reserve((), Prices()) == 1
+def test_a_study_leaves_time_for_all_later_pruning_and_allocators_for_the_first() -> None:
+    steps = (*PLAN.steps, PlanStep.model_validate({"rebuild": "admm"}))
+    assert [reserve(steps[i:], Prices()) for i in range(5)] == [101, 101, 1101, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,9 @@ def test_the_end_is_reserved() -> None:
         (14111, [10, 1000, 3000, 10000, 100, -100, 1]),
         (14110, [10, 1000, 3000, -10000, 100, 100, 1]),
         (3111, [10, 1000, 2000, -10000, 100, -100, 1]),
-        (3010, [10, 1000, 1000, -10000, 100, 100, 1]),
-        (3011, [10, 1000, 2000, -10000, -100, -100, 1]),
+        (3110, [10, 1000, 1000, -10000, 100, 100, 1]),
         (111, [10, -1000, -1000, -10000, 100, -100, 1]),
-        (110, [10, -1000, -1000, -10000, -100, -100, 1]),
+        (110, [10, -1000, -1000, -10000, -100, 1]),
     ],
 )
 def test_steps_are_made_while_there_is_time(left: float, seconds: list[float | None]) -> None:

@@ -52,13 +52,11 @@ class Descent:
                 if (proposed == levels).all():
                     break
                 switch.to(self.grid.profile(proposed))
-                if step == steps:
-                    value, ahead = self.divergence.value(), changes
-                else:
-                    value, ahead = self._predict(switch, proposed, reach)
-                values.append(value)
-                if value < best:
-                    best, levels, changes = value, proposed, ahead
+                values.append(self.divergence.value())  # a sixth of the cost of a prediction
+                if values[-1] < best:
+                    best, levels = values[-1], proposed
+                    if step < steps:
+                        _, changes = self._predict(switch, levels, reach)
                 else:  # half of the actual move, or the same step would be proposed again
                     reach = np.minimum(reach, np.abs(proposed - levels).max()) // 2
         return levels, values

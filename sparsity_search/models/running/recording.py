@@ -184,10 +184,24 @@ def draw_labels(logits: Tensor, draws: int, seed: int, *keys: str | int) -> Iter
     if not probabilities.isfinite().all():  # draws from them would stop a CUDA device
         raise NumericalError("the model's predictions are not finite")
     for _ in range(draws):
-        labels = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
-        labels = labels.view(*logits.shape[:2], 1)
+        drawn = torch.rand(*logits.shape[:2], 1, generator=generator, device=logits.device)
+        labels = torch.stack(list(map(_find_labels, probabilities, drawn)))
         ones = torch.ones_like(labels, dtype=probabilities.dtype)
         yield BackwardPass((-probabilities).scatter_add_(2, labels, ones).to(logits.dtype))
+
+
+def _find_labels(probabilities: Tensor, drawn: Tensor) -> Tensor:
+    """Return the tokens at which the sum of probabilities passes drawn numbers, ``(length, 1)``.
+
+    Several times as fast as ``torch.multinomial``, which draws a number for each token.
+
+    Args:
+        probabilities: ``(length, vocabulary)``.
+        drawn: Numbers in [0, 1), ``(length, 1)``.
+    """
+    sums = probabilities.cumsum(-1)
+    labels = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
+    return labels.clamp_(max=probabilities.shape[-1] - 1)
 
 
 def _start_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

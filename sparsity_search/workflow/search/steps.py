@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from sparsity_search.config.schema import PrunerSection, RunConfig
@@ -94,10 +93,10 @@ class PlanRun:
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
         try:
             for index, step in enumerate(self.plan.steps):
-                later = self.plan.steps[index + 1 :] if step.search is not None else ()
-                self._make(step, reserve(later, self.costs))
+                self._make(step, reserve(self.plan.steps[index:], self.costs))
                 if self.job.monitor.stopped():
-                    break
+                    raise KeyboardInterrupt
+            self._prune_anew(UNIFORM, self.records[0].profile, self.best.pruner)
         except KeyboardInterrupt:  # asked to stop in the middle of a step
             pass
         self.job.monitor.close()
@@ -112,20 +111,20 @@ class PlanRun:
         if self._pruned is None:
             best, usual = self.best, self._usual
             own = best.pruner == usual.spec
-            pruner = usual.pruner if own else self._build(PrunerSection(**best.pruner))
+            pruner = usual.pruner if own else self._build(best.pruner)
             self._pruned = self._judge.prune(best.name, best.profile, pruner)
         return self._pruned
 
-    def _build(self, section: PrunerSection) -> Pruner:
+    def _build(self, spec: Mapping[str, Any]) -> Pruner:
         """Return a pruner of the end, with the pattern of the search's pruner."""
-        config = self.job.config.model_copy(update={"finalise": section})
+        config = self.job.config.model_copy(update={"finalise": PrunerSection(**spec)})
         return build_final(config, self.job.plugins.pruner)
 
     def _make(self, step: PlanStep, reserve: float) -> None:
         if step.search is not None:
             self._search(step.search, reserve)
         elif step.rebuild is not None:
-            self._rebuild(step)
+            self._prune_anew(self._origin, self.best.profile, step.rebuild.spec)
         else:
             for _ in range(step.repeat):
                 before = self.best
@@ -194,15 +193,22 @@ class PlanRun:
             config = config.model_copy(update={"study": section})
         return replace(self.job, config=config, plugins=Plugins.of(config))
 
-    def _rebuild(self, step: PlanStep) -> None:
-        """Prune the best profile and the uniform one with another pruner."""
-        assert step.rebuild is not None
-        name, best = step.rebuild.name, self.best
-        final = _Final(self._build(step.rebuild), step.rebuild.spec, name)
-        for record in [best] if best.name == UNIFORM else [best, self.records[0]]:
-            key = [ANEW, record.profile.digest]
-            if self._fits(name, key, self.costs.judge(name), self.costs.save):
-                self._add(f"{record.name}-{name}", key, partial(_get_profile, record), final)
+    @property
+    def _origin(self) -> str:
+        """Name of the candidate that first had the best profile."""
+        profile = self.best.profile
+        return next(record.name for record in self.records if record.profile == profile)
+
+    def _prune_anew(self, name: str, profile: SparsityProfile, spec: Mapping[str, Any]) -> None:
+        """Judge a profile with another pruner, unless it is known with this one."""
+        pruned = [(record.profile, record.pruner) for record in self.records]
+        pruner, key = spec["name"], [ANEW, profile.digest]
+        if (profile, spec) in pruned or not self._fits(
+            f"{name} with {pruner}", key, self.costs.judge(pruner), self.costs.save
+        ):
+            return
+        final = _Final(self._build(spec), spec, pruner)
+        self._add(f"{name}-{pruner}", key, lambda: (profile, ()), final)
 
     def _fits(self, kind: str, key: list[Any], seconds: float, reserve: float) -> bool:
         """Whether a step is known already, or there is time for it; else it is noted."""
@@ -261,10 +267,6 @@ class PlanRun:
             number += 1
             found = f"{name}-{number}"
         return found
-
-
-def _get_profile(record: StepRecord) -> tuple[SparsityProfile, Sequence[str]]:
-    return record.profile, ()
 
 
 def _merge(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
