@@ -13,9 +13,9 @@ help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
-	$(BIN)/sparsity-search search smollm2 --sparsity 0.6 --minutes 3 --out $(RUN) \
+	$(BIN)/sparsity-search search smollm2 --sparsity 0.7 --pruner wanda --minutes 4 --out $(RUN) \
 		--set data.calibration_length=512 --set data.calibration_sequences=16 \
-		--set data.search_sequences=4 --set data.final_length=512 --set data.final_sequences=8
+		--set data.final_length=512 --set data.final_sequences=8
 
 test: $(VENV)/dev  ## Run the fast tests, on tiny random models.
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model"

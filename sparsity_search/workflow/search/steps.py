@@ -126,30 +126,33 @@ class PlanRun:
         elif step.rebuild is not None:
             self._prune_anew(self._origin, self.best.profile, step.rebuild.spec)
         else:
-            for _ in range(step.repeat):
+            for turn in range(step.repeat):
                 before = self.best
-                self._allocate(step, reserve)
+                self._allocate(step, turn, reserve)
                 if self.best is before:
                     return
 
-    def _allocate(self, step: PlanStep, reserve: float) -> None:
+    def _allocate(self, step: PlanStep, turn: int, reserve: float) -> None:
+        """Judge an allocator's profile. Each turn begins at another sequence of the text.
+
+        A descent on the sequences that gave its start would fit these alone.
+        """
         assert step.allocate is not None
         settings = dict(step.settings)
         name = self._labels[step.allocate]
         if settings.get("start") == _BEST:
             settings["start"] = GivenProfile(profile=self.best.profile)
         allocator = build_allocator(self.job.config, step.allocate, settings)
-        key, job = [describe(allocator)], self.job
+        key, job = [describe(allocator), turn], self.job
+        text = job.session.text["calibration"]
+        text = text.roll(-turn * len(text) // step.repeat, dims=0)
         if not self._fits(name, key, self.costs.allocate(step), reserve):
             return
 
         def allocate() -> tuple[SparsityProfile, Sequence[str]]:
             with job.monitor.step(f"allocate {name}"):
                 found = allocator.detailed(
-                    job.session.subject,
-                    job.session.text["calibration"],
-                    job.space.budget,
-                    get_allocation_bounds(job.space),
+                    job.session.subject, text, job.space.budget, get_allocation_bounds(job.space)
                 )
             return job.space.project(found.profile), found.notes
 
