@@ -35,7 +35,7 @@ from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import Fidelity, History
@@ -117,7 +117,7 @@ def bench(arguments: argparse.Namespace) -> Iterator[Bench]:
     session = open_session(config.model, requests, 0, Monitor())
     space = load_space("per_linear").of_levels.build(session.subject.layout, Budget(0.7), {})
     pruner = PRUNERS.create(arguments.pruner)
-    plan = SupernetPlan(pruner=pruner, tables=space.tables(), centre=space.base)
+    plan = SupernetDesign(pruner=pruner, tables=space.tables(), centre=space.base)
     supernet = build_supernet(session.subject, session.text["calibration"], plan)
     with supernet.resident() as switch:
         made = Bench(session, space, switch)

@@ -23,7 +23,7 @@ from supernet import opened  # the file beside this one
 from sparsity_search.models.io.identity import identify
 from sparsity_search.models.running.statistics_cache import StatisticsCache
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.utils.files import write_json
 
 #: What is done, and with what in the folder: nothing, as without one; nothing yet; all.
@@ -36,7 +36,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     rows = []
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)
-        plan = SupernetPlan(
+        plan = SupernetDesign(
             pruner=pruner, tables=space.tables(), centre=space.base, propagate="dense"
         )
         row: dict[str, Any] = {"pruner": name}

@@ -86,7 +86,7 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     from sparsity_search.engine.session import open_session
     from sparsity_search.profiles.budget import Budget
     from sparsity_search.spaces.files import load_space
-    from sparsity_search.supernet.build import SupernetPlan, build_supernet
+    from sparsity_search.supernet.build import SupernetDesign, build_supernet
     from sparsity_search.supernet.disk import SupernetFolder
 
     plugins = Plugins.of(config)
@@ -96,7 +96,7 @@ def load_and_build(config: Any, on_loaded: Callable[[], None]) -> Any:
     on_loaded()
     space = load_space(config.space).of_levels.build(session.subject.layout, Budget(0.5), {})
     tokens = torch.arange(8 * 128).remainder(VOCABULARY).view(8, 128)
-    plan = SupernetPlan(pruner=plugins.pruner, tables=space.tables(), centre=space.base)
+    plan = SupernetDesign(pruner=plugins.pruner, tables=space.tables(), centre=space.base)
     with tempfile.TemporaryDirectory() as folder:
         on_disk = config.supernet.store == "disk"
         files = SupernetFolder(Path(folder), {}) if on_disk else None

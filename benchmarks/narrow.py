@@ -34,7 +34,7 @@ from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.switch import Switch
 from sparsity_search.trials.history import History
 from sparsity_search.utils.files import write_json
@@ -98,7 +98,7 @@ def children(space: SearchSpace, n: int) -> list[SparsityProfile]:
 @contextmanager
 def bench(session: Session, sparsity: float, arguments: argparse.Namespace) -> Iterator[Bench]:
     space = load_space("per_linear").of_levels.build(session.subject.layout, Budget(sparsity), {})
-    plan = SupernetPlan(
+    plan = SupernetDesign(
         pruner=PRUNERS.create(arguments.pruner), tables=space.tables(), centre=space.base
     )
     supernet = build_supernet(session.subject, session.text["calibration"], plan)

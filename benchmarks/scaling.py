@@ -32,7 +32,7 @@ from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS
 from sparsity_search.spaces.even_levels import EvenLevels
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.study.study import Limits, Study
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
@@ -64,7 +64,7 @@ def supernet(
     tokens = size if by == "tokens" else tokens
     counts = build_count_tables(subject.layout, np.linspace(0.3, 0.9, levels).tolist())
     centre = SparsityProfile(subject.layout, tuple(c[len(c) // 2] for c in counts))
-    plan = SupernetPlan(pruner=made, tables=counts, centre=centre)
+    plan = SupernetDesign(pruner=made, tables=counts, centre=centre)
     return partial(build_supernet, subject, draw_random_tokens(tokens // LENGTH, LENGTH), plan)
 
 
@@ -82,7 +82,7 @@ def rung(size: int, *, by: str, candidates: int = 12, tokens: int = 1024) -> Wor
         reach=4,
     )
     text = draw_random_tokens(tokens // LENGTH, LENGTH)
-    plan = SupernetPlan(pruner=PRUNERS.create("wanda"), tables=space.tables(), centre=space.base)
+    plan = SupernetDesign(pruner=PRUNERS.create("wanda"), tables=space.tables(), centre=space.base)
     built = build_supernet(subject, text, plan)
     history = History()
     history.close_round([space.origin])

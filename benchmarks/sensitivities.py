@@ -37,7 +37,7 @@ from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, Factory
 from sparsity_search.runs.scores import load_scores, save_scores
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.utils.files import write_json
 from sparsity_search.utils.random import create_generator
@@ -125,7 +125,7 @@ class Bench:
         """Wanda's masks in hundredths, later blocks seeing the uniform level."""
         if self._supernet is None:
             layout = self.session.subject.layout
-            plan = SupernetPlan(
+            plan = SupernetDesign(
                 pruner=PRUNERS.create("wanda"),
                 tables=hundredths(layout),
                 centre=on_grid(layout, np.full(len(layout), TARGET)),

@@ -34,7 +34,7 @@ from sparsity_search.registry import PRUNERS
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.trials.history import History
 from sparsity_search.utils.random import create_generator
@@ -161,7 +161,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for name in ("wanda", "sparsegpt"):
         pruner = PRUNERS.create(name)
         tables = space.tables()
-        plan = SupernetPlan(
+        plan = SupernetDesign(
             pruner=pruner, tables=tables, centre=space.base, propagate=arguments.propagate
         )
         ways: dict[str, Callable[[], Copies | Supernet]] = {

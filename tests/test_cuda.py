@@ -20,7 +20,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, SENSITIVITIES
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_mixtral, tiny_text
 from sparsity_search.workflow.search import search
@@ -118,7 +118,7 @@ def test_supernets(propagate: Any) -> None:
     before = copy_weights(subject.model)
     centre = Budget(0.5).project(subject.layout, np.full(len(subject.layout), 0.5))
     counts = tuple((removed,) for removed in centre.removed)
-    plan = SupernetPlan(
+    plan = SupernetDesign(
         pruner=PRUNERS.create("sparsegpt"), tables=counts, centre=centre, propagate=propagate
     )
     supernet = build_supernet(subject, tokens, plan)

@@ -13,7 +13,7 @@ from sparsity_search.engine.job import SearchJob
 from sparsity_search.errors import RunMismatchError
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder, lock_shared_folder
 from sparsity_search.supernet.switch import Supernet
 
@@ -46,7 +46,7 @@ class StageSupernet:
     def build(self) -> Supernet:
         """Return the supernet; stored blocks are read, others are built."""
         job, settings = self.job, self.job.config.supernet
-        plan = SupernetPlan(
+        design = SupernetDesign(
             pruner=job.plugins.pruner,
             tables=self.space.tables(),
             patterns=self.space.patterns(),
@@ -60,7 +60,7 @@ class StageSupernet:
             self._open_folder() as folder,
             job.monitor.step("build supernet", len(subject.blocks)) as advance,
         ):
-            return build_supernet(subject, text, plan, folder, advance)
+            return build_supernet(subject, text, design, folder, advance)
 
     def is_kept(self) -> bool:
         """Return whether the whole supernet is on disk, so that other workers can read it."""

@@ -26,7 +26,7 @@ Propagate = Literal["centre", "dense", "expectation", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupernetPlan:
+class SupernetDesign:
     """The contents of a supernet, and how it is built.
 
     Attributes:
@@ -64,7 +64,7 @@ class SupernetPlan:
 def build_supernet(
     subject: PrunableModel,
     tokens: Tensor,
-    plan: SupernetPlan,
+    design: SupernetDesign,
     folder: SupernetFolder | None = None,
     on_block: Callable[[int], None] = lambda _: None,
 ) -> Supernet:
@@ -73,7 +73,7 @@ def build_supernet(
     Args:
         subject: The model; its weights are as before afterwards, whatever happens.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
-        plan: What to build.
+        design: What to build.
         folder: Keeps finished blocks on disk; by default all is in memory.
         on_block: Called with the index of each block when it is done.
     """
@@ -81,18 +81,18 @@ def build_supernet(
     if folder and folder.complete(len(subject.blocks)):
         return Supernet(subject, _load_stored(subject, folder))
     with subject.preserved():
-        rewritten = plan.propagate != "dense"
+        rewritten = design.propagate != "dense"
         made: dict[str, Variants] = {}
         for visit in walk_for(
-            plan.pruner, subject, tokens, rewritten=rewritten, refresh=plan.refresh
+            design.pruner, subject, tokens, rewritten=rewritten, refresh=design.refresh
         ):
             known = folder is not None and folder.has(visit.block)
             if folder and known:
                 made = folder.load(visit.block)
             else:
-                made |= _prune(subject, visit, plan)
+                made |= _prune(subject, visit, design)
             if rewritten:
-                _rewrite(subject, visit, plan, Supernet(subject, made))
+                _rewrite(subject, visit, design, Supernet(subject, made))
             if not visit.last:
                 continue
             if folder and not known:
@@ -134,48 +134,48 @@ def split_by_pattern(
     }
 
 
-def _prune(subject: PrunableModel, visit: Visit, plan: SupernetPlan) -> dict[str, Variants]:
+def _prune(subject: PrunableModel, visit: Visit, design: SupernetDesign) -> dict[str, Variants]:
     """Return the variants of the units visited."""
     made: dict[str, Variants] = {}
     for reached in visit_units(subject, visit):
         unit = reached.unit
         position = subject.layout.position(unit.name)
-        patterns = plan.patterns[position] if plan.patterns else ()
-        by_name = split_by_pattern(plan.pruner, unit, plan.tables[position], patterns)
+        patterns = design.patterns[position] if design.patterns else ()
+        by_name = split_by_pattern(design.pruner, unit, design.tables[position], patterns)
         for name, (pruner, counts) in by_name.items():
-            made[name] = reached.prune(pruner, counts, plan.seed).packed()
+            made[name] = reached.prune(pruner, counts, design.seed).packed()
         made.setdefault(unit.name, UnchangedVariants(counts=(unit.zeros,)))
     return made
 
 
-def _rewrite(subject: PrunableModel, visit: Visit, plan: SupernetPlan, made: Supernet) -> None:
+def _rewrite(subject: PrunableModel, visit: Visit, design: SupernetDesign, made: Supernet) -> None:
     """Write the weights that later units should see."""
     for unit in visit.units:
         view = subject.views[unit.name]
         position = subject.layout.position(unit.name)
         dense = view.read()
-        if plan.propagate == "centre":
-            view.write(made.weight(unit.name, dense, *plan.centre.states[position]))
+        if design.propagate == "centre":
+            view.write(made.weight(unit.name, dense, *design.centre.states[position]))
         else:
-            view.write(_mix_variants(unit, dense.clone(), made, plan))
+            view.write(_mix_variants(unit, dense.clone(), made, design))
 
 
-def _mix_variants(unit: Unit, dense: Tensor, made: Supernet, plan: SupernetPlan) -> Tensor:
+def _mix_variants(unit: Unit, dense: Tensor, made: Supernet, design: SupernetDesign) -> Tensor:
     """Return the mean of a unit's variants: its output is the mean of theirs.
 
     In the expectation a variant weighs as much as it keeps; if none keeps anything, all weigh
     alike.
     """
     position = made.subject.layout.position(unit.name)
-    patterns = plan.patterns[position] if plan.patterns else ()
-    states = [(count, "") for count in plan.tables[position]]
+    patterns = design.patterns[position] if design.patterns else ()
+    states = [(count, "") for count in design.tables[position]]
     if patterns:
         states = [
             (unit.zeros, ""),
             *((count_pattern_zeros(unit, pattern), pattern) for pattern in patterns),
         ]
     shares = [1 - count / unit.count for count, _ in states]
-    if plan.propagate == "mean" or not sum(shares):
+    if design.propagate == "mean" or not sum(shares):
         shares = [1.0] * len(states)
     mixed = torch.zeros_like(dense, dtype=torch.float32)
     for share, state in zip(shares, states, strict=True):

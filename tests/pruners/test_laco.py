@@ -11,7 +11,7 @@ from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruners.drop import DropPruner
 from sparsity_search.pruners.laco import LaCoPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.supernet.build import SupernetPlan
+from sparsity_search.supernet.build import SupernetDesign
 from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 
@@ -35,4 +35,4 @@ def test_merges_then_drops(units: str, tiny_tokens: Tensor) -> None:
 def test_a_supernet_cannot_hold_it() -> None:
     subject = PrunableModel(tiny_llama(), units="blocks")
     with pytest.raises(ConfigError, match="search with drop"):
-        SupernetPlan(pruner=LaCoPruner(), tables=[(0, 1)] * 3, centre=subject.zeros())
+        SupernetDesign(pruner=LaCoPruner(), tables=[(0, 1)] * 3, centre=subject.zeros())

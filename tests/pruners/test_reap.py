@@ -19,7 +19,7 @@ from sparsity_search.profiles.profile import from_counts
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.reap import REAPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_mixtral
 from sparsity_search.testing.pruner import draw_gaussian
@@ -136,7 +136,7 @@ def test_supernet(tokens: Tensor) -> None:
     before = copy_weights(subject.model)
     centre = from_counts(subject.layout, [2, 2])
     net = build_supernet(
-        subject, tokens, SupernetPlan(pruner=REAPPruner(), tables=[(0, 2, 4)] * 2, centre=centre)
+        subject, tokens, SupernetDesign(pruner=REAPPruner(), tables=[(0, 2, 4)] * 2, centre=centre)
     )
     pruned = PrunableModel(tiny_mixtral(), units="experts")
     prune_sequentially(pruned, centre, REAPPruner(), tokens)

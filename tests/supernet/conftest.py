@@ -13,7 +13,7 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan
+from sparsity_search.supernet.build import SupernetDesign
 from sparsity_search.utils.random import create_generator
 
 
@@ -35,10 +35,10 @@ def space(tiny_subject: PrunableModel) -> SearchSpace:
 
 
 @pytest.fixture
-def plan_of(space: SearchSpace) -> Callable[..., SupernetPlan]:
-    def make(pruner: Pruner | None = None, **changes: Any) -> SupernetPlan:
+def plan_of(space: SearchSpace) -> Callable[..., SupernetDesign]:
+    def make(pruner: Pruner | None = None, **changes: Any) -> SupernetDesign:
         tables = space.tables()
-        return SupernetPlan(
+        return SupernetDesign(
             pruner=pruner or WandaPruner(), tables=tables, centre=space.base, **changes
         )
 

@@ -14,7 +14,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.allocator import assert_unchanged
 from sparsity_search.testing.evaluator import copy_weights
@@ -22,7 +22,7 @@ from sparsity_search.testing.models import tiny_llama
 from sparsity_search.utils.random import derive_seed
 from tests.helpers.names import OF_WEIGHTS
 
-PlanOf = Callable[..., SupernetPlan]
+PlanOf = Callable[..., SupernetDesign]
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)

@@ -12,7 +12,7 @@ from sparsity_search.errors import RunMismatchError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.testing.evaluator import copy_weights
@@ -20,7 +20,7 @@ from tests.helpers.names import OF_WEIGHTS
 
 from .conftest import Counting
 
-PlanOf = Callable[..., SupernetPlan]
+PlanOf = Callable[..., SupernetDesign]
 FINGERPRINT = {"pruner": "wanda", "seed": 0}
 N_UNITS = 7  # of one block
 

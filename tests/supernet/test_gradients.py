@@ -17,7 +17,7 @@ from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import Candidate, SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.gradients import compute_gradient_hint
 from sparsity_search.supernet.switch import Switch
 
@@ -64,7 +64,7 @@ def known(
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,
     space: SearchSpace,
-    plan_of: Callable[..., SupernetPlan],
+    plan_of: Callable[..., SupernetDesign],
 ) -> tuple[Hint, list[np.ndarray], Candidate]:
     dense = log_probabilities(tiny_subject, tiny_tokens)
     divergence = DivergenceExpansion(tiny_subject, tiny_tokens, tiny_tokens.shape[1], 0)

@@ -19,7 +19,7 @@ from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda_sp import WandaSPPruner
 from sparsity_search.pruning.sequential import prune_sequentially
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.objective import SupernetObjective
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.trials.history import Fidelity, Score
@@ -103,7 +103,7 @@ def test_scores_are_those_of_pruned_models(tiny_tokens: Tensor) -> None:
     subject = PrunableModel(tiny_llama())
     profiles = PROFILES
     tables = [tuple(sorted(counts)) for counts in zip(*(p.removed for p in profiles), strict=True)]
-    plan = SupernetPlan(pruner=MagnitudePruner(), tables=tables, centre=profiles[0])
+    plan = SupernetDesign(pruner=MagnitudePruner(), tables=tables, centre=profiles[0])
     supernet = build_supernet(subject, tiny_tokens, plan)
     proxy = PerplexityEvaluator().bind(subject.model, tiny_tokens)
     with supernet.resident() as switch:
@@ -146,7 +146,7 @@ def test_structures_are_scored_without_what_is_removed(tiny_tokens: Tensor, memo
     counts.append([*counts[0][:-1], 16])  # begins as the first one does
     profiles = [from_counts(subject.layout, each) for each in counts]
     tables = [tuple(sorted({*table})) for table in zip(*counts, strict=True)]
-    plan = SupernetPlan(pruner=WandaSPPruner(), tables=tables, centre=profiles[0])
+    plan = SupernetDesign(pruner=WandaSPPruner(), tables=tables, centre=profiles[0])
     supernet = build_supernet(subject, tiny_tokens, plan)
     watched = Watched(PerplexityEvaluator().bind(subject.model, tiny_tokens))
     full = sum(parameter.numel() for parameter in subject.model.parameters())

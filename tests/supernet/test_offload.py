@@ -14,7 +14,7 @@ from sparsity_search.models.io.identity import compute_weights_digest
 from sparsity_search.models.io.offload import Offload
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import PRUNERS
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
@@ -26,7 +26,7 @@ from sparsity_search.testing.models import tiny_llama
 def test_an_offloaded_supernet_is_the_same(
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,
-    plan_of: Callable[..., SupernetPlan],
+    plan_of: Callable[..., SupernetDesign],
     profiles: list[SparsityProfile],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

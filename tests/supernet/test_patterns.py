@@ -21,7 +21,7 @@ from sparsity_search.pruning.patterns import with_pattern
 from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.spaces.files import SpaceFile
 from sparsity_search.spaces.levels import SearchSpace
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.disk import SupernetFolder
 from sparsity_search.supernet.switch import Supernet, get_variants_name
 from sparsity_search.testing.evaluator import copy_weights
@@ -45,8 +45,8 @@ def mixed(space: SearchSpace) -> list[SparsityProfile]:
     return [space.base, *found]
 
 
-def plan_of(space: SearchSpace, pruner: Pruner, propagate: str = "centre") -> SupernetPlan:
-    return SupernetPlan(
+def plan_of(space: SearchSpace, pruner: Pruner, propagate: str = "centre") -> SupernetDesign:
+    return SupernetDesign(
         pruner=pruner,
         tables=space.tables(),
         patterns=space.patterns(),

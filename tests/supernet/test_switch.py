@@ -16,14 +16,14 @@ from sparsity_search.profiles.budget import Budget
 from sparsity_search.profiles.profile import SparsityProfile, from_counts
 from sparsity_search.registry import PRUNERS
 from sparsity_search.spaces.files import SpaceFile
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.supernet.switch import Supernet
 from sparsity_search.testing.evaluator import copy_weights
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.utils.random import create_generator, derive_seed
 from tests.helpers.names import OF_WEIGHTS
 
-PlanOf = Callable[..., SupernetPlan]
+PlanOf = Callable[..., SupernetDesign]
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def structured(
     file = SpaceFile(version=1, description="x", gene=["name"], step=0.05, reach=4)
     space = file.build(subject.layout, Budget(0.4), {})
     tables = [(0, *(count for count in table if count)) for table in space.tables()]
-    plan = SupernetPlan(pruner=PRUNERS.create(request.param), tables=tables, centre=space.base)
+    plan = SupernetDesign(pruner=PRUNERS.create(request.param), tables=tables, centre=space.base)
     rng = create_generator(0, "profiles")
     profiles = [space.base, *(space.profile(space.sample(rng, 2.0)) for _ in range(3))]
     dense = from_counts(subject.layout, [0] * len(subject.layout))

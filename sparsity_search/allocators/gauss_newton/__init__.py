@@ -20,7 +20,7 @@ from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 
 #: Sparsity between levels. All levels together cost a byte for each weight if masks nest, else
 #: each costs a copy.
@@ -110,13 +110,13 @@ class GaussNewtonAllocator(Allocator):
         grid = grid.within(self.steps * reach)
         text = tokens[: self.sequences, : self.length]
         divergence = DivergenceExpansion(subject, text, self.positions, self.seed)
-        plan = SupernetPlan(
+        design = SupernetDesign(
             pruner=self.pruner,
             tables=grid.counts,
             centre=grid.profile(grid.start),
             seed=self.seed,
         )
-        supernet = build_supernet(subject, tokens, plan)
+        supernet = build_supernet(subject, tokens, design)
         descent = Descent(supernet, divergence, grid, budget.n_removed(start.layout))
         levels, values = descent.run(self.steps, reach)
         profile = grid.profile(levels)

@@ -24,7 +24,7 @@ from sparsity_search.profiles.scores import build_count_tables
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.sensitivities.fisher import FisherSensitivity
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.testing.allocator import assert_meets
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
@@ -42,7 +42,7 @@ def pruned_divergence(
 ) -> float:
     """Return what the evaluator says of a profile, pruned in one walk."""
     proxy = KLDivergenceEvaluator().bind(subject.model, tokens[:rows])
-    plan = SupernetPlan(pruner=pruner, tables=[(c,) for c in profile.removed], centre=profile)
+    plan = SupernetDesign(pruner=pruner, tables=[(c,) for c in profile.removed], centre=profile)
     with build_supernet(subject, tokens, plan).resident() as switch:
         switch.to(profile)
         return proxy.score(subject.model, range(rows)).value
@@ -111,7 +111,7 @@ def test_second_order_is_fisher_information(
     divergence = DivergenceExpansion(tiny_subject, text, 7, 4)
     _, recordings = divergence.recorded()  # of the dense model: there is no first order
     centre = Budget(0.5).uniform(tiny_subject.layout)
-    supernet = build_supernet(tiny_subject, text, SupernetPlan(
+    supernet = build_supernet(tiny_subject, text, SupernetDesign(
         pruner=WandaPruner(), tables=counts, centre=centre, propagate="dense"
     ))  # fmt: skip
     with supernet.resident() as switch:

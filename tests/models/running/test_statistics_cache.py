@@ -19,7 +19,7 @@ from sparsity_search.models.running.walk import Visit, walk
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.registry import ALLOCATORS, PRUNERS
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.supernet.build import SupernetPlan, build_supernet
+from sparsity_search.supernet.build import SupernetDesign, build_supernet
 from sparsity_search.testing.evaluator import copy_weights, draw_random_tokens
 from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 from tests.helpers.families import ALL_FAMILIES
@@ -365,7 +365,7 @@ def test_supernets_on_dense_inputs(
     subject = keeping(tmp_path, tiny_llama())
     profile = Budget(0.6).uniform(subject.layout)
     tables = [(0, count) for count in profile.removed]
-    plan = SupernetPlan(
+    plan = SupernetDesign(
         pruner=PRUNERS.create(pruner), tables=tables, centre=profile, propagate="dense"
     )
     found = []
