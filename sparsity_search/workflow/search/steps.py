@@ -146,7 +146,10 @@ class PlanRun:
         key, job = [describe(allocator), turn], self.job
         text = job.session.text["calibration"]
         text = text.roll(-turn * len(text) // step.repeat, dims=0)
-        if not self._fits(name, key, self.costs.allocate(step), reserve):
+        if not (
+            self._knows(key, self._usual.spec)
+            or self._fits(name, self.costs.allocate(step), reserve)
+        ):
             return
 
         def allocate() -> tuple[SparsityProfile, Sequence[str]]:
@@ -206,16 +209,23 @@ class PlanRun:
         """Judge a profile with another pruner, unless it is known with this one."""
         pruned = [(record.profile, record.pruner) for record in self.records]
         pruner, key = spec["name"], [ANEW, profile.digest]
-        if (profile, spec) in pruned or not self._fits(
-            f"{name} with {pruner}", key, self.costs.judge(pruner), self.costs.save
+        if (profile, spec) in pruned:
+            return
+        seconds = self.costs.judge(pruner)
+        if not (
+            self._knows(key, spec) or self._fits(f"{name}-{pruner}", seconds, self.costs.save)
         ):
             return
         final = _Final(self._build(spec), spec, pruner)
         self._add(f"{name}-{pruner}", key, lambda: (profile, ()), final)
 
-    def _fits(self, kind: str, key: list[Any], seconds: float, reserve: float) -> bool:
-        """Whether a step is known already, or there is time for it; else it is noted."""
-        if self.trail.find(compute_digest(key)) or seconds + reserve <= self.clock.left:
+    def _knows(self, key: list[Any], pruner: Mapping[str, Any]) -> bool:
+        """Whether an earlier session judged a candidate with a pruner."""
+        return self.trail.find(compute_digest(key), pruner) is not None
+
+    def _fits(self, kind: str, seconds: float, reserve: float) -> bool:
+        """Whether there is time for a step; else it is noted."""
+        if seconds + reserve <= self.clock.left:
             return True
         needed, left = round(seconds + reserve), round(self.clock.left)
         self.skipped.append(f"{kind}: {needed} s are needed to the end, {left} s are left")
