@@ -28,6 +28,8 @@ from sparsity_search.trials.history import Measurement
 if TYPE_CHECKING:
     from sparsity_search.runs.record import RunRecord
 
+#: Width of the table of a run: shorter, its names would be cut.
+_RUN = 100
 # names are shown as they are: brackets are no styles, and colons no pictures
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 _out = Console(**_PLAIN)
@@ -80,7 +82,7 @@ def show_run(record: RunRecord) -> None:
     from sparsity_search.report.table import list_columns, list_rows, summarise
 
     columns = list_columns(record)
-    show_table(columns, list_rows(record), left=2 if "pruner" in columns else 1)
+    show_table(columns, list_rows(record), left=2 if "pruner" in columns else 1, width=_RUN)
     for sentence in filter(None, (summarise(record), summarise_steps(record))):
         say(sentence)
 

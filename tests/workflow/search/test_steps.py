@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsity_search.config.load import load_config
+from sparsity_search.engine.job import SearchJob
+from sparsity_search.engine.monitor import Monitor
+from sparsity_search.engine.opening import open_job
+from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.runs.trail import Trail
+from sparsity_search.testing.models import save_tiny_model, tiny_text
+from sparsity_search.workflow.search.clock import Clock
+from sparsity_search.workflow.search.steps import PlanRun
+
+SMALL = {
+    "budget.sparsity": 0.6,
+    "model.dtype": "float32",
+    "initial": [],
+    "data.calibration_length": 16,
+    "data.calibration_sequences": 4,
+    "data.search_length": 16,
+    "data.search_sequences": 8,
+    "data.final_length": 16,
+    "data.final_sequences": 8,
+}
+
+
+@dataclass
+class Prices:
+    """Costs with a digit for each thing."""
+
+    save: float = 1.0
+
+    def judge(self, pruner: str = "") -> float:
+        return 10.0 if pruner else 100.0
+
+    def allocate(self, step: PlanStep) -> float:
+        del step
+        return 1000.0
+
+    def begin_search(self) -> float:
+        return 10000.0
+
+    def observe(self, seconds: float, pruner: str = "") -> None:
+        """Learn nothing."""
+
+
+class StoppedClock(Clock):
+    """A clock that stands still."""
+
+    @property
+    def left(self) -> float:
+        return self.limit
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SearchJob:
+    folder = save_tiny_model(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    text = {"data.calibration": f"file:{tmp_path / 'text.txt'}"}
+    config = load_config(None, {**SMALL, **text, "model.name": str(folder)})
+    return open_job(config, tmp_path / "run", Monitor())
+
+
+def run(job: SearchJob, steps: list[dict[str, Any]], left: float, **plan: Any) -> PlanRun:
+    """Run a plan with fixed costs while the clock shows a number of seconds."""
+    trail = Trail(job.directory.steps_file, job.space.layout)
+    found = Plan.model_validate({"steps": steps, **plan})
+    made = PlanRun(job, found, StoppedClock(left / 60), trail, Prices(), lambda *_: None)  # type: ignore[arg-type]
+    with job.directory.lock():
+        made.run()
+    return made
+
+
+def test_a_step_without_time_is_noted(job: SearchJob) -> None:
+    made = run(job, [{"allocate": "owl"}, {"search": {}}, {"rebuild": "sparsegpt"}], 1010)
+    assert [record.name for record in made.records] == ["uniform", "uniform-sparsegpt"]
+    assert made.skipped == [
+        "owl: 1011 s are needed to the end, 1010 s are left",
+        "search: no time is left",
+    ]
+
+
+def test_a_profile_is_known_with_the_pruners_that_it_was_judged_with_alone(job: SearchJob) -> None:
+    """It was taken for known with all pruners, and pruned anew without time."""
+    first = run(job, [{"rebuild": "sparsegpt"}], 11)
+    again = run(job, [{"rebuild": "sparsegpt"}, {"rebuild": "ria"}], 10)
+    assert [record.name for record in first.records] == ["uniform", "uniform-sparsegpt"]
+    assert [record.name for record in again.records] == ["uniform", "uniform-sparsegpt"]
+    assert again.skipped == ["uniform-ria: 11 s are needed to the end, 10 s are left"]
+    assert [r.parts for r in again.records] == [r.parts for r in first.records]
+
+
+def test_what_is_worse_replaces_nothing(job: SearchJob) -> None:
+    steps = [{"allocate": name} for name in ("global_magnitude", "owl", "lamp", "er")]
+    made = run(job, steps, 1e6)
+    scores, best = [record.row["score"] for record in made.records], float("inf")
+    assert len(scores) == 5
+    for record, score in zip(made.records, scores, strict=True):
+        assert record.best == (score < best)
+        best = min(best, score)
+    assert made.best.row["score"] == min(scores)
+
+
+def test_turns_read_other_text_and_end_without_a_gain(job: SearchJob) -> None:
+    made = run(job, [{"allocate": "gauss_newton", "repeat": 3}], 1e6)
+    names = [record.name for record in made.records]
+    turns = ["gauss_newton", "gauss_newton-2", "gauss_newton-3"]
+    assert names[1:] == turns[: len(names) - 1]
+    profiles = [record.profile for record in made.records]
+    assert len(names) == 2 or profiles[1] != profiles[2]
+    assert len(names) == 4 or not made.records[-1].best
+
+
+def test_the_uniform_profile_is_pruned_as_the_shipped_one(job: SearchJob) -> None:
+    made = run(job, [{"allocate": "owl"}, {"rebuild": "sparsegpt"}, {"rebuild": "ria"}], 1e6)
+    shipped = made.best
+    assert shipped.pruner["name"] != "wanda"
+    beside = [r for r in made.records if r.pruner == shipped.pruner]
+    assert made.records[0].profile in [record.profile for record in beside]
