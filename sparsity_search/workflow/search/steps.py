@@ -88,6 +88,7 @@ class PlanRun:
 
     def run(self) -> None:
         """Make all steps that the time allows; Ctrl-C ends it after the uniform profile."""
+        self.job.directory.write_profile(UNIFORM, self.job.space.base)  # one from the beginning
         self.dense = self._judge.score_dense()
         self._since = time.monotonic()
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
