@@ -88,14 +88,18 @@ class StepCosts:
         """To allocate a profile and judge it; an allocator without known cost counts as free."""
         found = [method for method in load_methods() if method.allocator == step.allocate]
         seconds = sum(method.seconds(self.machine, self.job.config) for method in found[:1])
-        return self.pace * seconds + self.judge()
+        return self._slow_down(seconds) + self.judge()
 
     def begin_search(self) -> float:
         """To build a supernet, measure a hint, run a few rounds, and judge the result."""
         tokens = self.job.config.data.search_sequences * self.job.config.data.search_length
         hint = _HINT_PASSES * tokens * self.machine.seconds_per_token
         rounds = _ROUNDS * self.search.round_seconds
-        return self.pace * (self.search.supernet_seconds + hint + rounds) + self.judge()
+        return self._slow_down(self.search.supernet_seconds + hint + rounds) + self.judge()
+
+    def _slow_down(self, seconds: float) -> float:
+        """Return a time as other work has slowed the candidates; their samples err on both sides."""
+        return max(1.0, self.pace) * seconds
 
     def _sample(self, pruner: str) -> float:
         tokens, seconds = next(iter(self.search.evaluation_seconds.items()))
