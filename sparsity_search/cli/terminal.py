@@ -211,7 +211,7 @@ class TerminalMonitor(Monitor):
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         self.signal = number
         err.print("stopping after the present step; once more to stop at once")
 

@@ -120,7 +120,6 @@ def begin(job: SearchJob, command: Sequence[str] = ()) -> None:
     facts: dict[str, Any] = {
         **job.session.describe_origin(command),
         "config": job.config.model_dump(mode="json"),
-        "study": key.name,
         "fingerprint": key.fingerprint,
         "model": job.session.model_facts,
         "text": job.session.text_facts,

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sparsity_search.report import RunRecord
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.searchers.bases.models import ModelSettings
 from sparsity_search.trials.storages import open_journal
 from sparsity_search.workflow.predictor import learn
@@ -28,7 +29,7 @@ def search(cli: Cli, model: Path, out: Path, *more: object) -> Outcome:
 
 
 def trials(out: Path) -> list[optuna.trial.FrozenTrial]:
-    name = json.loads((out / "run.json").read_text())["study"]
+    (name,) = RunDirectory(out).read_studies()
     return optuna.load_study(study_name=name, storage=open_journal(out / "journal.log")).trials
 
 

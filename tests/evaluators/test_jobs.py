@@ -101,8 +101,10 @@ def test_search_compares_on_unseen_questions(
     out = tmp_path / "run"
     nowhere = {"data.search_text": "file:/nowhere.txt"}  # questions need no text to search on
     search(config(model, quiz, **nowhere), out)
-    assert set(seen[-3:]) == {(4, 5, 6)}  # dense, uniform, searched
-    assert all(len(rows) == 2 and max(rows) < 4 for rows in seen[:-3])
+    others = [rows for rows in seen if rows != (4, 5, 6)]
+    assert len(seen) - len(others) == 3  # dense, uniform, searched
+    assert others
+    assert all(max(rows) < 4 for rows in others)
     run = json.loads((out / "run.json").read_text())
     digest = TasksEvaluator(files=(quiz,), examples=2).own_data().digest
     assert run["fingerprint"]["evaluator.data"] == digest

@@ -98,7 +98,7 @@ class StepCosts:
         return self._slow_down(self.search.supernet_seconds + hint + rounds) + self.judge()
 
     def _slow_down(self, seconds: float) -> float:
-        """Return a time as other work has slowed the candidates; their samples err on both sides."""
+        """Return a time for a machine that has become slower than its samples."""
         return max(1.0, self.pace) * seconds
 
     def _sample(self, pruner: str) -> float:

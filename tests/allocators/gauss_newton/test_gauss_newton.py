@@ -17,7 +17,6 @@ from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
-from sparsity_search.models.running.recording import Recordings
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.profiles.scores import build_count_tables
@@ -147,17 +146,14 @@ def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
     for profile, value in ((uniform, values[0]), (found.profile, min(values))):
         real = pruned_divergence(subject, tiny_tokens, profile, 4, WandaPruner())
         # what the walk propagates differs a little: the supernet's later blocks see uniform
-        assert real == pytest.approx(value, rel=0.1 if profile is found.profile else 1e-3)
+        assert real == pytest.approx(value, rel=0.15 if profile is found.profile else 1e-3)
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
-    """Let the divergence take these values in turn."""
-    left, recorded = iter(values), DivergenceExpansion.recorded
-
-    def fake(self: DivergenceExpansion) -> tuple[float, Recordings]:
-        return next(left), recorded(self)[1]
-
-    monkeypatch.setattr(DivergenceExpansion, "recorded", fake)
+    """Let the divergence have these values at the start and after each step."""
+    first, *after = values
+    left, recorded = iter(after), DivergenceExpansion.recorded
+    monkeypatch.setattr(DivergenceExpansion, "recorded", lambda d: (first, recorded(d)[1]))
     monkeypatch.setattr(DivergenceExpansion, "value", lambda _: next(left))
 
 
