@@ -82,7 +82,7 @@ class SkippedTextWarning(SparsitySearchWarning):
 
 
 class SampleTextWarning(SparsitySearchWarning):
-    """No text was chosen, and the sample text of the package is used."""
+    """The sample text of the package is used."""
 
 
 class PaddingWarning(SparsitySearchWarning):

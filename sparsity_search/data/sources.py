@@ -17,7 +17,9 @@ from sparsity_search.errors import DataError
 from sparsity_search.utils.extras import require
 from sparsity_search.utils.files import compute_file_digest
 
-_KINDS = ("file", "hub", "sample", "self")
+#: The text that comes with the package.
+SAMPLE = "sample"
+_KINDS = ("file", "hub", SAMPLE, "self")
 _SCHEMES = "file:PATH, hub:NAME[:CONFIG[:SPLIT]], sample or self"
 #: The text of `sample`; the README next to it says where it is from.
 _SAMPLE = Path(__file__).parent / "sample" / "passages.jsonl"
@@ -41,7 +43,7 @@ class Source:
     @property
     def file(self) -> Path | None:
         """The file that holds the text, if it is in one."""
-        if self.kind == "sample":
+        if self.kind == SAMPLE:
             return _SAMPLE
         return Path(self.value) if self.kind == "file" else None
 
@@ -67,7 +69,7 @@ def parse_source(source: str) -> Source:
         DataError: The kind of source is unknown, or the file does not exist.
         MissingExtraError: The extra ``data`` is needed and not installed.
     """
-    if source in ("sample", "self"):
+    if source in (SAMPLE, "self"):
         return Source(source)
     kind, _, value = source.partition(":")
     if kind == "hub" and value:

@@ -211,7 +211,8 @@ def _sample_block(
     whole = _time_pass(session, tokens)
     started = time.monotonic()
     gradient = pruner.needs_gradient
-    visits = walk(subject, tokens, pruner.requires, rewritten=False, gradient=gradient)
+    # as of blocks that are rewritten, whose statistics no cache keeps
+    visits = walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient)
     with _count_outputs(subject.blocks[0]) as outputs:
         visit = next(visits)
     walked = time.monotonic() - started

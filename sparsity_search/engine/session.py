@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsity_search.config.schema import DataSection, ModelSection
 from sparsity_search.data.sequences import DrawnText, Request, draw_texts
-from sparsity_search.data.sources import parse_source
+from sparsity_search.data.sources import SAMPLE, parse_source
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError, SampleTextWarning
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -183,6 +183,13 @@ def open_session(
             saved_as=loaded.saved_as,
         )
         _ = subject.flow  # blocks that cannot run one by one are refused before any work
+    if any(request.source == SAMPLE for request in requests):
+        warnings.warn(
+            f"the text {SAMPLE!r} of the package is used: one like those that the model will "
+            "read gives better profiles (--calibration file:PATH or hub:NAME)",
+            SampleTextWarning,
+            stacklevel=2,
+        )
     with monitor.step("draw text"):
         fitting = [replace(r, length=cap_length(r.length, loaded)) for r in requests]
         drawn = draw_texts(fitting, loaded, seed)
@@ -199,14 +206,7 @@ def _make_folder(statistics: Path) -> Path:
 
 
 def request_calibration(data: DataSection) -> Request:
-    """Return the request for calibration text; warn if no text was chosen."""
-    if "calibration" not in data.model_fields_set:
-        warnings.warn(
-            f"no text was given, so the text {data.calibration!r} of the package is used: give "
-            "one like those that the model will read (--calibration file:PATH or hub:NAME)",
-            SampleTextWarning,
-            stacklevel=2,
-        )
+    """Return the request for calibration text."""
     return Request(
         "calibration",
         data.calibration,

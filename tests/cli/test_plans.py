@@ -133,3 +133,27 @@ def test_a_search_that_is_made_again_ships_the_same(
         assert cli(*arguments(model, plan, out)).code == 0
         shipped.append(((out / "profile.json").read_bytes(), read(out, "results.json")["rows"]))
     assert shipped[0] == shipped[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("[{starts: [owll]}]", "owl"),
+        ("[{allocate: owl, settings: {n: 5}}]", "no setting 'n'"),
+        ("[{allocate: gauss_newton, settings: {start: bset}}]", "bset"),
+        ("[{search: {searcher: {name: evolutoin}}}]", "evolution"),
+        ("[{search: {ladder: {fesh: true}}}]", "fesh"),
+        ("[{rebuild: {name: sparsegpt, dampening: 1}}]", "dampening"),
+        ("[{rebuild: flap}]", "removes"),
+    ],
+)
+def test_a_plan_is_refused_before_any_work(
+    cli: Cli, tmp_path: Path, steps: str, message: str
+) -> None:
+    file, out = tmp_path / "plan.yaml", tmp_path / "run"
+    file.write_text(f"steps: {steps}")
+    outcome = cli("search", "absent", "--sparsity", 0.6, "--plan", file, "--out", out, *SMALL)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert not out.exists()

@@ -11,7 +11,7 @@ import pytest
 from .conftest import SMALL, Outcome
 
 Cli = Callable[..., Outcome]
-TOLD = "no text was given, so the text 'sample' of the package is used"
+TOLD = "the text 'sample' of the package is used"
 
 
 def test_a_search_without_a_text_says_so_once(cli: Cli, model: Path, tmp_path: Path) -> None:
@@ -28,19 +28,18 @@ def test_a_search_without_a_text_says_so_once(cli: Cli, model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("allocator", ["owl", "uniform"])
-@pytest.mark.parametrize("given", [None, "sample", "file", "--set"])
-def test_the_line_is_only_for_a_text_that_was_not_chosen(
+@pytest.mark.parametrize("given", [None, "sample", "file"])
+def test_the_line_is_only_where_this_text_is_read(
     cli: Cli, model: Path, text: Path, tmp_path: Path, allocator: str, given: str | None
 ) -> None:
     options = {
         None: (),
         "sample": ("--calibration", "sample"),
         "file": ("--calibration", f"file:{text}"),
-        "--set": ("--set", "data.calibration=sample"),
     }[given]
     outcome = cli(
         *("allocate", model, "--allocator", allocator, "--sparsity", 0.6),
         *("--out", tmp_path / "profile.json", *SMALL, *options),
     )
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count(TOLD) == (allocator == "owl" and given is None)
+    assert outcome.err.count(TOLD) == (allocator == "owl" and given != "file")

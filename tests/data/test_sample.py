@@ -70,7 +70,7 @@ def test_the_note_counts_the_passages_of_each_origin() -> None:
     assert f"{sum(origins.values())} passages" in note
 
 
-@pytest.mark.filterwarnings("ignore:no text was given")
+@pytest.mark.filterwarnings("ignore:the text .sample")
 def test_the_default_draws_fit_twice_and_are_disjoint(loaded: SimpleNamespace) -> None:
     requests = request_search_text(load_config(None, {"model.name": "x"}).data)
     assert {request.source for request in requests} == {"sample"}

@@ -77,7 +77,7 @@ def test_any_digit_that_was_changed_is_told(tmp_path: Path) -> None:
         (b'{"format": true, "fish": []}', ["format True"]),
         (b'{"format": 3.0, "fish": []}', ["format 3.0"]),
         (b'{"format": 3, "fish": [1]}', ["not a list of fish", "fish.0", "not 1"]),
-        (b'{"format": 3, "fish": [], "weight": 1e999}', ["weight", "not inf"]),
+        (b'{"format": 3, "fish": [], "weight": 1e999}', ["1e999", "too large"]),
         (b'{"format": 3, "fish": ' + str([1] * 999).encode() + b"}", ["and 995 more"]),
     ],
 )

@@ -14,7 +14,7 @@ from sparsity_search.engine.opening import open_job
 from sparsity_search.engine.plugins import find_kind
 from sparsity_search.engine.stages import begin, run_stages
 from sparsity_search.engine.workers import share_cores
-from sparsity_search.plans.plan import choose_minutes, resolve_plan
+from sparsity_search.plans.plan import Plan, choose_minutes, resolve_plan
 from sparsity_search.plans.schedule import Schedule
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
@@ -22,6 +22,7 @@ from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.trail import Trail
 from sparsity_search.study.claims import Claims
 from sparsity_search.trials.storages import open_database
+from sparsity_search.workflow.search.building import check_plan
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts, describe_schedule
 from sparsity_search.workflow.search.ship import ship
@@ -50,7 +51,7 @@ def search(
     clock = Clock(choose_minutes(config, plan))
     share_cores(config)
     with_report = can_draw_pages()
-    job = _open(config, out, monitor)
+    job = _open(config, plan, out, monitor)
     storage = open_database(config.study.storage) if config.study.storage else None
     with job.directory.lock():
         if config.study.workers > 1:
@@ -76,12 +77,13 @@ def preview(config: RunConfig, out: Path, monitor: Monitor | None = None) -> Sch
     """
     config, plan = resolve_plan(config, find_kind(config))
     clock = Clock(choose_minutes(config, plan))
-    job = _open(config, out, monitor or Monitor())
+    job = _open(config, plan, out, monitor or Monitor())
     clock.resume(Trail(job.directory.steps_file, job.space.layout).seconds)
     return describe_schedule(job, plan, StepCosts.measure(job, plan), clock.left)
 
 
-def _open(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
-    """Return a search that can run in a folder."""
+def _open(config: RunConfig, plan: Plan, out: Path, monitor: Monitor) -> SearchJob:
+    """Return a search that can run in a folder by a plan."""
+    check_plan(config, plan)
     monitor.seconds.clear()  # the record is of this search, not of others that it watched
     return open_job(config, out, monitor)

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparsity_search.config.schema import PrunerSection, RunConfig
-from sparsity_search.engine.given_profile import GivenProfile
+from sparsity_search.config.schema import PrunerSection
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.parameters import get_allocation_bounds
 from sparsity_search.engine.plugins import (
     Plugins,
-    build_allocator,
     build_final,
     label_starts,
 )
@@ -26,12 +24,10 @@ from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.workflow.search.building import build_step_allocator, configure_study
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts
 from sparsity_search.workflow.search.judge import Judge, Pruned, Verdict
-
-#: Value of an allocator's setting that stands for the best profile so far.
-_BEST = "best"
 
 #: Part of the keys of candidates that another pruner prunes.
 ANEW = "rebuild"
@@ -139,11 +135,8 @@ class PlanRun:
         A descent on the sequences that gave its start would fit these alone.
         """
         assert step.allocate is not None
-        settings = dict(step.settings)
         name = self._labels[step.allocate]
-        if settings.get("start") == _BEST:
-            settings["start"] = GivenProfile(profile=self.best.profile)
-        allocator = build_allocator(self.job.config, step.allocate, settings)
+        allocator = build_step_allocator(self.job.config, step, self.best.profile)
         key, job = [describe(allocator), turn], self.job
         text = job.session.text["calibration"]
         text = text.roll(-turn * len(text) // step.repeat, dims=0)
@@ -184,11 +177,7 @@ class PlanRun:
         self, settings: Mapping[str, Any], starts: Mapping[str, SparsityProfile], reserve: float
     ) -> SearchJob | None:
         """Return the job of a study with its settings and its time; None without time."""
-        config = self.job.config
-        if settings:
-            config = RunConfig.model_validate(
-                _merge(settings, config.model_dump(exclude_unset=True))
-            )
+        config = configure_study(self.job.config, settings)
         if config.study.time_limit is not None:
             study = compute_digest([profile.digest for profile in starts.values()])
             least = reserve + self.costs.begin_search()
@@ -281,12 +270,3 @@ class PlanRun:
             number += 1
             found = f"{name}-{number}"
         return found
-
-
-def _merge(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with settings on top, section by section."""
-    merged = dict(config)
-    for key, value in settings.items():
-        inner = isinstance(value, Mapping) and isinstance(config.get(key), Mapping)
-        merged[key] = _merge(config[key], value) if inner else value
-    return merged
