@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sparsity_search.config.schema import STUDY, RunConfig
+from sparsity_search.config.schema import STUDY, PrunerSection, RunConfig
 from sparsity_search.engine.given_profile import GivenProfile
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.allocator import Allocator
@@ -52,7 +52,7 @@ class Plugins:
         pruner = build_pruner(config)
         return cls(
             pruner=pruner,
-            final=build_final(config, pruner),
+            final=build_final(config, pruner, config.finalise),
             searcher=build.resolve(SEARCHERS, config.searcher.spec),
             evaluator=build.resolve(EVALUATORS, config.evaluator.spec),
             initial={
@@ -95,14 +95,18 @@ def _is_file(name: str) -> bool:
     return name.endswith(".json")
 
 
-def build_final(config: RunConfig, pruner: Pruner) -> Pruner:
+def build_final(config: RunConfig, pruner: Pruner, section: PrunerSection | None) -> Pruner:
     """Return the pruner that rebuilds profiles, with the pattern of the search's pruner.
+
+    Args:
+        config: The configuration.
+        pruner: The search's pruner.
+        section: The section of the pruner that rebuilds; None for that of the search.
 
     Raises:
         UnknownNameError: There is no such pruner.
         ConfigError: It refuses its hyper-parameters or the pattern, or cannot remove the units.
     """
-    section = config.finalise
     if section is None:
         return pruner
     final: Pruner = build_factory(config).resolve(PRUNERS, section.spec)

@@ -52,7 +52,6 @@ class Schedule:
     Attributes:
         steps: The steps.
         pruner: Pruner that candidates are rebuilt with.
-        seconds: Time that is left for them; infinite without a limit.
         text: Where the text comes from.
         memory: Bytes in memory at most, without a forward pass and the libraries.
         disk: Bytes on disk: the checkpoint, and what is kept of a search.
@@ -60,7 +59,6 @@ class Schedule:
 
     steps: tuple[PlannedStep, ...]
     pruner: str
-    seconds: float
     text: str
     memory: int
     disk: int

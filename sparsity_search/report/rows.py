@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ResultRow = Mapping[str, Any]
+from sparsity_search.plans.plan import UNIFORM
 
-_UNIFORM = "uniform"
+ResultRow = Mapping[str, Any]
 
 
 def describe_pruner(spec: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def list_pruners(rows: Sequence[ResultRow]) -> list[str]:
 
 def find_uniform(rows: Sequence[ResultRow], row: ResultRow) -> ResultRow:
     """Return the row of the uniform profile with the pruner of a row; empty if there is none."""
-    plain = next((each for each in rows if each["name"] == _UNIFORM), {})
+    plain = next((each for each in rows if each["name"] == UNIFORM), {})
     if row.get("pruner") in (None, plain.get("pruner")):  # of the dense model there is none
         return plain
     same = (each for each in rows if each.get("pruner") == row["pruner"])

@@ -52,7 +52,7 @@ class Descent:
                 if (proposed == levels).all():
                     break
                 switch.to(self.grid.profile(proposed))
-                values.append(self.divergence.value())  # a sixth of the cost of a prediction
+                values.append(self.divergence.value())  # costs less than a prediction
                 if values[-1] < best:
                     best, levels = values[-1], proposed
                     if step < steps:

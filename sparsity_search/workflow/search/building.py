@@ -32,7 +32,7 @@ def check_plan(config: RunConfig, plan: Plan) -> None:
         if step.allocate is not None:
             build_step_allocator(config, step)
         elif step.rebuild is not None:
-            build_final(config.model_copy(update={"finalise": step.rebuild}), pruner)
+            build_final(config, pruner, step.rebuild)
         else:
             Plugins.of(configure_study(config, step.search or {}))
 

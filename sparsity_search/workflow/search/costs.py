@@ -52,22 +52,22 @@ class StepCosts:
             job: The search.
             plan: Its plan.
         """
-        session, config, model = job.session, job.config, job.session.loaded.model
+        session, config, pruner = job.session, job.config, job.plugins.pruner
+        model = session.loaded.model
         pruners = {"": job.plugins.final}
         for step in plan.steps:
             if step.rebuild is not None:
-                own = config.model_copy(update={"finalise": step.rebuild})
-                pruners[step.rebuild.name] = build_final(own, job.plugins.pruner)
+                pruners[step.rebuild.name] = build_final(config, pruner, step.rebuild)
         with job.monitor.step("time samples"):
             tokens = draw_tokens(session, config.data.search_length)
             proxy = job.plugins.evaluator.bind(model, tokens, session.loaded.tokenizer)
             return cls(
                 job,
                 time_model(session, config.data.calibration_length),
-                estimate(session, config, job.plugins.pruner, proxy, job.space),
+                estimate(session, config, pruner, proxy, job.space),
                 {
-                    name: time_rebuild(session, pruner, job.space.base, config)
-                    for name, pruner in pruners.items()
+                    name: time_rebuild(session, own, job.space.base, config)
+                    for name, own in pruners.items()
                 },
             )
 
@@ -115,7 +115,6 @@ def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, left: float)
     return Schedule(
         steps=plan_steps(plan, costs, left),
         pruner=(config.finalise or config.pruner).name,
-        seconds=left,
         text=", ".join(source for source in sources if source),
         memory=max(search.build_bytes, search.search_bytes),
         disk=search.checkpoint_bytes + search.file_bytes + on_disk,

@@ -114,8 +114,7 @@ class PlanRun:
 
     def _build(self, spec: Mapping[str, Any]) -> Pruner:
         """Return a pruner of the end, with the pattern of the search's pruner."""
-        config = self.job.config.model_copy(update={"finalise": PrunerSection(**spec)})
-        return build_final(config, self.job.plugins.pruner)
+        return build_final(self.job.config, self.job.plugins.pruner, PrunerSection(**spec))
 
     def _make(self, step: PlanStep, reserve: float) -> None:
         if step.search is not None:

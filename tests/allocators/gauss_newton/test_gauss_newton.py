@@ -131,6 +131,19 @@ def redundant() -> PrunableModel:
     return PrunableModel(model)
 
 
+def divergence_around(
+    subject: PrunableModel, tokens: Tensor, profile: SparsityProfile, centre: SparsityProfile
+) -> float:
+    """Return the divergence of a profile on a supernet whose later blocks see another one."""
+    divergence = DivergenceExpansion(subject, tokens[:4], 16, 0)
+    pairs = zip(profile.removed, centre.removed, strict=True)
+    tables = [tuple(sorted(set(counts))) for counts in pairs]
+    design = SupernetDesign(pruner=WandaPruner(), tables=tables, centre=centre)
+    with build_supernet(subject, tokens, design).resident() as switch:
+        switch.to(profile)
+        return divergence.value()
+
+
 def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
     subject, budget = redundant(), Budget(0.4)
     bounds = Bounds.of(subject.layout)
@@ -143,10 +156,10 @@ def test_a_redundant_block_goes_first(tiny_tokens: Tensor) -> None:
     values = told(found)
     assert min(values) < 0.7 * values[0]
     uniform = budget.uniform(subject.layout, bounds)
-    for profile, value in ((uniform, values[0]), (found.profile, min(values))):
-        real = pruned_divergence(subject, tiny_tokens, profile, 4, WandaPruner())
-        # what the walk propagates differs a little: the supernet's later blocks see uniform
-        assert real == pytest.approx(value, rel=0.15 if profile is found.profile else 1e-3)
+    real = pruned_divergence(subject, tiny_tokens, uniform, 4, WandaPruner())
+    assert real == pytest.approx(values[0], rel=1e-3)
+    around = divergence_around(subject, tiny_tokens, found.profile, uniform)
+    assert around == pytest.approx(min(values), rel=1e-2)  # the projection moves some weights
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
