@@ -10,7 +10,9 @@ import pytest
 
 from sparsity_search.config.load import load_config
 from sparsity_search.engine.monitor import Monitor
+from sparsity_search.trials.history import Measurement
 from sparsity_search.utils.reading import read_json
+from sparsity_search.workflow.front import search_front
 from sparsity_search.workflow.search import search
 
 from .conftest import SMALL, Outcome
@@ -66,3 +68,23 @@ def test_bad_targets(cli: Cli, model: Path, tmp_path: Path, targets: str) -> Non
     outcome = cli("front", model, "--sparsity", targets, "--out", tmp_path / "front")
     assert outcome.code == 2
     assert not (tmp_path / "front").exists()
+
+
+class Stopping(Monitor):
+    """Asks to stop at the first measurement."""
+
+    asked = False
+
+    def measured(self, measurement: Measurement, top: int) -> None:
+        self.asked = True
+
+    def stopped(self) -> bool:
+        return self.asked
+
+
+def test_a_front_that_is_stopped_begins_no_other_budget(model: Path, tmp_path: Path) -> None:
+    config = load_config(None, {"model.name": str(model), "study.rounds": 2}, [*SMALL[1::2]])
+    done = search_front(config, [0.4, 0.6], tmp_path / "front", monitor=Stopping())
+    assert not done
+    assert (tmp_path / "front" / "0.4" / "results.json").exists()
+    assert not (tmp_path / "front" / "0.6").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from math import inf
 
 import pytest
@@ -77,3 +78,13 @@ def test_each_search_or_stage_starts_anew(capsys: pytest.CaptureFixture[str]) ->
         "round 0, best 1.4000 (+0.0% vs the start)",
         "round 1, best 1.2000 (-14.3% vs the start)",
     ]
+
+
+def test_the_second_signal_ends_at_once() -> None:
+    """It must pass what catches the first one to ship the best candidate so far."""
+    monitor = TerminalMonitor()
+    monitor._interrupt(signal.SIGINT, None)
+    assert monitor.stopped()
+    with pytest.raises(SystemExit) as ended:
+        monitor._interrupt(signal.SIGINT, None)
+    assert ended.value.code == 130

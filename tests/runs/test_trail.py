@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def record(key: str, pruner: str = "wanda", **fields: Any) -> StepRecord:
 
 def test_records_survive_a_new_session(tmp_path: Path) -> None:
     file = tmp_path / "steps.json"
-    records = [record("a"), record("b", best=False)]
+    records = [record("a"), record("b", best=False), record("c", parts=[math.inf, 0.5])]
     Trail(file, SPACE.layout).keep(records, 12.0)
     again = Trail(file, SPACE.layout)
     assert (again.records, again.seconds) == (records, 12.0)

@@ -68,9 +68,17 @@ def configure_study(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig
     if not settings:
         return config
     try:
-        return RunConfig.model_validate(_merge(settings, config.model_dump(exclude_unset=True)))
+        return RunConfig.model_validate(_merge(settings, _list_set(config)))
     except ValidationError as error:
         raise ConfigError(f"a search in the plan: {describe_faults(error)}") from error
+
+
+def _list_set(config: RunConfig) -> dict[str, Any]:
+    """Return what the user set, section by section."""
+    found = config.model_dump(exclude_unset=True)
+    if "ladder" in found:  # a dataclass, which does not know what was set
+        found |= config.model_dump(include={"ladder"}, exclude_defaults=True)
+    return found
 
 
 def _merge(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

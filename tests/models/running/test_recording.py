@@ -16,6 +16,7 @@ from sparsity_search.models.running.recording import (
     BackwardPass,
     LayerRecording,
     Recordings,
+    _find_labels,
     choose_positions,
     compute_slopes,
     compute_total_slope,
@@ -282,6 +283,13 @@ def test_drawn_labels() -> None:
     assert ((labels - 1).abs() < 1e-6).sum(-1).eq(1).all()  # one label, the others nothing
     torch.testing.assert_close(labels.mean(0), probabilities, atol=0.03, rtol=0)
     assert not torch.equal(labels[:, 0], labels[:, 1])  # each position draws for itself
+
+
+def test_labels_at_the_ends_of_the_distribution() -> None:
+    """A token without probability is never drawn, whatever rounding does to the sums."""
+    probabilities = torch.tensor([[0.0, 0.5, 0.4999, 0.0]] * 3)
+    drawn = torch.tensor([[0.0], [0.5], [1 - 2**-24]])
+    assert _find_labels(probabilities, drawn).flatten().tolist() == [1, 1, 2]
 
 
 def test_drawn_labels_by_key() -> None:
