@@ -7,7 +7,7 @@ RUN := runs/demo
 OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-all test-oldest real-model families lint types docs ci clean
+.PHONY: help demo test test-all test-oldest real-model browser families lint types docs ci clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,16 +18,20 @@ demo: $(VENV)/demo  ## Search a profile of SmolLM2-135M; leaves runs/demo.
 		--set data.final_length=512 --set data.final_sequences=8
 
 test: $(VENV)/dev  ## Run the fast tests, on tiny random models.
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model and not browser"
 
 test-all: $(VENV)/dev  ## Run all tests on tiny random models.
-	$(BIN)/python -m pytest $(PARALLEL) -m "not real_model"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not real_model and not browser"
 
 test-oldest: $(OLDEST)/dev  ## Run all tests on the oldest transformers, in .venv-oldest.
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not real_model"
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not real_model and not browser"
 
 real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes).
 	$(BIN)/python -m pytest -m real_model
+
+browser: $(VENV)/dev  ## Open the pages in Chromium; writes their pictures to docs/images.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser
 
 families: $(VENV)/dev  ## Run tiny models of all families; writes their table (minutes).
 	$(BIN)/python benchmarks/families.py --out runs/families

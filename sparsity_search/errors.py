@@ -8,9 +8,13 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
 #: Longest text of a bad value in a message, and longest name that is compared with known ones.
 _LONGEST = 80
+#: Most files of a folder whose names are compared with one that is missing.
+_FILES = 10_000
 
 
 class SparsitySearchError(Exception):
@@ -103,6 +107,20 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:_LONGEST], names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def suggest_file(path: Path) -> str:
+    """Return a hint for a file that is missing: the file next to it with the nearest name.
+
+    >>> suggest_file(Path("/no/such/folder/file"))
+    ''
+    """
+    try:
+        names = [entry.name for entry in islice(os.scandir(path.parent), _FILES)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name[:_LONGEST], sorted(names), n=1)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def show_value(value: object) -> str:

@@ -34,7 +34,10 @@ from sparsity_search.utils.shapes import check_settings
 T = TypeVar("T")
 
 #: Ends of class names that say a plugin's kind; `describe` leaves them out.
-_SUFFIXES = ("Pruner", "Allocator", "Searcher", "Evaluator", "Sensitivity", "Measure", "Format")
+_SUFFIXES = (
+    *("Pruner", "Allocator", "Searcher", "Evaluator", "Sensitivity", "Measure", "Format"),
+    "Tracker",
+)
 #: The folder next to the plugins for their shared base classes and mathematics.
 _BASES = "bases"
 
@@ -72,7 +75,21 @@ class Registry(Generic[T]):
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._installed():
             return self._outside(name, self._installed()[name])
-        raise UnknownNameError(f"unknown {self.kind} {name!r}: {suggest_name(name, self.names())}")
+        raise self._unknown(name)
+
+    def check(self, name: str) -> None:
+        """Check that a plugin of this name may exist, without importing it.
+
+        Raises:
+            UnknownNameError: There is none, and the message names the nearest.
+        """
+        if ":" not in name and name not in self.names():
+            raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UnknownNameError:
+        return UnknownNameError(
+            f"unknown {self.kind} {name!r}: {suggest_name(name, self.names())}"
+        )
 
     def create(self, name: str, **settings: Any) -> T:
         """Construct the plugin called ``name`` with its default context, see `Factory.create`.
@@ -353,4 +370,5 @@ SENSITIVITIES = _build_registry(
 )
 MEASURES = _build_registry("measure", "measures", "interfaces.measure:Measure")
 FORMATS = _build_registry("format", "formats", "interfaces.format:Format")
+TRACKERS = _build_registry("tracker", "trackers", "interfaces.tracker:Tracker")
 UNITS = _build_registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")

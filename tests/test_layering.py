@@ -20,6 +20,7 @@ from sparsity_search.registry import (
     PRUNERS,
     SEARCHERS,
     SENSITIVITIES,
+    TRACKERS,
     UNITS,
 )
 
@@ -31,7 +32,10 @@ FILES = {
     ): file
     for file in sorted(ROOT.rglob("*.py"))
 }
-REGISTRIES = (ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, SEARCHERS, SENSITIVITIES, UNITS)
+REGISTRIES = (
+    *(ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, SEARCHERS, SENSITIVITIES),
+    *(TRACKERS, UNITS),
+)
 
 #: A file imports from its own layer and those before it; docs/architecture.md explains them.
 LAYERS = (
@@ -41,7 +45,10 @@ LAYERS = (
     ("models", "evidence", "data"),
     ("interfaces", "config", "plans"),
     ("pruning", "supernet"),
-    ("pruners", "allocators", "searchers", "evaluators", "sensitivities", "measures", "formats"),
+    (
+        *("pruners", "allocators", "searchers", "evaluators", "sensitivities", "measures"),
+        *("formats", "trackers"),
+    ),
     ("study", "runs", "report"),
     ("engine", "workflow"),
     ("cli", "__main__"),
@@ -51,7 +58,7 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 #: Folders and modules that work with numbers and names alone.
 NO_TORCH = (
     *("errors", "registry", "utils", "profiles", "spaces", "solvers", "trials"),
-    *("interfaces.searcher", "interfaces.format", "searchers", "formats"),
+    *("interfaces.searcher", "interfaces.format", "interfaces.tracker", "searchers", "formats"),
     *("study", "config", "report"),
 )
 

@@ -22,9 +22,9 @@ from sparsity_search.cli import options
 )
 def allocate(
     given: options.Given,
-    allocator: Annotated[str, typer.Option(help="See `ls allocators`.")],
     out: options.OutFile,
-) -> None:
+    allocator: Annotated[str, typer.Option(help="See `ls allocators`.")] = "cfsp",
+) -> options.Result:
     """Find a profile without a search and write it to a file.
 
     sparsity-search allocate smollm2 --allocator owl --sparsity 0.7 --out profile.json
@@ -41,3 +41,4 @@ def allocate(
         terminal.say(note)
     profile = found.profile
     terminal.say(f"{out}: {profile.n_removed} of {profile.layout.n_weights} weights removed")
+    return {"profile": out, **options.count_removed(profile), "notes": found.notes}

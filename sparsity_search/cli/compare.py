@@ -52,7 +52,7 @@ def compare(
         ),
     ],
     seeds: Annotated[int, typer.Option(help="Seeds, each with calibration text of its own.")] = 1,
-) -> None:
+) -> options.Result:
     """Prune a model with the profiles of many allocators, and compare their perplexity.
 
     Run it again to go on where it was stopped; allocators, pruners, sparsities and seeds may be
@@ -82,9 +82,10 @@ def compare(
     record = ComparisonRecord.read(out)
     shown = [comparison.HEADER.index(column) for column in COLUMNS]
     rows = [[row[i] for i in shown] for row in comparison.list_rows(record)]
-    terminal.show_table(COLUMNS, rows, left=3, width=WIDTH)
+    terminal.show_table(COLUMNS, rows, align="lll", width=WIDTH)
     lines = [comparison.summarise(record), *comparison.list_failures(record)]
     if (page := record.folder.report_file).exists():
         lines.append(f"report: {page}")
     for line in lines:
         terminal.say(line)
+    return {"folder": out, "rows": record.rows}

@@ -45,7 +45,7 @@ def convert(
         list[str] | None,
         typer.Option("--set", metavar=_SETTING, help="A setting of a format."),
     ] = None,
-) -> None:
+) -> options.Result:
     """Move a profile to another target, another model, or the format of another tool.
 
     sparsity-search convert profile.json --sparsity 0.7 --out denser.json
@@ -84,6 +84,14 @@ def convert(
     else:
         found = run(job)
     terminal.say(_describe(out, found))
+    return {
+        "profile": out,
+        "format": found.format,
+        "how": found.how,
+        **options.count_removed(found.profile),
+        "rounded": found.rounded,
+        "unmatched": found.unmatched,
+    }
 
 
 def _parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

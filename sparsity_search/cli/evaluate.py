@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     sequences: Annotated[int, typer.Option(min=0, help="How many; 0 for all of the text.")] = 40,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each, at most.")] = 1024,
-) -> None:
+) -> options.Result:
     """Score a model or a pruned checkpoint on a text.
 
     sparsity-search evaluate runs/mine/checkpoint --text file:test.txt
@@ -48,3 +48,11 @@ def evaluate(
         f"{config.evaluator.name} {format_number(found.score.value)} on {read}; "
         f"{format_percent(found.sparsity)} of the prunable weights are zero"
     )
+    return {
+        "evaluator": config.evaluator.name,
+        "score": found.score.value,
+        "tokens": found.tokens,
+        "rows": len(found.score.parts),
+        "special_tokens": found.special_tokens,
+        "sparsity": found.sparsity,
+    }

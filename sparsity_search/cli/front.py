@@ -45,7 +45,7 @@ def front(
         str | None, typer.Option(help="Fractions to remove, e.g. 0.5,0.6,0.7.")
     ] = None,
     saving: Annotated[str | None, typer.Option(help="In its place: fractions to save.")] = None,
-) -> None:
+) -> options.Result:
     """Search profiles for several budgets, each from the one before: a front.
 
     Run it again with the same options to go on where it was stopped.
@@ -58,12 +58,13 @@ def front(
     of: Literal["sparsity", "saving"] = "saving" if sparsity is None else "sparsity"
     targets = options.parse_fractions(sparsity or saving or "")
     from sparsity_search.cli import terminal
-    from sparsity_search.report.front import FRONT, FrontRecord
+    from sparsity_search.report.front import FRONT, FRONT_PAGE, FrontRecord
     from sparsity_search.report.table import format_number
     from sparsity_search.workflow.front import search_front
 
     with terminal.watch() as monitor:
         search_front(config, targets, out, of=of, command=sys.argv, monitor=monitor)
+    found = FrontRecord.read(out, config.study.storage).rows
     rows = [
         [
             row["name"],
@@ -72,7 +73,9 @@ def front(
             format_number(row["perplexity"]),
             "on the front" if row["on_front"] else "",
         ]
-        for row in FrontRecord.read(out, config.study.storage).rows
+        for row in found
     ]
     terminal.show_table(("profile", of, "score", "perplexity", ""), rows)
-    terminal.say(f"front: {out / FRONT}")
+    page = out / FRONT_PAGE
+    terminal.say(f"front: {page if page.exists() else out / FRONT}")
+    return {"front": out / FRONT, "rows": found}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sparsity_search.cli import options
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     *options.LOADING,
     *options.CONFIGURATION,
 )
-def inspect(given: options.Given) -> None:
+def inspect(given: options.Given) -> options.Result:
     """Print the prunable units, the other weights, and an estimate of a search.
 
     sparsity-search inspect smollm2 --pruner sparsegpt
@@ -37,7 +38,7 @@ def inspect(given: options.Given) -> None:
     with terminal.watch() as monitor:
         found = run(config, monitor=monitor)
     layout = found.layout
-    terminal.show_table(("role", "shape", "units", "weights"), _list_units(found), left=2)
+    terminal.show_table(("role", "shape", "units", "weights"), _list_units(found), align="ll")
     terminal.say(
         f"prunable: {format_integer(layout.n_weights)} weights in {len(layout)} units of "
         f"{layout.n_blocks} blocks {found.blocks}; "
@@ -50,6 +51,15 @@ def inspect(given: options.Given) -> None:
     terminal.say(found.types)
     for line in _describe(found.estimate, on_disk=config.supernet.store == "disk"):
         terminal.say(line)
+    return {
+        "blocks": found.blocks,
+        "units": len(layout),
+        "weights": layout.n_weights,
+        "zeros": int(layout.zeros.sum()),
+        "left_alone": {entry.name: entry.weights for entry in found.left_alone},
+        "shared": found.shared,
+        **asdict(found.estimate),
+    }
 
 
 def _list_units(found: InspectionResult) -> list[tuple[str, str, str, str]]:

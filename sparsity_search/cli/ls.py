@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ def ls(
         str | None,
         typer.Argument(help="pruners, units, allocators, sensitivities, searchers, …"),
     ] = None,
-) -> None:
+) -> dict[str, dict[str, str]]:
     """List plugins and search spaces, with their settings.
 
     sparsity-search ls allocators
@@ -32,11 +32,13 @@ def ls(
         PRUNERS,
         SEARCHERS,
         SENSITIVITIES,
+        TRACKERS,
         UNITS,
+        Registry,
     )
     from sparsity_search.spaces.files import load_space, space_names
 
-    registries = {
+    registries: dict[str, Registry[Any]] = {
         "pruners": PRUNERS,
         "units": UNITS,
         "allocators": ALLOCATORS,
@@ -45,10 +47,12 @@ def ls(
         "evaluators": EVALUATORS,
         "measures": MEASURES,
         "formats": FORMATS,
+        "trackers": TRACKERS,
     }
     kinds = [*registries, "spaces", "plans", "presets"]
     if kind is not None and kind not in kinds:
         raise UnknownNameError(f"nothing is called {kind!r}: {suggest_name(kind, kinds)}")
+    found: dict[str, dict[str, str]] = {}
     for name in [kind] if kind else kinds:
         if name == "spaces":
             lines = {space: load_space(space).description for space in space_names()}
@@ -59,4 +63,6 @@ def ls(
         else:
             lines = registries[name].summaries()
         last = sorted(lines, key=lambda plugin: lines[plugin].startswith(EXPERIMENTAL))
-        terminal.show_list(name, {plugin: lines[plugin] for plugin in last})
+        found[name] = {plugin: lines[plugin] for plugin in last}
+        terminal.show_list(name, found[name])
+    return found

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from sparsity_search import __version__
 from sparsity_search.cli.allocate import allocate
 from sparsity_search.cli.compare import compare
 from sparsity_search.cli.convert import convert
@@ -20,6 +22,7 @@ from sparsity_search.cli.evaluate import evaluate
 from sparsity_search.cli.front import front
 from sparsity_search.cli.inspect import inspect
 from sparsity_search.cli.ls import ls
+from sparsity_search.cli.output import OUTPUT, with_output
 from sparsity_search.cli.predictor import predictor
 from sparsity_search.cli.prune import prune
 from sparsity_search.cli.recommend import recommend
@@ -42,10 +45,8 @@ from sparsity_search.errors import (
 _NAME = "sparsity-search"
 app = typer.Typer(
     name=_NAME,
-    help="Finds how much to prune each layer of a language model.",
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
 )
 COMMANDS = (
     search,
@@ -66,7 +67,23 @@ COMMANDS = (
     ls,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(with_output(command))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{_NAME} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def run_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Find how much to prune each layer of a language model."""
 
 
 #: What typer raises for a wrong command line: its own class, or click's.
@@ -80,6 +97,8 @@ def main() -> None:
 
     The exit code is 2 for bad input, 1 where the machine failed, 130 after Ctrl-C.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that plugins in the working folder hide nothing
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal may lack characters of a name
@@ -94,6 +113,8 @@ def main() -> None:
     except typer.Abort:
         _fail("stopped", 130)
     except SparsitySearchError as error:
+        if OUTPUT.verbose:
+            traceback.print_exc()
         _fail(str(error), 1 if isinstance(error, MachineError) else 2)
     except Exception as error:
         reason = find_machine_fault(error)

@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sparsity_search.errors import ConfigError, show_value, told_of
+from sparsity_search.cli.declaring import (
+    FILE,
+    OVERRIDES,
+    REQUIRED,
+    Given,
+    Option,
+    Result,
+    build_trackers,
+    check_file,
+    check_folder,
+    check_out,
+    check_push,
+    count_removed,
+    declare,
+    declare_flag,
+    list_plugins,
+    parse_bounds,
+    parse_fractions,
+    split_names,
+    takes,
+)
 from sparsity_search.runs.redact import STORAGE_VARIABLE
-from sparsity_search.utils.files import check_writable
 
-if TYPE_CHECKING:
-    from sparsity_search.config.schema import RunConfig
+__all__ = [
+    "REQUIRED",
+    "Given",
+    "Option",
+    "Result",
+    "build_trackers",
+    "check_file",
+    "check_folder",
+    "check_out",
+    "check_push",
+    "count_removed",
+    "parse_bounds",
+    "parse_fractions",
+    "takes",
+]
 
-#: Default of an option that must be given.
-REQUIRED = inspect.Parameter.empty
-
-
-def check_file(path: Path | None) -> Path | None:
-    """Return the value of ``--out`` if a file can be written there.
-
-    Raises:
-        ConfigError: It cannot; a command finds that before its work.
-    """
-    if path is not None and path.is_dir():
-        raise ConfigError(f"--out {path} is a folder; name a file")
-    return check_out(path)
-
-
-def check_folder(path: Path | None) -> Path | None:
-    """Return the value of ``--out`` if a folder can be written there.
-
-    Raises:
-        ConfigError: It cannot; a command finds that before its work.
-    """
-    if path is not None and path.is_file():
-        raise ConfigError(f"--out {path} is a file; name a folder")
-    return check_out(path)
-
-
-def check_out(path: Path | None) -> Path | None:
-    """Return the value of ``--out`` if a file or a folder can be written there.
-
-    Raises:
-        ConfigError: It cannot; a command finds that before its work.
-    """
-    if path is not None:
-        with told_of("--out"):
-            check_writable(path)
-    return path
-
-
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub", metavar="USER/NAME", help="Upload the checkpoint; a new one is private."
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", metavar="NAME", help="Send the course to mlflow, tensorboard or wandb."
+    ),
+]
 OutFile = Annotated[Path, typer.Option("--out", help="The file to write.", callback=check_file)]
 OutFolder = Annotated[
     Path, typer.Option("--out", help="The folder to write.", callback=check_folder)
@@ -67,142 +70,25 @@ RunStorage = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option of commands that sets a key of the configuration.
+def _list_spaces() -> list[str]:
+    from sparsity_search.spaces.files import space_names
 
-    Attributes:
-        name: Its parameter: ``trust_remote_code`` is ``--trust-remote-code``.
-        key: Key of the configuration; ``""`` if it sets none itself.
-        kind: Its type, annotated for typer.
-        default: Its value if it is not given.
-        parse: Returns the value of the key.
-    """
-
-    name: str
-    key: str
-    kind: Any
-    default: Any = None
-    parse: Callable[[Any], Any] = field(default=lambda value: value)
-
-    @property
-    def parameter(self) -> inspect.Parameter:
-        """The parameter that a command would declare for it."""
-        kind = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(self.name, kind, default=self.default, annotation=self.kind)
+    return list(space_names())
 
 
-@dataclass(frozen=True)
-class Given:
-    """The values of a command's shared options.
+def _list_plans() -> list[str]:
+    from sparsity_search.config.presets import list_presets
+    from sparsity_search.plans.plan import list_plans
 
-    Attributes:
-        options: The options.
-        values: Their values by name, as the user gave them.
-    """
-
-    options: Sequence[Option]
-    values: Mapping[str, Any]
-
-    def load(self, changes: Mapping[str, Any] | None = None) -> RunConfig:
-        """Return the configuration that the options mean.
-
-        Args:
-            changes: Values by key of the configuration, in place of those of options.
-
-        Raises:
-            ConfigError: An option is not legal.
-        """
-        from sparsity_search.config.load import load_config
-
-        keys = {o.key: o.parse(self.values[o.name]) for o in self.options if o.key}
-        overrides = self.values.get(SET.name) or []
-        return load_config(self.values.get(CONFIG.name), {**keys, **(changes or {})}, overrides)
+    return [*list_plans(), *list_presets()]
 
 
-def takes(*options: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add shared options to a command, which gets them as its first argument, a `Given`."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(**values: Any) -> None:
-            shared = {option.name: values.pop(option.name) for option in options}
-            command(Given(options, shared), **values)
-
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters += [option.parameter for option in options]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
-
-    return decorate
-
-
-def parse_bounds(texts: Sequence[str] | None) -> dict[str, tuple[float, float]] | None:
-    """Return sparsity limits by role from ``ROLE=LOW:HIGH`` texts.
-
-    Raises:
-        ConfigError: A text is not of that form.
-
-    >>> parse_bounds(["q=0.2:0.8"])
-    {'q': (0.2, 0.8)}
-    """
-    if not texts:
-        return None
-    bounds = {}
-    for text in texts:
-        role, _, limits = text.partition("=")
-        low, _, high = limits.partition(":")
-        try:
-            bounds[role] = (float(low), float(high))
-        except ValueError as error:
-            raise ConfigError(f"--bounds needs ROLE=LOW:HIGH, not {show_value(text)}") from error
-    return bounds
-
-
-def parse_fractions(text: str) -> list[float]:
-    """Return the numbers in a text that commas part.
-
-    Raises:
-        ConfigError: A part is no number.
-
-    >>> parse_fractions("0.5,0.7")
-    [0.5, 0.7]
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"--sparsity needs numbers like 0.5,0.6, not {show_value(text)}"
-        ) from error
-
-
-def _split(option: str) -> Callable[[str | None], list[str] | None]:
-    """Return what reads the value of an option: names parted by commas.
-
-    Raises:
-        ConfigError: A name is empty.
-    """
-
-    def split(text: str | None) -> list[str] | None:
-        names = None if text is None else [name.strip() for name in text.split(",")]
-        if names is not None and not all(names):
-            raise ConfigError(f"{option} needs names parted by commas, not {show_value(text)}")
-        return names
-
-    return split
-
-
-def _option(
-    name: str, key: str, help_: str, kind: type = str, metavar: str | None = None
-) -> Option:
-    return Option(name, key, Annotated[kind | None, typer.Option(help=help_, metavar=metavar)])
-
-
-def _flag(name: str, key: str, help_: str) -> Option:
-    declared = typer.Option(f"--{name.replace('_', '-')}", help=help_)
-    return Option(name, key, Annotated[bool, declared], False, lambda given: given or None)
-
+#: Panels of the help of a command, after the options that matter first.
+BUDGET_PANEL = "Budget and space"
+METHOD_PANEL = "Methods, each fixes its part of the plan"
+TEXT_PANEL = "More text"
+RUN_PANEL = "Run"
+MODEL_PANEL = "Model"
 
 MODEL = Option(
     "model",
@@ -212,110 +98,199 @@ MODEL = Option(
     ],
     REQUIRED,
 )
-EXCLUDE = _option(
-    "exclude", "model.exclude", "Leave units with matching names alone.", metavar="REGEX"
+EXCLUDE = declare(
+    "exclude",
+    "model.exclude",
+    "Leave units with matching names alone.",
+    metavar="REGEX",
+    panel=MODEL_PANEL,
 )
-BLOCKS = _option(
+BLOCKS = declare(
     "blocks",
     "model.blocks",
     "Name of the decoder blocks, if not found by themselves.",
     metavar="REGEX",
+    panel=MODEL_PANEL,
 )
-UNITS = _option(
+UNITS = declare(
     "units",
     "model.units",
     "What is removed: weights, width, heads, sublayers, blocks or experts.",
+    panel=MODEL_PANEL,
+    names=list_plugins("UNITS"),
 )
-REVISION = _option("revision", "model.revision", "Revision of a hub model.")
-DTYPE = _option("dtype", "model.dtype", "auto, bfloat16, float16 or float32.")
-DEVICE = _option("device", "model.device", "auto, cpu, cuda, ...")
-OFFLOAD = _flag("offload", "model.offload", "Hold one block at a time: for models beyond memory.")
-TRUST_REMOTE_CODE = _flag(
-    "trust_remote_code", "model.trust_remote_code", "Run code that comes with the model."
+REVISION = declare("revision", "model.revision", "Revision of a hub model.", panel=MODEL_PANEL)
+DTYPE = declare("dtype", "model.dtype", "auto, bfloat16, float16 or float32.", panel=MODEL_PANEL)
+DEVICE = declare("device", "model.device", "auto, cpu, cuda, ...", panel=MODEL_PANEL)
+OFFLOAD = declare_flag(
+    "offload",
+    "model.offload",
+    "Hold one block at a time: for models beyond memory.",
+    panel=MODEL_PANEL,
+)
+TRUST_REMOTE_CODE = declare_flag(
+    "trust_remote_code",
+    "model.trust_remote_code",
+    "Run code that comes with the model.",
+    panel=MODEL_PANEL,
 )
 #: How the model is loaded, and which of its weights are units.
 LOADING = (EXCLUDE, BLOCKS, UNITS, REVISION, DTYPE, DEVICE, OFFLOAD, TRUST_REMOTE_CODE)
 
-SPARSITY = _option(
+SPARSITY = declare(
     "sparsity", "budget.sparsity", "Fraction of all prunable weights to remove.", float
 )
-SAVING = _option(
+SAVING = declare(
     "saving",
     "budget.saving",
     "Fraction to save, with --measure or for a space with options.",
     float,
+    panel=BUDGET_PANEL,
 )
-MEASURE = _option(
+MEASURE = declare(
     "measure",
     "measure.name",
     "What is saved: flops, latency (see `ls measures`), or a prices.json.",
+    panel=BUDGET_PANEL,
+    names=list_plugins("MEASURES"),
 )
 BOUNDS = Option(
     "bounds",
     "budget.bounds",
     Annotated[
         list[str] | None,
-        typer.Option("--bounds", metavar="ROLE=LOW:HIGH", help="Sparsity limits of a role."),
+        typer.Option(
+            "--bounds",
+            metavar="ROLE=LOW:HIGH",
+            help="Sparsity limits of a role.",
+            rich_help_panel=BUDGET_PANEL,
+        ),
     ],
     parse=parse_bounds,
 )
-PLAN = _option("plan", "plan", "Steps of the search: name or YAML file; see `ls plans`.")
-SPACE = _option("space", "space", "Name or YAML file; see `ls spaces`.")
-PRUNER = _option(
-    "pruner", "pruner.name", "Local pruner; see `ls pruners`. MASK+UPDATE composes two."
+PLAN = declare(
+    "plan", "plan", "Steps of the search: name or YAML file; see `ls plans`.", names=_list_plans
 )
-PATTERN = _option(
+SPACE = declare(
+    "space", "space", "Name or YAML file; see `ls spaces`.", panel=BUDGET_PANEL, names=_list_spaces
+)
+PRUNER = declare(
+    "pruner",
+    "pruner.name",
+    "Local pruner; see `ls pruners`. MASK+UPDATE composes two.",
+    panel=METHOD_PANEL,
+    names=list_plugins("PRUNERS"),
+)
+PATTERN = declare(
     "pattern",
     "pruner.pattern",
     "Which weights compete: layer, row, block, or N:M (keep N of M).",
+    panel=BUDGET_PANEL,
 )
-SEARCHER = _option("searcher", "searcher.name", "See `ls searchers`.")
-EVALUATOR = _option("evaluator", "evaluator.name", "See `ls evaluators`.")
-SENSITIVITY = _option("sensitivity", "sensitivity.name", "See `ls sensitivities`.")
+SEARCHER = declare(
+    "searcher",
+    "searcher.name",
+    "See `ls searchers`.",
+    panel=METHOD_PANEL,
+    names=list_plugins("SEARCHERS"),
+)
+EVALUATOR = declare(
+    "evaluator",
+    "evaluator.name",
+    "See `ls evaluators`.",
+    panel=METHOD_PANEL,
+    names=list_plugins("EVALUATORS"),
+)
+SENSITIVITY = declare(
+    "sensitivity",
+    "sensitivity.name",
+    "See `ls sensitivities`.",
+    names=list_plugins("SENSITIVITIES"),
+)
 INITIAL = replace(
-    _option("initial", "initial", "Allocators to start from, e.g. owl,uniform."),
-    parse=_split("--initial"),
+    declare(
+        "initial",
+        "initial",
+        "Allocators to start from, e.g. owl,uniform.",
+        panel=METHOD_PANEL,
+        names=list_plugins("ALLOCATORS"),
+    ),
+    parse=split_names("--initial"),
 )
 HINTS = replace(
-    _option(
+    declare(
         "hints",
         "hints",
         "Advice: gradients, sensitivities (`ls sensitivities`), scores files.",
+        panel=METHOD_PANEL,
+        names=list_plugins("SENSITIVITIES"),
     ),
-    parse=_split("--hints"),
+    parse=split_names("--hints"),
 )
-FINALISE = _option(
-    "finalise", "finalise.name", "Pruner to rebuild with at the end; that of the search."
+FINALISE = declare(
+    "finalise",
+    "finalise.name",
+    "Pruner to rebuild with at the end; that of the search.",
+    panel=METHOD_PANEL,
+    names=list_plugins("PRUNERS"),
 )
-CALIBRATION = _option(
+CALIBRATION = declare(
     "calibration",
     "data.calibration",
     "Calibration text: file:PATH, hub:NAME[:CONFIG[:SPLIT]], sample, or self (by the model).",
 )
-SEARCH_TEXT = _option("search_text", "data.search_text", "Text to score candidates on.")
-FINAL_TEXT = _option("final_text", "data.final_text", "Text of the final comparison.")
-STAGES = _option("stages", "study.stages", "Coarse to fine: each stage has half the step.", int)
-ROUNDS = _option("rounds", "study.rounds", "Rounds of each stage.", int)
-MINUTES = _option("minutes", "study.minutes", "Time of the whole job; 10 by default.", float)
-SEED = _option("seed", "study.seed", "Of all random draws.", int)
+SEARCH_TEXT = declare(
+    "search_text", "data.search_text", "Text to score candidates on.", panel=TEXT_PANEL
+)
+FINAL_TEXT = declare(
+    "final_text", "data.final_text", "Text of the final comparison.", panel=TEXT_PANEL
+)
+STAGES = declare(
+    "stages",
+    "study.stages",
+    "Coarse to fine: each stage has half the step.",
+    int,
+    panel=METHOD_PANEL,
+)
+ROUNDS = declare("rounds", "study.rounds", "Rounds of each stage.", int, panel=METHOD_PANEL)
+MINUTES = declare("minutes", "study.minutes", "Time of the whole job; 10 by default.", float)
+SEED = declare("seed", "study.seed", "Of all random draws.", int, panel=RUN_PANEL)
 STORAGE = Option(
     "storage",
     "study.storage",
-    Annotated[str | None, typer.Option(envvar=STORAGE_VARIABLE, help="URL of an Optuna storage.")],
+    Annotated[
+        str | None,
+        typer.Option(
+            envvar=STORAGE_VARIABLE, help="URL of an Optuna storage.", rich_help_panel=RUN_PANEL
+        ),
+    ],
 )
-WORKERS = _option(
-    "workers", "study.workers", "Processes that measure, e.g. one for each GPU.", int
+WORKERS = declare(
+    "workers",
+    "study.workers",
+    "Processes that measure, e.g. one for each GPU.",
+    int,
+    panel=RUN_PANEL,
 )
 
-CONFIG = _option(
-    "config", "", "YAML file with the configuration of a run, or see `ls presets`.", Path
+CONFIG = declare(
+    FILE,
+    "",
+    "YAML file with the configuration of a run, or see `ls presets`.",
+    Path,
+    panel=RUN_PANEL,
 )
 SET = Option(
-    "set_",
+    OVERRIDES,
     "",
     Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one configuration key."),
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Override one configuration key.",
+            rich_help_panel=RUN_PANEL,
+        ),
     ],
 )
 #: The configuration itself: a file, and single keys.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -25,7 +26,7 @@ def predictor(
     model: Annotated[str, typer.Option(help="ridge, xgboost or sklearn.")] = "ridge",
     objective: Annotated[str, typer.Option(help="Of xgboost: regression or rank.")] = "regression",
     storage: options.RunStorage = None,
-) -> None:
+) -> options.Result:
     """Print how well a run's scores can be predicted, and write its data set.
 
     sparsity-search predictor runs/demo --out predictor.json
@@ -52,6 +53,13 @@ def predictor(
     )
     if out is not None:
         terminal.say(f"data set: {out}")
+    return {
+        "dataset": out,
+        "pairs": len(found.dataset),
+        "held_out": asdict(held_out),
+        "rounds": [asdict(r) for r in found.rounds],
+        "importance": found.importance,
+    }
 
 
 def _sum_by_role(found: PredictorReport) -> list[list[str]]:

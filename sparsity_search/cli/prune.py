@@ -31,7 +31,8 @@ def prune(
     multiple_of: Annotated[
         int, typer.Option(help="Materialised feed-forward widths are multiples of this.")
     ] = 32,
-) -> None:
+    push_to_hub: options.PushToHub = None,
+) -> options.Result:
     """Prune a model block by block to a profile, or uniformly, and write a checkpoint.
 
     sparsity-search prune smollm2 --profile profile.json --pruner sparsegpt --out pruned
@@ -39,6 +40,7 @@ def prune(
     sparsity-search prune smollm2 --pruner flap --sparsity 0.2 --materialise --out smaller
     """
     config = given.load()
+    options.check_push(push_to_hub)
     from sparsity_search.cli import terminal
     from sparsity_search.workflow.prune import prune as run
 
@@ -51,6 +53,14 @@ def prune(
         terminal.say(f"{len(found.notes)} notes in {out / 'profile.json'}, first {found.notes[0]}")
     if found.materialised is not None:
         terminal.say(_describe(found.materialised))
+    address = terminal.push(out, push_to_hub)
+    return {
+        "checkpoint": out,
+        "hub": address,
+        **options.count_removed(found.profile),
+        "notes": found.notes,
+        "materialised": found.materialised,
+    }
 
 
 def _describe(facts: dict[str, Any]) -> str:

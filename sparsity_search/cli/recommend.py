@@ -30,7 +30,7 @@ _PASSED = ("calibration", "exclude", "blocks", "units", "revision", "dtype", "de
 def recommend(
     given: options.Given,
     minutes: Annotated[float, typer.Option(help="Time to find a profile; pruning comes after.")],
-) -> None:
+) -> options.Result:
     """Choose the method of the best measured gain that fits the time, and say how to run it.
 
     sparsity-search recommend smollm2 --minutes 5
@@ -56,8 +56,22 @@ def recommend(
     ]
     terminal.show_table(("method", "time here", "÷ uniform", "measured with", ""), rows)
     terminal.say(found.why)
-    for line in format_commands(found.chosen.method, {**given.values, "minutes": minutes}):
+    commands = format_commands(found.chosen.method, {**given.values, "minutes": minutes})
+    for line in commands:
         terminal.say(line)
+    return {
+        "chosen": found.chosen.method.name,
+        "why": found.why,
+        "commands": commands,
+        "methods": [
+            {
+                "name": entry.method.name,
+                "seconds": entry.seconds,
+                "gain": None if entry.gain is None else entry.gain.model_dump(),
+            }
+            for entry in found.methods
+        ],
+    }
 
 
 def format_commands(method: Method, given: Mapping[str, Any]) -> list[str]:

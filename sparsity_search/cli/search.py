@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,34 +14,35 @@ from sparsity_search.cli import options
 
 if TYPE_CHECKING:
     from sparsity_search.config.schema import RunConfig
+    from sparsity_search.runs.directory import RunDirectory
 
 
 @options.takes(
     options.MODEL,
     options.SPARSITY,
-    options.SAVING,
+    options.MINUTES,
+    options.CALIBRATION,
     options.PLAN,
+    options.SAVING,
     options.MEASURE,
     options.SPACE,
-    options.PRUNER,
     options.PATTERN,
-    options.SEARCHER,
-    options.EVALUATOR,
-    options.INITIAL,
-    options.HINTS,
+    options.BOUNDS,
+    options.PRUNER,
     options.FINALISE,
-    options.CALIBRATION,
-    options.SEARCH_TEXT,
-    options.FINAL_TEXT,
+    options.INITIAL,
+    options.SEARCHER,
+    options.HINTS,
+    options.EVALUATOR,
     options.STAGES,
     options.ROUNDS,
-    options.MINUTES,
+    options.SEARCH_TEXT,
+    options.FINAL_TEXT,
     options.SEED,
     options.STORAGE,
     options.WORKERS,
-    options.BOUNDS,
-    *options.LOADING,
     *options.CONFIGURATION,
+    *options.LOADING,
 )
 def search(
     given: options.Given,
@@ -50,7 +53,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its times, and end.")
     ] = False,
-) -> None:
+    push_to_hub: options.PushToHub = None,
+    track: options.Track = None,
+) -> options.Result:
     """Search a profile, compare it with others, and write a pruned checkpoint and a report.
 
     Run it again with the same options to go on where it was stopped.
@@ -58,7 +63,10 @@ def search(
     sparsity-search search smollm2 --sparsity 0.6 --minutes 10 --out runs/mine
     """
     config = given.load()
+    options.check_push(push_to_hub)
+    trackers = options.build_trackers(track)
     from sparsity_search.cli import terminal
+    from sparsity_search.engine.tracking import track as track_job
     from sparsity_search.report import RunRecord
     from sparsity_search.runs.directory import RunDirectory
     from sparsity_search.workflow.search import preview
@@ -69,14 +77,39 @@ def search(
     directory, study = RunDirectory(out), config.study
     with terminal.watch(study.rounds, study.time_limit) as monitor:
         if dry_run:
-            monitor.planned(preview(config, directory.path, monitor))
-            return
-        run(config, directory.path, command=sys.argv, monitor=monitor)
+            schedule = preview(config, directory.path, monitor)
+            monitor.planned(schedule)
+            return asdict(schedule)
+        with track_job(monitor, trackers, config, directory) as watched:
+            run(config, directory.path, command=sys.argv, monitor=watched)
         record = RunRecord.read(directory.path, study.storage)
         terminal.show_run(record)
-        terminal.say(f"checkpoint: {directory.checkpoint_folder}")
-        if directory.report_file.exists():
-            terminal.say(f"report:     {directory.report_file}")
+        files = _list_files(directory)
+        for what, path in files.items():
+            terminal.say(f"{what + ':':<11} {path}")
+        address = terminal.push(directory.checkpoint_folder, push_to_hub)
+        terminal.show_next(_list_next(directory))
+        return {**files, "hub": address, **terminal.describe_run(record)}
+
+
+def _list_files(directory: RunDirectory) -> dict[str, Path]:
+    """Return what a search left, by name."""
+    report = directory.report_file
+    found = {"profile": directory.profile_file, "checkpoint": directory.checkpoint_folder}
+    return found | ({"report": report} if report.exists() else {})
+
+
+def _list_next(directory: RunDirectory) -> dict[str, str]:
+    """Return commands that may follow a search, by what they do."""
+    checkpoint = shlex.quote(str(directory.checkpoint_folder))
+    profile = shlex.quote(str(directory.profile_file))
+    return {
+        "check it": f"sparsity-search verify {checkpoint}",
+        "score it": f"sparsity-search evaluate {checkpoint} --text file:FILE",
+        "another budget": f"sparsity-search convert {profile} --sparsity S --out profile.json",
+        "search on": "the same command with more --minutes",
+        "load it": f"AutoModelForCausalLM.from_pretrained({str(directory.checkpoint_folder)!r})",
+    }
 
 
 def _choose_folder(config: RunConfig) -> Path:

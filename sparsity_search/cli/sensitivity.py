@@ -15,7 +15,7 @@ from sparsity_search.cli import options
     *options.LOADING,
     *options.CONFIGURATION,
 )
-def sensitivity(given: options.Given, out: options.OutFile) -> None:
+def sensitivity(given: options.Given, out: options.OutFile) -> options.Result:
     """Measure the losses of each unit once; `solve` then finds the profile for any sparsity.
 
     sparsity-search sensitivity smollm2 --pruner wanda --out scores.json
@@ -30,3 +30,4 @@ def sensitivity(given: options.Given, out: options.OutFile) -> None:
         scores = run(config, out, monitor=monitor)
     levels = sum(map(len, scores.counts))
     terminal.say(f"{out}: losses of {len(scores.layout)} units at {levels} levels in all")
+    return {"scores": out, "units": len(scores.layout), "levels": levels}

@@ -22,7 +22,7 @@ def solve(
         typer.Option(help="The profile, or a folder for several.", callback=options.check_out),
     ],
     allocator: Annotated[str, typer.Option(help="knapsack, greedy or lagrangian.")] = "knapsack",
-) -> None:
+) -> options.Result:
     """Find the profiles of least predicted loss from scores; no model is loaded.
 
     sparsity-search solve scores.json --sparsity 0.5,0.6,0.7 --out profiles
@@ -42,3 +42,13 @@ def solve(
             f"{file}: {profile.n_removed} of {profile.layout.n_weights} weights removed; "
             f"{'; '.join(allocation.notes)}"
         )
+    return {
+        "profiles": [
+            {
+                "profile": file,
+                **options.count_removed(allocation.profile),
+                "notes": allocation.notes,
+            }
+            for file, allocation in found.items()
+        ]
+    }

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
+from sparsity_search.cli.output import OUTPUT
 from sparsity_search.engine.monitor import Advance, Monitor
 from sparsity_search.errors import escape_controls
 from sparsity_search.plans.schedule import Schedule
@@ -37,7 +48,10 @@ err = Console(stderr=True, **_PLAIN)
 
 
 def silence_libraries() -> None:
-    """Silence the progress bars and chatter of the libraries; warnings stay."""
+    """Silence the progress bars and chatter of the libraries, unless ``-v`` asks for them."""
+    if OUTPUT.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+        return
     import optuna
     import transformers
 
@@ -52,24 +66,28 @@ def silence_libraries() -> None:
 
 
 def say(text: str) -> None:
-    """Print plain text; the terminal breaks its lines."""
+    """Print plain text unless the result is JSON; the terminal breaks its lines."""
+    if OUTPUT.json:
+        return
     _out.print(escape_controls(text), soft_wrap=True)
 
 
 def show_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, width: int = 0
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "l", width: int = 0
 ) -> None:
-    """Print a table whose first ``left`` columns are text and the others numbers.
+    """Print a table unless the result is JSON.
 
     Args:
         header: Names of the columns.
         rows: The cells.
-        left: Columns of text.
+        align: A letter for each column: l for text, r for numbers. Further columns are numbers.
         width: Least width, also in a terminal that is narrower.
     """
+    if OUTPUT.json:
+        return
     result = Table(header_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for index, title in enumerate(header):
-        result.add_column(escape_controls(title), justify="left" if index < left else "right")
+    for title, side in zip(header, align.ljust(len(header), "r"), strict=True):
+        result.add_column(escape_controls(title), justify="left" if side == "l" else "right")
     for row in rows:
         result.add_row(*map(escape_controls, row))
     wide = _out if width <= _out.width else Console(width=width, **_PLAIN)
@@ -78,21 +96,67 @@ def show_table(
 
 def show_run(record: RunRecord) -> None:
     """Print the table of a run, its result in a sentence, and what its last steps brought."""
-    from sparsity_search.report.steps import summarise_steps
-    from sparsity_search.report.table import list_columns, list_rows, summarise
+    from sparsity_search.report.table import list_columns, list_rows
 
     columns = list_columns(record)
-    show_table(columns, list_rows(record), left=2 if "pruner" in columns else 1, width=_RUN)
-    for sentence in filter(None, (summarise(record), summarise_steps(record))):
+    show_table(columns, list_rows(record), align="ll" if "pruner" in columns else "l", width=_RUN)
+    for sentence in _list_sentences(record):
         say(sentence)
+
+
+def describe_run(record: RunRecord) -> dict[str, Any]:
+    """Return the figures of a run, for the result of a command."""
+    results = record.results or {}
+    return {
+        "finished": record.results is not None,
+        "shipped": results.get("shipped"),
+        "summary": " ".join(_list_sentences(record)),
+        "rows": results.get("rows", []),
+        "steps": [
+            {"name": step.name, "pruner": step.pruner, "best": step.best, **step.row}
+            | {"seconds": step.seconds, "elapsed": step.elapsed}
+            for step in record.steps
+        ],
+    }
+
+
+def _list_sentences(record: RunRecord) -> list[str]:
+    """Return the result of a run in sentences."""
+    from sparsity_search.report.agreement import tell_disagreement
+    from sparsity_search.report.steps import summarise_steps
+    from sparsity_search.report.table import summarise
+
+    told = (summarise(record), summarise_steps(record), tell_disagreement(record))
+    return [sentence for sentence in told if sentence]
 
 
 def show_list(title: str, entries: Mapping[str, str]) -> None:
     """Print a title, and below it a line for each entry: its name and its description."""
+    if OUTPUT.json:
+        return
     _out.print(Text(title, style="bold"))
     width = max(map(len, entries), default=0)
     for name, line in entries.items():
         say(f"  {name:<{width}}  {line}")
+
+
+def push(folder: Path, repo: str | None) -> str | None:
+    """Upload a checkpoint to the hub if asked for, and return its address."""
+    if repo is None:
+        return None
+    from sparsity_search.models.io.publishing import publish
+
+    address = publish(folder, repo)
+    say(f"hub:         {address}")
+    return address
+
+
+def show_next(commands: Mapping[str, str]) -> None:
+    """Print commands that may come next, ready to copy, each after what it does."""
+    say("next:")
+    width = max(map(len, commands), default=0)
+    for what, command in commands.items():
+        say(f"  {what:<{width}}  {command}")
 
 
 @contextmanager
@@ -123,14 +187,20 @@ class TerminalMonitor(Monitor):
         self._limits = (rounds, minutes)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             BarColumn(bar_width=10),
-            TextColumn("left"),
             TimeRemainingColumn(compact=True),
+            _JobColumn(),
             console=err,
-            disable=not err.is_terminal,
+            expand=True,
+            disable=not err.is_terminal or OUTPUT.quiet,
         )
         self._search = _Search()
+        self._at = _At()
 
     def __enter__(self) -> TerminalMonitor:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,7 +223,7 @@ class TerminalMonitor(Monitor):
         if name == "search":
             self._search = _Search()  # scores of other searches and stages do not compare
             total = rounds or (round(60 * minutes) if minutes else None)
-        self._task = self._progress.add_task(name, total=total)
+        self._task = self._progress.add_task(name, total=total, at=self._at)
         started = time.monotonic()
 
         def advance(*_: object) -> None:
@@ -167,7 +237,7 @@ class TerminalMonitor(Monitor):
             self._progress.remove_task(self._task)
         if self.stopped() and not self._closing and name != "search":
             raise KeyboardInterrupt
-        err.print(f"{escape_controls(name)}: {time.monotonic() - started:.1f} s")
+        self._note(f"{escape_controls(name)}: {time.monotonic() - started:.1f} s")
 
     def measured(self, measurement: Measurement, top: int) -> None:
         """Show round, best score and speed, and the gain over the start if on the same tokens."""
@@ -177,7 +247,12 @@ class TerminalMonitor(Monitor):
         line = self._search.describe(measurement)
         self._progress.update(self._task, description=line, completed=done)
         if improved and not err.is_terminal:
-            err.print(line)
+            self._note(line)
+
+    def at_step(self, name: str, number: int, total: int, left: float) -> None:
+        """Show which step of the plan is made, and the time that is left of the job."""
+        self._at = _At(number, total, time.monotonic() + left)
+        self._note(f"step {number} of {total}: {escape_controls(name)}")
 
     def tell(self, message: str) -> None:
         """Print a message above the bar."""
@@ -185,7 +260,9 @@ class TerminalMonitor(Monitor):
 
     def planned(self, schedule: Schedule) -> None:
         """Print the steps of a plan with their times, and what they need."""
-        rows, elapsed = [], 0.0
+        if OUTPUT.quiet:
+            return
+        rows, elapsed = [], schedule.spent
         for step in schedule.steps:
             elapsed += (step.seconds or 0.0) if step.fits else 0.0
             rows.append(
@@ -197,7 +274,7 @@ class TerminalMonitor(Monitor):
                     step.why or "not measured: a guess",
                 )
             )
-        show_table(("step", "pruner", "takes", "done after", "measured"), rows, left=2)
+        show_table(("step", "pruner", "takes", "done after", "measured"), rows, align="llrrl")
         needs = f"{_format_gib(schedule.memory)} of memory, {_format_gib(schedule.disk)} on disk"
         say(f"text: {schedule.text}; {needs}")
 
@@ -209,11 +286,49 @@ class TerminalMonitor(Monitor):
         """Return whether a signal asked to stop."""
         return self.signal is not None
 
+    def _note(self, line: str) -> None:
+        """Print a line of progress."""
+        if not OUTPUT.quiet:
+            err.print(line)
+
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
             raise SystemExit(128 + number)
         self.signal = number
         err.print("stopping after the present step; once more to stop at once")
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where a job is.
+
+    Attributes:
+        number: Step of its plan, from 1 on; 0 outside of a plan.
+        total: Number of its steps.
+        end: When its time is over, by the monotonic clock; infinite without a limit.
+    """
+
+    number: int = 0
+    total: int = 0
+    end: float = math.inf
+
+    def describe(self) -> str:
+        """Return the step and the time that is left, at most 27 characters."""
+        if not self.number:
+            return ""
+        step = f"step {self.number} of {self.total}"
+        left = self.end - time.monotonic()
+        if not math.isfinite(left):
+            return step
+        return f"{step}, {format_duration(max(0.0, left))} left"
+
+
+class _JobColumn(ProgressColumn):
+    """The step of the plan and the time that is left of the whole job."""
+
+    def render(self, task: Task) -> Text:
+        at: _At = task.fields["at"]
+        return Text(at.describe())
 
 
 def _format_gib(n_bytes: int) -> str:

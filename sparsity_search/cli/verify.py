@@ -18,7 +18,7 @@ def verify(
         Path | None,
         typer.Option(help="A profile.json; by default that in the checkpoint or next to it."),
     ] = None,
-) -> None:
+) -> options.Result:
     """Check that a checkpoint is as it was saved, with exactly the zeros of its profile.
 
     sparsity-search verify runs/mine/checkpoint
@@ -39,3 +39,4 @@ def verify(
         if found.tensors is None
         else f"all {found.tensors} tensors are as they were saved"
     )
+    return {**options.count_removed(held), "units": len(held.layout), "tensors": found.tensors}

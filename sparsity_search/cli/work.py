@@ -14,7 +14,7 @@ def work(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a search that has --workers.")],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     storage: options.RunStorage = None,
-) -> None:
+) -> options.Result:
     """Measure candidates of a search that runs already, here or on another machine.
 
     It ends with the stage that the search is in. `search --workers` starts its own.
@@ -26,3 +26,4 @@ def work(
 
     with terminal.watch() as monitor:
         run(run_dir, device=device, storage=storage, monitor=monitor)
+    return {"run": run_dir}

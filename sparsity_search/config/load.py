@@ -20,12 +20,29 @@ from sparsity_search.errors import (
     suggest_name,
     told_of,
 )
-from sparsity_search.registry import ALLOCATORS
+from sparsity_search.registry import (
+    ALLOCATORS,
+    EVALUATORS,
+    PRUNERS,
+    SEARCHERS,
+    SENSITIVITIES,
+    Registry,
+)
 from sparsity_search.utils.reading import check_plain, parse_yaml, read_yaml
 from sparsity_search.utils.shapes import describe_fault, describe_faults
 
 #: Sections that name a plugin.
 _PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
+
+
+#: Registries of sections whose name cannot be a file.
+_REGISTRIES: Mapping[str, Registry[Any]] = {
+    "pruner": PRUNERS,
+    "finalise": PRUNERS,
+    "searcher": SEARCHERS,
+    "evaluator": EVALUATORS,
+    "sensitivity": SENSITIVITIES,
+}
 
 
 def load_config(
@@ -61,9 +78,11 @@ def load_config(
             if default is not None:
                 nested[section].setdefault("name", default.name)
     try:
-        return RunConfig.model_validate(nested)
+        config = RunConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError(describe_faults(error, describe=_describe_fault)) from error
+    _check_names(config)
+    return config
 
 
 def parse_setting(text: str, form: str) -> tuple[str, Any]:
@@ -87,6 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the contents of a file, or of the preset of that name."""
     if str(path) in list_presets():
         path = get_preset_file(str(path))
+    elif not path.suffix and not path.exists():
+        known = suggest_name(str(path), list_presets())
+        raise ConfigError(f"unknown preset {str(path)!r}: {known}, or give a .yaml file")
     with told_of(f"--config {path}"):
         value = read_yaml(path)
     if value is None:  # an empty file
@@ -102,6 +124,14 @@ def _read_as_plan(nested: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flatten({**nested, "plan": STUDY}).items():
         _assign(preset, key, value)
     return preset
+
+
+def _check_names(config: RunConfig) -> None:
+    """Check that plugins exist by their names, before torch is imported for them."""
+    for section, registry in _REGISTRIES.items():
+        chosen = getattr(config, section)
+        if chosen is not None:
+            registry.check(chosen.name)
 
 
 def _check_allocators(sections: Any) -> None:

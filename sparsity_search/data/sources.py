@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_search.data.text_files import BYTE_ORDER_MARK, read_json_lines, read_text
-from sparsity_search.errors import DataError
+from sparsity_search.errors import DataError, suggest_file
 from sparsity_search.utils.extras import require
 from sparsity_search.utils.files import compute_file_digest
 
@@ -133,7 +133,7 @@ def _resolve_file(path: Path) -> Path:
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a text file")
     if not path.is_file():
-        raise DataError(f"there is no text file {path}: check the path")
+        raise DataError(f"there is no text file {path}{suggest_file(path) or ': check the path'}")
     if path.suffix not in _READERS:
         raise DataError(f"cannot read {path.name}: give one of {', '.join(_READERS)}")
     if path.suffix == ".parquet":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sparsity_search.plans.schedule import Schedule
+from sparsity_search.runs.trail import StepRecord
 from sparsity_search.trials.history import Measurement
 
 #: Function to call after each part of a step.
@@ -42,11 +43,24 @@ class Monitor:
     def measured(self, measurement: Measurement, top: int) -> None:
         """Show a measurement; ``top`` is the index of the ladder's last rung."""
 
+    def judged(self, record: StepRecord) -> None:
+        """Show a candidate that is pruned as it would be shipped, and scored."""
+
     def tell(self, message: str) -> None:
         """Show a message that cannot wait for the end of a step."""
 
     def planned(self, schedule: Schedule) -> None:
         """Show what a search is going to do."""
+
+    def at_step(self, name: str, number: int, total: int, left: float) -> None:
+        """Show which step of a plan is made.
+
+        Args:
+            name: What it makes, for people.
+            number: Its number, from 1 on.
+            total: Number of steps.
+            left: Seconds that are left of the whole job; infinite without a limit.
+        """
 
     def close(self) -> None:
         """Let the steps that end a stopped job run to their end."""

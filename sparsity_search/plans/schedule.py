@@ -8,6 +8,9 @@ from typing import Protocol
 
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
 
+#: Part of the time that is kept for the errors of estimates when a step might give way.
+_SLACK = 0.1
+
 
 class StepPrices(Protocol):
     """Seconds that steps take on a machine."""
@@ -55,6 +58,7 @@ class Schedule:
         text: Where the text comes from.
         memory: Bytes in memory at most, without a forward pass and the libraries.
         disk: Bytes on disk: the checkpoint, and what is kept of a search.
+        spent: Seconds that the job has taken until now.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -62,6 +66,7 @@ class Schedule:
     text: str
     memory: int
     disk: int
+    spent: float = 0.0
 
 
 def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
@@ -75,10 +80,38 @@ def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
         prices: What steps take.
     """
     step, *later = steps
-    last = [other.rebuild.name for other in later if other.rebuild is not None]
+    pruners = _list_rebuilds(later)
     if step.search is None:
-        last = last[:1] if step.allocate is not None else []
-    return prices.save + sum(map(prices.judge, last))
+        pruners = pruners[:1] if step.allocate is not None else []
+    return prices.save + sum(map(prices.judge, pruners))
+
+
+def has_time(steps: Sequence[PlanStep], prices: StepPrices, left: float) -> bool:
+    """Return whether there is time for an allocation.
+
+    A step that gives way has none if the next allocation, which does not, fits without it alone.
+
+    Args:
+        steps: The step and all later ones.
+        prices: What steps take.
+        left: Seconds that are left for all of them.
+    """
+    step, *later = steps
+    seconds = prices.allocate(step)
+    if seconds + reserve(steps, prices) > left:
+        return False
+    own = (i for i, other in enumerate(later) if other.allocate and not other.gives_way)
+    following = next(own, None) if step.gives_way else None
+    if following is None:
+        return True
+    rest = later[following:]
+    after = (left - seconds) * (1 - _SLACK)
+    return not has_time(rest, prices, left) or has_time(rest, prices, after)
+
+
+def _list_rebuilds(steps: Sequence[PlanStep]) -> list[str]:
+    """Return the names of the pruners that prune anew in steps."""
+    return [step.rebuild.name for step in steps if step.rebuild is not None]
 
 
 def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep, ...]:
@@ -92,8 +125,8 @@ def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep
     baseline = prices.judge()
     found = [PlannedStep(UNIFORM, "", baseline, why="the baseline")]
     left -= baseline
-    for index, step in enumerate(plan.steps):
-        for planned in _plan_step(step, prices, left - reserve(plan.steps[index:], prices)):
+    for index in range(len(plan.steps)):
+        for planned in _plan_step(plan.steps[index:], prices, left):
             found.append(planned)
             left -= (planned.seconds or 0.0) if planned.fits else 0.0
     found += _plan_baseline(found, prices, left - prices.save)
@@ -110,11 +143,14 @@ def _plan_baseline(
         yield PlannedStep(f"{UNIFORM}, pruned anew", pruners[-1], seconds, seconds <= left)
 
 
-def _plan_step(step: PlanStep, prices: StepPrices, left: float) -> Iterator[PlannedStep]:
-    """Yield what a step makes in the time for it."""
+def _plan_step(
+    steps: Sequence[PlanStep], prices: StepPrices, left: float
+) -> Iterator[PlannedStep]:
+    """Yield what the first of steps makes in the time that is left."""
+    step, kept = steps[0], reserve(steps, prices)
     if step.allocate is not None:
         seconds, made = prices.allocate(step), 0
-        while made < step.repeat and (made + 1) * seconds <= left:
+        while made < step.repeat and has_time(steps, prices, left - made * seconds):
             made += 1
         times = f", at most {made} times" if made > 1 else ""
         name, total = f"{step.allocate}{times}", max(1, made) * seconds
@@ -122,8 +158,10 @@ def _plan_step(step: PlanStep, prices: StepPrices, left: float) -> Iterator[Plan
     elif step.rebuild is not None:
         pruner = step.rebuild.name
         seconds = prices.judge(pruner)
-        yield PlannedStep("the best, pruned anew", pruner, seconds, seconds <= left, step.why)
+        fits = seconds + kept <= left
+        yield PlannedStep("the best, pruned anew", pruner, seconds, fits, step.why)
     else:
+        left -= kept
         limited, least = left < float("inf"), prices.begin_search()
         seconds_left = max(left, least) if limited else None
         yield PlannedStep("search", "", seconds_left, least <= left, step.why)

@@ -6,9 +6,10 @@ exactly, and equality and hashing are exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from sparsity_search.errors import ProfileError
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.utils.files import compute_digest
-from sparsity_search.utils.shapes import Count, Shape, Size
+from sparsity_search.utils.shapes import Count, Shape, Size, parse_shape
 from sparsity_search.utils.versioned import VersionedJson
 
 #: Largest difference of a stated sparsity from that of the counts; other tools round it.
@@ -37,6 +38,15 @@ class _UnitShape(Shape):
     weights_each: Size | None = None
     sparsity: float | None = None
     pattern: str = ""
+
+
+class _SizedUnitShape(Shape):
+    """What the file must say of each unit, so that it can be read without a model."""
+
+    block: Count
+    role: str
+    of: Size
+    weights_each: Size
 
 
 class _ProfileShape(Shape):
@@ -154,6 +164,30 @@ class SparsityProfile:
             },
         }
 
+    def save(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the profile to a JSON file, atomically.
+
+        Args:
+            path: The file.
+            facts: Further entries, such as where the profile comes from.
+        """
+        PROFILE_JSON.write(path, {**self.to_json(), **(facts or {})})
+
+    @classmethod
+    def load(cls, path: Path, layout: Layout | None = None) -> SparsityProfile:
+        """Return the profile in a JSON file.
+
+        Args:
+            path: The file.
+            layout: The units of the model that it is for; by default those that it describes.
+
+        Raises:
+            ConfigError: The file cannot be read.
+            ProfileError: It is not a profile, or of another model.
+        """
+        value = PROFILE_JSON.read(path)
+        return cls.from_json(read_layout(value) if layout is None else layout, value)
+
     @classmethod
     def from_json(cls, layout: Layout, value: Any) -> SparsityProfile:
         """Return the profile of ``layout`` that a JSON object describes.
@@ -168,6 +202,31 @@ class SparsityProfile:
         profile = cls(layout, removed, tuple(entry.pattern for entry in entries))
         _check_totals(profile, stored)
         return profile
+
+
+def read_layout(value: Any) -> Layout:
+    """Return the units that a profile's JSON object describes.
+
+    It does not say how many weights were zero before: its units have none.
+
+    Raises:
+        ProfileError: It describes none, or not their sizes.
+    """
+    units = []
+    for name, entry in PROFILE_JSON.check(value)["units"].items():
+        each = parse_shape(
+            _SizedUnitShape, entry, f"not {PROFILE_JSON.kind}: {name}", ProfileError
+        )
+        units.append(
+            Unit(
+                name=name,
+                block=each.block,
+                role=each.role,
+                count=each.of,
+                cost=each.weights_each,
+            )
+        )
+    return Layout(units)
 
 
 def _check_same_model(layout: Layout, stored: _ProfileShape) -> None:

@@ -8,12 +8,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.markdown import escape, format_table
 from sparsity_search.report.rows import ResultRow, describe_pruner, list_pruners, tell_no_gain
 from sparsity_search.report.table import NONE, format_integer, format_number, format_percent
+
+#: How a checkpoint is used; it replaces no library.
+_USAGE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""
 
 
 def format_card(
@@ -36,11 +45,21 @@ def format_card(
     model = facts["model"]
     # only a model of the hub has a commit; a folder's path is nobody's business
     of_hub = model["name"] if model["revision"] else None
-    data = ModelCardData(base_model=of_hub, library_name="transformers", tags=["sparsity-search"])
     name = escape(of_hub or Path(model["name"]).name)
+    chosen: ResultRow = next((row for row in results if row["name"] == shipped), {})
+    figures = _list_results(facts, chosen)
+    data = ModelCardData(
+        base_model=of_hub,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pruning", "sparse", "sparsity-search"],
+        model_name=_name_plainly(model) if figures else None,
+        eval_results=figures or None,
+    )
     parts = [
         f"# {name} at {format_percent(profile.sparsity)} sparsity",
         _summarise(profile, facts),
+        _USAGE,
         format_table(("", ""), _list_origin(name, profile, facts)),
         "## Sparsity by role",
         format_table(("role", "units", "removed", "of", "sparsity"), _list_roles(profile)),
@@ -54,9 +73,36 @@ def format_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
+def _name_plainly(model: Mapping[str, Any]) -> str:
+    """Return the model's name for metadata: of a folder, its last part."""
+    return str(model["name"] if model["revision"] else Path(model["name"]).name)
+
+
+def _list_results(facts: Mapping[str, Any], row: ResultRow) -> list[EvalResult]:
+    """Return the figures of the checkpoint on the final text, for the hub's ``model-index``."""
+    text = facts["text"].get("final")
+    if text is None:
+        return []
+    measured = {"perplexity": row.get("perplexity"), facts.get("evaluator", ""): row.get("score")}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=_describe_text(text).partition(",")[0],
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in measured.items()
+        if metric and value is not None
+    ]
+
+
 def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
     layout = profile.layout
-    held = "Removed weights are zeros, which take as much room and time as any other."
+    held = (
+        "Removed weights are zeros, which by themselves save neither memory nor time: that needs "
+        "a format or kernels for sparse weights."
+    )
     if facts["removes"] != "weights":
         held = f"What is removed are structures ({escape(facts['removes'])})."
     removed, weights = format_integer(profile.n_removed), format_integer(layout.n_weights)

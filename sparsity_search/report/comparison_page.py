@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.comparison import (
     HEADER,
     LEGEND,
@@ -15,11 +16,11 @@ from sparsity_search.report.comparison import (
 )
 from sparsity_search.report.pages import (
     check_pages,
-    encode_image,
     list_provenance,
     render_page,
     tabulate_text,
 )
+from sparsity_search.report.seed_range import SeedRange
 from sparsity_search.report.table import NONE, format_percent
 from sparsity_search.runs.comparison import ComparisonRecord
 from sparsity_search.utils.files import write_bytes, write_text
@@ -39,42 +40,38 @@ def write_comparison(folder: Path) -> Path:
     check_pages()
     write_tables(folder)
     record = ComparisonRecord.read(folder)
-    images = draw_figures(record)
-    for name, (_, image) in images.items():
+    for name, image in draw_figures(record).items():
         write_bytes(record.folder.plot_file(name), image)
-    write_text(record.folder.report_file, render(record, images))
+    write_text(record.folder.report_file, render(record))
     return record.folder.report_file
 
 
-def draw_figures(record: ComparisonRecord) -> dict[str, tuple[str, bytes]]:
-    """Return captions and figures as PNG, by file name."""
+def draw_figures(record: ComparisonRecord) -> dict[str, bytes]:
+    """Return figures as PNG, by file name."""
     from sparsity_search.report import plots
 
-    curves: dict[str, dict[str, list[plots.SeedRange]]] = {}
     figures = {}
-    for group in record.groups():
-        pruner, target = group.condition
-        values, mean = group.values("perplexity"), group.mean("perplexity")
-        if mean is not None:
-            point = plots.SeedRange(target, mean, min(values), max(values))
-            curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
-    if curves:
-        caption = "Mean over seeds, whiskers from the least to the greatest; logarithmic."
-        figures["perplexity"] = (caption, plots.encode_png(plots.draw_perplexity(curves)))
-    conditions = dict.fromkeys(group.condition for group in record.groups())
-    for index, (pruner, target) in enumerate(conditions):
-        if profiles := record.profiles(pruner, target):
-            title = f"Mean sparsity of each block, {pruner} at {format_percent(target)}"
-            figure = plots.draw_comparison(profiles, target=target, title=title)
-            figures[f"profiles-{index}"] = (
-                "Profiles of the first seed.",
-                plots.encode_png(figure),
-            )
-    return figures
+    if curves := _list_curves(record):
+        figures["perplexity"] = plots.draw_perplexity(curves)
+    for name, (title, target, profiles) in _list_profiles(record).items():
+        figures[name] = plots.draw_comparison(profiles, target=target, title=title)
+    return {name: plots.encode_png(figure) for name, figure in figures.items()}
 
 
-def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) -> str:
-    """Return the page as HTML, with images embedded."""
+def render(record: ComparisonRecord) -> str:
+    """Return the page as HTML, with charts inside."""
+    from sparsity_search.report import charts
+
+    found: dict[str, charts.Chart] = {}
+    captions = {}
+    if curves := _list_curves(record):
+        found["perplexity"] = charts.draw_perplexity(curves)
+        captions["perplexity"] = (
+            "Mean over seeds, whiskers from the least to the greatest; logarithmic."
+        )
+    for name, (title, target, profiles) in _list_profiles(record).items():
+        found[name] = charts.draw_comparison(profiles, target=target, title=title)
+        captions[name] = "Profiles of the first seed."
     context = {
         "title": f"Allocators on {record.facts.get('model', {}).get('name', NONE)}",
         "finished": len(record.rows) == len(record.facts["rows"]),
@@ -86,9 +83,36 @@ def render(record: ComparisonRecord, images: Mapping[str, tuple[str, bytes]]) ->
         "settings": _list_settings(record),
         "provenance": list_provenance(record.facts),
         "text": tabulate_text(record.facts.get("text", {})),
-        "images": [(n, caption, encode_image(image)) for n, (caption, image) in images.items()],
     }
-    return render_page("comparison.html.j2", context)
+    return render_page("comparison.html.j2", context, found, **captions)
+
+
+def _list_curves(record: ComparisonRecord) -> dict[str, dict[str, list[SeedRange]]]:
+    """Return perplexities against sparsities, by pruner and allocator."""
+    curves: dict[str, dict[str, list[SeedRange]]] = {}
+    for group in record.groups():
+        pruner, target = group.condition
+        values, mean = group.values("perplexity"), group.mean("perplexity")
+        if mean is not None:
+            point = SeedRange(target, mean, min(values), max(values))
+            curves.setdefault(pruner, {}).setdefault(group.allocator, []).append(point)
+    return curves
+
+
+def _list_profiles(
+    record: ComparisonRecord,
+) -> dict[str, tuple[str, float, Mapping[str, SparsityProfile]]]:
+    """Return title, uniform level and profiles of each condition, by the name of its figure."""
+    conditions = dict.fromkeys(group.condition for group in record.groups())
+    return {
+        f"profiles-{index}": (
+            f"Mean sparsity of each block, {pruner} at {format_percent(target)}",
+            target,
+            profiles,
+        )
+        for index, (pruner, target) in enumerate(conditions)
+        if (profiles := record.profiles(pruner, target))
+    }
 
 
 def _list_settings(record: ComparisonRecord) -> dict[str, str]:

@@ -16,8 +16,10 @@ from sparsity_search.report.hypervolume import (
     select_front,
     trace_hypervolume,
 )
-from sparsity_search.report.pages import can_draw_pages
+from sparsity_search.report.pages import can_draw_pages, render_page
 from sparsity_search.report.rows import describe_pruner, find_uniform
+from sparsity_search.report.seed_range import SeedRange
+from sparsity_search.report.table import format_number, format_percent
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scores
 from sparsity_search.utils.files import write_bytes, write_text
@@ -26,6 +28,8 @@ from sparsity_search.utils.versioned import VersionedJson
 
 #: Name of the file of a front.
 FRONT = "front.json"
+#: Name of its page.
+FRONT_PAGE = "front.html"
 
 
 class _FrontShape(Shape):
@@ -116,7 +120,7 @@ class FrontRecord:
 
 
 def write_front(folder: Path, storage: str | None = None) -> FrontRecord:
-    """Write ``front.json``, ``front.csv`` and, with the extra ``report``, ``front.png``.
+    """Write a front's JSON and CSV files and, with the extra ``report``, its page and figure.
 
     Args:
         folder: Folder of the searches.
@@ -134,13 +138,63 @@ def write_front(folder: Path, storage: str | None = None) -> FrontRecord:
     write_text(folder / "front.csv", text.getvalue())
     if can_draw_pages():
         write_bytes(folder / "front.png", _draw(found))
+        write_text(folder / FRONT_PAGE, render(found))
     return found
+
+
+def render(found: FrontRecord) -> str:
+    """Return the page of a front as HTML, with charts inside."""
+    from sparsity_search.report import charts
+
+    first = next(iter(found.runs.values()))
+    profiles = {
+        f"{record.asked:.2%}": record.shipped
+        for record in found.runs.values()
+        if record.shipped is not None
+    }
+    name = first.run.get("model", {}).get("name") or first.config["model"]["name"]
+    header = ("profile", "target", first.removal, "score", "perplexity", "on the front")
+    rows = [
+        (
+            f"{row['run']}/{row['name']}",
+            format_percent(row["target"]),
+            format_percent(_get_removed(row)),
+            format_number(row["score"]),
+            format_number(row["perplexity"]),
+            "yes" if row["on_front"] else "",
+        )
+        for row in found.rows
+    ]
+    context = {
+        "title": f"{name}: {len(found.runs)} budgets",
+        "summary": f"{sum(row['on_front'] for row in found.rows)} of {len(rows)} profiles are "
+        f"beaten by no other one in both score and {first.removal}.",
+        "result": {"header": header, "rows": rows},
+        "runs": list(found.runs),
+    }
+    shown = {
+        "perplexity": charts.draw_perplexity(_list_curves(found), first.removal),
+        "profiles": charts.draw_comparison(
+            profiles, target=None, title="Mean sparsity of each block, by budget"
+        ),
+    }
+    captions = {
+        "perplexity": "The shipped profile of each budget beside the uniform one; logarithmic.",
+        "profiles": "The shipped profiles.",
+    }
+    return render_page("front.html.j2", context, shown, **captions)
 
 
 def _draw(found: FrontRecord) -> bytes:
     from sparsity_search.report import plots
 
-    curves: dict[str, dict[str, list[plots.SeedRange]]] = {}
+    removal = next(iter(found.runs.values())).removal
+    return plots.encode_png(plots.draw_perplexity(_list_curves(found), removal))
+
+
+def _list_curves(found: FrontRecord) -> dict[str, dict[str, list[SeedRange]]]:
+    """Return the perplexity of shipped and uniform profiles, by pruner."""
+    curves: dict[str, dict[str, list[SeedRange]]] = {}
     for record in found.runs.values():
         rows = (record.results or {})["rows"]
         shipped = find_shipped_name(record.results)
@@ -151,10 +205,9 @@ def _draw(found: FrontRecord) -> bytes:
         for name, row in {"uniform": uniform, "searched": chosen}.items():
             value = row.get("perplexity")
             if value and (name == "uniform" or row is not uniform):
-                point = plots.SeedRange(_get_removed(row), value, value, value)
+                point = SeedRange(_get_removed(row), value, value, value)
                 lines.setdefault(name, []).append(point)
-    removal = next(iter(found.runs.values())).removal
-    return plots.encode_png(plots.draw_perplexity(curves, removal))
+    return curves
 
 
 def _get_removed(row: Mapping[str, Any]) -> float:

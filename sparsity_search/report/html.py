@@ -1,19 +1,18 @@
-"""One HTML file that needs nothing else: figures inside, no scripts, no links to load."""
+"""The report of a run: one HTML file that needs nothing else, and figures as PNG."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from sparsity_search.errors import MissingMeasurementsWarning
 from sparsity_search.report import steps, table
+from sparsity_search.report.agreement import tell_disagreement
 from sparsity_search.report.pages import (
     check_pages,
-    encode_image,
     list_provenance,
     render_page,
     tabulate_text,
@@ -23,12 +22,15 @@ from sparsity_search.runs.record import RunRecord, find_shipped_name, trace_scor
 from sparsity_search.runs.redact import redact
 from sparsity_search.utils.files import write_bytes, write_text
 
+if TYPE_CHECKING:
+    from sparsity_search.report.charts import Chart
+
 #: What the figures show, by file name.
 CAPTIONS = {
     "steps": "Each candidate where it was ready, and the best score so far, on text that no step "
-    "reads. Diamonds were rebuilt by another pruner.",
-    "profile": "Above, the sparsity of each role in each block, and the mean weighted by size; "
-    "below, how far each lies from the uniform level.",
+    "reads. Lower is better.",
+    "profile": "The sparsity of each role in each block of the shipped profile.",
+    "map": "How far each unit of the shipped profile lies from the uniform level.",
     "comparison": "Where the compared profiles prune more, and where less.",
     "score": "How the score on the search text fell; dashed, the candidates that the search "
     "began with, on the same tokens. It is measured on the supernet, so it is not comparable "
@@ -63,10 +65,9 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
         warnings.warn(f"{state}: {record.missing}", MissingMeasurementsWarning, stacklevel=2)
         if kept:
             return directory.report_file
-    images = draw_figures(record)
-    for name, image in images.items():
+    for name, image in draw_figures(record).items():
         write_bytes(directory.plot_file(name), image)
-    write_text(directory.report_file, render(record, images))
+    write_text(directory.report_file, render(record))
     return directory.report_file
 
 
@@ -96,23 +97,40 @@ def draw_figures(record: RunRecord) -> dict[str, bytes]:
     return {name: plots.encode_png(figure) for name, figure in figures.items()}
 
 
-def render(record: RunRecord, images: Mapping[str, bytes]) -> str:
-    """Return the report as HTML, with images embedded and credentials hidden."""
-    return render_page(
-        "template.html.j2",
-        {
-            **redact(_build_context(record), _list_secrets(record)),
-            "images": {name: encode_image(image) for name, image in images.items()},
-            "captions": CAPTIONS,
-        },
-    )
+def draw_charts(record: RunRecord) -> dict[str, Chart]:
+    """Return the charts that a record has the data for, by name."""
+    from sparsity_search.report import charts
+
+    found: dict[str, Chart] = {}
+    score = str(record.config["evaluator"]["name"]).replace("_", " ")
+    if len(record.steps) > 1 and any(step.score is not None for step in record.steps):
+        found["steps"] = charts.draw_steps(record.steps, score=score)
+    if record.shipped is not None:
+        found["profile"] = charts.draw_profile(record.shipped, target=record.target)
+        found["map"] = charts.draw_heat_map(record.shipped, target=record.target)
+    if len(record.distinct_profiles) > 1:
+        profiles = record.distinct_profiles
+        found["comparison"] = charts.draw_comparison(profiles, target=record.target)
+    scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
+    if scores.scores:
+        references = {} if record.fresh else record.initial_scores
+        name = "winners" if record.fresh else "score"
+        found[name] = charts.draw_scores(scores, references, score=score, fresh=record.fresh)
+    return found
+
+
+def render(record: RunRecord) -> str:
+    """Return the report as HTML, with charts inside and credentials hidden."""
+    secrets = _list_secrets(record)
+    charts = redact(draw_charts(record), secrets)
+    return render_page("run.html.j2", redact(_build_context(record), secrets), charts, **CAPTIONS)
 
 
 def _build_context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
+    name = record.run.get("model", {}).get("name") or record.config["model"]["name"]
     return {
-        "title": record.run.get("model", {}).get("name") or record.config["model"]["name"],
-        "asked": table.describe_budget(record),
+        "title": f"{name} at {table.describe_budget(record)}",
         "shipped": find_shipped_name(record.results),
         "warned": record.results is None or bool(table.warn_of_no_gain(record)),
         "missing": record.missing,
@@ -124,6 +142,7 @@ def _build_context(record: RunRecord) -> dict[str, Any]:
         "search": table.list_search_facts(record),
         "steps": {"header": steps.STEP_HEADER, "rows": steps.list_step_rows(record)},
         "gained": steps.summarise_steps(record),
+        "disagreement": tell_disagreement(record),
         "times": table.list_times(record),
         "method": _collect_method(record),
         "provenance": list_provenance(run),

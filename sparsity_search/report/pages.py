@@ -1,15 +1,17 @@
-"""Pages of HTML that load nothing, with figures inside; they need the extra ``report``."""
+"""Pages of HTML that load nothing, with charts inside; they need the extra ``report``."""
 
 from __future__ import annotations
 
-import base64
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsity_search.errors import MissingExtraError, MissingExtraWarning
 from sparsity_search.report.table import NONE
 from sparsity_search.utils.extras import require
+
+if TYPE_CHECKING:
+    from sparsity_search.report.charts import Chart
 
 
 def check_pages() -> None:
@@ -18,7 +20,7 @@ def check_pages() -> None:
     Raises:
         MissingExtraError: The extra ``report`` is not installed.
     """
-    require("a report", "report", "matplotlib", "jinja2")
+    require("a report", "report", "matplotlib", "plotly", "jinja2")
 
 
 def can_draw_pages() -> bool:
@@ -34,28 +36,32 @@ def can_draw_pages() -> bool:
     return True
 
 
-def render_page(template: str, context: Mapping[str, Any]) -> str:
+def render_page(
+    template: str, context: Mapping[str, Any], charts: Mapping[str, Chart], **captions: str
+) -> str:
     """Return a page that needs no other file.
 
     Args:
-        template: Name of the template in this folder.
+        template: Name of the template in ``templates``.
         context: Its variables; all texts are escaped.
+        charts: Its charts by name, in the order in which they are shown.
+        captions: What they show, by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from sparsity_search.report.charts import read_library
+
     environment = Environment(
-        loader=PackageLoader("sparsity_search", "report"),
+        loader=PackageLoader("sparsity_search", "report/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(context)
-
-
-def encode_image(png: bytes) -> str:
-    """Return an image as text, to embed it."""
-    return base64.b64encode(png).decode()
+    environment.policies["json.dumps_kwargs"] = {}  # charts keep their order
+    library = read_library() if charts else ""
+    more = {"charts": charts, "captions": captions, "library": library}
+    return environment.get_template(template).render({**context, **more})
 
 
 def list_provenance(facts: Mapping[str, Any]) -> dict[str, str]:

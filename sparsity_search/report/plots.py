@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.report.seed_range import SeedRange
 from sparsity_search.report.table import format_number
 from sparsity_search.runs.gains import trace_best
 from sparsity_search.runs.record import ScoreTrace
@@ -26,15 +27,6 @@ MARKERS = "osD^vPX*<>"
 LINES = ("-", "-.", ":")
 INK, GREY, GRID = "#222222", "#767676", "#E4E4E4"
 DPI = 160
-
-
-class SeedRange(NamedTuple):
-    """The values of all seeds at one sparsity: mean, least and greatest."""
-
-    sparsity: float
-    mean: float
-    low: float
-    high: float
 
 
 def draw_profile(profile: SparsityProfile, *, target: float, title: str) -> Figure:
@@ -88,7 +80,7 @@ def draw_comparison(
 def draw_scores(
     trace: ScoreTrace, references: Mapping[str, float], *, score: str, fresh: bool = False
 ) -> Figure:
-    """Draw the best score against time and against evaluations.
+    """Draw the best score against time and against tokens.
 
     Args:
         trace: At least one point.
@@ -101,7 +93,7 @@ def draw_scores(
     left, right = figure.subplots(1, 2, sharey=True)
     scale, unit = _choose_unit(trace.elapsed[-1])
     times = [elapsed / scale for elapsed in trace.elapsed]
-    for axes, xs in ((left, times), (right, trace.evaluations)):
+    for axes, xs in ((left, times), (right, trace.tokens)):
         _draw_steps(axes, xs, trace.scores, fresh)
         for name, value in references.items():
             style = {**_choose_style(name, references), "lw": 1.4, "ls": "--"}
@@ -109,8 +101,8 @@ def draw_scores(
         axes.set_xlim(left=0)
         axes.margins(y=0.08)
     _style_axes(left, ylabel=score, xlabel=f"search time ({unit})")
-    _style_axes(right, xlabel="evaluations at all rungs")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    _style_axes(right, xlabel="tokens measured at all rungs")
+    right.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if not fresh:
         _draw_legend(right)
     return figure

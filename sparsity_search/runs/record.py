@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsity_search.errors import (
     ConfigError,
@@ -22,7 +22,11 @@ from sparsity_search.runs.stage_spaces import AROUND, SEARCHED
 from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.spaces.levels import Candidate
 from sparsity_search.trials import store
-from sparsity_search.trials.history import Fidelity, Measurement
+from sparsity_search.trials.history import Fidelity, History, Measurement
+from sparsity_search.utils.extras import require
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,22 @@ class RunRecord:
         )
 
     @property
+    def history(self) -> History:
+        """The measurements of the search."""
+        return History(list(self.measurements), fresh=self.fresh)
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each profile of the final comparison, as a table of pandas.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        require("a table", "frames", "pandas")
+        from pandas import DataFrame
+
+        return DataFrame((self.results or {}).get("rows", []))
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The configuration, in sections."""
         return self.run["config"]  # type: ignore[no-any-return]
@@ -139,8 +159,13 @@ class RunRecord:
 
     @property
     def rebuilt(self) -> set[str]:
-        """Names of candidates that have the profile of another one, and a last pruner."""
-        return {step.name for step in self.steps if step.pruner != self.steps[0].pruner}
+        """Names of candidates that have the profile of an earlier one, and another pruner."""
+        return {
+            step.name
+            for index, step in enumerate(self.steps)
+            for other in self.steps[:index]
+            if step.profile == other.profile and step.pruner != other.pruner
+        }
 
     @property
     def distinct_profiles(self) -> dict[str, SparsityProfile]:
@@ -180,6 +205,11 @@ class RunRecord:
         return {n: m.score.value for n, m in zip(names, first, strict=False) if not m.failed}
 
 
+def load_run(run_dir: Path | str, storage: str | None = None) -> RunRecord:
+    """Return the record of a run, finished or not; see `RunRecord.read`."""
+    return RunRecord.read(Path(run_dir), storage)
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreTrace:
     """Top-rung scores in the course of a search; one entry each a point.
@@ -187,11 +217,13 @@ class ScoreTrace:
     Attributes:
         elapsed: Search time in seconds.
         evaluations: Measurements so far, of all rungs.
+        tokens: Tokens that these were measured on.
         scores: The best score so far; with fresh tokens, of the round's winner.
     """
 
     elapsed: tuple[float, ...]
     evaluations: tuple[int, ...]
+    tokens: tuple[int, ...]
     scores: tuple[float, ...]
 
 
@@ -206,21 +238,23 @@ def trace_scores(
         fresh: Each round had its own tokens, so its scores are comparable within it only: one
             point a round, the score of its winner.
     """
-    points: dict[int, tuple[float, int, float]] = {}
-    best = float("inf")
+    points: dict[int, tuple[float, int, int, float]] = {}
+    best, tokens = float("inf"), 0
     seen: set[tuple[Fidelity, Candidate]] = set()
     round_ = -1
     for number, m in enumerate(measurements, start=1):
         key = (m.fidelity, m.candidate)
+        tokens += m.fidelity.tokens
         if m.rung != top_rung or m.failed or key in seen:
             continue
         seen.add(key)
         if fresh and m.round != round_:
             round_, best = m.round, float("inf")
         best = min(best, m.score.value)
-        points[m.round if fresh else number] = (m.elapsed, number, best)
-    elapsed, evaluations, scores = zip(*points.values(), strict=True) if points else ((), (), ())
-    return ScoreTrace(elapsed, evaluations, scores)
+        points[m.round if fresh else number] = (m.elapsed, number, tokens, best)
+    if not points:
+        return ScoreTrace((), (), (), ())
+    return ScoreTrace(*zip(*points.values(), strict=True))
 
 
 def load_measurements(run_dir: Path, storage: str | None = None) -> list[Measurement]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import TYPE_CHECKING
 
 from sparsity_search.spaces.levels import Candidate
+from sparsity_search.utils.extras import require
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,32 @@ class History:
     def close_round(self, survivors: Sequence[Candidate]) -> None:
         """Record the survivors of the round that ends now."""
         self.winners.append(tuple(survivors))
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each measurement, oldest first, as a table of pandas.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        require("a table", "frames", "pandas")
+        from pandas import DataFrame
+
+        rows = [
+            {
+                "round": m.round,
+                "rung": m.rung,
+                "tokens": m.fidelity.tokens,
+                "draw": m.fidelity.subset,
+                "candidate": m.candidate,
+                "score": m.score.value,
+                "failed": m.failed,
+                "seconds": m.seconds,
+                "elapsed": m.elapsed,
+                "worker": m.worker,
+            }
+            for m in self.measurements
+        ]
+        return DataFrame(rows)
 
     @property
     def survivors(self) -> tuple[Candidate, ...]:

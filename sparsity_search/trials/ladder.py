@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import t  # type: ignore[import-untyped]
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from sparsity_search.errors import ConfigError
 from sparsity_search.spaces.levels import Candidate
@@ -178,4 +178,4 @@ def is_worse(found: Sequence[float], best: Sequence[float], confidence: float) -
     if len(parts) < 2 or not parts.any():
         return False
     error = parts.std(ddof=1) / math.sqrt(len(parts))
-    return bool(parts.mean() > t.ppf(confidence, len(parts) - 1) * error)
+    return bool(parts.mean() > stdtrit(len(parts) - 1, confidence) * error)

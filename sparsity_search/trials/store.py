@@ -1,15 +1,17 @@
 """Measurements in an Optuna study: one measurement is one trial.
 
 The candidate is one attribute, not one parameter for each unit: 210 parameters would cost about
-100 ms a trial in a journal, one attribute costs about 1.5 ms. Trials of a space of parameters
-also hold the parameters, so that Optuna's tools show them, and the counts of the profile, which
-cannot be computed without the model. Only the attribute is read back.
+100 ms a trial in a journal, one attribute costs about 1.5 ms. For Optuna's tools, trials of a
+space of levels have parameters that people can read: the rung, and the sparsity of each role and
+of each sixth of the depth. Trials of a space of parameters have these, and the counts of the
+profile, which cannot be computed without the model. Only attributes are read back.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ from sparsity_search.utils.files import check_fingerprint, compute_digest
 
 FINGERPRINT = "fingerprint"
 PROFILE = "profile"
+#: Parts of the depth that a trial shows, and the greatest number of a rung.
+_PARTS, _RUNGS = 6, 99
 #: Attributes of a trial, and the key of the latter that holds a checksum.
 _CANDIDATE, _MEASUREMENT, _CHECKSUM = "candidate", "measurement", "checksum"
 
@@ -150,12 +154,12 @@ def _list_finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _to_trial(m: Measurement, space: Space | None, study: str) -> FrozenTrial:
-    parameters = space.parameters if space else ()
+    params, distributions = _list_params(m, space) if space else ({}, {})
     trial = create_trial(
         state=TrialState.FAIL if m.failed else TrialState.COMPLETE,
         value=None if m.failed else m.score.value,
-        params=space.values(m.candidate) if space else {},
-        distributions={p.name: _build_distribution(p) for p in parameters},
+        params=params,
+        distributions=distributions,
         user_attrs={
             _CANDIDATE: ",".join(map(str, m.candidate)),
             _MEASUREMENT: {
@@ -172,7 +176,39 @@ def _to_trial(m: Measurement, space: Space | None, study: str) -> FrozenTrial:
         },
     )
     trial.user_attrs[_MEASUREMENT][_CHECKSUM] = _compute_checksum(trial, study)
+    assert trial.datetime_complete is not None
+    trial.datetime_start = trial.datetime_complete - timedelta(seconds=m.seconds)
     return trial
+
+
+def _list_params(
+    m: Measurement, space: Space
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Return what Optuna's tools show of a candidate, with its ranges."""
+    if space.parameters:
+        distributions = {p.name: _build_distribution(p) for p in space.parameters}
+        return space.values(m.candidate), distributions
+    profile = space.profile(m.candidate)
+    shares = {f"sparsity of {role}": share for role, share in profile.grouped("role").items()}
+    shares |= _average_by_depth(profile)
+    distributions = {name: FloatDistribution(0.0, 1.0) for name in shares}
+    return {"rung": m.rung, **shares}, {"rung": IntDistribution(0, _RUNGS), **distributions}
+
+
+def _average_by_depth(profile: SparsityProfile) -> dict[str, float]:
+    """Return the sparsity of each part of the depth, weighted by size, by its name."""
+    n_blocks = profile.layout.n_blocks
+    blocks = {block: index for index, block in enumerate(profile.grouped("block"))}
+    removed, sizes = [0] * _PARTS, [0] * _PARTS
+    for unit, count in zip(profile.layout, profile.removed, strict=True):
+        part = blocks[unit.block] * _PARTS // n_blocks
+        removed[part] += count * unit.cost
+        sizes[part] += unit.size
+    return {
+        f"sparsity of depth {part + 1}/{_PARTS}": removed[part] / sizes[part]
+        for part in range(_PARTS)
+        if sizes[part]
+    }
 
 
 def _compute_checksum(trial: FrozenTrial, study: str) -> str:

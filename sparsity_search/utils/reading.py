@@ -16,7 +16,13 @@ from typing import Any
 
 import yaml
 
-from sparsity_search.errors import ConfigError, SparsitySearchError, show_value, told_of
+from sparsity_search.errors import (
+    ConfigError,
+    SparsitySearchError,
+    show_value,
+    suggest_file,
+    told_of,
+)
 
 #: Largest text, in bytes: the reader of YAML is slow, and takes fifty times a text's memory.
 MAX_BYTES, MAX_YAML_BYTES = 2**30, 2**22
@@ -182,7 +188,8 @@ def _describe(
     """Return the error for a file that cannot be opened or decoded."""
     if isinstance(fault, UnicodeDecodeError):
         return error(f"{path} is not UTF-8 text: convert it first")
-    return error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}")
+    near = suggest_file(path) if isinstance(fault, FileNotFoundError) else ""
+    return error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}{near}")
 
 
 def _describe_syntax(language: str, error: Exception) -> ConfigError:

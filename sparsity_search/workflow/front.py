@@ -11,6 +11,7 @@ from sparsity_search.engine.monitor import Monitor
 from sparsity_search.errors import ConfigError
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.report.front import write_front
+from sparsity_search.report.pages import can_draw_pages
 from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.workflow.search import search
 
@@ -49,8 +50,10 @@ def search_front(
     if len(targets) < 2 or len({_name_run(target) for target in targets}) != len(targets):
         raise ConfigError(f"a front needs at least two different values of {of}, e.g. 0.5,0.6,0.7")
     budgets = [Budget(target) for target in sorted(targets)]
+    can_draw_pages()  # warns before the work if it cannot
     before: list[str] = []
-    for budget in budgets:
+    for number, budget in enumerate(budgets, start=1):
+        monitor.tell(f"{of} {budget.target:.2%}, budget {number} of {len(budgets)}")
         run = out / _name_run(budget.target)
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}

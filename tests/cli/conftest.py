@@ -40,6 +40,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands begin with a model that does not exist; it is missed when it is loaded."""
+    monkeypatch.setattr("sparsity_search.models.io.locating.locate", lambda *_: None)
+
+
+@pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:

@@ -16,6 +16,7 @@ from .conftest import Outcome
 Cli = Callable[..., Outcome]
 
 
+@pytest.mark.usefixtures("any_model")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

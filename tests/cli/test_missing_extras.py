@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.conftest import SMALL, Outcome
 
+pytestmark = pytest.mark.usefixtures("any_model")
+
 Cli = Callable[..., Outcome]
 Without = Callable[[str], None]
 
@@ -29,7 +31,7 @@ def assert_reported_once(outcome: Outcome, missing: str) -> None:
     assert not any("sparsity-search[report]" in line for line in others)
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("missing", ["matplotlib", "plotly", "jinja2"])
 def test_a_search_without_pages(
     cli: Cli, without: Without, model: Path, text: Path, tmp_path: Path, missing: str
 ) -> None:

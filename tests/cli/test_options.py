@@ -18,6 +18,8 @@ from sparsity_search.errors import ConfigError, ExperimentalWarning
 
 from .conftest import Outcome
 
+pytestmark = pytest.mark.usefixtures("any_model")
+
 SHARED = [option for option in vars(options).values() if isinstance(option, options.Option)]
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from .conftest import SMALL, Outcome
 
+pytestmark = pytest.mark.usefixtures("any_model")
+
 Cli = Callable[..., Outcome]
 
 #: A plan of counts: without minutes the same command always gives the same profile.

@@ -88,3 +88,25 @@ def test_the_second_signal_ends_at_once() -> None:
     with pytest.raises(SystemExit) as ended:
         monitor._interrupt(signal.SIGINT, None)
     assert ended.value.code == 130
+
+
+def test_the_step_and_the_time_of_the_whole_job_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monitor = TerminalMonitor()
+    assert monitor._at.describe() == ""
+    monitor.at_step("gauss_newton", 4, 9, 754.4)
+    assert capsys.readouterr().err == "step 4 of 9: gauss_newton\n"
+    assert monitor._at.describe() == "step 4 of 9, 12 min 34 s left"
+    monitor.at_step("search", 10, 12, inf)
+    assert monitor._at.describe() == "step 10 of 12"
+    monitor.at_step("search", 10, 12, -5.0)
+    assert monitor._at.describe() == "step 10 of 12, 0.0 s left"
+
+
+def test_numbers_stand_right_and_texts_left(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show_table(("a", "b", "c"), [("x", "1", "y"), ("xx", "10", "yyyy")], align="lrl")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if "x" in line]
+    assert [line.split() for line in lines] == [["x", "1", "y"], ["xx", "10", "yyyy"]]
+    assert lines[0].index("1") == lines[1].index("10") + 1
+    assert lines[0].index("y") == lines[1].index("yyyy")

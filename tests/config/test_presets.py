@@ -34,5 +34,5 @@ def test_options_win_over_presets() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ConfigError, match="--config tyre: cannot read"):
+    with pytest.raises(ConfigError, match="unknown preset 'tyre': did you mean 'tyr'"):
         load_config(Path("tyre"), NEEDED)

@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from sparsity_search.plans.plan import Plan, PlanStep
-from sparsity_search.plans.schedule import plan_steps, reserve
+from sparsity_search.plans.schedule import has_time, plan_steps, reserve
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,10 @@ class Prices:
         return {"": 10.0, "alps": 100.0, "admm": 1000.0}[pruner]
 
     def allocate(self, step: PlanStep) -> float:
-        del step
-        return 1000.0
+        return {"owl": 20010.0, "gauss_newton": 40010.0}[str(step.allocate)]
 
     def begin_search(self) -> float:
-        return 10000.0
+        return 300000.0
 
 
 PLAN = Plan.model_validate(
@@ -44,17 +43,36 @@ def test_a_study_leaves_time_for_all_later_pruning_and_allocators_for_the_first(
 
 
 @pytest.mark.parametrize(
+    ("left", "gives_way", "fits"),
+    [
+        (64578, True, True),  # both have time: 20010, and 40111 with a tenth to spare
+        (64577, True, False),  # the next one would have a second too little
+        (64577, False, True),
+        (40110, True, True),  # there is no time for the next one in any case
+        (20110, True, False),  # 101 for the end
+    ],
+)
+def test_a_step_gives_way_to_an_allocation_that_fits_without_it_alone(
+    left: float, gives_way: bool, fits: bool
+) -> None:
+    first = PLAN.steps[0].model_copy(update={"gives_way": gives_way})
+    steps = (first, first, *PLAN.steps[1:])  # another one that gives way is not in the way
+    assert has_time(steps, Prices(), left) == fits
+
+
+@pytest.mark.parametrize(
     ("left", "seconds"),
     [
-        (inf, [10, 1000, 3000, None, 100, 100, 1]),
-        # 111 for the baseline and the end, 4000 for the allocations, and what is left
-        (20111, [10, 1000, 3000, 16000, 100, -100, 1]),
-        (14111, [10, 1000, 3000, 10000, 100, -100, 1]),
-        (14110, [10, 1000, 3000, -10000, 100, 100, 1]),
-        (3111, [10, 1000, 2000, -10000, 100, -100, 1]),
-        (3110, [10, 1000, 1000, -10000, 100, 100, 1]),
-        (111, [10, -1000, -1000, -10000, 100, -100, 1]),
-        (110, [10, -1000, -1000, -10000, -100, 1]),
+        (inf, [10, 20010, 120030, None, 100, 100, 1]),
+        # 111 for the baseline and the end, 140040 for the allocations, and what is left
+        (450151, [10, 20010, 120030, 310000, 100, -100, 1]),
+        (440151, [10, 20010, 120030, 300000, 100, -100, 1]),
+        (440150, [10, 20010, 120030, -300000, 100, 100, 1]),
+        (140151, [10, 20010, 120030, -300000, 100, -100, 1]),
+        (140150, [10, 20010, 80020, -300000, 100, 100, 1]),
+        (60130, [10, 20010, -40010, -300000, 100, 100, 1]),
+        (111, [10, -20010, -40010, -300000, 100, -100, 1]),
+        (110, [10, -20010, -40010, -300000, -100, 1]),
     ],
 )
 def test_steps_are_made_while_there_is_time(left: float, seconds: list[float | None]) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,19 @@ def test_json_round_trip() -> None:
     for removed in [(0, 0, 0), (10, 30, 5)]:
         profile = from_counts(LAYOUT, removed)
         assert read(profile.to_json()) == profile
+
+
+def test_a_file_is_read_back_with_its_own_units(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    PROFILE.save(path, {"model": "mine"})
+    assert json.loads(path.read_text())["model"] == "mine"
+    assert SparsityProfile.load(path) == PROFILE
+    assert SparsityProfile.load(path, LAYOUT).layout is LAYOUT
+    with pytest.raises(ProfileError):
+        SparsityProfile.load(path, toy_layout())
+    path.write_text(path.read_text().replace('"removed": 5', '"removed": 6'))
+    with pytest.raises(ProfileError, match="damaged"):
+        SparsityProfile.load(path)
 
 
 def test_json_totals() -> None:

@@ -91,8 +91,28 @@ def test_a_search_without_a_gain_says_so() -> None:
     assert told not in format_card(PROFILE, FACTS, rows[:2], "owl")
 
 
+def test_metadata_holds_the_figures_of_the_checkpoint() -> None:
+    final = {"source": "file:test.txt", "sequences": 8, "length": 64, "digest": "bb22"}
+    facts = {**FACTS, "text": {**FACTS["text"], "final": final}}
+    found = ModelCard(format_card(PROFILE, facts, ROWS, "owl")).data.eval_results
+    assert found is not None
+    assert {each.metric_type: each.metric_value for each in found} == {
+        "perplexity": 20.0,
+        "kl_divergence": 0.5,
+    }
+    assert {each.dataset_name for each in found} == {"file:test.txt"}
+    assert ModelCard(format_card(PROFILE, facts, ROWS, "uniform")).data.eval_results is None
+
+
+def test_it_says_how_to_load_and_what_zeros_do_not_save() -> None:
+    text = format_card(PROFILE, FACTS)
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in text
+    assert "save neither memory nor time" in text
+
+
 def test_metadata_names_the_base_model_and_no_license() -> None:
     data = ModelCard(format_card(PROFILE, FACTS)).data
+    assert {"pruning", "sparse"} <= set(data.tags or [])
     assert data.base_model == "org/model"
     assert data.library_name == "transformers"
     assert data.license is None
@@ -120,7 +140,8 @@ def test_names_are_shown_and_not_obeyed() -> None:
     assert len(text.splitlines()) == len(plain.splitlines())
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()]
     assert cells == [len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()]
-    assert not re.search(r"(?<!\\)[\[`]", text.partition("# ")[2])
+    shown = re.sub(r"```python.*?```", "", text, flags=re.DOTALL).partition("# ")[2]
+    assert not re.search(r"(?<!\\)[\[`]", shown)
 
 
 def test_structures_are_not_called_zeros() -> None:

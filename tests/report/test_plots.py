@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from sparsity_search.profiles.layout import Layout, Unit
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report.plots import (
-    SeedRange,
     draw_comparison,
     draw_perplexity,
     draw_profile,
@@ -17,10 +16,11 @@ from sparsity_search.report.plots import (
     draw_steps,
     encode_png,
 )
+from sparsity_search.report.seed_range import SeedRange
 from sparsity_search.runs.record import RunRecord, ScoreTrace
 from sparsity_search.testing.runs import TARGET, build_run_layout, build_run_steps
 
-CURVE = ScoreTrace((1.0, 90.0, 300.0), (1, 40, 100), (0.9, 0.7, 0.5))
+CURVE = ScoreTrace((1.0, 90.0, 300.0), (1, 40, 100), (512, 9000, 30000), (0.9, 0.7, 0.5))
 
 
 def ys(axes: Axes, label: str) -> list[float]:
@@ -74,12 +74,12 @@ def test_comparison_plot_shows_every_profile(record: RunRecord) -> None:
         assert ys(axes, name) == pytest.approx(list(profile.grouped("block").values()))
 
 
-def test_score_plot_in_minutes_and_evaluations() -> None:
+def test_score_plot_in_minutes_and_tokens() -> None:
     left, right = draw_scores(CURVE, {"uniform": 0.9, "owl": 0.8}, score="KL").axes
     assert list(left.get_lines()[0].get_xdata()) == pytest.approx([1 / 60, 1.5, 5])
     assert left.get_xlabel() == "search time (minutes)"
     assert left.get_ylabel() == "KL"
-    assert list(right.get_lines()[0].get_xdata()) == [1, 40, 100]
+    assert list(right.get_lines()[0].get_xdata()) == [512, 9000, 30000]
     for axes in (left, right):
         assert ys(axes, "best so far (0.5000)") == [0.9, 0.7, 0.5]
         assert set(ys(axes, "owl (0.8000)")) == {0.8}
@@ -87,7 +87,7 @@ def test_score_plot_in_minutes_and_evaluations() -> None:
 
 
 def test_a_short_search_is_shown_in_seconds() -> None:
-    left, _ = draw_scores(ScoreTrace((1.5,), (1,), (0.9,)), {}, score="KL").axes
+    left, _ = draw_scores(ScoreTrace((1.5,), (1,), (512,), (0.9,)), {}, score="KL").axes
     assert left.get_xlabel() == "search time (seconds)"
     assert list(left.get_lines()[0].get_xdata()) == [1.5]
 

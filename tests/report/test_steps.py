@@ -60,13 +60,13 @@ def test_rows_of_steps(rebuilt: RunRecord) -> None:
             (1, 16, 27, 28, 29),
             "bbbb-",
             "The last 12 min 00 s before alps, of 30 min 00 s in all, lowered the score by "
-            "31.43 % (searched); alps lowered it by 50.00 % in 2 min 00 s.",
+            "31.43 % (searched); alps lowered it by 50.00 % in 1 min 00 s.",
         ),
         (
             (1, 16, 27, 28, 29),
             "bb---",
             "The last 12 min 00 s before alps, of 30 min 00 s in all, did not lower the score; "
-            "the gain before was 12.50 % (owl); alps did not lower it in 2 min 00 s.",
+            "the gain before was 12.50 % (owl); alps did not lower it in 1 min 00 s.",
         ),
     ],
 )

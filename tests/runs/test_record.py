@@ -32,6 +32,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_tables_of_pandas(record: RunRecord) -> None:
+    frame = record.to_frame()
+    assert list(frame["name"]) == [row["name"] for row in record.results["rows"]]
+    assert list(frame["score"])[:2] == [row["score"] for row in record.results["rows"]][:2]
+    assert len(record.history.to_frame()) == len(record.measurements)
+
+
 def test_reads_what_was_written(run_dir: Path) -> None:
     before = contents(run_dir)
     record = RunRecord.read(run_dir)

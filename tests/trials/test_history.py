@@ -91,3 +91,13 @@ def test_what_is_known_of_the_first_tokens() -> None:
     assert history.within(Fidelity(128, 1), (0,)) == history.measurements[2]
     assert history.within(Fidelity(16), (0,)) is None
     assert history.within(Fidelity(128), (7,)) is None
+
+
+def test_a_table_of_pandas_has_a_row_for_each_measurement() -> None:
+    history = History([measured(1.5, (0, 1)), measured(math.inf, (1, 0), HIGH)])
+    frame = history.to_frame()
+    assert list(frame["candidate"]) == [(0, 1), (1, 0)]
+    assert list(frame["tokens"]) == [512, 4096]
+    assert list(frame["failed"]) == [False, True]
+    assert list(frame["score"]) == [1.5, math.inf]
+    assert len(History().to_frame()) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -18,9 +19,15 @@ from sparsity_search.testing.problems import (
     toy_parametric,
     toy_space,
 )
+from sparsity_search.testing.runs import build_run_layout, build_run_profiles
 from sparsity_search.trials.history import Fidelity, Measurement, Score
 from sparsity_search.trials.storages import open_journal
-from sparsity_search.trials.store import Store, read_measurements, read_profiles
+from sparsity_search.trials.store import (
+    Store,
+    _average_by_depth,
+    read_measurements,
+    read_profiles,
+)
 
 FINGERPRINT = {"model": "tiny", "seed": 0, "rungs": [512, 4096], "exclude": None}
 SOME = [
@@ -85,6 +92,41 @@ def test_is_an_optuna_study(path: Path) -> None:
     assert study.best_value == SOME[2].score.value
     assert study.best_trial.user_attrs["candidate"] == "2,-2,0"
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
+
+
+def test_trials_show_what_people_can_read(path: Path) -> None:
+    space = toy_space()
+    store = Store(open_journal(path), "study", FINGERPRINT, space)
+    candidate = space.origin
+    made = replace(SOME[2], candidate=candidate)
+    store.add(made)
+    assert store.load() == [made]
+    (trial,) = optuna.load_study(study_name="study", storage=open_journal(path)).trials
+    profile = space.profile(candidate)
+    assert trial.params["rung"] == made.rung
+    by_role = profile.grouped("role")
+    assert {
+        name.removeprefix("sparsity of "): share
+        for name, share in trial.params.items()
+        if name.startswith("sparsity of ") and "depth" not in name
+    } == pytest.approx(by_role)
+    depth = [share for name, share in trial.params.items() if "depth" in name]
+    blocks = list(profile.grouped("block").values())
+    assert 1 <= len(depth) <= 6
+    assert min(blocks) <= min(depth) <= max(depth) <= max(blocks)
+    assert trial.duration is not None
+    assert trial.duration.total_seconds() == pytest.approx(made.seconds)
+
+
+def test_sixths_of_the_depth_are_weighted_by_size(path: Path) -> None:
+    layout = build_run_layout(blocks=12)
+    profile = build_run_profiles(layout)["searched"]
+    found = _average_by_depth(profile)
+    for part in range(6):
+        inside = [i for i, unit in enumerate(layout) if unit.block // 2 == part]
+        removed = sum(profile.removed[i] for i in inside)
+        size = sum(layout[i].size for i in inside)
+        assert found[f"sparsity of depth {part + 1}/6"] == removed / size
 
 
 def test_studies_of_one_storage_are_apart(path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import sparsity_search
 from sparsity_search.errors import MissingExtraError, SparsitySearchError
+from sparsity_search.registry import TRACKERS
 from sparsity_search.utils.extras import require
 
 PACKAGE = Path(sparsity_search.__file__).parent
@@ -18,10 +19,11 @@ EXTRAS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project
     "optional-dependencies"
 ]
 OPTIONAL = {"accelerate", "datasets", "gguf", "jinja2", "lm_eval", "matplotlib", "mkdocs"} | {
-    *("pyarrow", "pytest", "sklearn", "threadpoolctl", "xgboost")
+    *("mlflow", "pandas", "playwright", "plotly", "pyarrow", "pytest", "sklearn"),
+    *("tensorboard", "threadpoolctl", "wandb", "xgboost"),
 }
 #: Modules that are only imported after a check that their extra is installed.
-CHECKED = {"report/plots.py"} | {
+CHECKED = {"report/charts.py", "report/plots.py"} | {
     f"testing/{file.name}" for file in (PACKAGE / "testing").glob("*")
 }
 
@@ -79,5 +81,5 @@ def test_each_check_names_the_extra_that_installs_the_modules() -> None:
 
 
 def test_all_is_every_extra_of_users() -> None:
-    kinds = {"all", "dev", "docs", "testing"}
+    kinds = {"all", "browser", "dev", "docs", "testing", *TRACKERS.names()}
     assert EXTRAS["all"] == [f"sparsity-search[{','.join(sorted(EXTRAS.keys() - kinds))}]"]

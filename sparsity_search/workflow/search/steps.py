@@ -18,7 +18,7 @@ from sparsity_search.engine.plugins import (
 from sparsity_search.engine.stages import StagesResult
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
-from sparsity_search.plans.schedule import reserve
+from sparsity_search.plans.schedule import has_time, reserve
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import SEARCHED
@@ -85,18 +85,26 @@ class PlanRun:
     def run(self) -> None:
         """Make all steps that the time allows; Ctrl-C ends it after the uniform profile."""
         self.job.directory.write_profile(UNIFORM, self.job.space.base)  # one from the beginning
+        titles = [UNIFORM, *(step.title for step in self.plan.steps), "checkpoint and report"]
+        self._tell_step(titles, 0)
         self.dense = self._judge.score_dense()
         self._since = time.monotonic()
         self._add(UNIFORM, [UNIFORM], lambda: (self.job.space.base, ()), self._usual)
         try:
-            for index, step in enumerate(self.plan.steps):
-                self._make(step, reserve(self.plan.steps[index:], self.costs))
+            for index in range(len(self.plan.steps)):
+                self._tell_step(titles, index + 1)
+                self._make(self.plan.steps[index:])
                 if self.job.monitor.stopped():
                     raise KeyboardInterrupt
+            self._tell_step(titles, len(titles) - 1)
             self._prune_anew(UNIFORM, self.records[0].profile, self.best.pruner)
         except KeyboardInterrupt:  # asked to stop in the middle of a step
             pass
         self.job.monitor.close()
+
+    def _tell_step(self, titles: Sequence[str], index: int) -> None:
+        left = self.clock.left
+        self.job.monitor.at_step(titles[index], index + 1, len(titles), left)
 
     @property
     def best(self) -> StepRecord:
@@ -116,33 +124,36 @@ class PlanRun:
         """Return a pruner of the end, with the pattern of the search's pruner."""
         return build_final(self.job.config, self.job.plugins.pruner, PrunerSection(**spec))
 
-    def _make(self, step: PlanStep, reserve: float) -> None:
+    def _make(self, steps: Sequence[PlanStep]) -> None:
+        """Make the first of steps; the later ones need time too."""
+        step = steps[0]
         if step.search is not None:
-            self._search(step.search, reserve)
+            self._search(step.search, reserve(steps, self.costs))
         elif step.rebuild is not None:
             self._prune_anew(self._origin, self.best.profile, step.rebuild.spec)
         else:
             for turn in range(step.repeat):
                 before = self.best
-                self._allocate(step, turn, reserve)
+                self._allocate(steps, turn)
                 if self.best is before:
                     return
 
-    def _allocate(self, step: PlanStep, turn: int, reserve: float) -> None:
+    def _allocate(self, steps: Sequence[PlanStep], turn: int) -> None:
         """Judge an allocator's profile. Each turn begins at another sequence of the text.
 
         A descent on the sequences that gave its start would fit these alone.
         """
+        step, job = steps[0], self.job
         assert step.allocate is not None
         name = self._labels[step.allocate]
-        allocator = build_step_allocator(self.job.config, step, self.best.profile)
-        key, job = [describe(allocator), turn], self.job
+        allocator = build_step_allocator(job.config, step, self.best.profile)
+        key = [describe(allocator), turn]
         text = job.session.text["calibration"]
         text = text.roll(-turn * len(text) // step.repeat, dims=0)
-        if not (
-            self._knows(key, self._usual.spec)
-            or self._fits(name, self.costs.allocate(step), reserve)
-        ):
+        known = self._knows(key, self._usual.spec)
+        if not known and not has_time(steps, self.costs, self.clock.left):
+            left = round(self.clock.left)
+            self.skipped.append(f"{name}: no time for it and what follows, {left} s are left")
             return
 
         def allocate() -> tuple[SparsityProfile, Sequence[str]]:
@@ -236,6 +247,7 @@ class PlanRun:
         later = [r for r in self.trail.records if (r.key, str(r.pruner)) not in known]
         self.trail.keep([*self.records, *later], self.clock.elapsed)
         self.job.directory.write_profile(record.name, record.profile)
+        self.job.monitor.judged(self.records[-1])
         self._since = time.monotonic()
 
     def _judge_new(

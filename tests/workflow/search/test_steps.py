@@ -83,7 +83,7 @@ def test_a_step_without_time_is_noted(job: SearchJob) -> None:
     made = run(job, [{"allocate": "owl"}, {"search": {}}, {"rebuild": "sparsegpt"}], 1010)
     assert [record.name for record in made.records] == ["uniform", "uniform-sparsegpt"]
     assert made.skipped == [
-        "owl: 1011 s are needed to the end, 1010 s are left",
+        "owl: no time for it and what follows, 1010 s are left",
         "search: no time is left",
     ]
 

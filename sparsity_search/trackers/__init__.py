@@ -1,0 +1,1 @@
+"""Trackers: tools that keep experiments, one file each."""
