@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsity_search.cli import options
+from sparsity_search.errors import ConfigError
 
 
 def report(
@@ -16,9 +17,12 @@ def report(
     ],
     storage: options.RunStorage = None,
     out: Annotated[
-        Path,
-        typer.Option(help="The page that compares several runs.", callback=options.check_file),
-    ] = Path("runs.html"),
+        Path | None,
+        typer.Option(
+            help="The page that compares several runs; by default runs.html.",
+            callback=options.check_file,
+        ),
+    ] = None,
 ) -> options.Result:
     """Print the table of a run and write its report.html and plots anew, or compare runs.
 
@@ -27,7 +31,9 @@ def report(
     sparsity-search report runs/a runs/b --out compared.html
     """
     if len(run_dirs) > 1:
-        return _compare(run_dirs, out, storage)
+        return _compare(run_dirs, out or Path("runs.html"), storage)
+    if out is not None:
+        raise ConfigError("--out is for several runs; the report of one is in its folder")
     from sparsity_search.cli import terminal
     from sparsity_search.report import RunRecord, write_report
     from sparsity_search.report.comparison_page import write_comparison
@@ -48,10 +54,17 @@ def report(
 def _compare(run_dirs: list[Path], out: Path, storage: str | None) -> options.Result:
     """Print the table of several runs, and write their page."""
     from sparsity_search.cli import terminal
-    from sparsity_search.report.runs_page import HEADER, list_run_rows, read_runs, write_runs
+    from sparsity_search.report.runs_page import (
+        HEADER,
+        list_run_rows,
+        read_runs,
+        warn_of_differences,
+        write_runs,
+    )
 
-    page = write_runs(run_dirs, out, storage)
-    rows = list_run_rows(read_runs(run_dirs, storage))
-    terminal.show_table(HEADER, rows, align="lll")
-    terminal.say(f"report: {page}")
-    return {"report": page, "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]}
+    page, records = write_runs(run_dirs, out, storage), read_runs(run_dirs, storage)
+    terminal.show_table(HEADER, list_run_rows(records), align="lll")
+    for line in [*warn_of_differences(records), f"report: {page}"]:
+        terminal.say(line)
+    runs = {name: terminal.describe_run(record) for name, record in records.items()}
+    return {"report": page, "runs": runs}

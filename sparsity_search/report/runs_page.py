@@ -89,11 +89,23 @@ def render(records: Mapping[str, RunRecord]) -> str:
     context = {
         "title": f"{len(records)} runs",
         "result": {"header": HEADER, "rows": list_run_rows(records)},
-        "same_text": _have_same_text(list(records.values())),
+        "warnings": warn_of_differences(records),
         "settings": {"header": ("setting", *records), "rows": list_differences(records)},
     }
     context = redact(context, tuple(filter(None, secrets)))
     return render_page("runs.html.j2", context, found, **captions)
+
+
+def warn_of_differences(records: Mapping[str, RunRecord]) -> list[str]:
+    """Return sentences about what makes the scores of runs incomparable."""
+    found = []
+    if not _have_same_text(list(records.values())):
+        found.append(
+            "These runs have other final texts or evaluators: their scores do not compare."
+        )
+    if len({(record.removal, record.asked) for record in records.values()}) > 1:
+        found.append("These runs have other budgets: the one that removes less has it easier.")
+    return found
 
 
 def list_run_rows(records: Mapping[str, RunRecord]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -53,7 +54,7 @@ def search_front(
     can_draw_pages()  # warns before the work if it cannot
     before: list[str] = []
     for number, budget in enumerate(budgets, start=1):
-        monitor.tell(f"{of} {budget.target:.2%}, budget {number} of {len(budgets)}")
+        monitor.at_step(f"{of} {budget.target:.2%}", number, len(budgets), math.inf)
         run = out / _name_run(budget.target)
         own = config.model_copy(
             update={"budget": config.budget.model_copy(update={of: budget.target})}

@@ -17,7 +17,8 @@ from tests.browser.test_pages import IMAGES, browser  # noqa: F401  (a fixture)
 pytestmark = [pytest.mark.browser, pytest.mark.enable_socket]
 
 PAGE = """<body style="margin: 0; background: #161616; color: #e4e4e4"><pre style="margin: 16px;
-font: 14px/1.35 'DejaVu Sans Mono', monospace; white-space: pre-wrap; width: {}ch">{}</pre></body>"""
+font: 14px/1.35 'DejaVu Sans Mono', monospace; white-space: pre-wrap; width: {}ch">{}</pre>
+</body>"""
 
 
 def run(folder: Path, width: int, *arguments: str) -> str:

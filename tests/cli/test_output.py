@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparsity_search.cli.output import OUTPUT, with_output
+from sparsity_search.testing.runs import make_run
 
 from .conftest import SMALL, Outcome
 
@@ -64,6 +65,17 @@ def test_a_search_as_json(cli: Cli, model: Path, text: Path, tmp_path: Path) -> 
     assert found["shipped"] in {row["name"] for row in found["rows"]}
     again = json.loads(cli("report", out, "--json").out)
     assert again["rows"] == found["rows"]
+
+
+def test_several_runs_as_json_have_numbers(cli: Cli, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, rounds=1) for name in "ab"]
+    out = tmp_path / "both.html"
+    found = json.loads(cli("report", *runs, "--out", out, "--json").out)
+    assert found["report"] == str(out)
+    assert found["runs"]["a"]["rows"][1]["score"] == 0.96
+    alone = cli("report", runs[0], "--out", out)
+    assert alone.code == 2
+    assert "--out is for several runs" in alone.err
 
 
 def test_quiet_shows_no_progress(cli: Cli, model: Path, text: Path, tmp_path: Path) -> None:

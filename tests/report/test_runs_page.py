@@ -12,6 +12,7 @@ from sparsity_search.report.runs_page import (
     list_run_rows,
     read_runs,
     render,
+    warn_of_differences,
     write_runs,
 )
 from sparsity_search.report.table import NONE
@@ -47,6 +48,16 @@ def test_runs_on_other_texts_are_not_compared(folders: list[Path]) -> None:
     records = read_runs(folders)
     assert [row[6] for row in list_run_rows(records)] == [NONE, NONE]
     assert told in render(records)
+
+
+def test_other_budgets_are_told(folders: list[Path]) -> None:
+    def change(run: dict[str, dict[str, dict[str, float]]]) -> None:
+        run["config"]["budget"]["sparsity"] = 0.5
+
+    assert warn_of_differences(read_runs(folders)) == []
+    edit(folders[0] / "run.json", change)
+    (told,) = warn_of_differences(read_runs(folders))
+    assert told.startswith("These runs have other budgets")
 
 
 def test_settings_that_differ_are_listed_alone(folders: list[Path]) -> None:

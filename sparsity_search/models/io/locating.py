@@ -133,6 +133,7 @@ def _locate_in_cache(name: str, revision: str | None, cause: Exception) -> Origi
         raise ModelError(
             f"there is no folder {name!r}, the hub cannot be reached, and the model is not in "
             "the local cache: check the name, or download the model first"
+            f"{suggest_file(Path(name))}"
         ) from cause
     return Origin(name, revision=Path(folder).name)
 

@@ -58,7 +58,7 @@ def ship(run: PlanRun) -> SparsityProfile:
         PROFILE_JSON.write(folder / PROFILE, facts)
     PROFILE_JSON.write(directory.profile_file, facts)
     directory.write_results(_results(run, rows))
-    run.trail.keep(run.records, run.clock.elapsed)
+    run.trail.keep(run.records, run.seconds)
     return best.profile
 
 

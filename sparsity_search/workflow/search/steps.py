@@ -81,6 +81,7 @@ class PlanRun:
         allocators = [step.allocate for step in self.plan.steps if step.allocate is not None]
         self._labels = {name: label for label, name in label_starts(allocators).items()}
         self._pruned: Pruned | None = None  # of the best candidate, if made in this session
+        self._judged = False
 
     def run(self) -> None:
         """Make all steps that the time allows; Ctrl-C ends it after the uniform profile."""
@@ -105,6 +106,12 @@ class PlanRun:
     def _tell_step(self, titles: Sequence[str], index: int) -> None:
         left = self.clock.left
         self.job.monitor.at_step(titles[index], index + 1, len(titles), left)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole job; a session that repeats a finished one adds none."""
+        worked = self._judged or self.job.monitor.stopped()
+        return self.clock.elapsed if worked else self.trail.seconds
 
     @property
     def best(self) -> StepRecord:
@@ -237,6 +244,7 @@ class PlanRun:
         record = self.trail.find(key, by.spec)
         if record is None:
             record, pruned = self._judge_new(name, key, make, by)
+            self._judged = True
         best = not self.records or Verdict(record.row, record.parts).beats(
             Verdict(self.best.row, self.best.parts), self.plan.confidence
         )
@@ -245,7 +253,7 @@ class PlanRun:
         self.records.append(replace(record, best=best))
         known = {(done.key, str(done.pruner)) for done in self.records}
         later = [r for r in self.trail.records if (r.key, str(r.pruner)) not in known]
-        self.trail.keep([*self.records, *later], self.clock.elapsed)
+        self.trail.keep([*self.records, *later], self.seconds)
         self.job.directory.write_profile(record.name, record.profile)
         self.job.monitor.judged(self.records[-1])
         self._since = time.monotonic()

@@ -98,6 +98,16 @@ def test_a_profile_is_known_with_the_pruners_that_it_was_judged_with_alone(job: 
     assert [r.parts for r in again.records] == [r.parts for r in first.records]
 
 
+def test_a_session_that_judges_nothing_adds_no_time(job: SearchJob) -> None:
+    made = run(job, [{"allocate": "owl"}], 1e6)
+    again = run(job, [{"allocate": "owl"}], 1e6)
+    assert made.seconds > 0
+    assert again.seconds == again.trail.seconds == made.trail.seconds
+    more = run(job, [{"allocate": "owl"}, {"allocate": "lamp"}], 1e6)
+    assert more.seconds == pytest.approx(more.clock.elapsed, abs=0.1)
+    assert more.seconds > 0
+
+
 def test_what_is_worse_replaces_nothing(job: SearchJob) -> None:
     steps = [{"allocate": name} for name in ("global_magnitude", "owl", "lamp", "er")]
     made = run(job, steps, 1e6)
