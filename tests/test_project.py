@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -52,3 +53,21 @@ def test_the_reference_lists_the_public_names_and_where_they_are() -> None:
         if name != "Registry":
             plugin = getattr(sparsity_search, name)
             assert plugin.__module__ == f"sparsity_search.{home}", name
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse((ROOT / "sparsity_search/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    homes = {
+        alias.name: str(node.module).removeprefix("sparsity_search.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    homes |= {
+        node.target.id: "registry"
+        for node in block.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert homes == sparsity_search._HOME

@@ -62,7 +62,8 @@ def _compare(run_dirs: list[Path], out: Path, storage: str | None) -> options.Re
         write_runs,
     )
 
-    page, records = write_runs(run_dirs, out, storage), read_runs(run_dirs, storage)
+    records = read_runs(run_dirs, storage)
+    page = write_runs(records, out)
     terminal.show_table(HEADER, list_run_rows(records), align="lll")
     for line in [*warn_of_differences(records), f"report: {page}"]:
         terminal.say(line)

@@ -151,17 +151,8 @@ def draw_steps(steps: Sequence[StepRecord], *, score: str) -> Chart:
     """
     figure = go.Figure()
     shown = [gain for gain in list_gains(steps) if gain.step.score is not None]
-    end = max(gain.step.elapsed for gain in shown)
-    trace = trace_best(steps)
-    if trace.scores:
-        figure.add_scatter(
-            x=[elapsed / 60 for elapsed in (*trace.elapsed, end)],
-            y=[*trace.scores, trace.scores[-1]],
-            name="best so far",
-            mode="lines",
-            line={"shape": "hv", "color": GREY, "width": 2},
-            hoverinfo="skip",
-        )
+    line = {"color": GREY, "width": 2}
+    _add_best(figure, [gain.step for gain in shown], "best so far", line)
     for pruner in dict.fromkeys(describe_pruner(gain.step.pruner) for gain in shown):
         own = [gain for gain in shown if describe_pruner(gain.step.pruner) == pruner]
         figure.add_scatter(
@@ -183,18 +174,7 @@ def draw_trails(trails: Mapping[str, Sequence[StepRecord]]) -> Chart:
     """Draw the best score so far of several searches over the time of their jobs."""
     figure = go.Figure()
     for name, steps in trails.items():
-        trace = trace_best(steps)
-        if not trace.scores:
-            continue
-        end = max(step.elapsed for step in steps)
-        figure.add_scatter(
-            x=[elapsed / 60 for elapsed in (*trace.elapsed, end)],
-            y=[*trace.scores, trace.scores[-1]],
-            name=escape(name),
-            mode="lines",
-            line={**_choose_line(name, trails), "shape": "hv"},
-            hovertemplate="%{x:.1f} min: %{y:.4g}",
-        )
+        _add_best(figure, steps, name, _choose_line(name, trails))
     return _finish(figure, "Best score so far", x="minutes", y="score (lower is better)")
 
 
@@ -276,6 +256,23 @@ def draw_perplexity(
     figure.update_yaxes(type="log")
     figure.update_xaxes(tickformat=".0%", title={"text": against})
     return _finish(figure, f"Perplexity against {against}", x=against, y="perplexity")
+
+
+def _add_best(
+    figure: go.Figure, steps: Sequence[StepRecord], name: str, line: Mapping[str, Any]
+) -> None:
+    """Add the best score so far over the time of a job, if there is one."""
+    trace = trace_best(steps)
+    if trace.scores:
+        end = max(step.elapsed for step in steps)
+        figure.add_scatter(
+            x=[elapsed / 60 for elapsed in (*trace.elapsed, end)],
+            y=[*trace.scores, trace.scores[-1]],
+            name=escape(name),
+            mode="lines",
+            line={**line, "shape": "hv"},
+            hovertemplate="%{x:.1f} min: %{y:.4g}",
+        )
 
 
 def _describe_gain(gain: Gain) -> str:

@@ -146,13 +146,12 @@ def render(found: FrontRecord) -> str:
     """Return the page of a front as HTML, with charts inside."""
     from sparsity_search.report import charts
 
-    first = next(iter(found.runs.values()))
+    first, figures = next(iter(found.runs.values())), found.rows
     profiles = {
         f"{record.asked:.2%}": record.shipped
         for record in found.runs.values()
         if record.shipped is not None
     }
-    name = first.run.get("model", {}).get("name") or first.config["model"]["name"]
     header = ("profile", "target", first.removal, "score", "perplexity", "on the front")
     rows = [
         (
@@ -163,11 +162,11 @@ def render(found: FrontRecord) -> str:
             format_number(row["perplexity"]),
             "yes" if row["on_front"] else "",
         )
-        for row in found.rows
+        for row in figures
     ]
     context = {
-        "title": f"{name}: {len(found.runs)} budgets",
-        "summary": f"{sum(row['on_front'] for row in found.rows)} of {len(rows)} profiles are "
+        "title": f"{first.model_name}: {len(found.runs)} budgets",
+        "summary": f"{sum(row['on_front'] for row in figures)} of {len(rows)} profiles are "
         f"beaten by no other one in both score and {first.removal}.",
         "result": {"header": header, "rows": rows},
         "runs": list(found.runs),

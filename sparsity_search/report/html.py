@@ -75,62 +75,58 @@ def draw_figures(record: RunRecord) -> dict[str, bytes]:
     """Return the figures that a record has the data for, as PNG by name."""
     from sparsity_search.report import plots
 
-    figures = {}
-    if record.shipped is not None:
-        title = f"Sparsity over depth: {find_shipped_name(record.results)}"
-        figures["profile"] = plots.draw_profile(record.shipped, target=record.target, title=title)
-    if len(record.distinct_profiles) > 1:
-        figures["comparison"] = plots.draw_comparison(
-            record.distinct_profiles, target=record.target
-        )
-    name = record.config["evaluator"]["name"].replace("_", " ") + " (lower is better)"
-    if len(record.steps) > 1 and any(step.score is not None for step in record.steps):
-        figures["steps"] = plots.draw_steps(record.steps, score=name)
-    scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
-    if scores.scores:
-        figures["winners" if record.fresh else "score"] = plots.draw_scores(
-            scores,
-            {} if record.fresh else record.initial_scores,
-            score=name,
-            fresh=record.fresh,
-        )
+    figures = _draw(record, plots, " (lower is better)")
     return {name: plots.encode_png(figure) for name, figure in figures.items()}
 
 
 def draw_charts(record: RunRecord) -> dict[str, Chart]:
-    """Return the charts that a record has the data for, by name."""
+    """Return the charts that a record has the data for, by name, in the order of the page."""
     from sparsity_search.report import charts
 
-    found: dict[str, Chart] = {}
-    score = str(record.config["evaluator"]["name"]).replace("_", " ")
-    if len(record.steps) > 1 and any(step.score is not None for step in record.steps):
-        found["steps"] = charts.draw_steps(record.steps, score=score)
+    found = _draw(record, charts)
     if record.shipped is not None:
-        found["profile"] = charts.draw_profile(record.shipped, target=record.target)
         found["map"] = charts.draw_heat_map(record.shipped, target=record.target)
+    return {name: found[name] for name in CAPTIONS if name in found}
+
+
+def _draw(record: RunRecord, tools: Any, suffix: str = "") -> dict[str, Any]:
+    """Return what a record has the data for, by name.
+
+    Args:
+        record: The record.
+        tools: The module that draws: `plots` or `charts`.
+        suffix: What follows the name of the score on axes.
+    """
+    found: dict[str, Any] = {}
+    score = str(record.config["evaluator"]["name"]).replace("_", " ") + suffix
+    if record.shipped is not None:
+        found["profile"] = tools.draw_profile(record.shipped, target=record.target)
     if len(record.distinct_profiles) > 1:
-        profiles = record.distinct_profiles
-        found["comparison"] = charts.draw_comparison(profiles, target=record.target)
+        found["comparison"] = tools.draw_comparison(record.distinct_profiles, target=record.target)
+    if len(record.steps) > 1 and any(step.score is not None for step in record.steps):
+        found["steps"] = tools.draw_steps(record.steps, score=score)
     scores = trace_scores(record.measurements, record.top_rung, fresh=record.fresh)
     if scores.scores:
-        references = {} if record.fresh else record.initial_scores
-        name = "winners" if record.fresh else "score"
-        found[name] = charts.draw_scores(scores, references, score=score, fresh=record.fresh)
+        found["winners" if record.fresh else "score"] = tools.draw_scores(
+            scores,
+            {} if record.fresh else record.initial_scores,
+            score=score,
+            fresh=record.fresh,
+        )
     return found
 
 
 def render(record: RunRecord) -> str:
     """Return the report as HTML, with charts inside and credentials hidden."""
-    secrets = _list_secrets(record)
-    charts = redact(draw_charts(record), secrets)
-    return render_page("run.html.j2", redact(_build_context(record), secrets), charts, **CAPTIONS)
+    charts = redact(draw_charts(record), record.secrets)
+    context = redact(_build_context(record), record.secrets)
+    return render_page("run.html.j2", context, charts, **CAPTIONS)
 
 
 def _build_context(record: RunRecord) -> dict[str, Any]:
     run, results = record.run, record.results or {}
-    name = record.run.get("model", {}).get("name") or record.config["model"]["name"]
     return {
-        "title": f"{name} at {table.describe_budget(record)}",
+        "title": f"{record.model_name} at {table.describe_budget(record)}",
         "shipped": find_shipped_name(record.results),
         "warned": record.results is None or bool(table.warn_of_no_gain(record)),
         "missing": record.missing,
@@ -150,7 +146,7 @@ def _build_context(record: RunRecord) -> dict[str, Any]:
         "text": tabulate_text(run.get("text", {})),
         "notes": results.get("notes", []),
         "config": yaml.safe_dump(
-            redact(dict(record.config), _list_secrets(record)), sort_keys=False, allow_unicode=True
+            redact(dict(record.config), record.secrets), sort_keys=False, allow_unicode=True
         ),
     }
 
@@ -167,9 +163,3 @@ def _collect_method(record: RunRecord) -> dict[str, str]:
     plugins = {kind: config[kind]["name"] for kind in ("pruner", "searcher", "evaluator")}
     starts = ", ".join(record.starts)
     return {**plugins, "space": str(config["space"]), "initial candidates": starts}
-
-
-def _list_secrets(record: RunRecord) -> tuple[str, ...]:
-    """Return the storage's URL as it is and as a shell-quoted command line has it."""
-    storage = record.config["study"].get("storage")
-    return (storage, storage.replace("'", "'\"'\"'")) if storage else ()

@@ -29,7 +29,9 @@ INK, GREY, GRID = "#222222", "#767676", "#E4E4E4"
 DPI = 160
 
 
-def draw_profile(profile: SparsityProfile, *, target: float, title: str) -> Figure:
+def draw_profile(
+    profile: SparsityProfile, *, target: float, title: str = "Sparsity over depth"
+) -> Figure:
     """Draw sparsity over depth: one line for each role, and a map of differences from uniform.
 
     Args:

@@ -31,29 +31,30 @@ HEADER: Row = (
 )
 
 
-def write_runs(run_dirs: Sequence[Path], out: Path, storage: str | None = None) -> Path:
+def write_runs(records: Mapping[str, RunRecord], out: Path) -> Path:
     """Write a page that compares runs.
 
     Args:
-        run_dirs: Directories of at least two runs.
+        records: Runs by label, see `read_runs`.
         out: The HTML file.
-        storage: URL of their database, if they have one. It is not read without.
 
     Returns:
         ``out``.
 
     Raises:
-        ConfigError: One is no run directory, or there are fewer than two.
-        RunMismatchError: A file in one is corrupt.
         MissingExtraError: The extra ``report`` is not installed.
     """
     check_pages()
-    write_text(out, render(read_runs(run_dirs, storage)))
+    write_text(out, render(records))
     return out
 
 
 def read_runs(run_dirs: Sequence[Path], storage: str | None = None) -> dict[str, RunRecord]:
     """Return the records of runs by label: the part of their paths that differs.
+
+    Args:
+        run_dirs: Directories of at least two runs.
+        storage: URL of their database, if they have one. It is not read without.
 
     Raises:
         ConfigError: One is no run directory, or there are fewer than two.
@@ -85,14 +86,14 @@ def render(records: Mapping[str, RunRecord]) -> str:
         "same final text.",
         "profiles": "Weighted by size.",
     }
-    secrets = [str(record.config["study"].get("storage") or "") for record in records.values()]
+    secrets = tuple(secret for record in records.values() for secret in record.secrets)
     context = {
         "title": f"{len(records)} runs",
         "result": {"header": HEADER, "rows": list_run_rows(records)},
         "warnings": warn_of_differences(records),
         "settings": {"header": ("setting", *records), "rows": list_differences(records)},
     }
-    context = redact(context, tuple(filter(None, secrets)))
+    context = redact(context, secrets)
     return render_page("runs.html.j2", context, found, **captions)
 
 

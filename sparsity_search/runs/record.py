@@ -117,6 +117,17 @@ class RunRecord:
         return self.run["config"]  # type: ignore[no-any-return]
 
     @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return str(self.run.get("model", {}).get("name") or self.config["model"]["name"])
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The storage's URL, as it is and as a shell-quoted command line has it, to be hidden."""
+        storage = self.config["study"].get("storage")
+        return (storage, storage.replace("'", "'\"'\"'")) if storage else ()
+
+    @property
     def target(self) -> float:
         """Global sparsity that was asked for; where a saving was, that of the uniform profile."""
         if self.saving is not None:

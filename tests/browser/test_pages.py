@@ -14,7 +14,7 @@ import pytest
 
 from sparsity_search.report import write_report
 from sparsity_search.report.front import FRONT_PAGE, write_front
-from sparsity_search.report.runs_page import write_runs
+from sparsity_search.report.runs_page import read_runs, write_runs
 from sparsity_search.testing.runs import make_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.enable_socket]
@@ -46,7 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_front(folder)
     return {
         "report": write_report(runs[1]),
-        "runs": write_runs(runs, folder / "runs.html"),
+        "runs": write_runs(read_runs(runs), folder / "runs.html"),
         "front": folder / FRONT_PAGE,
     }
 

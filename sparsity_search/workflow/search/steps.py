@@ -104,8 +104,8 @@ class PlanRun:
         self.job.monitor.close()
 
     def _tell_step(self, titles: Sequence[str], index: int) -> None:
-        left = self.clock.left
-        self.job.monitor.at_step(titles[index], index + 1, len(titles), left)
+        """Tell the monitor which step begins."""
+        self.job.monitor.at_step(titles[index], index + 1, len(titles), self.clock.left)
 
     @property
     def seconds(self) -> float:
