@@ -8,7 +8,7 @@ import yaml
 
 from sparsity_search.config.load import load_config
 from sparsity_search.config.schema import RunConfig, flatten
-from sparsity_search.errors import ConfigError
+from sparsity_search.errors import ConfigError, UnknownNameError
 from sparsity_search.trials.ladder import Ladder, Rung
 
 NEEDED: dict[str, Any] = {"model.name": "tiny", "budget.sparsity": 0.5}
@@ -214,3 +214,12 @@ def test_identity_is_what_results_depend_on() -> None:
 def test_configurations_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().study.seed = 3
+
+
+@pytest.mark.parametrize("section", ["pruner", "finalise", "searcher", "evaluator", "sensitivity"])
+def test_plugins_are_known_by_name_before_any_is_imported(section: str) -> None:
+    options = {"model.name": "m", "budget.sparsity": 0.5, f"{section}.name": "nothing_like_it"}
+    with pytest.raises(UnknownNameError, match="nothing_like_it"):
+        load_config(None, options)
+    own = {**options, f"{section}.name": "my_plugins.mine:Mine"}
+    assert getattr(load_config(None, own), section).name == "my_plugins.mine:Mine"
