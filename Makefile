@@ -7,7 +7,7 @@ RUN := runs/demo
 OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-all test-oldest real-model browser families lint types docs ci clean
+.PHONY: help demo test test-all test-oldest real-model browser notebooks families lint types docs ci clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,10 @@ real-model: $(VENV)/dev $(VENV)/demo  ## Run the tests on SmolLM2-135M (minutes)
 browser: $(VENV)/dev  ## Open the pages in Chromium; writes their pictures to docs/images.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	$(BIN)/python -m pytest -m browser
+
+notebooks: $(VENV)/dev $(VENV)/demo  ## Run the notebooks on SmolLM2-135M; keeps outputs.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	$(BIN)/python notebooks/run.py
 
 families: $(VENV)/dev  ## Run tiny models of all families; writes their table (minutes).
 	$(BIN)/python benchmarks/families.py --out runs/families

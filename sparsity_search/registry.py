@@ -372,3 +372,11 @@ MEASURES = _build_registry("measure", "measures", "interfaces.measure:Measure")
 FORMATS = _build_registry("format", "formats", "interfaces.format:Format")
 TRACKERS = _build_registry("tracker", "trackers", "interfaces.tracker:Tracker")
 UNITS = _build_registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")
+#: All kinds by the name of their folder.
+KINDS: Mapping[str, Registry[Any]] = {
+    registry.package.rpartition(".")[2]: registry
+    for registry in (
+        *(PRUNERS, UNITS, ALLOCATORS, SENSITIVITIES, SEARCHERS, EVALUATORS, MEASURES, FORMATS),
+        TRACKERS,
+    )
+}

@@ -118,10 +118,12 @@ class Given:
         config = load_config(self.values.get(FILE), {**keys, **(changes or {})}, overrides)
         if any(option.key == _MODEL and self.values[option.name] for option in self.options):
             # before torch is imported, which takes seconds
+            from sparsity_search.cli.early import check_early
             from sparsity_search.models.io.locating import locate
 
+            check_early(config, keys)
             locate(config.model.name, config.model.revision)
-            if sys.stderr.isatty() and not OUTPUT.quiet:
+            if "torch" not in sys.modules and not OUTPUT.quiet:
                 sys.stderr.write("load libraries …\n")  # seconds without a sign of life otherwise
                 sys.stderr.flush()
         return config
@@ -137,8 +139,10 @@ def takes(*options: Option) -> Callable[[Callable[..., Result]], Callable[..., R
             return command(Given(options, shared), **values)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters += [option.parameter for option in options]
+        others = [option.parameter for option in options]
+        parameters = [p for p in others if p.default is REQUIRED]  # the model comes first
+        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters += [p for p in others if p.default is not REQUIRED]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -15,54 +16,50 @@ def ls(
         str | None,
         typer.Argument(help="pruners, units, allocators, sensitivities, searchers, …"),
     ] = None,
-) -> dict[str, dict[str, str]]:
-    """List plugins and search spaces, with their settings.
+) -> dict[str, Any]:
+    """List the names of plugins, spaces, plans and presets; of one kind also what each does.
 
     sparsity-search ls allocators
     """
-    from sparsity_search.cli import terminal
+    from sparsity_search.cli.output import OUTPUT
     from sparsity_search.config.presets import list_presets, summarise_preset
     from sparsity_search.errors import UnknownNameError, suggest_name
     from sparsity_search.plans.plan import list_plans
-    from sparsity_search.registry import (
-        ALLOCATORS,
-        EVALUATORS,
-        FORMATS,
-        MEASURES,
-        PRUNERS,
-        SEARCHERS,
-        SENSITIVITIES,
-        TRACKERS,
-        UNITS,
-        Registry,
-    )
+    from sparsity_search.registry import KINDS
     from sparsity_search.spaces.files import load_space, space_names
 
-    registries: dict[str, Registry[Any]] = {
-        "pruners": PRUNERS,
-        "units": UNITS,
-        "allocators": ALLOCATORS,
-        "sensitivities": SENSITIVITIES,
-        "searchers": SEARCHERS,
-        "evaluators": EVALUATORS,
-        "measures": MEASURES,
-        "formats": FORMATS,
-        "trackers": TRACKERS,
+    names = {
+        **{kind: registry.names for kind, registry in KINDS.items()},
+        "spaces": space_names,
+        "plans": list_plans,
+        "presets": list_presets,
     }
-    kinds = [*registries, "spaces", "plans", "presets"]
-    if kind is not None and kind not in kinds:
-        raise UnknownNameError(f"nothing is called {kind!r}: {suggest_name(kind, kinds)}")
-    found: dict[str, dict[str, str]] = {}
-    for name in [kind] if kind else kinds:
-        if name == "spaces":
-            lines = {space: load_space(space).description for space in space_names()}
-        elif name == "plans":
-            lines = list_plans()
-        elif name == "presets":
-            lines = {preset: summarise_preset(preset) for preset in list_presets()}
-        else:
-            lines = registries[name].summaries()
-        last = sorted(lines, key=lambda plugin: lines[plugin].startswith(EXPERIMENTAL))
-        found[name] = {plugin: lines[plugin] for plugin in last}
-        terminal.show_list(name, found[name])
-    return found
+    if kind is None:
+        found = {each: list(list_names()) for each, list_names in names.items()}
+        _show_names(found)
+        return found
+    if kind not in names:
+        raise UnknownNameError(f"nothing is called {kind!r}: {suggest_name(kind, names)}")
+    if kind == "spaces":
+        lines = {space: load_space(space).description for space in space_names()}
+    elif kind == "plans":
+        lines = list_plans()
+    elif kind == "presets":
+        lines = {preset: summarise_preset(preset) for preset in list_presets()}
+    else:
+        if "torch" not in sys.modules and not OUTPUT.quiet:
+            sys.stderr.write("load libraries …\n")  # seconds without a sign of life otherwise
+        lines = KINDS[kind].summaries()
+    from sparsity_search.cli.terminal import show_list
+
+    last = sorted(lines, key=lambda plugin: lines[plugin].startswith(EXPERIMENTAL))
+    described = {plugin: lines[plugin] for plugin in last}
+    show_list(kind, described)
+    return {kind: described}
+
+
+def _show_names(found: dict[str, list[str]]) -> None:
+    from sparsity_search.cli.terminal import say, show_list
+
+    show_list("names", {kind: ", ".join(names) for kind, names in found.items()})
+    say("`sparsity-search ls KIND` says what each does, with its settings.")

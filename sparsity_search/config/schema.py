@@ -212,6 +212,8 @@ class StudySection(Section):
 
 #: The plan of a search whose study is described by hand, as in presets.
 STUDY = "study"
+#: Name of the hint that is measured on the pruned model; all others use the dense one.
+GRADIENTS = "gradients"
 
 
 class RunConfig(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsity_search.allocators.bases.scored import ScoredAllocator
+from sparsity_search.config.schema import GRADIENTS
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.plugins import build_factory
 from sparsity_search.engine.session import Session
@@ -18,9 +19,6 @@ from sparsity_search.runs.scores import load_scores
 from sparsity_search.spaces.hints import Hint
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.utils.files import compute_digest
-
-#: Name of the hint that is measured on the pruned model; all others use the dense one.
-GRADIENTS = "gradients"
 
 
 def check_hints(names: Sequence[str], session: Session) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsity_search.config.schema import RunConfig
+from sparsity_search.config.schema import GRADIENTS, RunConfig
 from sparsity_search.data.sequences import Request
-from sparsity_search.engine.hints import GRADIENTS, check_hints
+from sparsity_search.engine.hints import check_hints
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.parameters import build_parametric_space, check_parameters
@@ -34,7 +34,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     kind = choose_units(config, plugins.pruner)
     _check_kind(kind)
     check_measure(config, kind, of_levels.unpriced)
-    _check_own_data(config, plugins)
+    _check_pool(config, plugins)
     requests = _request_text(config, plugins)
     seed, kept = config.study.seed, config.data.statistics
     session = open_session(config.model, requests, seed, monitor, units=kind, statistics=kept)
@@ -45,7 +45,7 @@ def open_job(config: RunConfig, out: Path, monitor: Monitor) -> SearchJob:
     resident = ResidentModel()
     parameters = build_parametric_space(config, file, session, space, resident.make_dense)
     job = SearchJob(config, plugins, session, space, directory, monitor, parameters, resident)
-    _check_ladder(job)
+    config.ladder.check(*job.pool)  # a model with a short context has shorter sequences
     check_hints(config.hints, session)
     session.check_same_model(plugins.searcher.data_model(), "the searcher's data set")
     return job
@@ -68,15 +68,18 @@ def _check_stages(config: RunConfig, space: SpaceFile) -> None:
         )
 
 
-def _check_own_data(config: RunConfig, plugins: Plugins) -> None:
-    """Check that an evaluator's own data set has separate rows for search and comparison."""
-    own = plugins.evaluator.own_data()
+def _check_pool(config: RunConfig, plugins: Plugins) -> None:
+    """Check that the rungs fit the search text, as far as is known without the model.
+
+    An evaluator's own data set must have separate rows for search and comparison.
+    """
+    data, own = config.data, plugins.evaluator.own_data()
+    config.ladder.check(data.search_sequences, data.search_length)
     if own is not None:
-        needed = config.data.search_sequences + config.data.final_sequences
         own.check(
-            needed,
-            f"lower data.search_sequences ({config.data.search_sequences}) or "
-            f"data.final_sequences ({config.data.final_sequences}), which number its rows too",
+            data.search_sequences + data.final_sequences,
+            f"lower data.search_sequences ({data.search_sequences}) or "
+            f"data.final_sequences ({data.final_sequences}), which number its rows too",
         )
 
 
@@ -86,16 +89,3 @@ def _request_text(config: RunConfig, plugins: Plugins) -> list[Request]:
     if plugins.evaluator.own_data() is None or GRADIENTS in config.hints:
         return requests
     return [request for request in requests if request.purpose != "search"]
-
-
-def _check_ladder(job: SearchJob) -> None:
-    n_rows, length = job.pool
-    available = n_rows * length
-    ladders = job.config.ladder.generations
-    for rung in (rung for ladder in ladders for rung in ladder.rungs):
-        if rung.tokens % length or rung.tokens > available:
-            raise ConfigError(
-                f"a rung of {rung.tokens} tokens is not a whole number of sequences of {length}, "
-                f"or more than the {available} of the search text: change ladder.rungs, "
-                f"data.search_length or data.search_sequences"
-            )

@@ -9,8 +9,9 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
+from sparsity_search.config.schema import GRADIENTS
 from sparsity_search.engine.fingerprint import StudyKey, identify_study
-from sparsity_search.engine.hints import GRADIENTS, measure_hint, read_hints
+from sparsity_search.engine.hints import measure_hint, read_hints
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.patience import PatientStore
 from sparsity_search.engine.supernets import StageSupernet

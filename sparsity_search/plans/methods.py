@@ -1,4 +1,4 @@
-"""What methods cost, and what they have gained: the data of ``methods.yaml``."""
+"""What methods cost and have gained: the data of ``methods.yaml`` and ``gains.json``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from importlib.resources import files
 from pydantic import Field
 
 from sparsity_search.config.schema import RunConfig, Section
-from sparsity_search.utils.reading import parse_yaml
+from sparsity_search.utils.reading import parse_json, parse_yaml
 
-#: The costs and gains of methods: the one place where they are kept.
+#: The costs of methods, and gains of searches.
 METHODS = "methods.yaml"
+#: Gains of allocators and of pruners, from the tables of the benchmarks.
+GAINS = "gains.json"
 #: Cost of a backward pass, in forward passes: gradients of inputs and of weights.
 BACKWARD = 2.0
 #: Passes of the calibration text in a search besides its rounds: the walk of the supernet,
@@ -78,8 +80,53 @@ class MachineSpeed:
     weights: int
 
 
+@dataclass(frozen=True)
+class PrunerFigure:
+    """What a pruner was measured at, with the uniform profile.
+
+    Attributes:
+        pruner: Its name.
+        sparsity: The global sparsity.
+        ratio: Perplexity as a multiple of that with SparseGPT.
+        seconds: CPU time of statistics and pruning in the benchmark.
+        source: Where it was measured.
+    """
+
+    pruner: str
+    sparsity: float
+    ratio: float
+    seconds: float
+    source: str
+
+
 @cache
 def load_methods() -> tuple[Method, ...]:
-    """Return the methods of ``methods.yaml``."""
-    text = files("sparsity_search.plans").joinpath(METHODS).read_text(encoding="utf-8")
-    return tuple(Method.model_validate(entry) for entry in parse_yaml(text)["methods"])
+    """Return the methods of ``methods.yaml``, with the gains of ``gains.json``."""
+    gains: dict[str, list[MeasuredGain]] = {}
+    for row in parse_json(_read(GAINS))["allocators"]:
+        fields = {key: row[key] for key in MeasuredGain.model_fields}
+        gains.setdefault(row["allocator"], []).append(MeasuredGain(**fields))
+    entries = parse_yaml(_read(METHODS))["methods"]
+    return tuple(
+        Method.model_validate({"measured": gains.get(entry["name"], []), **entry})
+        for entry in entries
+    )
+
+
+def list_pruners(sparsity: float) -> list[PrunerFigure]:
+    """Return the pruners that are worth their time, the quickest first.
+
+    Each is better than all that took less time, at the measured sparsity nearest to the given
+    one. A pruner that is not measured there is left out.
+    """
+    rows = [PrunerFigure(**row) for row in parse_json(_read(GAINS))["pruners"]]
+    nearest = min((row.sparsity for row in rows), key=lambda known: abs(known - sparsity))
+    found: list[PrunerFigure] = []
+    for row in sorted(rows, key=lambda row: row.seconds):
+        if row.sparsity == nearest and (not found or row.ratio < found[-1].ratio):
+            found.append(row)
+    return found
+
+
+def _read(name: str) -> str:
+    return files("sparsity_search.plans").joinpath(name).read_text(encoding="utf-8")

@@ -108,6 +108,11 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def artifacts_folder(self) -> Path:
+        """Folder of figures for optuna-dashboard."""
+        return self.path / "artifacts"
+
+    @property
     def claims_folder(self) -> Path:
         """Folder of the workers' locks."""
         return self.path / ".claims"

@@ -120,6 +120,25 @@ class Ladder(_Described):
             entering = rung.survivors
         self.in_round(1)  # raises if the first generation is not legal
 
+    def check(self, n_sequences: int, length: int) -> None:
+        """Check that all rungs can be measured on a pool of sequences.
+
+        Args:
+            n_sequences: How many there are.
+            length: Tokens in each.
+
+        Raises:
+            ConfigError: A rung is not a whole number of sequences, or there are too few.
+        """
+        available = n_sequences * length
+        for rung in (rung for ladder in self.generations for rung in ladder.rungs):
+            if rung.tokens % length or rung.tokens > available:
+                raise ConfigError(
+                    f"a rung of {rung.tokens} tokens is not a whole number of sequences of "
+                    f"{length}, or more than the {available} of the search text: change "
+                    "ladder.rungs, data.search_length or data.search_sequences"
+                )
+
     @property
     def top(self) -> int:
         """Index of the last rung."""

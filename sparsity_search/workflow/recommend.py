@@ -1,19 +1,27 @@
-"""Which method fits the time there is: measured gains, and costs timed on this machine."""
+"""Which method and pruner fit the time: measured gains, and costs timed on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from sparsity_search.config.schema import RunConfig
-from sparsity_search.engine.estimate import time_model
+from sparsity_search.engine.estimate import time_model, time_rebuild
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.plugins import build_pruner, choose_units
-from sparsity_search.engine.session import open_session
+from sparsity_search.engine.session import Session, open_session
 from sparsity_search.errors import ConfigError
-from sparsity_search.plans.methods import MachineSpeed, MeasuredGain, Method, load_methods
+from sparsity_search.plans.methods import (
+    MachineSpeed,
+    MeasuredGain,
+    Method,
+    PrunerFigure,
+    list_pruners,
+    load_methods,
+)
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.registry import PRUNERS
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,14 @@ class TimedMethod:
 
 
 @dataclass(frozen=True)
+class TimedPruner:
+    """A pruner with its figure, and its time for the whole model here."""
+
+    figure: PrunerFigure
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """The outcome of `recommend`.
 
@@ -34,12 +50,19 @@ class Recommendation:
         chosen: The best measured one that fits the time.
         machine: The measured speed.
         why: In one sentence.
+        pruners: Those that are worth their time, as measured.
     """
 
     methods: Sequence[TimedMethod]
     chosen: TimedMethod
     machine: MachineSpeed
     why: str
+    pruners: Sequence[TimedPruner] = ()
+
+    def choose_pruner(self, minutes: float) -> TimedPruner | None:
+        """Return the best pruner that takes no longer than some time; None if all do."""
+        fitting = [entry for entry in self.pruners if entry.seconds <= 60 * minutes]
+        return min(fitting, key=lambda entry: entry.figure.ratio, default=None)
 
 
 def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None) -> Recommendation:
@@ -49,7 +72,7 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
 
     Args:
         config: Model, pruner and sparsity.
-        minutes: Time for the method; pruning comes after it.
+        minutes: Time for the method, and for the pruning that comes after it.
         monitor: Watches the job.
 
     Raises:
@@ -70,7 +93,19 @@ def recommend(config: RunConfig, minutes: float, monitor: Monitor | None = None)
     session = open_session(config.model, [], config.study.seed, monitor, units=kind)
     with monitor.step("time the model"):
         machine = time_model(session, config.data.calibration_length)
-    return choose(load_methods(), machine, config, budget.target, minutes)
+    found = choose(load_methods(), machine, config, budget.target, minutes)
+    with monitor.step("time the pruners"):
+        pruners = time_pruners(session, config, budget)
+    return replace(found, pruners=pruners)
+
+
+def time_pruners(session: Session, config: RunConfig, budget: Budget) -> list[TimedPruner]:
+    """Return the pruners worth their time, with their times here from samples of one block."""
+    profile = budget.uniform(session.subject.layout)
+    return [
+        TimedPruner(figure, time_rebuild(session, PRUNERS.create(figure.pruner), profile, config))
+        for figure in list_pruners(budget.target)
+    ]
 
 
 def choose(

@@ -146,6 +146,16 @@ def test_a_report_of_no_run_is_refused(cli: Cli, tmp_path: Path) -> None:
     refused(cli("report", tmp_path), "run.json")
 
 
+def test_rungs_are_checked_before_the_model_is_loaded(
+    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = "sparsity_search.engine.opening.open_session"
+    monkeypatch.setattr(target, lambda *_, **__: pytest.fail("the model was loaded"))
+    rungs = "ladder.rungs=[{tokens: 500, survivors: 1}]"
+    options = ("--sparsity", 0.5, "--out", tmp_path / "out", "--set", rungs)
+    refused(cli("search", model, *options), "500 tokens is not a whole number of sequences of 512")
+
+
 def test_an_unknown_list_is_refused(cli: Cli) -> None:
     refused(cli("ls", "prunners"), "'pruners'")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sparsity_search.models.io.saving import save_checkpoint
-from sparsity_search.registry import ALLOCATORS, EVALUATORS, PRUNERS, SEARCHERS, UNITS
+from sparsity_search.registry import KINDS, SEARCHERS
 from sparsity_search.spaces.files import space_names
 from sparsity_search.testing.models import save_tiny_model, tiny_llama, tiny_tokenizer
 from tests.helpers.families import FAMILIES
@@ -120,9 +120,13 @@ def test_report_is_written_anew(cli: Cli, model: Path, tmp_path: Path) -> None:
 
 
 def test_ls_names_every_plugin(cli: Cli) -> None:
-    outcome = cli("ls")
-    for registry in (PRUNERS, UNITS, ALLOCATORS, SEARCHERS, EVALUATORS):
-        assert all(name in outcome.out for name in registry.names())
+    shown = " ".join(cli("ls").out.split())
+    for kind, registry in KINDS.items():
+        assert f"{kind} {', '.join(registry.names())}" in shown
+    assert f"spaces {', '.join(space_names())}" in shown
+    outcome = cli("ls", "searchers", "--json")
+    assert json.loads(outcome.out)["searchers"].keys() == set(SEARCHERS.names())
+    assert "max_switches=3" in outcome.out
     assert all(name in cli("ls", "spaces").out for name in space_names())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -55,6 +56,24 @@ def test_rungs_that_do_not_nest_have_draws_of_their_own(fresh: bool) -> None:
     # one for each rung, and with fresh tokens one for each rung of each round
     assert len(set(draws.values())) == (12 if fresh else 3)
     assert len({draws[rung, 0] for rung in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length", "legal"),
+    [(4, 10, True), (40, 1, True), (3, 10, False), (100, 20, False), (4, 9, False)],
+)
+def test_rungs_are_whole_sequences_that_there_are(
+    sequences: int, length: int, legal: bool
+) -> None:
+    with contextlib.nullcontext() if legal else pytest.raises(ConfigError, match="a rung of"):
+        LADDER.check(sequences, length)
+
+
+def test_rungs_of_the_first_generation_are_checked_too() -> None:
+    ladder = replace(LADDER, first=Generation(candidates=4, rungs=(Rung(50, 1),)))
+    LADDER.check(4, 10)
+    with pytest.raises(ConfigError, match="a rung of 50 tokens"):
+        ladder.check(4, 10)
 
 
 def test_the_first_generation() -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from optuna.storages import BaseStorage
+
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
@@ -19,9 +21,11 @@ from sparsity_search.plans.schedule import Schedule
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.report import write_report
 from sparsity_search.report.pages import can_draw_pages
+from sparsity_search.runs.directory import RunDirectory
 from sparsity_search.runs.trail import Trail
 from sparsity_search.study.claims import Claims
-from sparsity_search.trials.storages import open_database
+from sparsity_search.trials.artifacts import attach
+from sparsity_search.trials.storages import open_database, open_journal
 from sparsity_search.workflow.search.building import check_plan
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts, describe_schedule
@@ -66,7 +70,16 @@ def search(
         shipped = ship(run)
         if with_report:
             write_report(out, config.study.storage)
+            _attach_profile(job.directory, storage)
     return shipped
+
+
+def _attach_profile(directory: RunDirectory, database: BaseStorage | None) -> None:
+    """Keep the figure of the profile with the study that ran last, if one ran."""
+    figure = directory.plot_file("profile")
+    if figure.exists() and (database or directory.journal_file.exists()):
+        storage = database or open_journal(directory.journal_file)
+        attach(storage, directory.read_studies()[-1], figure, directory.artifacts_folder)
 
 
 def preview(config: RunConfig, out: Path, monitor: Monitor | None = None) -> Schedule:
