@@ -43,11 +43,7 @@ class Examination:
 
     def measure(self, model: str) -> dict[str, Any]:
         """Return the figures of a model, by name, folder or file."""
-        test = Request(
-            "test", f"file:{self.data / 'wikitext2_valid.txt'}", self.windows, self.length
-        )
-        section = load_config(None, {"model.name": model}).model
-        session = open_session(section, [test], 0, Monitor())
+        session = _open(model, self.data, self.windows, self.length)
         return {
             "perplexity": _score_perplexity(session),
             "arc_easy": self._score_questions(session),
@@ -83,6 +79,17 @@ class Examination:
         for row in rows[: self.passages or None]:
             if parts := LAST_WORD.fullmatch(row["text"].strip()):
                 yield encode(session.loaded.tokenizer, parts[1], f" {parts[2]}", longest)
+
+
+def measure_perplexity(model: str, data: Path, windows: int) -> float:
+    """Return the perplexity of a model on windows of 1,024 tokens of the test text."""
+    return _score_perplexity(_open(model, data, windows, 1024))
+
+
+def _open(model: str, data: Path, windows: int, length: int) -> Session:
+    test = Request("test", f"file:{data / 'wikitext2_valid.txt'}", windows, length)
+    section = load_config(None, {"model.name": model}).model
+    return open_session(section, [test], 0, Monitor())
 
 
 def _score_perplexity(session: Session) -> float:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # what `__getattr__` returns, for type checkers
     from sparsity_search.interfaces.evaluator import Evaluator as Evaluator
     from sparsity_search.interfaces.evaluator import Proxy as Proxy
     from sparsity_search.interfaces.pruner import Pruner as Pruner
+    from sparsity_search.interfaces.recovery import Recovery as Recovery
+    from sparsity_search.interfaces.recovery import RecoveryProblem as RecoveryProblem
     from sparsity_search.interfaces.searcher import Searcher as Searcher
     from sparsity_search.models.anatomy.prunable import PrunableModel as PrunableModel
     from sparsity_search.models.anatomy.unit_kind import UnitKind
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what `__getattr__` returns, for type checkers
     from sparsity_search.profiles.layout import Unit as Unit
     from sparsity_search.profiles.profile import SparsityProfile as SparsityProfile
     from sparsity_search.pruning.sequential import prune_sequentially as prune_sequentially
+    from sparsity_search.recoveries.bases.mask_keeper import MaskKeeper as MaskKeeper
     from sparsity_search.registry import Registry
     from sparsity_search.runs.record import RunRecord as RunRecord
     from sparsity_search.runs.record import load_run as load_run
@@ -62,12 +65,15 @@ if TYPE_CHECKING:  # what `__getattr__` returns, for type checkers
     from sparsity_search.workflow.allocate import allocate as allocate
     from sparsity_search.workflow.compare import compare as compare
     from sparsity_search.workflow.evaluate import evaluate as evaluate
+    from sparsity_search.workflow.merge_adapter import merge_adapter as merge_adapter
     from sparsity_search.workflow.prune import prune as prune
+    from sparsity_search.workflow.recover import recover as recover
     from sparsity_search.workflow.search import search as search
 
     ALLOCATORS: Registry[Allocator]
     EVALUATORS: Registry[Evaluator]
     PRUNERS: Registry[Pruner]
+    RECOVERIES: Registry[Recovery]
     SEARCHERS: Registry[Searcher]
     UNITS: Registry[UnitKind]
 
@@ -86,12 +92,16 @@ _HOME = {
     "Ladder": "trials.ladder",
     "Layout": "profiles.layout",
     "Limits": "study.study",
+    "MaskKeeper": "recoveries.bases.mask_keeper",
     "Measurement": "trials.history",
     "Monitor": "engine.monitor",
     "PRUNERS": "registry",
     "Proxy": "interfaces.evaluator",
     "PrunableModel": "models.anatomy.prunable",
     "Pruner": "interfaces.pruner",
+    "RECOVERIES": "registry",
+    "Recovery": "interfaces.recovery",
+    "RecoveryProblem": "interfaces.recovery",
     "Request": "data.sequences",
     "RunConfig": "config.schema",
     "RunRecord": "runs.record",
@@ -114,9 +124,11 @@ _HOME = {
     "load_run": "runs.record",
     "load_space": "spaces.files",
     "materialise": "models.surgery.materialise",
+    "merge_adapter": "workflow.merge_adapter",
     "plan": "models.surgery.materialise",
     "prune": "workflow.prune",
     "prune_sequentially": "pruning.sequential",
+    "recover": "workflow.recover",
     "save_checkpoint": "models.io.saving",
     "search": "workflow.search",
 }

@@ -36,7 +36,7 @@ T = TypeVar("T")
 #: Ends of class names that say a plugin's kind; `describe` leaves them out.
 _SUFFIXES = (
     *("Pruner", "Allocator", "Searcher", "Evaluator", "Sensitivity", "Measure", "Format"),
-    "Tracker",
+    *("Recovery", "Tracker"),
 )
 #: The folder next to the plugins for their shared base classes and mathematics.
 _BASES = "bases"
@@ -371,12 +371,13 @@ SENSITIVITIES = _build_registry(
 MEASURES = _build_registry("measure", "measures", "interfaces.measure:Measure")
 FORMATS = _build_registry("format", "formats", "interfaces.format:Format")
 TRACKERS = _build_registry("tracker", "trackers", "interfaces.tracker:Tracker")
+RECOVERIES = _build_registry("recovery", "recoveries", "interfaces.recovery:Recovery")
 UNITS = _build_registry("unit kind", "models.units", "models.anatomy.unit_kind:UnitKind")
 #: All kinds by the name of their folder.
 KINDS: Mapping[str, Registry[Any]] = {
     registry.package.rpartition(".")[2]: registry
     for registry in (
         *(PRUNERS, UNITS, ALLOCATORS, SENSITIVITIES, SEARCHERS, EVALUATORS, MEASURES, FORMATS),
-        TRACKERS,
+        *(RECOVERIES, TRACKERS),
     )
 }

@@ -19,6 +19,7 @@ from sparsity_search.interfaces.evaluator import Evaluator
 from sparsity_search.interfaces.format import ProfileDocument
 from sparsity_search.interfaces.measure import Measure
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.interfaces.recovery import Recovery
 from sparsity_search.interfaces.searcher import Searcher
 from sparsity_search.interfaces.sensitivity import Sensitivity
 from sparsity_search.models.anatomy.prunable import PrunableModel
@@ -30,6 +31,7 @@ from sparsity_search.registry import (
     FORMATS,
     MEASURES,
     PRUNERS,
+    RECOVERIES,
     SEARCHERS,
     SENSITIVITIES,
     UNITS,
@@ -40,6 +42,7 @@ from sparsity_search.testing.evaluator import EvaluatorContract, TextContract, d
 from sparsity_search.testing.measure import MeasureContract
 from sparsity_search.testing.models import tiny_llama
 from sparsity_search.testing.pruner import PrunerContract
+from sparsity_search.testing.recovery import RecoveryContract
 from sparsity_search.testing.searcher import SearcherContract
 from sparsity_search.testing.sensitivity import SensitivityContract
 from tests.helpers.installed import install
@@ -57,7 +60,10 @@ POINTS = tomllib.loads("\n".join(s for language, s in BLOCKS if language == "tom
     "entry-points"
 ]
 PACKAGE = "my_plugins"
-REGISTRIES = (ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, SEARCHERS, SENSITIVITIES, UNITS)
+REGISTRIES = (
+    *(ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, RECOVERIES, SEARCHERS, SENSITIVITIES),
+    UNITS,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,6 +144,13 @@ class TestSensitivity(SensitivityContract):
     def sensitivity(self) -> Sensitivity:
         sensitivity: Sensitivity = SENSITIVITIES.create("energy")
         return sensitivity
+
+
+class TestRecovery(RecoveryContract):
+    @pytest.fixture
+    def recovery(self) -> Recovery:
+        recovery: Recovery = RECOVERIES.create("norms", steps=8)
+        return recovery
 
 
 class TestMeasure(MeasureContract):

@@ -17,6 +17,7 @@ from sparsity_search.registry import (
     FORMATS,
     MEASURES,
     PRUNERS,
+    RECOVERIES,
     SEARCHERS,
     SENSITIVITIES,
     UNITS,
@@ -32,6 +33,7 @@ REGISTRIES = {
     "sensitivities": SENSITIVITIES,
     "measures": MEASURES,
     "formats": FORMATS,
+    "recoveries": RECOVERIES,
     "units": UNITS,
 }
 #: A subclass of a shipped plugin is a plugin of its kind.
@@ -43,6 +45,7 @@ SHIPPED = {
     "sensitivities": "layer_error",
     "measures": "flops",
     "formats": "csv",
+    "recoveries": "block",
     "units": "heads",
 }
 

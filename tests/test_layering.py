@@ -18,6 +18,7 @@ from sparsity_search.registry import (
     FORMATS,
     MEASURES,
     PRUNERS,
+    RECOVERIES,
     SEARCHERS,
     SENSITIVITIES,
     TRACKERS,
@@ -34,7 +35,7 @@ FILES = {
 }
 REGISTRIES = (
     *(ALLOCATORS, EVALUATORS, FORMATS, MEASURES, PRUNERS, SEARCHERS, SENSITIVITIES),
-    *(TRACKERS, UNITS),
+    *(RECOVERIES, TRACKERS, UNITS),
 )
 
 #: A file imports from its own layer and those before it; docs/architecture.md explains them.
@@ -47,7 +48,7 @@ LAYERS = (
     ("pruning", "supernet"),
     (
         *("pruners", "allocators", "searchers", "evaluators", "sensitivities", "measures"),
-        *("formats", "trackers"),
+        *("formats", "recoveries", "trackers"),
     ),
     ("study", "runs", "report"),
     ("engine", "workflow"),

@@ -22,10 +22,12 @@ from sparsity_search.cli.evaluate import evaluate
 from sparsity_search.cli.front import front
 from sparsity_search.cli.inspect import inspect
 from sparsity_search.cli.ls import ls
+from sparsity_search.cli.merge_adapter import merge_adapter
 from sparsity_search.cli.output import OUTPUT, with_output
 from sparsity_search.cli.predictor import predictor
 from sparsity_search.cli.prune import prune
 from sparsity_search.cli.recommend import recommend
+from sparsity_search.cli.recover import recover
 from sparsity_search.cli.report import report
 from sparsity_search.cli.search import search
 from sparsity_search.cli.sensitivity import sensitivity
@@ -59,6 +61,8 @@ COMMANDS = (
     predictor,
     convert,
     prune,
+    recover,
+    merge_adapter,
     verify,
     evaluate,
     inspect,

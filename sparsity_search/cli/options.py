@@ -59,6 +59,9 @@ Track = Annotated[
         "--track", metavar="NAME", help="Send the course to mlflow, tensorboard or wandb."
     ),
 ]
+RecoverMinutes = Annotated[
+    float | None, typer.Option("--minutes", help="Time of --recover; without it, its steps.")
+]
 OutFile = Annotated[Path, typer.Option("--out", help="The file to write.", callback=check_file)]
 OutFolder = Annotated[
     Path, typer.Option("--out", help="The folder to write.", callback=check_folder)
@@ -233,6 +236,13 @@ FINALISE = declare(
     "Pruner to rebuild with at the end; that of the search.",
     panel=METHOD_PANEL,
     names=list_plugins("PRUNERS"),
+)
+RECOVERY = declare(
+    "recover",
+    "recovery.name",
+    "How kept weights are trained; see `ls recoveries`.",
+    panel=METHOD_PANEL,
+    names=list_plugins("RECOVERIES"),
 )
 CALIBRATION = declare(
     "calibration",

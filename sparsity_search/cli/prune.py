@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from sparsity_search.cli import options
     options.PATTERN,
     options.CALIBRATION,
     options.BOUNDS,
+    options.RECOVERY,
+    replace(options.MINUTES, kind=options.RecoverMinutes),
     options.SEED,
     *options.LOADING,
     *options.CONFIGURATION,
@@ -43,10 +46,17 @@ def prune(
     options.check_push(push_to_hub)
     from sparsity_search.cli import terminal
     from sparsity_search.workflow.prune import prune as run
+    from sparsity_search.workflow.recover import check_recovery, recover_in_place
 
-    multiple = multiple_of if materialise else None
+    multiple, minutes = multiple_of if materialise else None, config.study.minutes
+    asked = given.values["recover"] is not None
+    check_recovery(config)
     with terminal.watch() as monitor:
         found = run(config, out, profile=profile, multiple=multiple, monitor=monitor)
+        if asked:
+            terminal.say(f"{out}: pruned")
+            recovered = recover_in_place(config, out, minutes=minutes, monitor=monitor)
+            terminal.show_recovery(out, recovered)
     removed, weights = found.profile.n_removed, found.profile.layout.n_weights
     terminal.say(f"{out}: {removed} of {weights} weights are removed; {found.types}")
     if found.notes:
@@ -57,6 +67,7 @@ def prune(
     return {
         "checkpoint": out,
         "hub": address,
+        "recovery": terminal.describe_recovery(recovered) if asked else None,
         **options.count_removed(found.profile),
         "notes": found.notes,
         "materialised": found.materialised,

@@ -14,7 +14,12 @@ from sparsity_search.cli import options
 
 if TYPE_CHECKING:
     from sparsity_search.config.schema import RunConfig
+    from sparsity_search.engine.monitor import Monitor
     from sparsity_search.runs.directory import RunDirectory
+    from sparsity_search.workflow.recover import RecoveryResult
+
+#: Share of the time that is left for a recovery.
+RECOVERY_SHARE = 0.4
 
 
 @options.takes(
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     options.BOUNDS,
     options.PRUNER,
     options.FINALISE,
+    options.RECOVERY,
     options.INITIAL,
     options.SEARCHER,
     options.HINTS,
@@ -69,9 +75,12 @@ def search(
     from sparsity_search.engine.tracking import track as track_job
     from sparsity_search.report import RunRecord
     from sparsity_search.runs.directory import RunDirectory
+    from sparsity_search.workflow.recover import check_recovery
     from sparsity_search.workflow.search import preview
     from sparsity_search.workflow.search import search as run
 
+    recovers = given.values["recover"] is not None
+    check_recovery(config)
     out = out or _choose_folder(config)
     options.check_folder(out)
     directory, study = RunDirectory(out), config.study
@@ -80,8 +89,11 @@ def search(
             schedule = preview(config, directory.path, monitor)
             monitor.planned(schedule)
             return asdict(schedule)
+        whole, config = config, _leave_time(config) if recovers else config
         with track_job(monitor, trackers, config, directory) as watched:
             run(config, directory.path, command=sys.argv, monitor=watched)
+        goes_on = recovers and not monitor.stopped()
+        recovered = _recover(whole, directory, monitor) if goes_on else None
         record = RunRecord.read(directory.path, study.storage)
         terminal.show_run(record)
         files = _list_files(directory)
@@ -89,7 +101,34 @@ def search(
             terminal.say(f"{what + ':':<11} {path}")
         address = terminal.push(directory.checkpoint_folder, push_to_hub)
         terminal.show_next(_list_next(directory))
-        return {**files, "hub": address, **terminal.describe_run(record)}
+        return {
+            **files,
+            "hub": address,
+            "recovery": recovered and terminal.describe_recovery(recovered),
+            **terminal.describe_run(record),
+        }
+
+
+def _leave_time(config: RunConfig) -> RunConfig:
+    """Return the configuration of a search that leaves time for a recovery."""
+    limit = config.study.time_limit
+    minutes = None if limit is None else limit * (1 - RECOVERY_SHARE)
+    return config.model_copy(
+        update={"study": config.study.model_copy(update={"minutes": minutes})}
+    )
+
+
+def _recover(config: RunConfig, directory: RunDirectory, monitor: Monitor) -> RecoveryResult:
+    """Recover the checkpoint of a search, beside it."""
+    from sparsity_search.cli import terminal
+    from sparsity_search.workflow.recover import recover_in_place
+
+    limit, out = config.study.time_limit, directory.recovered_folder
+    minutes = None if limit is None else limit * RECOVERY_SHARE
+    checkpoint = directory.checkpoint_folder
+    found = recover_in_place(config, checkpoint, out, minutes=minutes, monitor=monitor)
+    terminal.show_recovery(out, found)
+    return found
 
 
 def _list_files(directory: RunDirectory) -> dict[str, Path]:

@@ -38,6 +38,7 @@ from sparsity_search.trials.history import Measurement
 
 if TYPE_CHECKING:
     from sparsity_search.runs.record import RunRecord
+    from sparsity_search.workflow.recover import RecoveryResult
 
 #: Width of the table of a run: shorter, its names would be cut.
 _RUN = 100
@@ -128,6 +129,28 @@ def _list_sentences(record: RunRecord) -> list[str]:
 
     told = (summarise(record), summarise_steps(record), tell_disagreement(record))
     return [sentence for sentence in told if sentence]
+
+
+def show_recovery(out: Path, found: RecoveryResult) -> None:
+    """Print what a recovery brought."""
+    for note in found.recovered.notes:
+        say(note)
+    before, after = found.perplexity
+    removed, weights = found.profile.n_removed, found.profile.layout.n_weights
+    say(f"perplexity on the final text: {before:.2f} before, {after:.2f} after")
+    say(f"{out}: {removed} of {weights} weights are zero as before; {found.types}")
+
+
+def describe_recovery(found: RecoveryResult) -> dict[str, Any]:
+    """Return the figures of a recovery, for the result of a command."""
+    before, after = found.perplexity
+    return {
+        "removed": found.profile.n_removed,
+        "weights": found.profile.layout.n_weights,
+        "perplexity": {"before": before, "after": after},
+        "loss": {"before": found.recovered.before, "after": found.recovered.after},
+        "notes": list(found.recovered.notes),
+    }
 
 
 def show_list(title: str, entries: Mapping[str, str]) -> None:

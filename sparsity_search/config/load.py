@@ -24,6 +24,7 @@ from sparsity_search.registry import (
     ALLOCATORS,
     EVALUATORS,
     PRUNERS,
+    RECOVERIES,
     SEARCHERS,
     SENSITIVITIES,
     Registry,
@@ -32,7 +33,10 @@ from sparsity_search.utils.reading import check_plain, parse_yaml, read_yaml
 from sparsity_search.utils.shapes import describe_fault, describe_faults
 
 #: Sections that name a plugin.
-_PLUGINS = ("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure")
+_PLUGINS = (
+    *("pruner", "searcher", "evaluator", "sensitivity", "finalise", "measure"),
+    "recovery",
+)
 
 
 #: Registries of sections whose name cannot be a file.
@@ -42,6 +46,7 @@ _REGISTRIES: Mapping[str, Registry[Any]] = {
     "searcher": SEARCHERS,
     "evaluator": EVALUATORS,
     "sensitivity": SENSITIVITIES,
+    "recovery": RECOVERIES,
 }
 
 

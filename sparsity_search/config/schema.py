@@ -229,6 +229,7 @@ class RunConfig(Section):
             prices.
         finalise: Pruner that the profiles are rebuilt with after a search; by default that of
             the search.
+        recovery: How what pruning kept is trained, where a command is asked for that.
     """
 
     model: ModelSection
@@ -242,6 +243,7 @@ class RunConfig(Section):
     sensitivity: PluginSection = PluginSection(name="fisher")
     measure: PluginSection | None = None
     finalise: PrunerSection | None = None
+    recovery: PluginSection = PluginSection(name="block")
     initial: list[str] = ["cfsp", "uniform"]
     hints: list[str] = []
     allocators: dict[str, dict[str, Any]] = {}
@@ -259,7 +261,7 @@ class RunConfig(Section):
         return {
             key: value
             for key, value in flat.items()
-            if key not in limits and not key.startswith("finalise")
+            if key not in limits and not key.startswith(("finalise", "recovery"))
         }
 
 

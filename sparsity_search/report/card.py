@@ -109,9 +109,15 @@ def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
     return (
         f"{removed} of {weights} prunable weights, in "
         f"{len(layout)} units of {layout.n_blocks} decoder blocks, are removed. {held} "
-        "What is no unit (embeddings, norms, routers, head) is as in the base model. "
+        f"{_tell_trained(facts)} "
         f"{_tell_left_alone(facts)}The license is that of the base model."
     )
+
+
+def _tell_trained(facts: Mapping[str, Any]) -> str:
+    if "recovery" not in facts and "adapter" not in facts:
+        return "What is no unit (embeddings, norms, routers, head) is as in the base model."
+    return "Kept weights, and norms and biases, were trained after pruning; the zeros are its."
 
 
 def _tell_left_alone(facts: Mapping[str, Any]) -> str:
@@ -134,6 +140,11 @@ def _list_origin(
         ("base model", f"{name}{commit}, weights {model['digest']}"),
         ("profile", profile.digest),
         ("pruner", escape(json.dumps(facts["pruner"], sort_keys=True))),
+        *(
+            (what, escape(json.dumps(facts[what], sort_keys=True)))
+            for what in ("recovery", "adapter")
+            if what in facts
+        ),
         ("seed", str(facts["seed"])),
         *((f"{purpose} text", _describe_text(entry)) for purpose, entry in facts["text"].items()),
         ("made with", f"sparsity-search {version('sparsity-search')}"),

@@ -103,6 +103,11 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     @property
+    def recovered_folder(self) -> Path:
+        """Folder of the pruned model after a recovery."""
+        return self.path / "recovered"
+
+    @property
     def report_file(self) -> Path:
         """The report."""
         return self.path / "report.html"

@@ -45,7 +45,7 @@ def verify(
         ProfileError: The zeros are others, or the profile is corrupt or of another model.
     """
     folder, monitor = Path(config.model.name).expanduser(), monitor or Monitor()
-    stored = PROFILE_JSON.read(profile or _find_profile(folder))
+    stored = PROFILE_JSON.read(profile or find_profile(folder))
     with monitor.step("compare tensors"):
         n_tensors = check_checkpoint(folder)
     kind = stored.get("removes")
@@ -57,7 +57,7 @@ def verify(
     return VerificationResult(expected, n_tensors)
 
 
-def _find_profile(folder: Path) -> Path:
+def find_profile(folder: Path) -> Path:
     """Return the file of a checkpoint's profile, as `prune` and `search` leave it.
 
     Raises:

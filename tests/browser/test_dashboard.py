@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from sparsity_search.profiles.budget import Budget
+from sparsity_search.report.plots import draw_profile, encode_png
 from sparsity_search.searchers.evolution import EvolutionSearcher
 from sparsity_search.spaces.files import load_space
 from sparsity_search.study.study import Limits, Study
 from sparsity_search.testing.problems import TOY_LADDER, SeparableProblem
 from sparsity_search.testing.runs import build_run_layout
+from sparsity_search.trials.artifacts import attach
 from sparsity_search.trials.storages import open_journal
 from sparsity_search.trials.store import Store
 from tests.browser.test_pages import IMAGES, WIDE, browser  # noqa: F401  (a fixture)
@@ -40,12 +42,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ladder=TOY_LADDER,
         store=Store(open_journal(file), "search", {"seed": 0}, space),
     ).run(Limits(rounds=8))
+    figure = file.with_name("profile.png")
+    profile = Budget(0.6).uniform(build_run_layout(6))
+    figure.write_bytes(encode_png(draw_profile(profile, target=0.6)))
+    attach(open_journal(file), "search", figure, file.with_name("artifacts"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = shutil.which("optuna-dashboard", path=str(Path(sys.executable).parent))
     assert program is not None
-    server = subprocess.Popen([program, str(file), "--port", str(port)])
+    kept = ["--artifact-dir", str(file.with_name("artifacts"))]
+    server = subprocess.Popen([program, str(file), "--port", str(port), *kept])
     found = f"http://127.0.0.1:{port}/dashboard"
     try:
         for _ in range(100):
@@ -72,3 +79,12 @@ def test_trials_show_rung_roles_and_depth(browser: Any, address: str) -> None:  
     page.wait_for_selector("text=sparsity of")
     page.wait_for_timeout(2000)  # its charts move into place
     page.screenshot(path=IMAGES / "dashboard.png")
+
+
+def test_the_profile_is_an_artefact(browser: Any, address: str) -> None:  # noqa: F811
+    page, host = browser.new_context(viewport=WIDE).new_page(), address.removesuffix("/dashboard")
+    (kept,) = page.request.get(f"{host}/api/studies/0").json()["artifacts"]
+    assert kept["filename"] == "profile.png"
+    picture = page.request.get(f"{host}/artifacts/0/{kept['artifact_id']}")
+    assert picture.ok
+    assert picture.body().startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ _ROUTING = ("tokens", "saliency", "coactivation")
 
 
 class GatheredBlock(NamedTuple):
-    """Statistics and routing gathered from one run of a block, by unit name."""
+    """What was gathered from one run of a block, by unit name; see `Evidence`."""
 
     block: int
     units: list[Unit]
@@ -43,6 +44,7 @@ class GatheredBlock(NamedTuple):
     statistics: dict[str, InputStatistics]
     routing: dict[str, Routing]
     notes: tuple[str, ...]
+    cross: Mapping[str, Tensor] = MappingProxyType({})
 
 
 #: Yields the data gathered in each block, except in the given ones.

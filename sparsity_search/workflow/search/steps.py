@@ -184,11 +184,13 @@ class PlanRun:
             self._add(SEARCHED, [SEARCHED, profile.digest], lambda: (profile, ()), self._usual)
 
     def _list_starts(self) -> dict[str, SparsityProfile]:
-        """Return the profiles that a study starts from, the best one first."""
-        if self.job.plugins.initial:  # named by the user, in their order
-            by_name = {record.name: record.profile for record in self.records}
-            return {name: by_name[name] for name in self.job.plugins.initial}
-        return {self.best.name: self.best.profile}
+        """Return the profiles that a study starts from, the best one first.
+
+        They are those that the user named and that there was time for, in the user's order.
+        """
+        made = {record.name: record.profile for record in self.records}
+        named = {name: made[name] for name in self.job.plugins.initial if name in made}
+        return named or {self.best.name: self.best.profile}
 
     def _adapt(
         self, settings: Mapping[str, Any], starts: Mapping[str, SparsityProfile], reserve: float

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparsity_search.allocators.uniform import UniformAllocator as Uniform
 from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
 from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.trail import Trail
 from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow.search.clock import Clock
@@ -86,6 +89,35 @@ def test_a_step_without_time_is_noted(job: SearchJob) -> None:
         "owl: no time for it and what follows, 1010 s are left",
         "search: no time is left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("dear", "begins"),
+    _BEGINS,
+)
+def test_a_study_begins_with_the_starts_that_there_was_time_for(
+    job: SearchJob, dear: tuple[str, ...], begins: list[str]
+) -> None:
+    @dataclass
+    class Dear(Prices):
+        def allocate(self, step: PlanStep) -> float:
+            return 1e9 if step.allocate in dear else 1.0
+
+    seen: list[list[str]] = []
+
+    def study(_: SearchJob, starts: Mapping[str, SparsityProfile]) -> None:
+        seen.append(list(starts))
+
+    named = replace(
+        job, plugins=replace(job.plugins, initial={"owl": Uniform(), "lamp": Uniform()})
+    )
+    trail = Trail(job.directory.steps_file, job.space.layout)
+    steps = [{"allocate": "owl"}, {"allocate": "lamp"}, {"search": {"study": {"rounds": 1}}}]
+    found, clock = Plan.model_validate({"steps": steps}), StoppedClock(1e6)
+    made = PlanRun(named, found, clock, trail, Dear(), study)  # type: ignore[arg-type]
+    with job.directory.lock():
+        made.run()
+    assert seen == [begins]
 
 
 def test_a_profile_is_known_with_the_pruners_that_it_was_judged_with_alone(job: SearchJob) -> None:

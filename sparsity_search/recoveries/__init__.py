@@ -1,0 +1,1 @@
+"""Recoveries: one file or folder is one plugin, see `interfaces.recovery.Recovery`."""

@@ -1,0 +1,1 @@
+"""What recoveries share: trainable parameters, and training by blocks and of whole models."""
