@@ -14,6 +14,7 @@ from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryPro
 from sparsity_search.recoveries.bases.blockwise import BlockReconstruction, BlockTraining
 from sparsity_search.recoveries.bases.choosing import choose
 from sparsity_search.recoveries.bases.forms import Kept, MakeForm, MaskedLowRank
+from sparsity_search.recoveries.bases.trainable import measure_size
 from sparsity_search.utils.random import derive_seed
 
 #: Factor of a low-rank change for each unit of its rank, as alpha = 2 r in PERP.
@@ -33,7 +34,7 @@ class BlockRecovery(Recovery):
         sequences: Sequences of text to train on.
         held_out: Sequences that decide when to stop.
         steps: Steps of Adam for each block, at most.
-        rate: Its greatest step.
+        rate: Its greatest step, relative to the size of a weight's entries.
         batch: Sequences of a step.
         inputs: ``dense``: the target is what the dense block makes of the dense model's stream,
             so that a block makes up for those before it. ``pruned``: what it makes of the pruned
@@ -43,9 +44,9 @@ class BlockRecovery(Recovery):
 
     loss: ClassVar[str] = "relative error of the last block"
 
-    steps: int = 200
-    rate: float = 1e-4
-    batch: int = 4
+    steps: int = 400
+    rate: float = 0.02
+    batch: int = 1
     inputs: Literal["dense", "pruned"] = "dense"
     rank: int = 0
 
@@ -78,6 +79,6 @@ class BlockRecovery(Recovery):
 
 
 def _build_low_rank(
-    rank: int, generator: torch.Generator, _: nn.Parameter, kept: Tensor
+    rank: int, generator: torch.Generator, parameter: nn.Parameter, kept: Tensor
 ) -> nn.Module:
-    return MaskedLowRank(kept, rank, _ALPHA, generator)
+    return MaskedLowRank(kept, rank, _ALPHA * measure_size(parameter), generator)

@@ -22,7 +22,7 @@ class DistilRecovery(Recovery):
         sequences: Sequences of text to train on.
         held_out: Sequences that decide which values are kept.
         steps: Steps of AdamW, at most.
-        rate: Its greatest step.
+        rate: Its greatest step, relative to the size of a weight's entries.
         batch: Sequences of a step.
         target: ``kl``: the divergence from the dense model's predictions; ``next_token``: the
             likelihood of the text.
@@ -31,7 +31,7 @@ class DistilRecovery(Recovery):
     loss: ClassVar[str] = "loss of predictions, nats a token"
 
     steps: int = 1000
-    rate: float = 5e-5
+    rate: float = 2e-3
     batch: int = 2
     target: Loss = "kl"
 

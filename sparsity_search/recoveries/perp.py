@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
 from sparsity_search.recoveries.bases.forms import MaskedLowRank
+from sparsity_search.recoveries.bases.trainable import measure_size
 from sparsity_search.recoveries.bases.whole import Loss, ModelTraining, WholeTraining
 from sparsity_search.utils.random import derive_seed
 
@@ -31,13 +32,13 @@ class PerpRecovery(Recovery):
         target: ``next_token``: the likelihood of the text; ``kl``: the divergence from the dense
             model's predictions.
         rank: Rank of the change of each weight.
-        alpha: Its factor is ``alpha / rank``.
+        alpha: Its factor is ``alpha / rank`` times the size of the weight's entries.
     """
 
     loss: ClassVar[str] = "loss of predictions, nats a token"
 
     steps: int = 1000
-    rate: float = 5e-4
+    rate: float = 0.01
     batch: int = 2
     target: Loss = "kl"
     rank: int = 16
@@ -52,8 +53,9 @@ class PerpRecovery(Recovery):
         """Train the whole model."""
         generator = torch.Generator().manual_seed(derive_seed(problem.seed, "form"))
 
-        def make_form(_: nn.Parameter, kept: Tensor) -> nn.Module:
-            return MaskedLowRank(kept, self.rank, self.alpha / self.rank, generator)
+        def make_form(parameter: nn.Parameter, kept: Tensor) -> nn.Module:
+            scale = self.alpha / self.rank * measure_size(parameter)
+            return MaskedLowRank(kept, self.rank, scale, generator)
 
         how = WholeTraining(self.steps, self.rate, self.batch, self.target, make_form)
         return ModelTraining(problem, how).run()

@@ -19,8 +19,8 @@ from .conftest import SMALL, Outcome
 
 Cli = Callable[..., Outcome]
 QUICK = (
-    *("--set", "recovery.steps=4", "--set", "recovery.sequences=6"),
-    *("--set", "recovery.held_out=2", "--set", "recovery.rate=0.001", *SMALL),
+    *("--set", "recovery.steps=12", "--set", "recovery.sequences=6"),
+    *("--set", "recovery.held_out=2", "--set", "recovery.rate=0.005", *SMALL),
 )
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_recovery_goes_on(
     parts = ("--out", tmp_path / "parts")
     assert cli("recover", pruned, *parts, *options).code == 2
     assert (tmp_path / "parts.unfinished" / "block-0000.safetensors").exists()
-    other = cli("recover", pruned, *parts, *options, "--set", "recovery.rate=0.01")
+    other = cli("recover", pruned, *parts, *options, "--set", "recovery.rate=0.02")
     assert other.code == 2
     assert "unfinished recovery" in other.err
     outcome = cli("recover", pruned, *parts, *options)

@@ -12,17 +12,17 @@ from sparsity_search.testing.recovery import RecoveryContract
 
 #: Settings that are quick on a tiny model.
 QUICK: dict[str, dict[str, Any]] = {
-    "block": {"steps": 8, "rate": 1e-3},
-    "perp": {"steps": 8, "rate": 2e-3, "rank": 4},
-    "distil": {"steps": 8, "rate": 5e-4},
+    "block": {"steps": 16, "rate": 0.01},
+    "perp": {"steps": 16, "rate": 0.01, "rank": 4},
+    "distil": {"steps": 16, "rate": 5e-3},
     "scales": {"steps": 8, "rate": 5e-3},
 }
 VARIANTS = {
-    "block, low rank": ("block", {**QUICK["block"], "rank": 4, "rate": 5e-3}),
+    "block, low rank": ("block", {**QUICK["block"], "rank": 4, "rate": 0.02}),
     "block, pruned inputs": ("block", {**QUICK["block"], "inputs": "pruned"}),
     "perp, next token": (
         "perp",
-        {**QUICK["perp"], "target": "next_token", "steps": 16},
+        {**QUICK["perp"], "target": "next_token", "steps": 24, "rate": 2e-3},
     ),
     **{name: (name, settings) for name, settings in QUICK.items()},
 }

@@ -15,7 +15,7 @@ from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.stream import Stream
 from sparsity_search.recoveries.bases.choosing import Chosen
 from sparsity_search.recoveries.bases.forms import MakeForm
-from sparsity_search.recoveries.bases.schedule import StepBudget
+from sparsity_search.recoveries.bases.schedule import StepBudget, group_by_size, set_rate
 from sparsity_search.recoveries.bases.trainable import (
     compute_with,
     fill_pattern,
@@ -31,7 +31,7 @@ class BlockTraining:
 
     Attributes:
         steps: Steps of each block, at most; fewer if the time is short.
-        rate: Greatest step of Adam.
+        rate: Greatest step of Adam, relative to the size of the weights.
         batch: Sequences of a step.
         dense_inputs: Whether the targets are the dense block's outputs for the dense model's own
             inputs, so that a block makes up for those before it; else for the pruned inputs.
@@ -120,15 +120,15 @@ class BlockReconstruction:
         best, state = before, None
         with training(
             trained.module, chosen.masks, chosen.vectors, how.make_form(trained.block)
-        ) as parameters:
-            optimiser = torch.optim.Adam(parameters, lr=how.rate, betas=(0.9, 0.95))
+        ) as found:
+            parameters = [each.parameter for each in found]
+            optimiser = torch.optim.Adam(group_by_size(found), betas=(0.9, 0.95))
             left = problem.seconds_left() / (len(problem.subject.blocks) - trained.block)
             budget = StepBudget(how.steps, left)
             order = create_generator(problem.seed, "recovery", trained.block)
             while (step := budget.next()) is not None:
                 rows = order.choice(self._n_trained, min(how.batch, self._n_trained), False)
-                for group in optimiser.param_groups:
-                    group["lr"] = how.rate * budget.rate(step)
+                set_rate(optimiser, how.rate * budget.rate(step))
                 trained.step(rows.tolist(), optimiser)
                 if budget.is_check(step):
                     error = trained.measure_held_out()

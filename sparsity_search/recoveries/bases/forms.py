@@ -41,7 +41,8 @@ class MaskedLowRank(nn.Module):
     Args:
         kept: Which entries are kept, bool, ``(…, rows, columns)``.
         rank: Rank of the change.
-        scale: Factor of the change.
+        scale: Factor of the change; with the size of the weight's entries in it, one rate suits
+            all models.
         generator: Draws the first ``A``.
     """
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sparsity_search.recoveries.bases.trainable import Trained
 
 #: Steps by whose time the number of all is set.
 _SAMPLE = 3
@@ -56,3 +62,14 @@ class StepBudget:
         """Return whether the held-out error is measured after a step; it is after the last."""
         every = max(1, math.ceil(self.total / _CHECKS))
         return (step + 1) % every == 0 or step + 1 == self.total
+
+
+def group_by_size(trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Return groups of parameters for an optimiser, each with the size of its entries."""
+    return [{"params": [each.parameter], "size": each.size} for each in trained]
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of each group to a multiple of its size."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["size"]

@@ -42,10 +42,24 @@ def list_slots(module: nn.Module) -> list[Slot]:
     return list(found.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A parameter that is trained.
+
+    Attributes:
+        parameter: The parameter, float32.
+        size: Size of its entries, by which the rate of the optimiser is multiplied, so that one
+            rate suits models of all widths; 1 for factors of a form.
+    """
+
+    parameter: nn.Parameter
+    size: float = 1.0
+
+
 @contextmanager
 def training(
     module: nn.Module, masks: Mapping[str, Tensor], vectors: Sequence[str], make_form: MakeForm
-) -> Iterator[list[nn.Parameter]]:
+) -> Iterator[list[Trained]]:
     """Make parameters of a module trainable inside; afterwards it holds their trained values.
 
     Trained numbers are float32. All other parameters stay as they are.
@@ -60,20 +74,20 @@ def training(
         What is trained.
     """
     slots = {slot.name: slot for slot in list_slots(module)}
-    trained: list[nn.Parameter] = []
+    trained: list[Trained] = []
     changed: list[Slot] = []
     try:
         for name in vectors:
             parameter = slots[name].parameter
             parameter.data = parameter.data.float()
-            trained.append(_begin(parameter))
+            trained.append(Trained(_begin(parameter), measure_size(parameter)))
         for name, kept in masks.items():
             slot = slots[name]
             form = make_form(slot.parameter, kept)
-            own = list(form.parameters())
+            own = [Trained(parameter) for parameter in form.parameters()]
             if not own:  # the weight itself is trained
                 slot.parameter.data = slot.parameter.data.float()
-                own = [_begin(slot.parameter)]
+                own = [Trained(_begin(slot.parameter), measure_size(slot.parameter))]
             trained += own
             parametrize.register_parametrization(slot.module, slot.key, form, unsafe=True)
             changed.append(slot)
@@ -84,6 +98,12 @@ def training(
         for slot in slots.values():
             slot.parameter.requires_grad_(False)
             slot.parameter.grad = None
+
+
+def measure_size(parameter: Tensor) -> float:
+    """Return the root mean square of the entries that are not zero; 1 if there are none."""
+    entries = parameter.detach()[parameter.detach() != 0].float()
+    return float(entries.square().mean().sqrt()) if len(entries) else 1.0
 
 
 def _begin(parameter: nn.Parameter) -> nn.Parameter:

@@ -19,8 +19,9 @@ from sparsity_search.models.anatomy.blocks import replace_forwards
 from sparsity_search.models.running.head import compute_last_hidden, compute_logits
 from sparsity_search.recoveries.bases.choosing import choose
 from sparsity_search.recoveries.bases.forms import MakeForm
-from sparsity_search.recoveries.bases.schedule import StepBudget
+from sparsity_search.recoveries.bases.schedule import StepBudget, group_by_size, set_rate
 from sparsity_search.recoveries.bases.trainable import (
+    Trained,
     compute_with,
     fill_pattern,
     list_slots,
@@ -44,7 +45,7 @@ class WholeTraining:
 
     Attributes:
         steps: Number of steps, at most; fewer if the time is short.
-        rate: Greatest step of AdamW.
+        rate: Greatest step of AdamW, relative to the size of the weights.
         batch: Sequences of a step.
         loss: What is minimised.
         make_form: Form of the weights.
@@ -92,10 +93,10 @@ class ModelTraining:
                 blocks = subject.blocks
                 again = [partial(checkpoint, b.forward, use_reentrant=False) for b in blocks]
                 stack.enter_context(replace_forwards(blocks, again))
-            parameters = stack.enter_context(
+            trained = stack.enter_context(
                 training(self._model, chosen.masks, chosen.vectors, self._how.make_form)
             )
-            after = self._fit(parameters, before)
+            after = self._fit(trained, before)
         for name in names:
             dtype, value = first[name].dtype, first[name]
             if after < before:
@@ -105,10 +106,11 @@ class ModelTraining:
         gained = after < before
         return Recovered(before, after, [] if gained else ["no gain: the weights are kept"])
 
-    def _fit(self, parameters: Sequence[nn.Parameter], before: float) -> float:
+    def _fit(self, trained: Sequence[Trained], before: float) -> float:
         """Train, keep the best values, and return their held-out loss."""
         how, problem = self._how, self._problem
-        optimiser = torch.optim.AdamW(parameters, lr=how.rate, betas=(0.9, 0.95), weight_decay=0)
+        parameters = [each.parameter for each in trained]
+        optimiser = torch.optim.AdamW(group_by_size(trained), betas=(0.9, 0.95), weight_decay=0)
         state = _State(parameters, optimiser, before)
         state.restore(problem.progress.load(_PART))
         budget = StepBudget(how.steps, problem.seconds_left(), state.step)
@@ -116,8 +118,7 @@ class ModelTraining:
         while (step := budget.next()) is not None:
             order = create_generator(problem.seed, "recovery", step)
             rows = order.choice(len(problem.tokens), min(how.batch, len(problem.tokens)), False)
-            for group in optimiser.param_groups:
-                group["lr"] = how.rate * budget.rate(step)
+            set_rate(optimiser, how.rate * budget.rate(step))
             optimiser.zero_grad(set_to_none=True)
             for row in rows:
                 with torch.enable_grad():
