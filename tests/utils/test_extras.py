@@ -81,5 +81,5 @@ def test_each_check_names_the_extra_that_installs_the_modules() -> None:
 
 
 def test_all_is_every_extra_of_users() -> None:
-    kinds = {"all", "browser", "dev", "docs", "testing", *TRACKERS.names()}
+    kinds = {"all", "browser", "dev", "docs", "notebooks", "testing", *TRACKERS.names()}
     assert EXTRAS["all"] == [f"sparsity-search[{','.join(sorted(EXTRAS.keys() - kinds))}]"]

@@ -24,6 +24,9 @@ from sparsity_search.recoveries.bases.trainable import (
 )
 from sparsity_search.utils.random import create_generator
 
+#: Share of the time that is for training; the rest is for running the blocks.
+_TRAINED = 0.8
+
 
 @dataclass(frozen=True)
 class BlockTraining:
@@ -124,7 +127,7 @@ class BlockReconstruction:
             parameters = [each.parameter for each in found]
             optimiser = torch.optim.Adam(group_by_size(found), betas=(0.9, 0.95))
             left = problem.seconds_left() / (len(problem.subject.blocks) - trained.block)
-            budget = StepBudget(how.steps, left)
+            budget = StepBudget(how.steps, _TRAINED * left)
             order = create_generator(problem.seed, "recovery", trained.block)
             while (step := budget.next()) is not None:
                 rows = order.choice(self._n_trained, min(how.batch, self._n_trained), False)
@@ -136,6 +139,8 @@ class BlockReconstruction:
                         break  # it over-fits
                     if error < best:
                         best, state = error, [p.detach().clone() for p in parameters]
+            if budget.unchecked and trained.measure_held_out() < best:
+                state = [p.detach() for p in parameters]
             if state is not None:
                 for parameter, value in zip(parameters, state, strict=True):
                     parameter.data.copy_(value)

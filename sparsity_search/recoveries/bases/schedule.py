@@ -17,8 +17,6 @@ _SAMPLE = 3
 _CHECKS = 4
 #: Share of the steps in which the rate rises.
 _WARM_UP = 0.1
-#: Share of the time that checks and the rest of the work take.
-_OTHER = 0.3
 
 
 class StepBudget:
@@ -34,17 +32,18 @@ class StepBudget:
     """
 
     def __init__(self, steps: int, seconds: float, first: int = 0) -> None:
-        self.total = steps if seconds > 0 else 0
+        self.total = self._steps = steps if seconds > 0 else 0
+        self._checked = first
         self._seconds, self._at, self._first = seconds, first, first
         self._started = time.monotonic()
 
     def next(self) -> int | None:
         """Return the number of the next step; None after the last one."""
         made = self._at - self._first
-        if made == _SAMPLE and math.isfinite(self._seconds):
-            each = (time.monotonic() - self._started) / made
-            fitting = int(self._seconds * (1 - _OTHER) / each)
-            self.total = min(self.total, self._first + max(_SAMPLE, fitting))
+        if made >= _SAMPLE and math.isfinite(self._seconds):
+            spent = time.monotonic() - self._started  # with checks of the held-out text
+            fitting = int((self._seconds - spent) * made / spent)
+            self.total = min(self._steps, self._at + max(0, fitting))
         if self._at >= self.total:
             return None
         self._at += 1
@@ -61,7 +60,14 @@ class StepBudget:
     def is_check(self, step: int) -> bool:
         """Return whether the held-out error is measured after a step; it is after the last."""
         every = max(1, math.ceil(self.total / _CHECKS))
-        return (step + 1) % every == 0 or step + 1 == self.total
+        due = step + 1 - self._checked >= every or step + 1 == self.total
+        self._checked = step + 1 if due else self._checked
+        return due
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether steps were made after the last check, because the time was over."""
+        return self._at > self._checked
 
 
 def group_by_size(trained: Sequence[Trained]) -> list[dict[str, Any]]:

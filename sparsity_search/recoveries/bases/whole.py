@@ -132,6 +132,8 @@ class ModelTraining:
                 problem.progress.keep(_PART, state.to_tensors())
                 kept_at = time.monotonic()
             problem.advance()
+        if budget.unchecked:
+            state.judge(self._measure())
         state.take_best()
         return state.loss
 
