@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparsity_search.config.schema import GRADIENTS, RunConfig
 from sparsity_search.data.sources import parse_source
+from sparsity_search.errors import UnknownNameError, suggest_name
 from sparsity_search.plans.plan import load_plan
 from sparsity_search.registry import ALLOCATORS, SENSITIVITIES, Registry
 from sparsity_search.runs.scores import load_scores
@@ -34,14 +35,21 @@ def check_early(config: RunConfig, keys: Collection[str]) -> None:
     if "initial" in keys:
         _check_names(ALLOCATORS, config.initial)
     if "hints" in keys:
-        _check_names(SENSITIVITIES, [name for name in config.hints if name != GRADIENTS])
-        for name in config.hints:
-            if name.endswith(".json"):
-                load_scores(Path(name))
+        _check_hints(config.hints)
     for part in _TEXTS:
         source = getattr(config.data, part)
         if f"data.{part}" in keys and source is not None:
             parse_source(source)
+
+
+def _check_hints(names: Sequence[str]) -> None:
+    """Check that hints exist: gradients, sensitivities, or files of scores."""
+    known = [GRADIENTS, *SENSITIVITIES.names()]
+    for name in names:
+        if name.endswith(".json"):
+            load_scores(Path(name))
+        elif name not in known and ":" not in name:
+            raise UnknownNameError(f"unknown hint {name!r}: {suggest_name(name, known)}")
 
 
 def _check_names(registry: Registry[object], names: Sequence[str]) -> None:

@@ -11,7 +11,9 @@ import typer
 from sparsity_search.cli import options
 
 
-@options.takes(replace(options.MODEL, name="checkpoint"), *options.LOADING, *options.CONFIGURATION)
+@options.takes(
+    replace(options.MODEL, name="checkpoint"), *options.LOADING_SAME, *options.CONFIGURATION
+)
 def merge_adapter(
     given: options.Given,
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],

@@ -140,6 +140,9 @@ TRUST_REMOTE_CODE = declare_flag(
 #: How the model is loaded, and which of its weights are units.
 LOADING = (EXCLUDE, BLOCKS, UNITS, REVISION, DTYPE, DEVICE, OFFLOAD, TRUST_REMOTE_CODE)
 
+#: The same for a checkpoint, whose profile says what was removed.
+LOADING_SAME = tuple(option for option in LOADING if option is not UNITS)
+
 SPARSITY = declare(
     "sparsity", "budget.sparsity", "Fraction of all prunable weights to remove.", float
 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsity_search.cli import options
+from sparsity_search.errors import ConfigError
 
 
 @options.takes(
@@ -45,29 +46,35 @@ def prune(
     config = given.load()
     options.check_push(push_to_hub)
     from sparsity_search.cli import terminal
+    from sparsity_search.workflow.prune import find_units
     from sparsity_search.workflow.prune import prune as run
     from sparsity_search.workflow.recover import check_recovery, recover_in_place
 
     multiple, minutes = multiple_of if materialise else None, config.study.minutes
     asked = given.values["recover"] is not None
-    check_recovery(config)
+    if asked:
+        check_recovery(config, find_units(config, profile))
+    elif minutes is not None:
+        raise ConfigError("--minutes is the time of a recovery: give --recover too")
     with terminal.watch() as monitor:
         found = run(config, out, profile=profile, multiple=multiple, monitor=monitor)
+        removed, weights = found.profile.n_removed, found.profile.layout.n_weights
+        terminal.say(f"{out}: {removed} of {weights} weights are removed; {found.types}")
+        if found.notes:
+            file = out / "profile.json"
+            terminal.say(f"{len(found.notes)} notes in {file}, first {found.notes[0]}")
+        if found.materialised is not None:
+            terminal.say(_describe(found.materialised))
+        recovered = None
         if asked:
-            terminal.say(f"{out}: pruned")
             recovered = recover_in_place(config, out, minutes=minutes, monitor=monitor)
-            terminal.show_recovery(out, recovered)
-    removed, weights = found.profile.n_removed, found.profile.layout.n_weights
-    terminal.say(f"{out}: {removed} of {weights} weights are removed; {found.types}")
-    if found.notes:
-        terminal.say(f"{len(found.notes)} notes in {out / 'profile.json'}, first {found.notes[0]}")
-    if found.materialised is not None:
-        terminal.say(_describe(found.materialised))
+    if recovered is not None:
+        terminal.show_recovery(recovered)
     address = terminal.push(out, push_to_hub)
     return {
         "checkpoint": out,
         "hub": address,
-        "recovery": terminal.describe_recovery(recovered) if asked else None,
+        "recovery": recovered and terminal.describe_recovery(recovered),
         **options.count_removed(found.profile),
         "notes": found.notes,
         "materialised": found.materialised,

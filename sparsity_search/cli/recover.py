@@ -17,7 +17,7 @@ from sparsity_search.cli import options
     options.CALIBRATION,
     options.FINAL_TEXT,
     options.SEED,
-    *options.LOADING,
+    *options.LOADING_SAME,
     *options.CONFIGURATION,
 )
 def recover(
@@ -41,6 +41,8 @@ def recover(
 
     with terminal.watch(minutes=config.study.minutes) as monitor:
         found = run(config, out, dense=dense, minutes=config.study.minutes, monitor=monitor)
-    terminal.show_recovery(out, found)
+    terminal.show_recovery(found)
+    removed, weights = found.profile.n_removed, found.profile.layout.n_weights
+    terminal.say(f"{out}: {removed} of {weights} weights are zero as before; {found.types}")
     address = terminal.push(out, push_to_hub)
     return {"checkpoint": out, "hub": address, **terminal.describe_recovery(found)}

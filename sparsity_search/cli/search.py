@@ -72,6 +72,7 @@ def search(
     options.check_push(push_to_hub)
     trackers = options.build_trackers(track)
     from sparsity_search.cli import terminal
+    from sparsity_search.engine.plugins import build_pruner, choose_units
     from sparsity_search.engine.tracking import track as track_job
     from sparsity_search.report import RunRecord
     from sparsity_search.runs.directory import RunDirectory
@@ -80,7 +81,8 @@ def search(
     from sparsity_search.workflow.search import search as run
 
     recovers = given.values["recover"] is not None
-    check_recovery(config)
+    if recovers:
+        check_recovery(config, choose_units(config, build_pruner(config)))
     out = out or _choose_folder(config)
     options.check_folder(out)
     directory, study = RunDirectory(out), config.study
@@ -94,13 +96,16 @@ def search(
             run(config, directory.path, command=sys.argv, monitor=watched)
         goes_on = recovers and not monitor.stopped()
         recovered = _recover(whole, directory, monitor) if goes_on else None
+        shipped = directory.recovered_folder if goes_on else directory.checkpoint_folder
         record = RunRecord.read(directory.path, study.storage)
         terminal.show_run(record)
-        files = _list_files(directory)
+        if recovered is not None:
+            terminal.show_recovery(recovered)
+        files = _list_files(directory) | ({"recovered": shipped} if goes_on else {})
         for what, path in files.items():
             terminal.say(f"{what + ':':<11} {path}")
-        address = terminal.push(directory.checkpoint_folder, push_to_hub)
-        terminal.show_next(_list_next(directory))
+        address = terminal.push(shipped, push_to_hub)
+        terminal.show_next(_list_next(directory, shipped))
         return {
             **files,
             "hub": address,
@@ -118,17 +123,16 @@ def _leave_time(config: RunConfig) -> RunConfig:
     )
 
 
-def _recover(config: RunConfig, directory: RunDirectory, monitor: Monitor) -> RecoveryResult:
-    """Recover the checkpoint of a search, beside it."""
-    from sparsity_search.cli import terminal
+def _recover(
+    config: RunConfig, directory: RunDirectory, monitor: Monitor
+) -> RecoveryResult | None:
+    """Recover the checkpoint of a search, beside it; None if it was before."""
     from sparsity_search.workflow.recover import recover_in_place
 
     limit, out = config.study.time_limit, directory.recovered_folder
     minutes = None if limit is None else limit * RECOVERY_SHARE
     checkpoint = directory.checkpoint_folder
-    found = recover_in_place(config, checkpoint, out, minutes=minutes, monitor=monitor)
-    terminal.show_recovery(out, found)
-    return found
+    return recover_in_place(config, checkpoint, out, minutes=minutes, monitor=monitor)
 
 
 def _list_files(directory: RunDirectory) -> dict[str, Path]:
@@ -138,16 +142,16 @@ def _list_files(directory: RunDirectory) -> dict[str, Path]:
     return found | ({"report": report} if report.exists() else {})
 
 
-def _list_next(directory: RunDirectory) -> dict[str, str]:
+def _list_next(directory: RunDirectory, shipped: Path) -> dict[str, str]:
     """Return commands that may follow a search, by what they do."""
-    checkpoint = shlex.quote(str(directory.checkpoint_folder))
+    checkpoint = shlex.quote(str(shipped))
     profile = shlex.quote(str(directory.profile_file))
     return {
         "check it": f"sparsity-search verify {checkpoint}",
         "score it": f"sparsity-search evaluate {checkpoint} --text file:FILE",
         "another budget": f"sparsity-search convert {profile} --sparsity S --out profile.json",
         "search on": "the same command with more --minutes",
-        "load it": f"AutoModelForCausalLM.from_pretrained({str(directory.checkpoint_folder)!r})",
+        "load it": f"AutoModelForCausalLM.from_pretrained({str(shipped)!r})",
     }
 
 

@@ -131,14 +131,14 @@ def _list_sentences(record: RunRecord) -> list[str]:
     return [sentence for sentence in told if sentence]
 
 
-def show_recovery(out: Path, found: RecoveryResult) -> None:
-    """Print what a recovery brought."""
+def show_recovery(found: RecoveryResult) -> None:
+    """Print what a recovery brought; first, if that is nothing."""
+    before, after = found.perplexity
+    if after >= before:
+        say("the recovered model is not better on the final text: give more text or time")
+    say(f"recovery: perplexity on the final text {before:.2f} before, {after:.2f} after")
     for note in found.recovered.notes:
         say(note)
-    before, after = found.perplexity
-    removed, weights = found.profile.n_removed, found.profile.layout.n_weights
-    say(f"perplexity on the final text: {before:.2f} before, {after:.2f} after")
-    say(f"{out}: {removed} of {weights} weights are zero as before; {found.types}")
 
 
 def describe_recovery(found: RecoveryResult) -> dict[str, Any]:

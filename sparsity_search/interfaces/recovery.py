@@ -77,6 +77,17 @@ class Recovered:
     notes: Sequence[str] = ()
 
 
+def check_positive(**settings: float) -> None:
+    """Check settings by name.
+
+    Raises:
+        ConfigError: One is not positive.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise ConfigError(f"{name} must be positive, not {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery(SupportsUnits, ABC):
     """Base class of recoveries. Plugins are frozen keyword-only dataclasses that write `train`.
@@ -95,19 +106,20 @@ class Recovery(SupportsUnits, ABC):
 
     Attributes:
         loss: What is minimised, for people.
+        offloads: Whether it works on models whose blocks rest in a file.
         experimental: Why users should prefer another one; empty if there is no reason.
     """
 
     units: ClassVar[tuple[str, ...]] = ALL_UNITS
     loss: ClassVar[str] = "loss"
+    offloads: ClassVar[bool] = False
     experimental: ClassVar[str] = ""
 
     sequences: int = 64
     held_out: int = 8
 
     def __post_init__(self) -> None:
-        if self.sequences < 1 or self.held_out < 1:
-            raise ConfigError("a recovery needs at least one sequence, and one that is held out")
+        check_positive(sequences=self.sequences, held_out=self.held_out)
 
     def recover(self, problem: RecoveryProblem) -> Recovered:
         """Train the kept weights of a pruned model in place.

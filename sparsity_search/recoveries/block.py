@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
+from sparsity_search.interfaces.recovery import (
+    Recovered,
+    Recovery,
+    RecoveryProblem,
+    check_positive,
+)
 from sparsity_search.recoveries.bases.blockwise import BlockReconstruction, BlockTraining
 from sparsity_search.recoveries.bases.choosing import choose
 from sparsity_search.recoveries.bases.forms import Kept, MakeForm, MaskedLowRank
@@ -43,6 +48,7 @@ class BlockRecovery(Recovery):
     """
 
     loss: ClassVar[str] = "relative error of the last block"
+    offloads: ClassVar[bool] = True
 
     steps: int = 400
     rate: float = 0.02
@@ -52,8 +58,9 @@ class BlockRecovery(Recovery):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.batch < 1 or self.rank < 0 or self.rate <= 0:
-            raise ConfigError("steps, batch and rate must be positive, and the rank not negative")
+        check_positive(steps=self.steps, rate=self.rate, batch=self.batch)
+        if self.rank < 0:
+            raise ConfigError(f"rank must not be negative, but is {self.rank}")
 
     def train(self, problem: RecoveryProblem) -> Recovered:
         """Train one block after the other."""

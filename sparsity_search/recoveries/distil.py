@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
+from sparsity_search.interfaces.recovery import (
+    Recovered,
+    Recovery,
+    RecoveryProblem,
+    check_positive,
+)
 from sparsity_search.recoveries.bases.forms import Kept
 from sparsity_search.recoveries.bases.whole import Loss, ModelTraining, WholeTraining
 
@@ -37,8 +41,7 @@ class DistilRecovery(Recovery):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.batch) < 1 or self.rate <= 0:
-            raise ConfigError("steps, batch and rate must be positive")
+        check_positive(steps=self.steps, rate=self.rate, batch=self.batch)
 
     def train(self, problem: RecoveryProblem) -> Recovered:
         """Train the whole model."""

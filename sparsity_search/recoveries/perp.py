@@ -8,8 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
+from sparsity_search.interfaces.recovery import (
+    Recovered,
+    Recovery,
+    RecoveryProblem,
+    check_positive,
+)
 from sparsity_search.recoveries.bases.forms import MaskedLowRank
 from sparsity_search.recoveries.bases.trainable import measure_size
 from sparsity_search.recoveries.bases.whole import Loss, ModelTraining, WholeTraining
@@ -46,8 +50,7 @@ class PerpRecovery(Recovery):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.batch, self.rank) < 1 or self.rate <= 0:
-            raise ConfigError("steps, batch, rank and rate must be positive")
+        check_positive(steps=self.steps, rate=self.rate, batch=self.batch, rank=self.rank)
 
     def train(self, problem: RecoveryProblem) -> Recovered:
         """Train the whole model."""

@@ -8,8 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.errors import ConfigError
-from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
+from sparsity_search.interfaces.recovery import (
+    Recovered,
+    Recovery,
+    RecoveryProblem,
+    check_positive,
+)
 from sparsity_search.models.anatomy.linears import as_matrix
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.views import StructuredView
@@ -36,6 +40,7 @@ class ScalesRecovery(Recovery):
 
     units: ClassVar[tuple[str, ...]] = ("width", "heads")
     loss: ClassVar[str] = "relative error of the last block"
+    offloads: ClassVar[bool] = True
 
     sequences: int = 16
     steps: int = 100
@@ -44,8 +49,7 @@ class ScalesRecovery(Recovery):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.batch) < 1 or self.rate <= 0:
-            raise ConfigError("steps, batch and rate must be positive")
+        check_positive(steps=self.steps, rate=self.rate, batch=self.batch)
 
     def train(self, problem: RecoveryProblem) -> Recovered:
         """Train one block after the other."""

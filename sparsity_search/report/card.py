@@ -117,7 +117,7 @@ def _summarise(profile: SparsityProfile, facts: Mapping[str, Any]) -> str:
 def _tell_trained(facts: Mapping[str, Any]) -> str:
     if "recovery" not in facts and "adapter" not in facts:
         return "What is no unit (embeddings, norms, routers, head) is as in the base model."
-    return "Kept weights, and norms and biases, were trained after pruning; the zeros are its."
+    return "Kept weights, norms and biases were trained after pruning, and the zeros kept."
 
 
 def _tell_left_alone(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.utils.extras import require
 from sparsity_search.utils.files import atomic_folder
-from sparsity_search.workflow.verify import find_profile
+from sparsity_search.workflow.verify import read_profile
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def merge_adapter(
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} is no adapter of peft: it has no adapter_config.json")
-    stored = PROFILE_JSON.read(find_profile(Path(config.model.name).expanduser()))
+    stored = read_profile(Path(config.model.name).expanduser(), "merge-adapter")
     session = open_session(
         config.model, [], config.study.seed, monitor, units=stored.get("removes")
     )
@@ -86,6 +87,8 @@ def merge_adapter(
     return MergeResult(profile, filled, dropped)
 
 
+#: Characters of a message of peft that are shown.
+_LONGEST = 300
 #: Facts of a checkpoint's profile that stay.
 _KEPT = ("model", "removes", "pruner", "seed", "text", "recovery")
 
@@ -104,9 +107,12 @@ def _merge(session: Session, adapter: Path, mask: bool) -> tuple[int, float]:
     masks = choose(subject, subject.model).masks
     before = {slot.name: slot.parameter.data.clone() for slot in list_slots(subject.model)}
     try:
-        PeftModel.from_pretrained(subject.model, str(adapter)).merge_and_unload()
+        with warnings.catch_warnings():  # of transformers, about calls that peft makes
+            warnings.simplefilter("ignore", FutureWarning)
+            PeftModel.from_pretrained(subject.model, str(adapter)).merge_and_unload()
     except Exception as error:  # the library raises many kinds
-        raise ModelError(f"cannot merge {adapter}: {shorten(error)}") from error
+        told = shorten(error)[:_LONGEST]
+        raise ModelError(f"{adapter} does not fit {session.loaded.name}: {told}") from error
     slots = {slot.name: slot.parameter for slot in list_slots(subject.model)}
     filled, lost, changed, first = 0, 0.0, 0.0, ""
     for name, kept in masks.items():

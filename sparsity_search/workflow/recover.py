@@ -18,8 +18,9 @@ from sparsity_search.config.schema import RunConfig
 from sparsity_search.data.sequences import Request
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.session import Session, open_session
-from sparsity_search.errors import ConfigError, RunMismatchError
+from sparsity_search.errors import ConfigError, DataError, RunMismatchError
 from sparsity_search.interfaces.recovery import Recovered, Recovery, RecoveryProblem
+from sparsity_search.models.io.checksums import CHECKSUMS
 from sparsity_search.models.io.saving import write_checkpoint
 from sparsity_search.models.surgery.materialise import prepare_for_saving
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
@@ -31,10 +32,11 @@ from sparsity_search.utils.files import (
     atomic_folder,
     check_fingerprint,
     compute_digest,
+    compute_file_digest,
     write_json,
 )
 from sparsity_search.utils.reading import read_json
-from sparsity_search.workflow.verify import find_profile
+from sparsity_search.workflow.verify import read_profile
 
 #: Names of the texts in the profile, beside those that the pruner read.
 _TEXTS = {"recovery": "recovery", "held_out": "recovery_held_out", "final": "recovery_final"}
@@ -78,9 +80,7 @@ class ProgressFolder:
             if not isinstance(stored, dict):
                 raise RunMismatchError(f"{file} is damaged: remove {path}")
             check_fingerprint(stored, fingerprint, f"the unfinished recovery in {path}")
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(file, dict(fingerprint))
+        self._fingerprint, self._file = dict(fingerprint), file
 
     def load(self, part: str) -> dict[str, Tensor] | None:
         """Return the tensors of a part by name; None if it is not there."""
@@ -89,6 +89,9 @@ class ProgressFolder:
 
     def keep(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep the tensors of a part."""
+        if not self._file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._fingerprint)
         with atomic_file(self.path / f"{part}.safetensors") as file:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
@@ -122,16 +125,21 @@ def recover(
         raise ConfigError(f"--minutes must be positive, not {minutes}")
     if not replace and out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty; name another folder")
-    method: Recovery = Factory().resolve(RECOVERIES, config.recovery.spec)
-    stored = PROFILE_JSON.read(find_profile(Path(config.model.name).expanduser()))
+    stored = read_profile(Path(config.model.name).expanduser(), "recover")
     kind = stored.get("removes") or "weights"
-    method.check_units(kind)
+    method = check_recovery(config, kind)
     seed = config.study.seed
     pruned = open_session(config.model, _request_text(config, method), seed, monitor, units=kind)
     profile = SparsityProfile.from_json(pruned.subject.layout, stored)
     pruned.subject.verify(profile)
     teacher = _open_dense(config, dense or stored["model"]["name"], kind, monitor)
-    teacher.check_same_model(stored.get("model"), f"the profile of {config.model.name}")
+    try:
+        teacher.check_same_model(stored["model"], config.model.name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{teacher.loaded.name} is not the model that {config.model.name} was pruned from: "
+            "give that with --dense"
+        ) from error
     _check_alike(pruned, teacher)
     scores = _Scores(pruned, monitor)
     before, taken = scores.measure()
@@ -155,7 +163,7 @@ def recover(
         "perplexity": {"before": before, "after": after},
     }
     _write(pruned, profile, facts, out, monitor)
-    shutil.rmtree(work.path)
+    shutil.rmtree(work.path, ignore_errors=True)
     return RecoveryResult(
         profile=profile, types=pruned.types, recovered=recovered, perplexity=(before, after)
     )
@@ -168,7 +176,7 @@ def recover_in_place(
     *,
     minutes: float | None = None,
     monitor: Monitor | None = None,
-) -> RecoveryResult:
+) -> RecoveryResult | None:
     """Recover the checkpoint that a command has just made of a model.
 
     Args:
@@ -178,30 +186,68 @@ def recover_in_place(
         minutes: Time of the recovery; without it, the steps of the method limit it.
         monitor: Watches the job.
 
+    Returns:
+        The outcome; None if ``out`` is this very checkpoint, recovered in this way before.
+
     Raises:
-        SparsitySearchError: As `recover`; the checkpoint stays as it was.
+        SparsitySearchError: As `recover`; the checkpoint stays as it was, and the message says
+            how to go on.
     """
     section = config.model.model_copy(update={"name": str(checkpoint), "revision": None})
-    return recover(
-        config.model_copy(update={"model": section}),
-        out or checkpoint,
-        dense=config.model.name,
-        minutes=minutes,
-        replace=True,
-        monitor=monitor,
-    )
+    if out is not None and _was_recovered(config, checkpoint, out):
+        return None
+    try:
+        return recover(
+            config.model_copy(update={"model": section}),
+            out or checkpoint,
+            dense=config.model.name,
+            minutes=minutes,
+            replace=True,
+            monitor=monitor,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_tell_rest(checkpoint)}") from error
+    except DataError as error:
+        raise DataError(f"{error}; {_tell_rest(checkpoint)}") from error
 
 
-def check_recovery(config: RunConfig, kind: str | None = None) -> None:
-    """Check, before any work, that the recovery exists and takes its settings.
+def _tell_rest(checkpoint: Path) -> str:
+    return f"{checkpoint} is pruned: go on with sparsity-search recover {checkpoint} --out OUT"
+
+
+def _was_recovered(config: RunConfig, checkpoint: Path, out: Path) -> bool:
+    """Return whether ``out`` is a checkpoint that was recovered in this way before."""
+    file = out / PROFILE
+    if not file.exists():
+        return False
+    known = PROFILE_JSON.read(file).get("recovery")
+    method: Recovery = Factory().resolve(RECOVERIES, config.recovery.spec)
+    now = {"method": describe(method), "checksums": _digest_checksums(checkpoint)}
+    return isinstance(known, dict) and now == {key: known.get(key) for key in now}
+
+
+def _digest_checksums(checkpoint: Path) -> str:
+    """Return a digest of the checksums of a checkpoint's tensors; empty without them."""
+    file = checkpoint / CHECKSUMS
+    return compute_file_digest(file)[:16] if file.exists() else ""
+
+
+def check_recovery(config: RunConfig, kind: str) -> Recovery:
+    """Return the recovery of a configuration, checked before any work.
 
     Raises:
         UnknownNameError: There is no such recovery.
-        ConfigError: It refuses its settings, or is not for units of this kind.
+        ConfigError: It refuses its settings, or is not for units of this kind, or not for
+            offloaded models.
     """
     method: Recovery = Factory().resolve(RECOVERIES, config.recovery.spec)
-    if kind is not None:
-        method.check_units(kind)
+    method.check_units(kind)
+    if config.model.offload and not method.offloads:
+        raise ConfigError(
+            f"the recovery {config.recovery.name!r} needs the whole model in memory: leave out "
+            "--offload, or choose block"
+        )
+    return method
 
 
 def _request_text(config: RunConfig, method: Recovery) -> list[Request]:
@@ -262,7 +308,11 @@ def _describe(session: Session, stored: Mapping[str, Any], method: Recovery) -> 
     facts = {key: stored[key] for key in kept if key in stored}
     text = {_TEXTS[name]: entry for name, entry in session.text_facts.items()}
     facts["text"] = {**facts.get("text", {}), **text}
-    facts["recovery"] = {"method": describe(method), "of": session.loaded.digest}
+    facts["recovery"] = {
+        "method": describe(method),
+        "of": session.loaded.digest,
+        "checksums": _digest_checksums(Path(session.loaded.name).expanduser()),
+    }
     return facts
 
 

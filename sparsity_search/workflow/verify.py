@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.monitor import Monitor
@@ -55,6 +56,32 @@ def verify(
         raise ModelError(f"{name} of {config.model.name} holds NaN")
     subject.verify(expected)
     return VerificationResult(expected, n_tensors)
+
+
+def read_profile(folder: Path, what: str) -> dict[str, Any]:
+    """Return the profile of a checkpoint that this package made, with where it comes from.
+
+    Args:
+        folder: The checkpoint.
+        what: What needs it, for the message.
+
+    Raises:
+        ConfigError: The folder has no profile, or none that names the dense model.
+        ProfileError: It is corrupt.
+    """
+    try:
+        file = find_profile(folder)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} has no {PROFILE}: {what} takes checkpoints of prune and search"
+        ) from error
+    stored = PROFILE_JSON.read(file)
+    if file.name == MATERIALISED and (folder / PROFILE).exists():
+        # the smaller model's own units, with the origin of the larger one
+        stored = {**PROFILE_JSON.read(folder / PROFILE), **stored}
+    if not isinstance(stored.get("model"), dict):
+        raise ConfigError(f"{file} does not name the dense model: {what} needs it")
+    return stored
 
 
 def find_profile(folder: Path) -> Path:

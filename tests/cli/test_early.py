@@ -19,6 +19,7 @@ WRONG = (
     ("--initial", "cfps", "did you mean 'cfsp'"),
     ("--initial", "no.json", "no.json"),
     ("--hints", "fihser", "did you mean 'fisher'"),
+    ("--hints", "gradiants", "did you mean 'gradients'"),
     ("--hints", "no.json", "no.json"),
     ("--calibration", "file:no.txt", "no.txt"),
     ("--search-text", "flie:no.txt", "flie:no.txt"),

@@ -118,6 +118,12 @@ def test_search_and_recover(cli: Cli, model: Path, text: Path, tmp_path: Path) -
     assert outcome.code == 0, outcome.err
     for name in ("checkpoint", "recovered"):
         assert cli("verify", tmp_path / "run" / name).code == 0
+        assert f"run/{name}" in outcome.out
+    files = [tmp_path / "run" / "recovered" / name for name in ("profile.json", "config.json")]
+    before = [file.stat().st_mtime_ns for file in files]
+    again = cli("search", model, *options, "--recover", "block", "--out", tmp_path / "run")
+    assert again.code == 0, again.err
+    assert before == [file.stat().st_mtime_ns for file in files]  # nothing is trained twice
     assert_same(*(read_zeros(tmp_path / "run" / name) for name in ("checkpoint", "recovered")))
 
 
@@ -127,9 +133,11 @@ def test_refused(cli: Cli, model: Path, pruned: Path, text: Path, tmp_path: Path
         (pruned, "--method", "blok"): "did you mean 'block'",
         (pruned, "--method", "scales"): "needs units width or heads",
         (pruned, "--minutes", 0): "minutes",
-        (pruned, "--set", "recovery.batch=0"): "must be positive",
-        (model,): "there is no profile.json",
-        (pruned, "--dense", pruned): "another model",
+        (pruned, "--set", "recovery.batch=0"): "batch must be positive, not 0",
+        (model,): "recover takes checkpoints of prune and search",
+        (pruned, "--dense", pruned): "give that with --dense",
+        (pruned, "--set", "recovery.rank=-1"): "rank must not be negative",
+        (pruned, "--method", "distil", "--offload"): "or choose block",
     }.items():
         outcome = cli("recover", *arguments, *options)
         assert outcome.code == 2, arguments
@@ -158,3 +166,58 @@ def test_merge_adapter(cli: Cli, pruned: Path, tmp_path: Path) -> None:
     assert changed == {n for n in before if "q_proj.weight" in n or "up_proj.weight" in n}
     nothing = cli("merge-adapter", pruned, tmp_path, "--out", tmp_path / "x")
     assert (nothing.code, "adapter_config.json" in nothing.err) == (2, True)
+
+
+def test_what_cannot_be_recovered_is_refused_before_pruning(
+    cli: Cli, model: Path, tmp_path: Path
+) -> None:
+    for command, options, words in (
+        ("prune", ("--recover", "scales"), "needs units width or heads"),
+        ("prune", ("--recover", "perp", "--offload"), "or choose block"),
+        ("prune", ("--minutes", 1), "give --recover too"),
+        ("search", ("--recover", "scales"), "needs units width or heads"),
+        ("search", ("--recover", "blok"), "did you mean 'block'"),
+    ):
+        outcome = cli(command, model, "--sparsity", 0.5, *options, "--out", tmp_path / "o", *SMALL)
+        assert outcome.code == 2, (command, options)
+        assert words in outcome.err, outcome.err
+        assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_too_short_says_how_to_go_on(
+    cli: Cli, model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--calibration", f"file:{text}", *QUICK, "--set", "recovery.sequences=99999")
+    outcome = cli("prune", model, "--sparsity", 0.5, "--recover", "block", "--out", out, *options)
+    assert outcome.code == 2
+    assert f"sparsity-search recover {out}" in outcome.err
+    assert cli("verify", out).code == 0
+
+
+@pytest.mark.parametrize("method", ["block", "scales", "perp"])
+def test_smaller_checkpoints(
+    cli: Cli, model: Path, text: Path, tmp_path: Path, method: str
+) -> None:
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    options = ("--calibration", f"file:{text}", *QUICK)
+    prune = ("--pruner", "wanda_sp", "--sparsity", 0.25, "--materialise", "--multiple-of", 8)
+    assert cli("prune", model, *prune, "--out", pruned, *options).code == 0
+    outcome = cli("recover", pruned, "--method", method, "--out", out, *options)
+    assert outcome.code == 0, outcome.err
+    assert cli("verify", out).code == 0
+    config = [(folder / "config.json").read_text() for folder in (pruned, out)]
+    assert config[0] == config[1]
+
+
+def test_a_recovery_that_spoils_the_model_says_so(
+    cli: Cli, pruned: Path, text: Path, tmp_path: Path
+) -> None:
+    """It gains on few sequences and loses on other text."""
+    options = ("--calibration", f"file:{text}", *SMALL, "--set", "recovery.sequences=1")
+    few = ("--set", "recovery.held_out=1", "--set", "recovery.steps=40", "--set",
+           "recovery.rate=0.1")  # fmt: skip
+    outcome = cli("recover", pruned, "--out", tmp_path / "out", *options, *few, "--json")
+    found = json.loads(outcome.out)["perplexity"]
+    shown = cli("recover", pruned, "--out", tmp_path / "again", *options, *few).out
+    assert ("is not better" in shown) == (found["after"] >= found["before"])

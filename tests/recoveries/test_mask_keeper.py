@@ -113,3 +113,41 @@ def test_adapters_of_peft_change_kept_weights_alone(
             view.write(view.read().masked_fill(zeros[name], 0.0))
     merged = subject.model(input_ids=tiny_tokens[:2]).logits
     torch.testing.assert_close(merged, masked, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_of_peft_learn(subject: PrunableModel, tiny_tokens: Tensor) -> None:
+    """The zeros that LoRA begins with were kept as if they were pruned."""
+    peft = pytest.importorskip("peft")
+    zeros = list_zeros(subject)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+    wrapped = peft.get_peft_model(subject.model, settings)
+    keeper = MaskKeeper(wrapped)
+    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = wrapped(input_ids=tiny_tokens[:4], labels=tiny_tokens[:4]).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        keeper.on_step_end()
+        losses.append(float(loss.detach()))
+    keeper.on_train_end()
+    assert losses[-1] < losses[0] - 0.01
+    changed = [n for n, p in wrapped.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert len(changed) == 6
+    assert {name: int(zero.sum()) for name, zero in zeros.items()} == {
+        name: int((view.read() == 0).sum()) for name, view in subject.views.items()
+    }
+
+
+def test_adapters_around_a_dense_model_are_refused() -> None:
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(tiny_llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="no zeros to keep"):
+        MaskKeeper(wrapped)
+
+
+def test_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the model itself"):
+        MaskKeeper("pruned")  # type: ignore[arg-type]

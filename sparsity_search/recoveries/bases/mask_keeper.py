@@ -14,6 +14,9 @@ from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.recoveries.bases.choosing import choose
 from sparsity_search.recoveries.bases.trainable import list_slots
 
+#: Part of the names of LoRA's own matrices, whose zeros are no pruned weights.
+_ADAPTER = ".lora_"
+
 
 class MaskKeeper(TrainerCallback):  # type: ignore[misc]
     """Keeps the zeros of a pruned model while transformers' `Trainer` trains it.
@@ -30,15 +33,21 @@ class MaskKeeper(TrainerCallback):  # type: ignore[misc]
         exclude: Regular expression; layers whose name matches may change freely.
 
     Raises:
-        ConfigError: The model has no zeros to keep.
+        ConfigError: The model has no zeros to keep, or is none.
+
+    In a training loop of your own, call `apply` after each step of the optimiser, and `verify` at
+    the end.
 
     >>> trainer = Trainer(model, …, callbacks=[MaskKeeper(model)])  # doctest: +SKIP
     """
 
     def __init__(self, model: nn.Module, exclude: str | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError("MaskKeeper needs the model itself, not its name")
         subject = PrunableModel(_unwrap(model), exclude)
         slots = {slot.name: slot.parameter for slot in list_slots(subject.model)}
-        masks = choose(subject, subject.model).masks
+        found = choose(subject, subject.model).masks
+        masks = {name: kept for name, kept in found.items() if _ADAPTER not in name}
         self._kept = {name: (slots[name], kept) for name, kept in masks.items()}
         if all(bool(kept.all()) for _, kept in self._kept.values()):
             raise ConfigError("there are no zeros to keep: give a pruned model")

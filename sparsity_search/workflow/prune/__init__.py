@@ -113,6 +113,16 @@ def prune(
     return PruneResult(profile=target, types=session.types, notes=notes, materialised=figures)
 
 
+def find_units(config: RunConfig, profile: Path | None = None) -> str:
+    """Return the kind of units that `prune` would remove.
+
+    Raises:
+        SparsitySearchError: As `prune`.
+    """
+    stored = PROFILE_JSON.read(profile) if profile else None
+    return _choose_kind(config, build_pruner(config), stored)
+
+
 def _run_pruner(
     session: Session, pruner: Pruner, profile: SparsityProfile, seed: int, monitor: Monitor
 ) -> list[str]:
