@@ -31,7 +31,12 @@ def last_states(model: nn.Module, tokens: Tensor) -> Tensor:
 def test_the_error_is_relative_to_each_token() -> None:
     target = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
     output = torch.tensor([[[3.0, 9.0], [1.0, 2.0]]])
-    assert float(compute_error(output, target)) == pytest.approx((25 / 25 + 1 / 4) / 2)
+    plain, scaled = torch.ones(2), torch.tensor([1.0, 2.0])
+    assert float(compute_error(output, target, plain)) == pytest.approx((25 / 25 + 1 / 4) / 2)
+    assert float(compute_error(output, target, scaled)) == pytest.approx((6.25 / 13 + 1) / 2)
+    large = torch.tensor([1.0, 1000.0])
+    same = compute_error(output * large, target * large, scaled * large)
+    assert float(same) == pytest.approx((6.25 / 13 + 1) / 2)
 
 
 @pytest.mark.parametrize("inputs", ["dense", "pruned"])
@@ -40,12 +45,14 @@ def test_errors_are_those_of_whole_passes(inputs: str) -> None:
     if inputs == "dense":
         dense = last_states(problem.dense.model, problem.held_out)
         before = last_states(problem.subject.model, problem.held_out)
-        expected = float(compute_error(before, dense))
+        text = last_states(problem.dense.model, problem.tokens)
+        scale = text.abs().mean((0, 1))
+        expected = float(compute_error(before, dense, scale))
     found = BlockRecovery(steps=12, rate=5e-3, inputs=inputs).recover(problem)
     if inputs == "dense":
         after = last_states(problem.subject.model, problem.held_out)
         assert found.before == pytest.approx(expected, rel=1e-4)
-        assert found.after == pytest.approx(float(compute_error(after, dense)), rel=1e-4)
+        assert found.after == pytest.approx(float(compute_error(after, dense, scale)), rel=1e-4)
     assert found.after < found.before
 
 

@@ -70,8 +70,12 @@ def test_a_module_holds_what_was_trained() -> None:
     kept = torch.rand(3, 4) < 0.5
     first, others = layer.weight.clone(), layer.bias.clone()
     with training(layer, {"weight": kept}, [], lambda _, mask: Kept(mask)) as parameters:
-        (only,) = parameters
+        (trained,) = parameters
+        only = trained.parameter
         assert only.dtype == torch.float32
+        assert trained.size == pytest.approx(
+            float(first[first != 0].float().square().mean().sqrt())
+        )
         with torch.no_grad():
             only += 1
     assert type(layer) is nn.Linear

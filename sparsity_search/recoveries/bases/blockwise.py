@@ -54,7 +54,7 @@ class BlockReconstruction:
     """The walk over the blocks of a pruned and of the dense model.
 
     The error of a block is the squared distance of its output from the target, divided by the
-    squared length of the target, averaged over tokens: the next norm divides by this length.
+    squared length of the target, averaged over tokens, see `compute_error`.
 
     Args:
         problem: The models and the text.
@@ -85,8 +85,9 @@ class BlockReconstruction:
             pruned = self._pruned.run(block, pruned)
             self._problem.advance()
         held_out = target[self._n_trained :]
+        scale = compute_scale(target[: self._n_trained])
         before, after = (
-            _measure(streams, held_out) for streams in (plain, pruned[self._n_trained :])
+            _measure(streams, held_out, scale) for streams in (plain, pruned[self._n_trained :])
         )
         return Recovered(before, after, notes)
 
@@ -162,6 +163,7 @@ class _Trained:
         self._inputs, self._target, self._n_trained = inputs, target, n_trained
         self._device = next(module.parameters()).device
         self._computing = compute_with(module)  # before numbers are float32
+        self._scale = _leave_inference(compute_scale(target[:n_trained]).to(self._device))
 
     def step(self, rows: Sequence[int], optimiser: torch.optim.Optimizer) -> None:
         """Make one step of the optimiser on some sequences."""
@@ -181,25 +183,36 @@ class _Trained:
         with self._computing, parametrize.cached(), LinearCallMode(self.module):
             output = self._inputs[row].call(self.block, self.module, _leave_inference)
         target = _leave_inference(self._target[row].hidden.to(self._device))
-        return compute_error(output.hidden.to(self._device), target)
+        return compute_error(output.hidden.to(self._device), target, self._scale)
 
 
-def _measure(streams: Sequence[Stream], target: Sequence[Stream]) -> float:
+def _measure(streams: Sequence[Stream], target: Sequence[Stream], scale: Tensor) -> float:
     """Return the mean error of some sequences."""
     pairs = zip(streams, target, strict=True)
-    return float(torch.stack([compute_error(s.hidden, t.hidden) for s, t in pairs]).mean())
+    errors = [compute_error(s.hidden, t.hidden, scale) for s, t in pairs]
+    return float(torch.stack(errors).mean())
 
 
-def compute_error(output: Tensor, target: Tensor) -> Tensor:
-    """Return the squared distance from a target over its squared length, averaged over tokens.
+def compute_error(output: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    """Return the relative error of hidden states, averaged over tokens.
+
+    Features are divided by their scale, since a few of them may be a thousand times as large as
+    the others (in Gemma 3), and would drown these.
 
     Args:
         output: ``(batch, length, features)``.
         target: Of the same shape.
+        scale: Usual size of each feature, ``(features,)``.
     """
-    target = target.float()
-    distance = (output.float() - target).square().sum(-1)
-    return (distance / target.square().sum(-1).clamp_min(1e-12)).mean()
+    wanted = target.float() / scale
+    distance = (output.float() / scale - wanted).square().sum(-1)
+    return (distance / wanted.square().sum(-1).clamp_min(1e-12)).mean()
+
+
+def compute_scale(target: Sequence[Stream]) -> Tensor:
+    """Return the mean absolute value of each feature over all tokens, ``(features,)``."""
+    sizes = [stream.hidden.float().abs().mean((0, 1)) for stream in target]
+    return torch.stack(sizes).mean(0).clamp_min(1e-9)
 
 
 def _leave_inference(tensor: Tensor) -> Tensor:
