@@ -49,13 +49,13 @@ def test_a_command_gets_options_and_its_own(tmp_path: Path) -> None:
         found.extend([given, own, given.load(), given.load({"model.name": "other"})])
 
     (tmp_path / "run.yaml").write_text("study: {seed: 7}\nmodel: {name: file, offload: true}")
-    call(command, "tiny", "--hints", "fisher,a.json", "--bounds", "q=0:0.5", "--own", "4",
+    call(command, "tiny", "--hints", "fisher,gradients", "--bounds", "q=0:0.5", "--own", "4",
          "--config", str(tmp_path / "run.yaml"), "--set", "study.rounds=2")  # fmt: skip
     given, own, config, other = found
     assert own == 4
-    assert given.values["hints"] == "fisher,a.json"
+    assert given.values["hints"] == "fisher,gradients"
     assert (config.model.name, other.model.name) == ("tiny", "other")
-    assert config.hints == ["fisher", "a.json"]
+    assert config.hints == ["fisher", "gradients"]
     assert config.budget.bounds == {"q": (0.0, 0.5)}
     assert (config.study.seed, config.study.rounds) == (7, 2)
     assert config.model.offload, "a flag that is not given leaves the file's value"

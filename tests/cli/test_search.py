@@ -49,6 +49,7 @@ def finished(cli: Cli, model: Path, tmp_path: Path) -> Path:
 def test_a_search_leaves_a_whole_run_directory(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names == {
+        "artifacts",
         *("run.json", "results.json", "profile.json", "journal.log", "report.html"),
         *("stages.json", "starts.json", "steps.json"),
         *("checkpoint", "plots", "profiles"),

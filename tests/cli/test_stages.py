@@ -104,7 +104,7 @@ def test_the_last_pruner_may_change_afterwards(cli: Cli, model: Path, finished: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--hints", "gradientz"), "unknown sensitivity 'gradientz'"),
+        (("--hints", "gradientz"), "unknown hint 'gradientz'"),
         (("--hints", "nowhere.json"), "cannot read nowhere.json"),
         (("--finalise", "flap"), "--finalise flap removes"),
         (("--stages", 0), "study.stages"),
