@@ -55,9 +55,6 @@ class Evidence:
         gradient: Gradient of the weight, for pruners that ask for it; else None.
         structures: Layout of the weight's structures; None where single weights are removed.
         routing: Routing of the mixture, where the structures are experts; else None.
-        cross: Mean over tokens of ``x̃ xᵀ``, ``(n_inputs, n_inputs)`` float32: ``x̃`` is the dense
-            model's input where `inputs` has ``x``, the pruned one's. Only for pruners that ask
-            for it, while a model is pruned block by block; else None.
     """
 
     inputs: InputStatistics
@@ -65,7 +62,6 @@ class Evidence:
     gradient: WeightGradient | None = None
     structures: StructureLayout | None = None
     routing: Routing | None = None
-    cross: Tensor | None = None
 
 
 def get_routing(evidence: Evidence) -> Routing:

@@ -67,11 +67,6 @@ class Pruner(SupportsUnits, ABC):
         return False
 
     @property
-    def needs_dense_inputs(self) -> bool:
-        """Whether it needs the dense model's inputs too, see `Evidence.cross`."""
-        return False
-
-    @property
     def groups_inputs(self) -> bool:
         """Whether the groups of its N:M patterns are consecutive inputs of the stored matrix."""
         return True

@@ -49,7 +49,7 @@ def prune_sequentially(
     notes = []
     pruners = {pattern: with_pattern(pruner, pattern) for pattern in {"", *profile.patterns}}
     pruner.merge(subject, profile)
-    for visit in walk_for(pruner, subject, tokens, rewritten=True, dense_inputs=True):
+    for visit in walk_for(pruner, subject, tokens, rewritten=True):
         for reached in visit_units(subject, visit):
             name = reached.unit.name
             count, pattern = profile.states[subject.layout.position(name)]

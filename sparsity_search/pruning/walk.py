@@ -71,7 +71,6 @@ def walk_for(
     rewritten: bool,
     statistic: Statistic = Statistic.NONE,
     refresh: Refresh = "block",
-    dense_inputs: bool = False,
 ) -> Generator[Visit, None, None]:
     """Walk over the blocks, and gather what ``pruner`` needs to know of the weights.
 
@@ -82,7 +81,6 @@ def walk_for(
         rewritten: Whether the caller rewrites weights, see `models.running.walk.walk`.
         statistic: What the caller needs of the inputs beyond what the pruner does.
         refresh: See `models.running.walk.walk`.
-        dense_inputs: Whether the pruner gets the dense model's inputs, if it needs them.
     """
     return walk(
         subject,
@@ -91,7 +89,6 @@ def walk_for(
         rewritten=rewritten,
         gradient=pruner.needs_gradient,
         refresh=refresh,
-        dense_inputs=dense_inputs and pruner.needs_dense_inputs,
     )
 
 

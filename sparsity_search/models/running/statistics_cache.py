@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,7 @@ _ROUTING = ("tokens", "saliency", "coactivation")
 
 
 class GatheredBlock(NamedTuple):
-    """What was gathered from one run of a block, by unit name; see `Evidence`."""
+    """Statistics and routing gathered from one run of a block, by unit name."""
 
     block: int
     units: list[Unit]
@@ -44,7 +43,6 @@ class GatheredBlock(NamedTuple):
     statistics: dict[str, InputStatistics]
     routing: dict[str, Routing]
     notes: tuple[str, ...]
-    cross: Mapping[str, Tensor] = MappingProxyType({})
 
 
 #: Yields the data gathered in each block, except in the given ones.

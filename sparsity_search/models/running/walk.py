@@ -21,14 +21,11 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.roles import FOLLOWED_BY
-from sparsity_search.models.anatomy.views import WeightView
 from sparsity_search.models.anatomy.whole_experts import ExpertsView
-from sparsity_search.models.running.cross import CrossGatherer
 from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.statistics_cache import GatheredBlock
-from sparsity_search.models.running.stream import Stream
 from sparsity_search.profiles.layout import Unit
 
 #: Part of the model for which statistics are gathered at once.
@@ -65,7 +62,6 @@ def walk(
     rewritten: bool,
     gradient: bool = False,
     refresh: Refresh = "block",
-    dense_inputs: bool = False,
 ) -> Generator[Visit, None, None]:
     """Yield a visit for each decoder block, or for each of its sublayers.
 
@@ -80,15 +76,12 @@ def walk(
         gradient: Whether to gather the weights' gradients too, for the weights at the start.
         refresh: With ``"sublayer"``, the statistics of a block's later sublayers are gathered
             after the earlier ones were rewritten.
-        dense_inputs: Whether to gather `Evidence.cross`, for callers that rewrite whole blocks.
 
     Raises:
         ModelError: The forward pass does not use a unit's layer.
     """
     gradients = compute_weight_gradients(subject, tokens) if gradient else {}
-    with_dense = dense_inputs and rewritten and refresh == "block"
-    way = _Way(refresh if rewritten else None, with_dense)
-    for gathered in _gather(subject, tokens, statistic, way):
+    for gathered in _gather(subject, tokens, statistic, refresh if rewritten else None):
         units, statistics = gathered.units, gathered.statistics
         evidence = {
             unit.name: Evidence(
@@ -97,7 +90,6 @@ def walk(
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
                 routing=gathered.routing.get(unit.name),
-                cross=gathered.cross.get(unit.name),
             )
             for unit in units
         }
@@ -105,33 +97,20 @@ def walk(
             yield Visit(gathered.block, units, statistics, evidence, gathered.notes, gathered.last)
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How the blocks are run.
-
-    Attributes:
-        rewritten: What is rewritten at once; None if no weights change.
-        with_dense: Whether the dense model's stream runs too.
-    """
-
-    rewritten: Refresh | None = None
-    with_dense: bool = False
-
-
 def _gather(
-    subject: PrunableModel, tokens: Tensor, statistic: Statistic, way: _Way
+    subject: PrunableModel, tokens: Tensor, statistic: Statistic, rewritten: Refresh | None
 ) -> Iterator[GatheredBlock]:
-    """Yield the data of each block or sublayer."""
+    """Yield the data of each block or sublayer; ``rewritten`` is None if no weights change."""
     routed = any(isinstance(view, ExpertsView) for view in subject.views.values())
     if statistic is Statistic.NONE and not routed:  # the text is not needed
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
             empty = {u.name: InputStatistics(0, statistic) for u in units}
             yield GatheredBlock(block, units, True, empty, {}, ())
-    elif way.rewritten or subject.kept is None:
-        yield from _run_blocks(subject, tokens, statistic, way)
+    elif rewritten or subject.kept is None:
+        yield from _run_blocks(subject, tokens, statistic, rewritten)
     else:
-        gather = partial(_run_blocks, subject, tokens, statistic, way)
+        gather = partial(_run_blocks, subject, tokens, statistic, None)
         yield from subject.kept.reused(subject, tokens, statistic, gather)
 
 
@@ -139,15 +118,15 @@ def _run_blocks(
     subject: PrunableModel,
     tokens: Tensor,
     statistic: Statistic,
-    way: _Way,
+    rewritten: Refresh | None,
     skipped: Collection[int] = (),
 ) -> Iterator[GatheredBlock]:
     """Run the text through the blocks, and yield the data gathered in all but some."""
     end = max({*range(len(subject.blocks))} - {*skipped}, default=-1) + 1
     if not end:
         return
-    runner, rewritten = BlockRunner(subject, tokens), way.rewritten
-    hidden = dense = runner.embed()
+    runner = BlockRunner(subject, tokens)
+    hidden = runner.embed()
     for block in range(end):
         if block in skipped:
             hidden = runner.run(block, hidden)
@@ -160,9 +139,6 @@ def _run_blocks(
             experts = RoutedGatherer(views, statistic)
             plain = [name for name in views if name not in experts.statistics]
             others = _Gatherer(subject, plain, statistic)
-            cross: dict[str, Tensor] = {}
-            if way.with_dense:
-                dense, cross = _cross(runner, block, dense, hidden, {n: views[n] for n in plain})
             with others, experts:
                 output = runner.run(block, hidden)
             _check_called(views, {**others.statistics, **experts.statistics})
@@ -171,27 +147,8 @@ def _run_blocks(
                     runner.run(block, hidden)
             statistics = {**others.statistics, **experts.statistics}
             last = units is parts[-1]
-            told = (experts.routing(), experts.notes(), cross)
-            yield GatheredBlock(block, units, last, statistics, *told)
+            yield GatheredBlock(block, units, last, statistics, experts.routing(), experts.notes())
         hidden = runner.run(block, hidden) if rewritten else output
-
-
-def _cross(
-    runner: BlockRunner,
-    block: int,
-    dense: Sequence[Stream],
-    pruned: Sequence[Stream],
-    views: Mapping[str, WeightView],
-) -> tuple[list[Stream], dict[str, Tensor]]:
-    """Return what flows out of a dense block, and `Evidence.cross` of its units."""
-    outputs: list[Stream] = []
-    with CrossGatherer(views) as gatherer:
-        for one, other in zip(dense, pruned, strict=True):
-            gatherer.expect_dense()
-            outputs += runner.run(block, [one])
-            gatherer.expect_pruned()
-            runner.run(block, [other])
-    return outputs, gatherer.means()
 
 
 def _group_by_sublayer(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:

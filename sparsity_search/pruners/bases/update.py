@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.evidence.variants import StoredVariants
 from sparsity_search.interfaces.pruner import Pruner, check_counts
 from sparsity_search.registry import PRUNERS, plugin_field
-
-#: Damping of the change of weights towards the dense model's outputs.
-_RIDGE = 0.01
 
 
 class UpdatedWeight(NamedTuple):
@@ -35,15 +32,11 @@ class UpdatePruner(Pruner):
 
     Attributes:
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
-        target: The outputs that pruned weights should have, where a model is pruned block by
-            block: those of the dense weights for the ``pruned`` model's inputs, or for the
-            ``dense`` model's, so that a layer makes up for those before it.
     """
 
     updates: ClassVar[bool] = True
 
     damping: float = 0.01
-    target: Literal["pruned", "dense"] = "pruned"
 
     def __post_init__(self) -> None:
         if not 0 <= self.damping <= 1:
@@ -53,11 +46,6 @@ class UpdatePruner(Pruner):
     def requires(self) -> Statistic:
         """The Hessian."""
         return Statistic.HESSIAN
-
-    @property
-    def needs_dense_inputs(self) -> bool:
-        """Whether the target is of the dense model."""
-        return self.target == "dense"
 
     @abstractmethod
     def update(
@@ -86,10 +74,7 @@ class UpdatePruner(Pruner):
         open_ = [i for i, count in enumerate(table) if existing < count < weight.numel()]
         if table and table[-1] == weight.numel():
             variants[-1] = 0
-        aim = weight
-        if open_ and self.target == "dense" and evidence.cross is not None:
-            aim = aim_at_dense(weight, evidence.inputs, evidence.cross)
-        updates = self.update(aim, evidence, [table[i] for i in open_], seed) if open_ else ()
+        updates = self.update(weight, evidence, [table[i] for i in open_], seed) if open_ else ()
         for i, updated in zip(open_, updates, strict=True):
             variants[i] = cast_weights(updated, weight.dtype)
         # a sum is quick, and finite if all are
@@ -112,32 +97,6 @@ class MaskedPruner(UpdatePruner):
     def needs_gradient(self) -> bool:
         """Whether the mask's source needs it."""
         return self.mask is not None and self.mask.needs_gradient
-
-
-def aim_at_dense(weight: Tensor, inputs: InputStatistics, cross: Tensor) -> Tensor:
-    """Return the weights whose outputs for the pruned model's inputs are nearest to the dense.
-
-    With ``x̃`` the dense model's inputs and ``x`` the pruned model's, they minimise
-    ``E‖W' x - W x̃‖² + λ ‖W' - W‖²``: ``W' = (W C + λ W) (H + λ I)⁻¹`` with ``C = E x̃ xᵀ``
-    (DuoGPT, arXiv 2506.20194, section 3; GPTAQ, arXiv 2504.02692). All solvers then run on
-    ``W'`` as they do on ``W``. Zeros, and weights on inputs that are always zero, stay.
-
-    Args:
-        weight: ``(rows, columns)``.
-        inputs: Statistics of ``x``.
-        cross: ``C``, ``(columns, columns)``.
-
-    Returns:
-        ``(rows, columns)`` float32.
-    """
-    hessian = inputs.damped_hessian(_RIDGE)
-    dense, products = weight.to(hessian), cross.to(hessian)
-    plain = inputs.hessian().to(hessian)
-    factor = torch.linalg.cholesky(hessian)
-    change = torch.cholesky_solve((products - plain).T @ dense.T, factor).T
-    aimed = (dense + change).float().to(weight.device)
-    dead = (inputs.norms() == 0).to(weight.device)
-    return torch.where((weight == 0) | dead, weight.float(), aimed)
 
 
 def cast_weights(updated: UpdatedWeight, dtype: torch.dtype) -> Tensor:
