@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsity_search.cli.output import OUTPUT
+from sparsity_search.cli.output import tell_loading
 from sparsity_search.errors import ConfigError, show_value, told_of
 from sparsity_search.utils.files import check_writable
 
@@ -123,9 +122,7 @@ class Given:
 
             check_early(config, keys)
             locate(config.model.name, config.model.revision)
-            if "torch" not in sys.modules and not OUTPUT.quiet:
-                sys.stderr.write("load libraries …\n")  # seconds without a sign of life otherwise
-                sys.stderr.flush()
+            tell_loading()
         return config
 
 

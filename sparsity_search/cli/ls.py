@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,7 @@ def ls(
 
     sparsity-search ls allocators
     """
-    from sparsity_search.cli.output import OUTPUT
+    from sparsity_search.cli.output import tell_loading
     from sparsity_search.config.presets import list_presets, summarise_preset
     from sparsity_search.errors import UnknownNameError, suggest_name
     from sparsity_search.plans.plan import list_plans
@@ -47,8 +46,7 @@ def ls(
     elif kind == "presets":
         lines = {preset: summarise_preset(preset) for preset in list_presets()}
     else:
-        if "torch" not in sys.modules and not OUTPUT.quiet:
-            sys.stderr.write("load libraries …\n")  # seconds without a sign of life otherwise
+        tell_loading()
         lines = KINDS[kind].summaries()
     from sparsity_search.cli.terminal import show_list
 

@@ -53,6 +53,13 @@ class Output:
 OUTPUT = Output()
 
 
+def tell_loading() -> None:
+    """Say that the libraries are loaded, unless they are: that takes seconds."""
+    if "torch" not in sys.modules and not OUTPUT.quiet:
+        sys.stderr.write("load libraries …\n")
+        sys.stderr.flush()
+
+
 def with_output(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
     """Return a command with the options ``--quiet``, ``--verbose`` and ``--json``.
 

@@ -230,6 +230,16 @@ def lock_folder(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_empty(path: Path) -> None:
+    """Check that a folder that a command is going to write is new or empty.
+
+    Raises:
+        ConfigError: It is a file, or has something in it.
+    """
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ConfigError(f"--out {path} exists and is not empty; name another folder")
+
+
 def check_writable(path: Path) -> None:
     """Check that a file or folder can be made or replaced; nothing is left behind.
 

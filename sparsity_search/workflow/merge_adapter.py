@@ -21,7 +21,7 @@ from sparsity_search.recoveries.bases.trainable import fill_pattern, list_slots
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import PROFILE
 from sparsity_search.utils.extras import require
-from sparsity_search.utils.files import atomic_folder
+from sparsity_search.utils.files import atomic_folder, check_empty
 from sparsity_search.workflow.verify import read_profile
 
 
@@ -65,8 +65,7 @@ def merge_adapter(
     """
     require("an adapter", "peft", "peft")
     monitor = monitor or Monitor()
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists and is not empty; name another folder")
+    check_empty(out)
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} is no adapter of peft: it has no adapter_config.json")
     stored = read_profile(Path(config.model.name).expanduser(), "merge-adapter")

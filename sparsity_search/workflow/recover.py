@@ -30,6 +30,7 @@ from sparsity_search.runs.directory import PROFILE
 from sparsity_search.utils.files import (
     atomic_file,
     atomic_folder,
+    check_empty,
     check_fingerprint,
     compute_digest,
     compute_file_digest,
@@ -123,8 +124,8 @@ def recover(
     monitor, started = monitor or Monitor(), time.monotonic()
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes must be positive, not {minutes}")
-    if not replace and out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists and is not empty; name another folder")
+    if not replace:
+        check_empty(out)
     stored = read_profile(Path(config.model.name).expanduser(), "recover")
     kind = stored.get("removes") or "weights"
     method = check_recovery(config, kind)

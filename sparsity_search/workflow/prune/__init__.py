@@ -24,7 +24,7 @@ from sparsity_search.pruning.sequential import prune_sequentially
 from sparsity_search.report.card import format_card
 from sparsity_search.runs.directory import MATERIALISED, PROFILE
 from sparsity_search.spaces.files import bounds_of
-from sparsity_search.utils.files import atomic_folder
+from sparsity_search.utils.files import atomic_folder, check_empty
 from sparsity_search.workflow.prune.smaller import compare_with_dense, warn_of_padding
 
 
@@ -72,8 +72,7 @@ def prune(
     monitor = monitor or Monitor()
     if profile is not None and config.budget.sparsity is not None:
         raise ConfigError("give either --profile or --sparsity, not both")
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists and is not empty; name another folder")
+    check_empty(out)
     stored, pruner = PROFILE_JSON.read(profile) if profile else None, build_pruner(config)
     budget = None if stored else Budget(_find_target(config, pruner))
     kind = _choose_kind(config, pruner, stored)
