@@ -151,3 +151,13 @@ def test_adapters_around_a_dense_model_are_refused() -> None:
 def test_a_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="the model itself"):
         MaskKeeper("pruned")  # type: ignore[arg-type]
+
+
+def test_a_filled_zero_is_zero_after_the_next_step(subject: PrunableModel) -> None:
+    """Optimisers with moments of an earlier training may fill zeros without a gradient."""
+    zeros, keeper = list_zeros(subject), MaskKeeper(subject.model)
+    with torch.no_grad():
+        for view in subject.views.values():
+            view.write(view.read() + 1.0)
+    keeper.on_step_end()
+    assert_same(zeros, list_zeros(subject))
