@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import sparsity_search
 from tests.test_layering import LAYERS
@@ -37,6 +39,15 @@ def test_what_the_set_up_installs_is_pinned() -> None:
     required = {re.split(r"[<>=]", line)[0] for line in lines}
     assert len(required) > 20
     assert required <= PINS.keys()
+
+
+def test_the_pins_are_for_the_first_release_of_the_oldest_python() -> None:
+    oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
+    pinned = {name.lower().replace("_", "-") for name in PINS}
+    found = [d for d in distributions() if d.name.lower().replace("_", "-") in pinned]
+    assert len(found) > 20
+    needs = {d.name: d.metadata.get("Requires-Python") or "" for d in found}
+    assert [name for name, need in needs.items() if oldest not in SpecifierSet(need)] == []
 
 
 def test_the_folders_of_the_architecture_are_the_layers() -> None:
