@@ -108,6 +108,8 @@ class DataSection(Section):
         search_sequences: How many of them; at least as many as the top rung needs.
         final_length: Tokens in a sequence of the final comparison, at most.
         final_sequences: How many of them.
+        refresh: What is pruned at once, before statistics are gathered anew: a ``layer`` with
+            all that read the same tensor, a ``sublayer``, or a whole ``block``.
         statistics: Folder where runs share statistics of the dense model's inputs on the
             calibration text; by default nothing is kept.
     """
@@ -122,6 +124,7 @@ class DataSection(Section):
     search_sequences: int = Field(default=8, ge=1)
     final_length: int = Field(default=1024, ge=8)
     final_sequences: int = Field(default=16, ge=1)
+    refresh: Literal["layer", "sublayer", "block"] = "layer"
     statistics: str | None = None
 
 
@@ -163,15 +166,12 @@ class SupernetSection(Section):
         propagate: Outputs that later blocks see: those of the profile that the search starts from,
             the first of ``initial`` (``start``), of the uniform one (``centre``), of the
             ``dense`` model, or of all levels: their ``expectation`` or plain ``mean``.
-        refresh: Statistics are gathered for each ``block`` at once, or for each ``sublayer``, so
-            that the feed-forward sees the pruned attention.
         store: In ``memory``, or on ``disk`` in the run directory.
         cache: Folder where searches share supernets, in place of ``store``.
         prefix_mib: Memory for outputs that candidates with equal first blocks share, in MiB.
     """
 
     propagate: Literal["start", "centre", "dense", "expectation", "mean"] = "start"
-    refresh: Literal["block", "sublayer"] = "block"
     store: Literal["memory", "disk"] = "memory"
     cache: str | None = None
     prefix_mib: int = Field(default=1024, ge=0)

@@ -227,8 +227,8 @@ def _sample_block(
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started
     visits.close()
-    # a build passes each block twice, and first does the work of the sample's walk
-    passes = (2 * whole + walked) * data.calibration_sequences
+    # a build passes each block three times at most, and first does the work of the sample's walk
+    passes = (3 * whole + walked) * data.calibration_sequences
     known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
     # a block runs twice in the sample: to capture its arguments, and with its statistics
     batch = compute_batch_size(next(subject.model.parameters()).device, data.calibration_length)

@@ -63,7 +63,7 @@ def _fingerprint(job: SearchJob) -> dict[str, Any]:
         **{f"text.{purpose}": entry["digest"] for purpose, entry in text.items()},
         "pruner": describe(plugins.pruner),
         "propagate": config.supernet.propagate,
-        "refresh": config.supernet.refresh,
+        "refresh": config.data.refresh,
         "searcher": describe(plugins.searcher),
         **({} if read is None else {"searcher.data": read}),
         "evaluator": describe(plugins.evaluator),

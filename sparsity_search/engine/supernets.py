@@ -52,7 +52,7 @@ class StageSupernet:
             patterns=self.space.patterns(),
             centre=self.centre,
             propagate="centre" if settings.propagate == "start" else settings.propagate,
-            refresh=settings.refresh,
+            refresh=job.config.data.refresh,
             seed=job.config.study.seed,
         )
         subject, text = job.session.subject, job.session.text["calibration"]

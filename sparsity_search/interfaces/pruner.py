@@ -67,6 +67,11 @@ class Pruner(SupportsUnits, ABC):
         return False
 
     @property
+    def needs_following(self) -> bool:
+        """Whether it needs statistics of the layer that reads the weight's output."""
+        return False
+
+    @property
     def groups_inputs(self) -> bool:
         """Whether the groups of its N:M patterns are consecutive inputs of the stored matrix."""
         return True

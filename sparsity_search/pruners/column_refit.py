@@ -43,6 +43,11 @@ class ColumnRefitPruner(ColumnPruner):
         """Whether the mask's source needs it."""
         return self.mask.needs_gradient
 
+    @property
+    def needs_following(self) -> bool:
+        """Whether the mask's source needs it."""
+        return self.mask.needs_following
+
     @torch.no_grad()
     def prune(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], *, seed: int

@@ -46,6 +46,11 @@ class DassPruner(ScorePruner):
         return False
 
     @property
+    def needs_following(self) -> bool:
+        """Yes: their norms weigh the rows."""
+        return True
+
+    @property
     def requires(self) -> Statistic:
         """The norms of the inputs, and of those of the linear that follows."""
         return Statistic.NORM

@@ -1,4 +1,4 @@
-"""Realising a profile: pruning a model block by block, each seeing the pruned ones before it."""
+"""Realising a profile: pruning a model in forward order, each layer after the ones before it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sparsity_search.errors import NumericalError
 from sparsity_search.evidence.masks import cast_nonzero
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.running.walk import Refresh
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import with_pattern
 from sparsity_search.pruning.walk import visit_units, walk_for
@@ -23,6 +24,7 @@ def prune_sequentially(
     tokens: Tensor,
     *,
     seed: int = 0,
+    refresh: Refresh = "layer",
     on_block: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """Prune the model in place to exactly ``profile``.
@@ -36,6 +38,8 @@ def prune_sequentially(
         pruner: How; where the profile says a pattern, with that in place of its own.
         tokens: Calibration text, ``(n_sequences, length)`` int64.
         seed: Breaks ties among scores.
+        refresh: What is pruned at once, before statistics are gathered anew, see
+            `models.running.walk.walk`.
         on_block: Called with the index of each block when it is done.
 
     Returns:
@@ -49,7 +53,7 @@ def prune_sequentially(
     notes = []
     pruners = {pattern: with_pattern(pruner, pattern) for pattern in {"", *profile.patterns}}
     pruner.merge(subject, profile)
-    for visit in walk_for(pruner, subject, tokens, rewritten=True):
+    for visit in walk_for(pruner, subject, tokens, rewritten=True, refresh=refresh):
         for reached in visit_units(subject, visit):
             name = reached.unit.name
             count, pattern = profile.states[subject.layout.position(name)]
@@ -58,7 +62,8 @@ def prune_sequentially(
             reached.view.write(_round(weight, subject.saved_as or weight.dtype))
             notes += [f"{name}: {note}" for note in variants.notes]
         notes += visit.notes
-        on_block(visit.block)
+        if visit.last:
+            on_block(visit.block)
     subject.verify(profile)
     return notes
 

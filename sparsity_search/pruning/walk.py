@@ -70,7 +70,7 @@ def walk_for(
     *,
     rewritten: bool,
     statistic: Statistic = Statistic.NONE,
-    refresh: Refresh = "block",
+    refresh: Refresh = "layer",
 ) -> Generator[Visit, None, None]:
     """Walk over the blocks, and gather what ``pruner`` needs to know of the weights.
 
@@ -88,6 +88,7 @@ def walk_for(
         max(pruner.requires, statistic),
         rewritten=rewritten,
         gradient=pruner.needs_gradient,
+        following=pruner.needs_following,
         refresh=refresh,
     )
 

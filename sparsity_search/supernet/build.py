@@ -38,8 +38,8 @@ class SupernetDesign:
             weights mixed from all variants of each unit, by the share that each keeps
             (``"expectation"``, Týr-the-Pruner, arXiv 2503.09657, equation 5) or equally
             (``"mean"``).
-        refresh: ``"sublayer"``: a block's feed-forward sees what pruning did to its attention,
-            as later blocks do, for one run of the block more; means nothing with ``"dense"``.
+        refresh: What is rewritten at once, before statistics are gathered anew, see
+            `models.running.walk.walk`; means nothing with ``"dense"``.
         seed: Breaks ties among scores.
         patterns: For each unit the ``N:M`` it can have, one variant each in place of its table;
             then it can stay dense too. Empty where the pruner's own pattern is the only one.
@@ -49,7 +49,7 @@ class SupernetDesign:
     tables: Sequence[tuple[int, ...]]
     centre: SparsityProfile
     propagate: Propagate = "centre"
-    refresh: Refresh = "block"
+    refresh: Refresh = "layer"
     seed: int = 0
     patterns: Sequence[tuple[str, ...]] = ()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.runner import compute_batch_size
+from sparsity_search.models.running.walk import Refresh
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.pruners.wanda import WandaPruner
 from sparsity_search.pruning.sequential import prune_sequentially
@@ -87,8 +89,25 @@ def plain_evidence(
     }
 
 
+#: Roles that are pruned at once; all at once where a block is.
+PARTS: dict[Refresh, list[set[str]]] = {
+    "layer": [
+        *({"q", "k", "v"}, {"o"}, {"gate", "up"}, {"down"}),
+        *({"attention"}, {"feed_forward"}, {"block"}),
+    ],
+    "sublayer": [
+        {"q", "k", "v", "o", "attention"},
+        {"gate", "up", "down", "feed_forward", "block"},
+    ],
+    "block": [{"q", "k", "v", "o", "attention", "gate", "up", "down", "feed_forward", "block"}],
+}
+
+
+@pytest.mark.parametrize("refresh", PARTS)
 @pytest.mark.parametrize("name", HERE)
-def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: str) -> None:
+def test_each_part_sees_the_pruned_ones_before_it(
+    tiny_tokens: Tensor, name: str, refresh: Refresh
+) -> None:
     pruner = PRUNERS.create(name)
     units = pruner.units[0]
     subject = PrunableModel(tiny_llama(), units=units)
@@ -96,11 +115,13 @@ def test_each_block_sees_the_pruned_ones_before_it(tiny_tokens: Tensor, name: st
     profile = Budget(0.6).uniform(subject.layout)
     gradients = compute_weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
     pruner.merge(other, profile)
-    prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4)
-    for block in range(3):
+    prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4, refresh=refresh)
+    for block, roles in product(range(3), PARTS[refresh]):
         new = {}
         known = plain_evidence(other, block, tiny_tokens, pruner.requires)
         for unit in other.units_of(block):
+            if unit.role not in roles:
+                continue
             view = other.views[unit.name]
             evidence = replace(known[unit.name], gradient=gradients.get(unit.name))
             count = profile.removed[profile.layout.position(unit.name)]

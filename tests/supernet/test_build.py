@@ -68,7 +68,7 @@ def test_later_blocks_see_the_mean_of_all_outputs(
     tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
 ) -> None:
     """The last block's masks are those made on inputs mixed by hand, in float64."""
-    plan = plan_of(propagate=propagate)
+    plan = plan_of(propagate=propagate, refresh="block")
     variants = build_supernet(tiny_subject, tiny_tokens, plan).variants
     layout = tiny_subject.layout
     with tiny_subject.preserved() as dense:
@@ -102,7 +102,8 @@ def test_expectation_prefers_what_keeps_more(
     """The first block's statistics are the same, later ones lie between mean and dense."""
     found = {}
     for propagate in ("dense", "expectation", "mean"):
-        variants = build_supernet(tiny_subject, tiny_tokens, plan_of(propagate=propagate)).variants
+        plan = plan_of(propagate=propagate, refresh="block")
+        variants = build_supernet(tiny_subject, tiny_tokens, plan).variants
         found[propagate] = {name: v.tensors()["codes"].int() for name, v in variants.items()}
 
     def apart(first: str, second: str, block: int) -> int:
@@ -179,31 +180,42 @@ def test_a_complete_folder_needs_no_text(
     build_supernet(tiny_subject, tiny_tokens, plan_of(), SupernetFolder(tmp_path, {}))
 
 
+@pytest.mark.parametrize(
+    ("refresh", "same", "other"),
+    [("sublayer", "self_attn", "mlp"), ("layer", "self_attn.q", "self_attn.o")],
+)
 @pytest.mark.parametrize("propagate", ["centre", "expectation"])
-def test_by_sublayers_only_what_follows_the_attention_differs(
-    tiny_subject: PrunableModel, tiny_tokens: Tensor, plan_of: PlanOf, propagate: str
+def test_only_what_follows_the_first_part_differs(
+    tiny_subject: PrunableModel,
+    tiny_tokens: Tensor,
+    plan_of: PlanOf,
+    propagate: str,
+    refresh: str,
+    same: str,
+    other: str,
 ) -> None:
     found = []
-    for refresh in ("block", "sublayer"):
-        supernet = build_supernet(
-            tiny_subject, tiny_tokens, plan_of(propagate=propagate, refresh=refresh)
-        )
+    for each in ("block", refresh):
+        plan = plan_of(propagate=propagate, refresh=each)
+        supernet = build_supernet(tiny_subject, tiny_tokens, plan)
         with supernet.resident() as switch:
             switch.to(plan_of().centre)
             found.append(copy_weights(tiny_subject.model))
     differ = {name for name, weight in found[0].items() if not torch.equal(weight, found[1][name])}
-    assert not any(name.startswith("model.layers.0.self_attn") for name in differ)
-    assert any(name.startswith("model.layers.0.mlp") for name in differ)
+    assert not any(name.startswith(f"model.layers.0.{same}") for name in differ)
+    assert any(name.startswith(f"model.layers.0.{other}") for name in differ)
 
 
-def test_by_sublayers_a_stopped_build_goes_on(
+@pytest.mark.parametrize("refresh", ["sublayer", "layer"])
+def test_by_parts_a_stopped_build_goes_on(
+    refresh: str,
     tiny_subject: PrunableModel,
     tiny_tokens: Tensor,
     plan_of: PlanOf,
     profiles: list[SparsityProfile],
     tmp_path: Path,
 ) -> None:
-    plan = plan_of(refresh="sublayer")
+    plan = plan_of(refresh=refresh)
 
     def stop(block: int) -> None:
         if block == 1:

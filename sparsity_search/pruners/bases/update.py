@@ -98,6 +98,11 @@ class MaskedPruner(UpdatePruner):
         """Whether the mask's source needs it."""
         return self.mask is not None and self.mask.needs_gradient
 
+    @property
+    def needs_following(self) -> bool:
+        """Whether the mask's source needs it."""
+        return self.mask is not None and self.mask.needs_following
+
 
 def cast_weights(updated: UpdatedWeight, dtype: torch.dtype) -> Tensor:
     """Return updated weights in ``dtype``, with zeros exactly where weights are removed."""

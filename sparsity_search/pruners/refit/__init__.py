@@ -52,6 +52,11 @@ class RefitPruner(UpdatePruner):
         """Whether the mask's source needs it."""
         return self.mask.needs_gradient
 
+    @property
+    def needs_following(self) -> bool:
+        """Whether the mask's source needs it."""
+        return self.mask.needs_following
+
     def update(
         self, weight: Tensor, evidence: Evidence, counts: Sequence[int], seed: int
     ) -> Iterator[UpdatedWeight]:

@@ -61,7 +61,7 @@ def compare(
     for case in cases:
         case.budget.check(layout, bounds)
         check_zeros(session.subject, case.pruning)
-    bench = Bench(session, bounds, folder, monitor)
+    bench = Bench(session, bounds, folder, config.data.refresh, monitor)
     with lock_folder(out):
         _begin(bench, config, cases, command)
         try:

@@ -14,6 +14,7 @@ from sparsity_search.engine.session import Session
 from sparsity_search.errors import ProfileError, SparsitySearchError
 from sparsity_search.interfaces.allocator import Allocation
 from sparsity_search.interfaces.evaluator import Proxy
+from sparsity_search.models.running.walk import Refresh
 from sparsity_search.profiles.budget import Bounds
 from sparsity_search.profiles.layout import Layout
 from sparsity_search.profiles.profile import PROFILE_JSON, SparsityProfile
@@ -38,12 +39,14 @@ class Bench:
         session: Model and text.
         bounds: Bounds of all profiles.
         folder: Folder of the comparison.
+        refresh: See `DataSection.refresh`.
         monitor: Watches the job.
     """
 
     session: Session
     bounds: Bounds
     folder: ComparisonFolder
+    refresh: Refresh
     monitor: Monitor
 
     @property
@@ -87,7 +90,13 @@ class Bench:
         stage = self.monitor.step(f"prune {case.key}", len(subject.blocks))
         with stage as advance, Meter(subject.blocks, text.numel() * subject.flow.streams) as meter:
             notes = prune_sequentially(
-                subject, profile, case.pruning, text, seed=case.seed, on_block=advance
+                subject,
+                profile,
+                case.pruning,
+                text,
+                seed=case.seed,
+                refresh=self.refresh,
+                on_block=advance,
             )
         with self.monitor.step(f"score {case.key}"):
             perplexity = self.measure_perplexity()

@@ -95,7 +95,7 @@ def prune(
         warn_of_padding(subject, target, multiple)
     with atomic_folder(out) as folder:
         with subject.preserved():
-            notes = _run_pruner(session, pruner, target, config.study.seed, monitor)
+            notes = _run_pruner(session, pruner, target, config, monitor)
             shape = plan(subject, multiple) if multiple and not removes_modules else None
             with monitor.step("save checkpoint"):
                 saved = (
@@ -123,12 +123,24 @@ def find_units(config: RunConfig, profile: Path | None = None) -> str:
 
 
 def _run_pruner(
-    session: Session, pruner: Pruner, profile: SparsityProfile, seed: int, monitor: Monitor
+    session: Session,
+    pruner: Pruner,
+    profile: SparsityProfile,
+    config: RunConfig,
+    monitor: Monitor,
 ) -> list[str]:
     """Prune the model to a profile, and return the pruner's notes."""
     subject, text = session.subject, session.text["calibration"]
     with monitor.step("prune", len(subject.blocks)) as advance:
-        return prune_sequentially(subject, profile, pruner, text, seed=seed, on_block=advance)
+        return prune_sequentially(
+            subject,
+            profile,
+            pruner,
+            text,
+            seed=config.study.seed,
+            refresh=config.data.refresh,
+            on_block=advance,
+        )
 
 
 def _describe(session: Session, config: RunConfig) -> dict[str, Any]:
@@ -138,6 +150,7 @@ def _describe(session: Session, config: RunConfig) -> dict[str, Any]:
         "removes": session.subject.units,
         "pruner": config.pruner.model_dump(mode="json"),
         "seed": config.study.seed,
+        "refresh": config.data.refresh,
         "text": session.text_facts,
     }
 

@@ -115,6 +115,7 @@ class Judge:
                     pruner,
                     job.session.text["calibration"],
                     seed=job.config.study.seed,
+                    refresh=job.config.data.refresh,
                     on_block=advance,
                 )
             return Pruned(self._score(name, profile), subject.snapshot(), notes)

@@ -8,7 +8,9 @@ from torch.testing import assert_close
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
-from sparsity_search.models.running.walk import walk
+from sparsity_search.models.running.runner import BlockRunner
+from sparsity_search.models.running.walk import Refresh, walk
+from sparsity_search.testing.evaluator import draw_random_tokens
 from sparsity_search.testing.models import tiny_llama
 from tests.helpers.families import FAMILIES
 
@@ -140,18 +142,20 @@ def test_no_hook_is_left_after_an_error(tiny_tokens: Tensor) -> None:
     assert not any(m._forward_pre_hooks for m in subject.model.modules())
 
 
+@pytest.mark.parametrize("refresh", ["sublayer", "layer"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_by_sublayers_the_feed_forward_sees_the_pruned_attention(
-    family: str, tiny_tokens: Tensor
+def test_each_part_sees_what_is_pruned_before_it(
+    family: str, refresh: Refresh, tiny_tokens: Tensor
 ) -> None:
     """Each visit's statistics are those of a full model in which all visited before is halved."""
     subject, other = PrunableModel(FAMILIES[family]()), PrunableModel(FAMILIES[family]())
-    walked = walk(subject, tiny_tokens, Statistic.HESSIAN, rewritten=True, refresh="sublayer")
+    walked = walk(subject, tiny_tokens, Statistic.HESSIAN, rewritten=True, refresh=refresh)
     seen: list[str] = []
     lasts = []
     for visit in walked:
         expected = by_plain_hooks(other, tiny_tokens)
         for name, statistics in visit.statistics.items():
+            assert statistics.n_tokens == tiny_tokens.numel()
             assert_close(statistics.hessian(), expected[name].hessian(), rtol=1e-4, atol=1e-6)
         for model in (subject, other):
             for unit in visit.units:
@@ -163,6 +167,58 @@ def test_by_sublayers_the_feed_forward_sees_the_pruned_attention(
     assert sorted(seen) == sorted(unit.name for unit in subject.layout)
     assert len(lasts) > 3
     assert [block for block, last in lasts if last] == [0, 1, 2]
+
+
+def test_a_layer_is_visited_with_all_that_read_its_input(tiny_tokens: Tensor) -> None:
+    subject = PrunableModel(tiny_llama())
+    visits = list(walk(subject, tiny_tokens, Statistic.NORM, rewritten=True, refresh="layer"))
+    roles = [[unit.role for unit in visit.units] for visit in visits]
+    assert roles == [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]] * 3
+    assert [visit.last for visit in visits] == [False, False, False, True] * 3
+    assert all(found.following is None for visit in visits for found in visit.evidence.values())
+
+
+def test_a_run_for_a_layer_ends_at_its_input() -> None:
+    """The first batch shows the groups; only the next block needs whole runs."""
+    subject, tokens = PrunableModel(tiny_llama()), draw_random_tokens(40, 16)
+    ran: list[str] = []
+    assert subject.flow  # runs the model once
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        layer = subject.model.get_submodule(f"model.layers.0.{name}")
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    walked = walk(subject, tokens, Statistic.NORM, rewritten=True, refresh="layer")
+    seen = []
+    for visit in walked:
+        seen.append([ran.count("self_attn.o_proj"), ran.count("mlp.down_proj")])
+        if visit.block:
+            break
+    n = len(BlockRunner(subject, tokens).batches)
+    assert n > 1
+    assert seen == [[1, 1], [1, 1], [1 + n, 1], [1 + 2 * n, 1], [1 + 3 * n, 1 + n]]
+
+
+def test_what_follows_is_known_before_it_changes(tiny_tokens: Tensor) -> None:
+    """Gate and up see the norms of the inputs that the dense `down` has after pruned attention."""
+    subject, other = PrunableModel(tiny_llama()), PrunableModel(tiny_llama())
+    walked = walk(
+        subject, tiny_tokens, Statistic.NORM, rewritten=True, refresh="layer", following=True
+    )
+    seen = 0
+    for visit in walked:
+        expected = by_plain_hooks(other, tiny_tokens)
+        for unit in visit.units:
+            following = visit.evidence[unit.name].following
+            assert (following is not None) == (unit.role in ("gate", "up"))
+            if following is not None:
+                down = f"model.layers.{visit.block}.mlp.down_proj"
+                assert_close(following.norms(), expected[down].norms())
+                seen += 1
+        for model in (subject, other):
+            for unit in visit.units:
+                weight = model.views[unit.name].read().clone()
+                weight.view(-1)[::2] = 0
+                model.views[unit.name].write(weight)
+    assert seen == 6
 
 
 @pytest.mark.parametrize("kind", ["width", "heads", "sublayers", "blocks"])
