@@ -64,6 +64,7 @@ class _Sample:
         statistics: Bytes of its input statistics.
         largest: Bytes of the largest input's statistics.
         activations: Bytes of its modules' outputs for one batch.
+        kept: Bytes of the dense model's inputs of the block, for pruners that need them.
     """
 
     seconds: float
@@ -71,6 +72,7 @@ class _Sample:
     statistics: int
     largest: int
     activations: int
+    kept: int
 
 
 def estimate(
@@ -156,12 +158,14 @@ def _estimate_work(session: Session, config: RunConfig, sample: _Sample) -> int:
     """Return the bytes that building a supernet needs in addition to the weights.
 
     They are the statistics of two blocks, and for one block the outputs of its modules, its
-    variants twice (in memory and while they are written) and the work on its largest unit.
+    variants twice (in memory and while they are written), the work on its largest unit and the
+    dense model's inputs, if they are needed.
     """
     data = config.data
     hidden = 2 * data.calibration_sequences * data.calibration_length * _get_width(session)
     unit = _WORK * int(session.subject.layout.counts.max()) + 3 * sample.largest
-    return hidden + 2 * sample.statistics + 2 * sample.variants + unit + sample.activations
+    work = hidden + 2 * sample.statistics + 2 * sample.variants + unit
+    return work + sample.activations + sample.kept
 
 
 def _estimate_prefixes(session: Session, config: RunConfig) -> int:
@@ -227,14 +231,19 @@ def _sample_block(
             size += sum(t.nbytes for t in variants.tensors().values())
     pruned = time.monotonic() - started
     visits.close()
-    # a build passes each block three times at most, and first does the work of the sample's walk
-    passes = (3 * whole + walked) * data.calibration_sequences
-    known = [s.n_bytes for s in {id(s): s for s in visit.statistics.values()}.values()]
+    # a build passes each block three times at most, and first does the work of the sample's walk;
+    # the dense model and its products with the inputs take two passes more
+    times = 5 if pruner.needs_dense_inputs else 3
+    passes = (times * whole + walked) * data.calibration_sequences
+    distinct = {id(s): s for s in visit.statistics.values()}.values()
+    known, width = [s.n_bytes for s in distinct], sum(s.n_inputs for s in distinct)
+    text = tokens.numel() * data.calibration_sequences
+    kept = width * text * session.loaded.model.dtype.itemsize if pruner.needs_dense_inputs else 0
     # a block runs twice in the sample: to capture its arguments, and with its statistics
     batch = compute_batch_size(next(subject.model.parameters()).device, data.calibration_length)
     activations = sum(outputs) // 2 * min(batch, data.calibration_sequences)
     seconds = pruned * len(subject.blocks) + passes
-    return _Sample(seconds, size, sum(known), max(known, default=0), activations)
+    return _Sample(seconds, size, sum(known), max(known, default=0), activations, kept)
 
 
 @contextmanager

@@ -65,6 +65,7 @@ class Evidence:
     gradient: WeightGradient | None = None
     structures: StructureLayout | None = None
     routing: Routing | None = None
+    cross: Tensor | None = None
 
 
 def get_routing(evidence: Evidence) -> Routing:

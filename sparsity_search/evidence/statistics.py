@@ -87,6 +87,11 @@ class InputStatistics:
         return self._sum.device
 
     @property
+    def sums_in(self) -> torch.dtype:
+        """Number type of the sums."""
+        return self._sum.dtype
+
+    @property
     def n_bytes(self) -> int:
         """Memory of the sums, in bytes."""
         return self._sum.nbytes + self._total.nbytes

@@ -72,6 +72,11 @@ class Pruner(SupportsUnits, ABC):
         return False
 
     @property
+    def needs_dense_inputs(self) -> bool:
+        """Whether it uses `Evidence.cross` where that can be had."""
+        return False
+
+    @property
     def groups_inputs(self) -> bool:
         """Whether the groups of its N:M patterns are consecutive inputs of the stored matrix."""
         return True

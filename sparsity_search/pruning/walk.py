@@ -89,6 +89,7 @@ def walk_for(
         rewritten=rewritten,
         gradient=pruner.needs_gradient,
         following=pruner.needs_following,
+        dense_inputs=pruner.needs_dense_inputs,
         refresh=refresh,
     )
 

@@ -35,7 +35,7 @@ _ROUTING = ("tokens", "saliency", "coactivation")
 
 
 class GatheredBlock(NamedTuple):
-    """Statistics and routing gathered from one run of a block, by unit name."""
+    """What is gathered from one run of a block, by unit name; see `Evidence`."""
 
     block: int
     units: list[Unit]
@@ -43,6 +43,7 @@ class GatheredBlock(NamedTuple):
     statistics: dict[str, InputStatistics]
     routing: dict[str, Routing]
     notes: tuple[str, ...]
+    cross: dict[str, Tensor]
 
 
 #: Yields the data gathered in each block, except in the given ones.
@@ -147,6 +148,7 @@ class _Folder:
             statistics={unit: distinct[place] for unit, place in facts["inputs"].items()},
             routing={unit: Routing(**_select(tensors, f"{unit}/")) for unit in facts["routing"]},
             notes=tuple(facts["notes"]),
+            cross={},
         )
 
 

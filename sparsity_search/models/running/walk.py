@@ -9,14 +9,12 @@ feed-forward gets the outputs of the pruned attention, or each layer those of al
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.evidence import Evidence
@@ -24,6 +22,7 @@ from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.anatomy.roles import FOLLOWED_BY
 from sparsity_search.models.anatomy.whole_experts import ExpertsView
+from sparsity_search.models.running.gathering import Gatherer, Inputs, record_inputs
 from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
@@ -66,6 +65,7 @@ def walk(
     rewritten: bool,
     gradient: bool = False,
     following: bool = False,
+    dense_inputs: bool = False,
     refresh: Refresh = "block",
 ) -> Generator[Visit, None, None]:
     """Yield a visit for each decoder block, or for each of its parts.
@@ -80,6 +80,8 @@ def walk(
             in the cache `PrunableModel.kept` are not gathered again.
         gradient: Whether to gather the weights' gradients too, for the weights at the start.
         following: Whether `Evidence.following` is needed; without, it is there where it is free.
+        dense_inputs: Whether `Evidence.cross` is needed; it is there with ``"layer"`` only, since
+            it would make up twice for what layers of one visit lose, and not in mixtures.
         refresh: With ``"sublayer"`` or ``"layer"``, the statistics of a block's later parts are
             gathered after the earlier ones were rewritten.
 
@@ -87,7 +89,7 @@ def walk(
         ModelError: The forward pass does not use a unit's layer.
     """
     gradients = compute_weight_gradients(subject, tokens) if gradient else {}
-    way = _Way(refresh if rewritten else None, following)
+    way = _Way(refresh if rewritten else None, following, dense_inputs)
     for gathered in _gather(subject, tokens, statistic, way):
         units, statistics = gathered.units, gathered.statistics
         known = subject.units_of(gathered.block)
@@ -98,6 +100,7 @@ def walk(
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
                 routing=gathered.routing.get(unit.name),
+                cross=gathered.cross.get(unit.name),
             )
             for unit in units
         }
@@ -112,10 +115,17 @@ class _Way:
     Attributes:
         refresh: The part that is rewritten at once; None if no weights change.
         following: Whether a unit needs the statistics of the layer that reads its output.
+        dense_inputs: Whether units need the dense model's inputs, if layers are rewritten.
     """
 
     refresh: Refresh | None
     following: bool = False
+    dense_inputs: bool = False
+
+    @property
+    def runs_dense(self) -> bool:
+        """Whether the dense model runs beside the pruned one."""
+        return self.dense_inputs and self.refresh == "layer"
 
 
 class _Part(NamedTuple):
@@ -142,7 +152,7 @@ def _gather(
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
             empty = {u.name: InputStatistics(0, statistic) for u in units}
-            yield GatheredBlock(block, units, True, empty, {}, ())
+            yield GatheredBlock(block, units, True, empty, {}, (), {})
     elif way.refresh or subject.kept is None:
         yield from _run_blocks(subject, tokens, statistic, way)
     else:
@@ -162,17 +172,21 @@ def _run_blocks(
     if not end:
         return
     runner = BlockRunner(subject, tokens)
-    hidden = runner.embed()
+    hidden = dense = runner.embed()
     for block in range(end):
         if block in skipped:
             hidden = runner.run(block, hidden)
             continue
         parts = _split(subject, runner, block, hidden, way)
+        wanted: Inputs = {}
+        if way.runs_dense:
+            names = [name for part in parts for name in part.read if part.n_calls]
+            wanted, dense = record_inputs(subject, names, runner, block, dense)
         for part in parts:
             views = {name: subject.views[name] for name in part.read}
             experts = RoutedGatherer(views, statistic)
             plain = [name for name in views if name not in experts.statistics]
-            others = _Gatherer(subject, plain, statistic, part.n_calls)
+            others = Gatherer(subject, plain, statistic, part.n_calls, wanted)
             with others, experts:
                 output = others.run(runner, block, hidden)
             _check_called(views, {**others.statistics, **experts.statistics})
@@ -181,7 +195,7 @@ def _run_blocks(
                     runner.run(block, hidden)
             statistics = {**others.statistics, **experts.statistics}
             last = part is parts[-1]
-            told = (experts.routing(), experts.notes())
+            told = (experts.routing(), experts.notes(), others.cross())
             yield GatheredBlock(block, part.units, last, statistics, *told)
         hidden = runner.run(block, hidden) if way.refresh else output
 
@@ -213,7 +227,7 @@ def _group_by_input(
     views = {unit.name: subject.views[unit.name] for unit in units}
     routed = RoutedGatherer(views, Statistic.NONE).statistics
     plain = [name for name in views if name not in routed]
-    inputs = _Gatherer(subject, plain, Statistic.NONE)
+    inputs = Gatherer(subject, plain, Statistic.NONE)
     with inputs:
         runner.run(block, hidden[:1])
     _check_called(plain, inputs.statistics)
@@ -261,81 +275,3 @@ def _find_following(unit: Unit, units: Iterable[Unit]) -> str | None:
         if is_next and other.name.rpartition(".")[0] == parent:
             return other.name
     return None
-
-
-class _Enough(Exception):
-    """All inputs that are needed of a run of a block are known."""
-
-
-class _Gatherer:
-    """Accumulator of statistics while a block runs, once for each distinct input tensor.
-
-    The first batch shows which units share an input, by the identity of the tensor.
-
-    Args:
-        subject: The model.
-        names: The units.
-        statistic: Kind of statistic to gather.
-        n_calls: Calls of the units' layers in a batch, after which `run` ends it; 0 for never.
-
-    Attributes:
-        statistics: What is gathered, by unit name, in the order of the first calls.
-        n_calls: Calls of each unit's layer so far.
-    """
-
-    def __init__(
-        self, subject: PrunableModel, names: Sequence[str], statistic: Statistic, n_calls: int = 0
-    ) -> None:
-        self.statistics: dict[str, InputStatistics] = {}
-        self.n_calls: Counter[str] = Counter()
-        self._enough = n_calls
-        self._subject = subject
-        self._names = names
-        self._statistic = statistic
-        self._leaders: set[str] = set()
-        self._current: list[tuple[Tensor, str]] = []
-
-    def __enter__(self) -> None:
-        self._handles = [
-            self._subject.views[name].module.register_forward_pre_hook(self._hook(name))
-            for name in self._names
-        ]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._current.clear()
-
-    def run(self, runner: BlockRunner, block: int, hidden: Sequence[Stream]) -> list[Stream]:
-        """Run a block; return its output, without batches that ended early."""
-        outputs: list[Stream] = []
-        for stream in hidden:
-            self.n_calls.clear()
-            with suppress(_Enough):
-                outputs += runner.run(block, [stream])
-        return outputs
-
-    def _hook(self, name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0]
-            self.n_calls[name] += 1
-            if name not in self.statistics:
-                self._join(name, inputs)
-            if name in self._leaders:
-                self.statistics[name].add(self._subject.views[name].inputs(inputs))
-            if self.n_calls.total() == self._enough:
-                raise _Enough
-
-        return hook
-
-    def _join(self, name: str, inputs: Tensor) -> None:
-        """Share the statistics of a unit that read this very tensor, or create new ones."""
-        for seen, leader in self._current:
-            if seen is inputs:
-                self.statistics[name] = self.statistics[leader]
-                return
-        self._leaders.add(name)
-        self._current.append((inputs, name))
-        self.statistics[name] = InputStatistics(
-            inputs.shape[-1], self._statistic, device=inputs.device
-        )
