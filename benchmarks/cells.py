@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: Pruners of the profiles that cost no search: those that plans end with.
 PRUNERS = ("sparsegpt", "alps", "admm")
+#: Options of SparseGPT as in its paper: statistics by block, outputs of the pruned model alone.
+_PUBLISHED = ["--set", "pruner.towards_dense=0", "--set", "data.refresh=block"]
 #: The pruner that ends the searches by hand.
 _LAST = "alps"
 #: Times asked for, the most telling one first.
@@ -43,6 +45,7 @@ SEARCHES: dict[str, list[str]] = {
 #: All rows, the most telling one first.
 ROWS = (
     "dense",
+    "published-sparsegpt",
     *(f"uniform-{pruner}" for pruner in PRUNERS),
     *SEARCHES,
     *(f"owl-{pruner}" for pruner in PRUNERS),
@@ -120,8 +123,8 @@ def list_commands(cell: Cell, model: str, data: Path, run: Path) -> list[list[ob
         return [["search", *shared, *limit, *SEARCHES[cell.row], "--out", run]]
     start, _, pruner = cell.row.partition("-")
     prune = ["prune", *shared, "--pruner", pruner, "--out", run]
-    if start == "uniform":
-        return [[*prune, *budget]]
+    if start in ("uniform", "published"):
+        return [[*prune, *budget, *(_PUBLISHED if start == "published" else [])]]
     profile = run.with_name(f"{start}.json")
     return [
         ["allocate", *shared, *budget, "--allocator", start, "--out", profile],

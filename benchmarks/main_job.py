@@ -141,7 +141,7 @@ def _read_steps(run: Path) -> dict[str, Any]:
 
 def format_table(cells: list[Cell], bench: Bench) -> Iterator[str]:
     """Yield the lines of a Markdown table of cells."""
-    columns = ["perplexity", "÷ uniform", "÷ uniform SparseGPT", "÷ best by hand", "minutes"]
+    columns = ["perplexity", "÷ uniform", "÷ published SparseGPT", "÷ best by hand", "minutes"]
     columns += ["ARC-easy", "last word"]
     yield "| " + " | ".join(["cell", "shipped with", *columns]) + " |"
     yield "|---" * 2 + "|---:" * len(columns) + "|"
@@ -151,8 +151,8 @@ def format_table(cells: list[Cell], bench: Bench) -> Iterator[str]:
             yield f"| {cell.name} | not measured |" + " |" * len(columns)
             continue
         uniform, reference = (
-            Cell(cell.model, f"uniform-{pruner}", cell.sparsity, None, cell.seed)
-            for pruner in (record.get("pruner"), "sparsegpt")
+            Cell(cell.model, row, cell.sparsity, None, cell.seed)
+            for row in (f"uniform-{record.get('pruner')}", "published-sparsegpt")
         )
         rivals = [cell.beside(row) for row in ROWS if row.startswith("hand")]
         values = [

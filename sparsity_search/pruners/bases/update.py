@@ -41,7 +41,7 @@ class UpdatePruner(Pruner):
     updates: ClassVar[bool] = True
 
     damping: float = 0.01
-    towards_dense: float = 0.3
+    towards_dense: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 <= self.towards_dense <= 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.models.io.offload import Offload
+from sparsity_search.models.running import gathering
 from sparsity_search.models.running import walk as module
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.walk import Visit, walk
@@ -276,13 +277,13 @@ def test_an_interrupted_walk_leaves_whole_blocks_and_goes_on(
     before = files(tmp_path)
     assert len(before) == stop
     gathered: list[str] = []
-    inner = module._Gatherer._join
+    inner = gathering.Gatherer._join
 
     def join(self: Any, name: str, inputs: Tensor) -> None:
         gathered.append(name)
         inner(self, name, inputs)
 
-    monkeypatch.setattr(module._Gatherer, "_join", join)
+    monkeypatch.setattr(gathering.Gatherer, "_join", join)
     found = told(visits_of(subject, tokens, Statistic.HESSIAN))
     assert len(gathered) == 7 * (3 - stop)
     assert before.items() < files(tmp_path).items()
