@@ -64,26 +64,52 @@ def test_structures_are_exact(tiny_tokens: Tensor, name: str, target: float) -> 
         assert subject.model(input_ids=tiny_tokens[:1]).logits.isfinite().all()
 
 
+def collect_inputs(subject: PrunableModel, name: str, tokens: Tensor) -> list[Tensor]:
+    """Return the inputs of a unit's layer in full forward passes, for each batch."""
+    view, found = subject.views[name], []
+    handle = view.module.register_forward_pre_hook(
+        lambda _, args: found.append(view.inputs(args[0]))
+    )
+    with torch.inference_mode():
+        for batch in tokens.split(compute_batch_size(tokens.device, tokens.shape[1])):
+            subject.model(input_ids=batch, use_cache=False)
+    handle.remove()
+    return found
+
+
 def plain_evidence(
-    subject: PrunableModel, block: int, tokens: Tensor, statistic: Statistic
+    subject: PrunableModel,
+    block: int,
+    tokens: Tensor,
+    statistic: Statistic,
+    dense: PrunableModel | None,
 ) -> dict[str, Evidence]:
-    """What is known of a block's units, from hooks on full forward passes."""
-    found = {}
+    """What is known of a block's units, from hooks on full forward passes.
+
+    Args:
+        subject: The model as it is pruned so far.
+        block: Index of the block.
+        tokens: The text.
+        statistic: Of the inputs.
+        dense: The dense model, if its inputs count.
+    """
+    found, cross = {}, {}
     for unit in subject.units_of(block):
-        view = subject.views[unit.name]
-        found[unit.role] = InputStatistics(view.module.weight.shape[1], statistic)
-        handle = view.module.register_forward_pre_hook(
-            lambda _, args, unit=unit, view=view: found[unit.role].add(view.inputs(args[0]))
-        )
-        with torch.inference_mode():
-            for batch in tokens.split(compute_batch_size(tokens.device, tokens.shape[1])):
-                subject.model(input_ids=batch, use_cache=False)
-        handle.remove()
+        width = subject.views[unit.name].module.weight.shape[1]
+        found[unit.role] = InputStatistics(width, statistic)
+        inputs = collect_inputs(subject, unit.name, tokens)
+        for part in inputs:
+            found[unit.role].add(part)
+        if dense is not None:
+            pairs = zip(collect_inputs(dense, unit.name, tokens), inputs, strict=True)
+            products = [(x.flatten(0, 1).T @ y.flatten(0, 1)).double() for x, y in pairs]
+            cross[unit.role] = (torch.stack(products).sum(0) / tokens.numel()).float()
     return {
         unit.name: Evidence(
             inputs=found[unit.role],
             following=found["down"] if unit.role in ("gate", "up") else None,
             structures=subject.views[unit.name].structures,
+            cross=cross.get(unit.role),
         )
         for unit in subject.units_of(block)
     }
@@ -113,12 +139,14 @@ def test_each_part_sees_the_pruned_ones_before_it(
     subject = PrunableModel(tiny_llama(), units=units)
     other = PrunableModel(tiny_llama(), units=units)
     profile = Budget(0.6).uniform(subject.layout)
+    uses_dense = pruner.needs_dense_inputs and refresh == "layer"
+    dense = PrunableModel(tiny_llama(), units=units) if uses_dense else None
     gradients = compute_weight_gradients(other, tiny_tokens) if pruner.needs_gradient else {}
     pruner.merge(other, profile)
     prune_sequentially(subject, profile, pruner, tiny_tokens, seed=4, refresh=refresh)
     for block, roles in product(range(3), PARTS[refresh]):
         new = {}
-        known = plain_evidence(other, block, tiny_tokens, pruner.requires)
+        known = plain_evidence(other, block, tiny_tokens, pruner.requires, dense)
         for unit in other.units_of(block):
             if unit.role not in roles:
                 continue
