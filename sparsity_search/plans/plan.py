@@ -33,8 +33,6 @@ class PlanStep(Section):
             settings means the best profile so far.
         settings: The allocator's settings.
         repeat: How often the step is made at most; it ends when it brings nothing better.
-        gives_way: Whether the step is left out if the next allocation has time only without it.
-            The starts of a plan give way; those that the user names do not.
         search: Settings of a study that starts from the best profile so far, as sections of the
             configuration; what the user sets precedes them.
         rebuild: A pruner that prunes the best profile anew.
@@ -45,7 +43,6 @@ class PlanStep(Section):
     allocate: str | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     repeat: int = Field(default=1, ge=1)
-    gives_way: bool = False
     search: dict[str, Any] | None = None
     rebuild: PrunerSection | None = None
     why: str = ""
@@ -164,7 +161,7 @@ def _resolve_steps(config: RunConfig, steps: Sequence[PlanStep]) -> tuple[PlanSt
         if step.starts is not None:
             names = step.starts if named is None else named
             found += [
-                PlanStep(allocate=name, why="" if named else step.why, gives_way=named is None)
+                PlanStep(allocate=name, why="" if named else step.why)
                 for name in dict.fromkeys(names)
                 if name != UNIFORM
             ]

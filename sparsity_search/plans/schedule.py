@@ -8,9 +8,6 @@ from typing import Protocol
 
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
 
-#: Part of the time that is kept for the errors of estimates when a step might give way.
-_SLACK = 0.1
-
 
 class StepPrices(Protocol):
     """Seconds that steps take on a machine."""
@@ -89,24 +86,12 @@ def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
 def has_time(steps: Sequence[PlanStep], prices: StepPrices, left: float) -> bool:
     """Return whether there is time for an allocation.
 
-    A step that gives way has none if the next allocation, which does not, fits without it alone.
-
     Args:
         steps: The step and all later ones.
         prices: What steps take.
         left: Seconds that are left for all of them.
     """
-    step, *later = steps
-    seconds = prices.allocate(step)
-    if seconds + reserve(steps, prices) > left:
-        return False
-    own = (i for i, other in enumerate(later) if other.allocate and not other.gives_way)
-    following = next(own, None) if step.gives_way else None
-    if following is None:
-        return True
-    rest = later[following:]
-    after = (left - seconds) * (1 - _SLACK)
-    return not has_time(rest, prices, left) or has_time(rest, prices, after)
+    return prices.allocate(steps[0]) + reserve(steps, prices) <= left
 
 
 def _list_rebuilds(steps: Sequence[PlanStep]) -> list[str]:

@@ -149,8 +149,3 @@ def test_an_unknown_name_has_a_near_one() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--plan .*none\.yaml"):
         load_plan(str(tmp_path / "none.yaml"))
-
-
-def test_starts_of_the_plan_give_way_and_those_of_the_user_do_not() -> None:
-    assert resolve(plan="weights")[1].steps[0].gives_way
-    assert not resolve(plan="weights", initial=["owl"])[1].steps[0].gives_way
