@@ -22,7 +22,7 @@ VARIANTS = {
     "block, pruned inputs": ("block", {**QUICK["block"], "inputs": "pruned"}),
     "perp, next token": (
         "perp",
-        {**QUICK["perp"], "target": "next_token", "steps": 24, "rate": 2e-3},
+        {**QUICK["perp"], "target": "next_token", "steps": 60, "rate": 1e-3},
     ),
     **{name: (name, settings) for name, settings in QUICK.items()},
 }
