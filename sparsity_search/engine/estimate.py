@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,11 +14,13 @@ from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.session import Session, cap_length
 from sparsity_search.interfaces.evaluator import Proxy
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.running.gradients import compute_weight_gradients
 from sparsity_search.models.running.head import compute_last_hidden
 from sparsity_search.models.running.runner import compute_batch_size
-from sparsity_search.models.running.walk import walk
+from sparsity_search.models.running.walk import Visit
 from sparsity_search.plans.methods import MachineSpeed
 from sparsity_search.profiles.profile import SparsityProfile
+from sparsity_search.pruning.walk import walk_for
 from sparsity_search.spaces.levels import SearchSpace
 from sparsity_search.supernet.build import split_by_pattern
 
@@ -212,38 +214,49 @@ def _sample_block(
     """Build the first block of a supernet from one sequence."""
     subject, data = session.subject, config.data
     tokens = draw_tokens(session, data.calibration_length)
-    whole = _time_pass(session, tokens)
-    started = time.monotonic()
-    gradient = pruner.needs_gradient
-    # as of blocks that are rewritten, whose statistics no cache keeps
-    visits = walk(subject, tokens, pruner.requires, rewritten=True, gradient=gradient)
     with _count_outputs(subject.blocks[0]) as outputs:
-        visit = next(visits)
-    walked = time.monotonic() - started
-    started, size = time.monotonic(), 0
-    for unit in visit.units:
-        position = subject.layout.position(unit.name)
-        weight = subject.views[unit.name].read()
-        for by, counts in split_by_pattern(
-            pruner, unit, tables[position], patterns[position]
-        ).values():
-            variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0).packed()
-            size += sum(t.nbytes for t in variants.tensors().values())
-    pruned = time.monotonic() - started
-    visits.close()
-    # a build passes each block three times at most, and first does the work of the sample's walk;
-    # the dense model and its products with the inputs take two passes more
-    times = 5 if pruner.needs_dense_inputs else 3
-    passes = (times * whole + walked) * data.calibration_sequences
-    distinct = {id(s): s for s in visit.statistics.values()}.values()
+        whole = _time_pass(session, tokens) / len(subject.blocks)
+    started = time.monotonic()
+    if pruner.needs_gradient:
+        compute_weight_gradients(subject, tokens)
+    gradients = time.monotonic() - started
+    # as of blocks that are rewritten, whose statistics no cache keeps
+    visits = walk_for(pruner, subject, tokens, rewritten=True, refresh=data.refresh)
+    walked, pruned, size, distinct = -gradients, 0.0, 0, []
+    for visit, seconds in _take_block(visits):
+        walked += seconds
+        distinct += list({id(s): s for s in visit.statistics.values()}.values())
+        started = time.monotonic()
+        for unit in visit.units:
+            position = subject.layout.position(unit.name)
+            weight = subject.views[unit.name].read()
+            for by, counts in split_by_pattern(
+                pruner, unit, tables[position], patterns[position]
+            ).values():
+                variants = by.prune(weight, visit.evidence[unit.name], counts, seed=0).packed()
+                size += sum(t.nbytes for t in variants.tensors().values())
+        pruned += time.monotonic() - started
+    # a block runs once more when it is pruned; one sequence alone shows what is a layer's part
+    once = whole if data.refresh == "layer" else 0.0
+    passes = max(whole, walked + whole - once) * data.calibration_sequences + once
     known, width = [s.n_bytes for s in distinct], sum(s.n_inputs for s in distinct)
     text = tokens.numel() * data.calibration_sequences
     kept = width * text * session.loaded.model.dtype.itemsize if pruner.needs_dense_inputs else 0
-    # a block runs twice in the sample: to capture its arguments, and with its statistics
     batch = compute_batch_size(next(subject.model.parameters()).device, data.calibration_length)
-    activations = sum(outputs) // 2 * min(batch, data.calibration_sequences)
-    seconds = pruned * len(subject.blocks) + passes
+    activations = sum(outputs) * min(batch, data.calibration_sequences)
+    seconds = (pruned + passes) * len(subject.blocks) + gradients * data.calibration_sequences
     return _Sample(seconds, size, sum(known), max(known, default=0), activations, kept)
+
+
+def _take_block(visits: Generator[Visit, None, None]) -> Iterator[tuple[Visit, float]]:
+    """Yield the visits of the first block, each with its seconds."""
+    while True:
+        started = time.monotonic()
+        visit = next(visits)
+        yield visit, time.monotonic() - started
+        if visit.last:
+            visits.close()
+            return
 
 
 @contextmanager
