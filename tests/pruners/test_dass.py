@@ -14,6 +14,7 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.pruners.dass import DassPruner
 from sparsity_search.pruners.magnitude import MagnitudePruner
 from sparsity_search.pruners.wanda import WandaPruner
+from sparsity_search.registry import PRUNERS
 from sparsity_search.testing import pruner as contract
 from sparsity_search.testing.pruner import (
     assert_exact,
@@ -164,3 +165,9 @@ class TestGate(contract.PrunerContract):
             if count > existing:
                 zeros = (variants.at(weight, count).T.reshape(-1, group) == 0).sum(1)
                 assert (zeros == count // n_groups).all()
+
+
+@pytest.mark.parametrize("update", ["sparsegpt", "admm", "group_obs", "refit"])
+def test_updates_of_its_masks_need_what_it_needs(update: str) -> None:
+    assert PRUNERS.create(update, mask="dass").needs_following
+    assert not PRUNERS.create(update, mask="wanda").needs_following
