@@ -241,7 +241,8 @@ def _sample_block(
     passes = max(whole, walked + whole - once) * data.calibration_sequences + once
     known, width = [s.n_bytes for s in distinct], sum(s.n_inputs for s in distinct)
     text = tokens.numel() * data.calibration_sequences
-    kept = width * text * session.loaded.model.dtype.itemsize if pruner.needs_dense_inputs else 0
+    beside = pruner.needs_dense_inputs and data.refresh == "layer"
+    kept = width * text * session.loaded.model.dtype.itemsize if beside else 0
     batch = compute_batch_size(next(subject.model.parameters()).device, data.calibration_length)
     activations = sum(outputs) * min(batch, data.calibration_sequences)
     seconds = (pruned + passes) * len(subject.blocks) + gradients * data.calibration_sequences

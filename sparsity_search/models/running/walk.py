@@ -172,7 +172,8 @@ def _run_blocks(
     if not end:
         return
     runner = BlockRunner(subject, tokens)
-    hidden = dense = runner.embed()
+    hidden = runner.embed()
+    dense = hidden if way.runs_dense else []
     for block in range(end):
         if block in skipped:
             hidden = runner.run(block, hidden)
