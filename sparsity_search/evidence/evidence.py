@@ -55,9 +55,6 @@ class Evidence:
         gradient: Gradient of the weight, for pruners that ask for it; else None.
         structures: Layout of the weight's structures; None where single weights are removed.
         routing: Routing of the mixture, where the structures are experts; else None.
-        cross: Mean of ``x̃ xᵀ`` over tokens, ``(n_inputs, n_inputs)`` float32, with the inputs
-            ``x`` of ``inputs`` and those of the dense model, ``x̃``; for pruners that ask for it,
-            where a model is pruned layer by layer; else None.
     """
 
     inputs: InputStatistics
@@ -65,7 +62,6 @@ class Evidence:
     gradient: WeightGradient | None = None
     structures: StructureLayout | None = None
     routing: Routing | None = None
-    cross: Tensor | None = None
 
 
 def get_routing(evidence: Evidence) -> Routing:

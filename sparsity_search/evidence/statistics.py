@@ -79,6 +79,7 @@ class InputStatistics:
         wide = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros(shape, dtype=wide, device=device)
         self._total = torch.zeros(n_inputs, dtype=wide, device=device)
+        self._cross: Tensor | None = None
         self._derived: dict[Hashable, Any] = {}
 
     @property
@@ -87,14 +88,10 @@ class InputStatistics:
         return self._sum.device
 
     @property
-    def sums_in(self) -> torch.dtype:
-        """Number type of the sums."""
-        return self._sum.dtype
-
-    @property
     def n_bytes(self) -> int:
         """Memory of the sums, in bytes."""
-        return self._sum.nbytes + self._total.nbytes
+        cross = 0 if self._cross is None else self._cross.nbytes
+        return self._sum.nbytes + self._total.nbytes + cross
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums for storage; of a Hessian, the entries on and below the diagonal."""
@@ -132,8 +129,13 @@ class InputStatistics:
         return result
 
     @torch.no_grad()
-    def add(self, inputs: Tensor) -> None:
-        """Add the tokens of ``inputs``, of shape ``(..., n_inputs)`` and any float dtype."""
+    def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
+        """Add tokens.
+
+        Args:
+            inputs: ``(..., n_inputs)``, of any float dtype.
+            dense: What the dense model has in their place, for `cross`; for all tokens or none.
+        """
         if inputs.shape[-1] != self.n_inputs:
             raise DataError(f"inputs have width {inputs.shape[-1]}, not {self.n_inputs}")
         tokens = inputs.reshape(-1, self.n_inputs)
@@ -148,6 +150,9 @@ class InputStatistics:
             self._sum += _sum_tokens(tokens.square()).to(self._sum)
         else:
             self._add_products(tokens)
+        if dense is not None:
+            product = dense.reshape(-1, self.n_inputs).to(tokens).T @ tokens
+            self._cross = product.to(self._sum) + (0 if self._cross is None else self._cross)
 
     def _add_products(self, tokens: Tensor) -> None:
         """Add ``x xᵀ`` of all tokens, on and below the diagonal."""
@@ -155,6 +160,16 @@ class InputStatistics:
         ends = [part * self.n_inputs // n_parts for part in range(n_parts + 1)]
         for start, stop in pairwise(ends):
             self._sum[start:stop, :stop] += tokens[:, start:stop].T @ tokens[:, :stop]
+
+    def cross(self) -> Tensor | None:
+        """Return the mean of ``x̃ xᵀ`` over tokens, with ``x̃`` the dense model's inputs.
+
+        It is ``(n_inputs, n_inputs)`` float32, and None if these are not known.
+        """
+        products = self._cross
+        if products is None:
+            return None
+        return self.derived("cross", lambda: (products / self.n_tokens).float())
 
     def norms(self) -> Tensor:
         """Return each input's root mean square over tokens, ``(n_inputs,)`` float32."""

@@ -73,7 +73,7 @@ class Pruner(SupportsUnits, ABC):
 
     @property
     def needs_dense_inputs(self) -> bool:
-        """Whether it uses `Evidence.cross` where that can be had."""
+        """Whether it uses `InputStatistics.cross` where that can be had."""
         return False
 
     @property

@@ -22,10 +22,16 @@ from tests.helpers.families import FAMILIES
 AIMING = [name for name, kind in PRUNERS.classes().items() if issubclass(kind, UpdatePruner)]
 
 
-def gather(inputs: Tensor) -> InputStatistics:
+def gather(inputs: Tensor, dense: Tensor | None = None) -> InputStatistics:
     statistics = InputStatistics(inputs.shape[1], Statistic.HESSIAN)
-    statistics.add(inputs)
+    statistics.add(inputs, dense)
     return statistics
+
+
+def step_of(weight: Tensor, pruned: Tensor, dense: Tensor) -> Tensor:
+    found = compute_dense_step(weight, gather(pruned, dense), 0.01)
+    assert found is not None
+    return found
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +46,7 @@ def draw(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_is_the_least_squares_solution(share: float) -> None:
     """Ordinary least squares of both targets, with rows that pull to the weight itself."""
     weight, dense, pruned = draw()
-    step = compute_dense_step(weight, gather(pruned), dense.T @ pruned / 300, 0.01)
+    step = step_of(weight, pruned, dense)
     ridge = (300 * 0.01 * float((pruned**2).mean())) ** 0.5
     ways = ((share, pruned, dense), (1 - share, pruned, pruned), (1.0, ridge * torch.eye(8), None))
     rows = torch.cat([scale**0.5 * read for scale, read, _ in ways]).double()
@@ -53,7 +59,7 @@ def test_is_the_least_squares_solution(share: float) -> None:
 def test_equal_inputs_change_nothing() -> None:
     weight, inputs, _ = draw()
     inputs[:, 3] = 0
-    found = compute_dense_step(weight, gather(inputs), gather(inputs).hessian(), 0.01)
+    found = step_of(weight, inputs, inputs)
     torch.testing.assert_close(found, torch.zeros(5, 8), rtol=0, atol=1e-6)
 
 
@@ -61,7 +67,7 @@ def test_zeros_and_dead_inputs_stay() -> None:
     weight, dense, pruned = draw()
     pruned[:, 2] = 0
     weight[1, 4] = 0
-    found = compute_dense_step(weight, gather(pruned), dense.T @ pruned / 300, 0.01)
+    found = step_of(weight, pruned, dense)
     assert found[1, 4] == 0
     assert not found[:, 2].any()
     assert found[:, 5].all()
@@ -97,7 +103,7 @@ def test_cross_products_are_those_of_whole_passes(family: str, tiny_tokens: Tens
     ):
         now = collect(subject, tiny_tokens)
         for unit in visit.units:
-            cross = visit.evidence[unit.name].cross
+            cross = visit.evidence[unit.name].inputs.cross()
             assert cross is not None
             expected = dense[unit.name].double().T @ now[unit.name].double() / tiny_tokens.numel()
             torch.testing.assert_close(cross.double(), expected, rtol=1e-4, atol=1e-5)
@@ -121,7 +127,9 @@ def test_what_several_layers_lose_is_not_made_up_for_twice(
         dense_inputs=True,
         refresh=refresh,  # type: ignore[arg-type]
     )
-    assert all(found.cross is None for visit in visits for found in visit.evidence.values())
+    assert all(
+        found.inputs.cross() is None for visit in visits for found in visit.evidence.values()
+    )
 
 
 @pytest.mark.parametrize("name", AIMING)

@@ -93,23 +93,21 @@ def plain_evidence(
         statistic: Of the inputs.
         dense: The dense model, if its inputs count.
     """
-    found, cross = {}, {}
+    found = {}
     for unit in subject.units_of(block):
         width = subject.views[unit.name].module.weight.shape[1]
         found[unit.role] = InputStatistics(width, statistic)
         inputs = collect_inputs(subject, unit.name, tokens)
-        for part in inputs:
-            found[unit.role].add(part)
-        if dense is not None:
-            pairs = zip(collect_inputs(dense, unit.name, tokens), inputs, strict=True)
-            products = [(x.flatten(0, 1).T @ y.flatten(0, 1)).double() for x, y in pairs]
-            cross[unit.role] = (torch.stack(products).sum(0) / tokens.numel()).float()
+        wanted = (
+            [None] * len(inputs) if dense is None else collect_inputs(dense, unit.name, tokens)
+        )
+        for pair in zip(inputs, wanted, strict=True):
+            found[unit.role].add(*pair)
     return {
         unit.name: Evidence(
             inputs=found[unit.role],
             following=found["down"] if unit.role in ("gate", "up") else None,
             structures=subject.views[unit.name].structures,
-            cross=cross.get(unit.role),
         )
         for unit in subject.units_of(block)
     }

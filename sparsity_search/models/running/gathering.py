@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsity_search.evidence.statistics import InputStatistics, Statistic
@@ -57,7 +56,7 @@ class Gatherer:
         names: The units.
         statistic: Kind of statistic to gather.
         n_calls: Calls of the units' layers in a batch, after which `run` ends it; 0 for never.
-        dense: Inputs of units' layers in the dense model, for `cross`.
+        dense: Inputs of units' layers in the dense model, for `InputStatistics.cross`.
 
     Attributes:
         statistics: What is gathered, by unit name, in the order of the first calls.
@@ -76,7 +75,6 @@ class Gatherer:
         self.n_calls: Counter[str] = Counter()
         self._enough = n_calls
         self._dense = {name: iter((dense or {}).get(name, ())) for name in names}
-        self._products: dict[int, Tensor] = {}
         self._subject = subject
         self._names = names
         self._statistic = statistic
@@ -110,30 +108,14 @@ class Gatherer:
             if name not in self.statistics:
                 self._join(name, inputs)
             if name in self._leaders:
-                self._add(name, inputs)
+                read = self._subject.views[name].inputs
+                dense = next(self._dense[name], None)
+                wanted = None if dense is None else read(dense)
+                self.statistics[name].add(read(inputs), wanted)
             if self.n_calls.total() == self._enough:
                 raise _Enough
 
         return hook
-
-    def cross(self) -> dict[str, Tensor]:
-        """Return `Evidence.cross` of each unit whose dense inputs are known."""
-        means = {}
-        for name, statistics in self.statistics.items():
-            if id(statistics) in self._products:
-                means[name] = (self._products[id(statistics)] / statistics.n_tokens).float()
-        return means
-
-    @torch.no_grad()
-    def _add(self, name: str, inputs: Tensor) -> None:
-        view, statistics = self._subject.views[name], self.statistics[name]
-        statistics.add(view.inputs(inputs))
-        dense = next(self._dense[name], None)
-        if dense is not None:
-            wanted, read = (view.inputs(part).flatten(0, -2).float() for part in (dense, inputs))
-            product = (wanted.T @ read).to(statistics.sums_in)
-            known = self._products.get(id(statistics), 0)
-            self._products[id(statistics)] = known + product
 
     def _join(self, name: str, inputs: Tensor) -> None:
         """Share the statistics of a unit that read this very tensor, or create new ones."""

@@ -43,7 +43,6 @@ class GatheredBlock(NamedTuple):
     statistics: dict[str, InputStatistics]
     routing: dict[str, Routing]
     notes: tuple[str, ...]
-    cross: dict[str, Tensor]
 
 
 #: Yields the data gathered in each block, except in the given ones.
@@ -148,7 +147,6 @@ class _Folder:
             statistics={unit: distinct[place] for unit, place in facts["inputs"].items()},
             routing={unit: Routing(**_select(tensors, f"{unit}/")) for unit in facts["routing"]},
             notes=tuple(facts["notes"]),
-            cross={},
         )
 
 

@@ -80,8 +80,8 @@ def walk(
             in the cache `PrunableModel.kept` are not gathered again.
         gradient: Whether to gather the weights' gradients too, for the weights at the start.
         following: Whether `Evidence.following` is needed; without, it is there where it is free.
-        dense_inputs: Whether `Evidence.cross` is needed; it is there with ``"layer"`` only, since
-            it would make up twice for what layers of one visit lose, and not in mixtures.
+        dense_inputs: Whether `InputStatistics.cross` is needed; it is there with ``"layer"`` only,
+            since it would make up twice for what layers of one visit lose, and not in mixtures.
         refresh: With ``"sublayer"`` or ``"layer"``, the statistics of a block's later parts are
             gathered after the earlier ones were rewritten.
 
@@ -100,7 +100,6 @@ def walk(
                 gradient=gradients.pop(unit.name, None),
                 structures=subject.views[unit.name].structures,
                 routing=gathered.routing.get(unit.name),
-                cross=gathered.cross.get(unit.name),
             )
             for unit in units
         }
@@ -152,7 +151,7 @@ def _gather(
         for block in range(len(subject.blocks)):
             units = subject.units_of(block)
             empty = {u.name: InputStatistics(0, statistic) for u in units}
-            yield GatheredBlock(block, units, True, empty, {}, (), {})
+            yield GatheredBlock(block, units, True, empty, {}, ())
     elif way.refresh or subject.kept is None:
         yield from _run_blocks(subject, tokens, statistic, way)
     else:
@@ -196,7 +195,7 @@ def _run_blocks(
                     runner.run(block, hidden)
             statistics = {**others.statistics, **experts.statistics}
             last = part is parts[-1]
-            told = (experts.routing(), experts.notes(), others.cross())
+            told = (experts.routing(), experts.notes())
             yield GatheredBlock(block, part.units, last, statistics, *told)
         hidden = runner.run(block, hidden) if way.refresh else output
 

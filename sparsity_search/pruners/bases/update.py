@@ -86,7 +86,7 @@ class UpdatePruner(Pruner):
         open_ = [i for i, count in enumerate(table) if existing < count < weight.numel()]
         if table and table[-1] == weight.numel():
             variants[-1] = 0
-        aim = self._aim(weight, evidence) if open_ else weight
+        aim = self._aim(weight, evidence) if open_ and self.towards_dense else weight
         updates = self.update(aim, evidence, [table[i] for i in open_], seed) if open_ else ()
         for i, updated in zip(open_, updates, strict=True):
             variants[i] = cast_weights(updated, weight.dtype)
@@ -97,10 +97,8 @@ class UpdatePruner(Pruner):
 
     def _aim(self, weight: Tensor, evidence: Evidence) -> Tensor:
         """Return the weights that a unit without zeros should have."""
-        if not self.towards_dense or evidence.cross is None:
-            return weight
-        change = compute_dense_step(weight, evidence.inputs, evidence.cross, self.damping)
-        return weight.float() + self.towards_dense * change
+        change = compute_dense_step(weight, evidence.inputs, self.damping)
+        return weight if change is None else weight.float() + self.towards_dense * change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +122,7 @@ class MaskedPruner(UpdatePruner):
         return self.mask is not None and self.mask.needs_following
 
 
-def compute_dense_step(
-    weight: Tensor, inputs: InputStatistics, cross: Tensor, damping: float
-) -> Tensor:
+def compute_dense_step(weight: Tensor, inputs: InputStatistics, damping: float) -> Tensor | None:
     """Return the change of a weight that brings its outputs nearest to the dense model's.
 
     With ``x̃`` the dense model's inputs and ``x`` the pruned model's, ``W' = W + Δ`` minimises
@@ -139,17 +135,21 @@ def compute_dense_step(
 
     Args:
         weight: ``W``, ``(rows, columns)``.
-        inputs: Statistics of ``x``.
-        cross: ``C``, ``(columns, columns)``.
+        inputs: Statistics of ``x``, with ``C`` if the dense model's inputs are known.
         damping: ``λ`` as a fraction of the mean of the Hessian's diagonal.
 
     Returns:
-        ``(rows, columns)`` float32.
+        ``(rows, columns)`` float32; None without the dense model's inputs.
     """
+    cross = inputs.cross()
+    if cross is None:
+        return None
     factor = inputs.inverse_factor(damping)
-    upper = factor.upper.to(weight.device)
-    missed = weight.float() @ (cross - inputs.hessian()).to(weight.device)
-    step = missed @ upper.T @ upper
+
+    def solve() -> Tensor:
+        return (cross - inputs.hessian()) @ factor.upper.T @ factor.upper
+
+    step = weight.float() @ inputs.derived(("dense step", damping), solve).to(weight.device)
     return step.masked_fill((weight == 0) | factor.dead.to(weight.device), 0)
 
 
