@@ -86,12 +86,15 @@ def reserve(steps: Sequence[PlanStep], prices: StepPrices) -> float:
 def has_time(steps: Sequence[PlanStep], prices: StepPrices, left: float) -> bool:
     """Return whether there is time for an allocation.
 
+    What pruning anew takes is left for it, unless even that does not fit.
+
     Args:
         steps: The step and all later ones.
         prices: What steps take.
         left: Seconds that are left for all of them.
     """
-    return prices.allocate(steps[0]) + reserve(steps, prices) <= left
+    kept = reserve(steps, prices)
+    return prices.allocate(steps[0]) + (kept if kept <= left else prices.save) <= left
 
 
 def _list_rebuilds(steps: Sequence[PlanStep]) -> list[str]:

@@ -19,7 +19,7 @@ class Prices:
         return {"": 10.0, "alps": 100.0, "admm": 1000.0}[pruner]
 
     def allocate(self, step: PlanStep) -> float:
-        return {"owl": 20010.0, "gauss_newton": 40010.0}[str(step.allocate)]
+        return {"lamp": 20.0, "owl": 20010.0, "gauss_newton": 40010.0}[str(step.allocate)]
 
     def begin_search(self) -> float:
         return 300000.0
@@ -45,6 +45,15 @@ def test_a_study_leaves_time_for_all_later_pruning_and_allocators_for_the_first(
 @pytest.mark.parametrize(("left", "fits"), [(20111, True), (20110, False)])
 def test_an_allocation_leaves_time_for_the_end(left: float, fits: bool) -> None:
     assert has_time(PLAN.steps, Prices(), left) == fits
+
+
+@pytest.mark.parametrize(
+    ("left", "fits"),
+    [(121, True), (120, False), (101, False), (100, True), (21, True), (20, False)],
+)
+def test_an_allocation_has_time_where_no_better_pruner_fits(left: float, fits: bool) -> None:
+    steps = [PlanStep(allocate="lamp"), PlanStep.model_validate({"rebuild": "alps"})]
+    assert has_time(steps, Prices(), left) == fits
 
 
 @pytest.mark.parametrize(
