@@ -13,12 +13,8 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import (
-    build_sort_keys,
-    draw_tie_breaks,
-    select_smallest_of_groups,
-)
-from sparsity_search.pruners.bases.quotas import select_smallest
+from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
+from sparsity_search.pruners.bases.select import select_smallest, select_smallest_of_groups
 from sparsity_search.pruners.bases.update import MaskedPruner, UpdatedWeight, compute_masks
 
 #: Below this the inverse is not safe in float32; the scaled Hessian has unit diagonal.

@@ -14,6 +14,7 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.statistics import InputStatistics
 from sparsity_search.profiles.patterns import Pattern
 from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
+from sparsity_search.pruners.bases.select import select_smallest, select_smallest_of_groups
 from sparsity_search.pruners.bases.update import UpdatedWeight, UpdatePruner
 
 #: The penalty's factor where the support changes by at least a share of its size (section 3.2).
@@ -206,20 +207,13 @@ def build_smallest_choice(pattern: Pattern, count: int, zero: Tensor, ties: Tens
         zero: ``(rows, columns)`` bool, entries that go before all others (of their group).
         ties: Distinct integers of the same shape, which decide between equal magnitudes.
     """
-    number = pattern.removed_in_group(count, zero.numel()) if pattern.group else count
-    size = pattern.group or zero.numel()
-
-    def lowest(keys: Tensor) -> Tensor:
-        sets = keys.view(-1, size)
-        return (sets <= sets.kthvalue(number, dim=1, keepdim=True).values).view(keys.shape)
 
     def choose(weights: Tensor) -> Tensor:
-        magnitude = weights.abs()
-        # Sorting by float alone is faster, and gives the answer unless there are ties.
-        removed = lowest(magnitude.masked_fill(zero, -1))
-        if int(removed.sum()) == count:
-            return removed
-        return lowest(build_sort_keys(magnitude, zero, ties))
+        keys = build_sort_keys(weights.abs(), zero, ties)
+        if pattern.group:
+            number = pattern.removed_in_group(count, zero.numel())
+            return select_smallest_of_groups(keys, pattern.group, number)
+        return select_smallest(keys, count)
 
     return choose
 

@@ -14,12 +14,9 @@ from sparsity_search.evidence.evidence import Evidence
 from sparsity_search.evidence.masks import apply_mask
 from sparsity_search.evidence.statistics import InverseFactor
 from sparsity_search.profiles.patterns import Pattern
-from sparsity_search.pruners.bases.order import (
-    build_sort_keys,
-    draw_tie_breaks,
-    select_smallest_of_groups,
-)
-from sparsity_search.pruners.bases.quotas import compute_block_quotas, select_smallest
+from sparsity_search.pruners.bases.order import build_sort_keys, draw_tie_breaks
+from sparsity_search.pruners.bases.quotas import compute_block_quotas
+from sparsity_search.pruners.bases.select import select_smallest, select_smallest_of_groups
 from sparsity_search.pruners.bases.update import MaskedPruner, UpdatedWeight, compute_masks
 
 #: Bound on the sweep's working memory; levels that do not fit are swept one group after another.

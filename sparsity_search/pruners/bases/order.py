@@ -56,11 +56,6 @@ def compute_removal_order(score: Tensor, zero: Tensor, pattern: Pattern, seed: i
     return torch.cat([order[is_zero], order[~is_zero]])
 
 
-def select_smallest_of_groups(keys: Tensor, group: int, number: int) -> Tensor:
-    """Return a mask of the ``number`` smallest of each ``group`` consecutive columns."""
-    return (_compute_ranks(keys.reshape(-1, group)) < number).view(keys.shape)
-
-
 def _compute_rounds(keys: Tensor, pattern: Pattern) -> Tensor:
     """Return when an entry goes among those that it competes with; of the shape of ``keys``."""
     if pattern.scope == "row":

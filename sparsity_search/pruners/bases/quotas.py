@@ -1,16 +1,9 @@
-"""How many weights each block of columns loses, and which of them: those of least score."""
+"""How many weights each block of columns loses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def select_smallest(keys: Tensor, number: int) -> Tensor:
-    """Return a mask of the ``number`` smallest of distinct ``keys``."""
-    if number == 0:
-        return torch.zeros_like(keys, dtype=torch.bool)
-    return keys <= keys.flatten().kthvalue(number).values
 
 
 def compute_block_quotas(count: int, zero: Tensor, dead: Tensor, block_size: int) -> list[int]:
