@@ -137,6 +137,19 @@ def time_rebuild(
     return _sample_block(session, pruner, tables, patterns, config).seconds
 
 
+def estimate_supernet(
+    session: Session, pruner: Pruner, n_levels: int, config: RunConfig
+) -> tuple[float, int]:
+    """Return seconds to build a supernet, and its bytes, from a sample of its first block."""
+    shares = [level / (n_levels + 1) for level in range(1, n_levels + 1)]
+    tables = [
+        tuple(sorted({round(share * unit.count) for share in shares}))
+        for unit in session.subject.layout
+    ]
+    sample = _sample_block(session, pruner, tables, [()] * len(tables), config)
+    return sample.seconds, sample.variants * len(session.subject.blocks)
+
+
 def draw_tokens(session: Session, length: int) -> Tensor:
     """Return one sequence of random tokens, at most as long as the model's context.
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.units import SupportsUnits
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
@@ -129,6 +130,11 @@ class Allocator(SupportsUnits, ABC):
 
     needs_text: ClassVar[bool] = True
     experimental: ClassVar[str] = ""
+
+    @property
+    def supernet(self) -> tuple[Pruner, int] | None:
+        """Pruner of a supernet that it builds, and the levels of each unit; None for none."""
+        return None
 
     @abstractmethod
     def propose(self, problem: AllocationProblem) -> np.ndarray | Allocation:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +26,7 @@ from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.pruning.patterns import groups_of
 from sparsity_search.registry import ALLOCATORS, PRUNERS, plugin_field
 from sparsity_search.supernet.build import SupernetDesign, build_supernet
+from sparsity_search.supernet.disk import SupernetFolder
 
 #: Sparsity between levels. All levels together cost a byte for each weight if masks nest, else
 #: each costs a copy.
@@ -42,8 +48,8 @@ class GaussNewtonAllocator(Allocator):
     chapter 4.
 
     Attributes:
-        pruner: Pruner of the items. A pruner that changes the weights it keeps needs memory for
-            each level.
+        pruner: Pruner of the items. A pruner that changes the weights it keeps needs a copy of
+            them for each level, in a folder for temporary files.
         start: Allocator of the first profile.
         stages: Number of stages, each on a supernet around the last result. The inputs of a
             unit, and so its loss, follow the profile.
@@ -78,6 +84,15 @@ class GaussNewtonAllocator(Allocator):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name} must lie in (0, 1], not {value}")
+
+    @property
+    def supernet(self) -> tuple[Pruner, int]:
+        """All levels that the steps of a stage can reach."""
+        return self.pruner, 1 + 2 * math.ceil(self.steps * self.reach / self._spacing)
+
+    @property
+    def _spacing(self) -> float:
+        return self.spacing or (_COARSE if self.pruner.updates else _FINE)
 
     def propose(self, problem: AllocationProblem) -> Allocation:
         """Return the profile of least divergence, with the divergence of each step as a note.
@@ -116,9 +131,10 @@ class GaussNewtonAllocator(Allocator):
             centre=grid.profile(grid.start),
             seed=self.seed,
         )
-        supernet = build_supernet(subject, tokens, design)
-        descent = Descent(supernet, divergence, grid, budget.n_removed(start.layout))
-        levels, values = descent.run(self.steps, reach)
+        with _choose_place(self.pruner) as folder:
+            supernet = build_supernet(subject, tokens, design, folder)
+            descent = Descent(supernet, divergence, grid, budget.n_removed(start.layout))
+            levels, values = descent.run(self.steps, reach)
         profile = grid.profile(levels)
         if not grid.final:
             profile = budget.project(start.layout, np.array(profile.sparsities), bounds)
@@ -127,6 +143,15 @@ class GaussNewtonAllocator(Allocator):
     def _grid(self, start: SparsityProfile, budget: Budget, bounds: Bounds) -> Grid:
         groups = groups_of(self.pruner)
         if groups is None:
-            spacing = self.spacing or (_COARSE if self.pruner.updates else _FINE)
-            return step_grid(start, bounds, spacing)
+            return step_grid(start, bounds, self._spacing)
         return pattern_grid(start, bounds, budget, str(groups))
+
+
+@contextmanager
+def _choose_place(pruner: Pruner) -> Iterator[SupernetFolder | None]:
+    """Yield a temporary folder for the variants of a pruner; None if they are small."""
+    if not pruner.updates:
+        yield None
+        return
+    with TemporaryDirectory() as folder:
+        yield SupernetFolder(Path(folder), {})

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.estimate import (
     SearchEstimate,
     draw_tokens,
     estimate,
+    estimate_supernet,
     time_model,
     time_rebuild,
 )
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.plugins import build_final
+from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.plans.methods import MachineSpeed, load_methods
 from sparsity_search.plans.plan import Plan, PlanStep
 from sparsity_search.plans.schedule import Schedule, plan_steps
+from sparsity_search.pruning.patterns import groups_of
+from sparsity_search.workflow.search.building import build_step_allocator
 from sparsity_search.workflow.search.clock import Clock
 
 #: Scores of a candidate and its perplexity share the passes; both take this much more than one.
@@ -36,6 +41,8 @@ class StepCosts:
         machine: How fast the model runs.
         search: Estimate of a study.
         rebuilds: To prune the model to a profile, by name of the pruner; ``""`` is the plan's.
+        supernets: Seconds to build the supernet of an allocator, and its bytes on disk, by its
+            name, where a pruner updates weights. Others cost little more than their passes.
         pace: Time of the candidates so far, as a multiple of what the samples gave.
     """
 
@@ -43,6 +50,7 @@ class StepCosts:
     machine: MachineSpeed
     search: SearchEstimate
     rebuilds: Mapping[str, float]
+    supernets: Mapping[str, tuple[float, int]]
     pace: float = 1.0
 
     @classmethod
@@ -70,6 +78,10 @@ class StepCosts:
                     name: time_rebuild(session, own, job.space.base, config)
                     for name, own in pruners.items()
                 },
+                {
+                    name: estimate_supernet(session, own, levels, config)
+                    for name, own, levels in _list_supernets(config, plan)
+                },
             )
 
     def judge(self, pruner: str = "") -> float:
@@ -87,9 +99,11 @@ class StepCosts:
 
     def allocate(self, step: PlanStep) -> float:
         """To allocate a profile and judge it; an allocator without known cost counts as free."""
+        assert step.allocate is not None
         found = [method for method in load_methods() if method.allocator == step.allocate]
         seconds = sum(method.seconds(self.machine, self.job.config) for method in found[:1])
-        return self._slow_down(seconds) + self.judge()
+        building, _ = self.supernets.get(step.allocate, (0.0, 0))
+        return self._slow_down(seconds + building) + self.judge()
 
     def begin_search(self) -> float:
         """To build a supernet, measure a hint, run a few rounds, and judge the result."""
@@ -108,16 +122,25 @@ class StepCosts:
         return self.rebuilds[pruner] + score
 
 
+def _list_supernets(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Pruner, int]]:
+    """Yield allocators that make copies of the weights, the pruner, and the number of copies."""
+    for step in plan.steps:
+        found = None if step.allocate is None else build_step_allocator(config, step).supernet
+        if found is not None and found[0].updates and groups_of(found[0]) is None:
+            yield str(step.allocate), *found
+
+
 def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, clock: Clock) -> Schedule:
     """Return what a search will do in the time that is left, with its text, memory and disk."""
     data, search, config = job.config.data, costs.search, job.config
     sources = dict.fromkeys((data.calibration, data.search_text, data.final_text))
     on_disk = search.supernet_bytes if config.supernet.store == "disk" else 0
+    meanwhile = max((size for _, size in costs.supernets.values()), default=0)
     return Schedule(
         steps=plan_steps(plan, costs, clock.left),
         pruner=(config.finalise or config.pruner).name,
         text=", ".join(source for source in sources if source),
         memory=max(search.build_bytes, search.search_bytes),
-        disk=search.checkpoint_bytes + search.file_bytes + on_disk,
+        disk=search.checkpoint_bytes + search.file_bytes + on_disk + meanwhile,
         spent=clock.elapsed,
     )

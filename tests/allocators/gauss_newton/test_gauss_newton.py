@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -301,7 +303,7 @@ def test_only_what_all_steps_can_reach_is_pruned(
 ) -> None:
     plans = []
     monkeypatch.setattr(
-        module, "build_supernet", lambda *given: plans.append(given[-1]) or build_supernet(*given)
+        module, "build_supernet", lambda *given: plans.append(given[2]) or build_supernet(*given)
     )
     tight, target = create(**{**QUICK, "reach": 0.1}), Budget(0.5)
     subject = PrunableModel(tiny_llama(layers=2))
@@ -313,6 +315,26 @@ def test_only_what_all_steps_can_reach_is_pruned(
         )
     monkeypatch.setattr(Grid, "within", lambda self, _: self)
     assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+def test_only_copies_of_weights_wait_on_disk_and_only_meanwhile(
+    pruner: str, tiny_tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files: list[Path] = []
+
+    def run(self: Descent, *given: Any) -> Any:
+        files.extend(tmp_path.rglob("*.safetensors"))
+        return descend(self, *given)
+
+    descend = Descent.run
+    monkeypatch.setattr(Descent, "run", run)
+    subject = PrunableModel(tiny_llama(layers=2))
+    method = create(**QUICK, pruner=pruner)
+    method.allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
+    assert len(files) == (2 if pruner == "sparsegpt" else 0)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
