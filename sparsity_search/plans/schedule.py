@@ -8,6 +8,9 @@ from typing import Protocol
 
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
 
+#: Seconds by which sums of times may differ.
+_ROUNDING = 1e-3
+
 
 class StepPrices(Protocol):
     """Seconds that steps take on a machine."""
@@ -146,7 +149,7 @@ def _plan_step(
     elif step.rebuild is not None:
         pruner = step.rebuild.name
         seconds = prices.judge(pruner)
-        fits = seconds + kept <= left
+        fits = seconds + kept <= left + _ROUNDING
         yield PlannedStep("the best, pruned anew", pruner, seconds, fits, step.why)
     else:
         left -= kept

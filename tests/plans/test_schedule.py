@@ -78,6 +78,13 @@ def test_steps_are_made_while_there_is_time(left: float, seconds: list[float | N
     assert found == seconds
 
 
+def test_a_study_leaves_the_time_of_the_end_whatever_the_rounding() -> None:
+    prices = Prices(save=0.1)
+    lefts = [310000 + number / 7 for number in range(100)]
+    ends = [plan_steps(Plan(steps=PLAN.steps[2:]), prices, left)[2] for left in lefts]
+    assert all(step.fits for step in ends)
+
+
 def test_steps_say_how_often_with_what_and_why() -> None:
     steps = plan_steps(PLAN, Prices(), inf)
     assert [step.name for step in steps[:4]] == [

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import time
 
+#: Part of the time by which a job may be late.
+_GRACE = 0.02
+
 
 class Clock:
     """The time of a job over all its sessions.
@@ -30,3 +33,8 @@ class Clock:
     def left(self) -> float:
         """Seconds that are left, at least 0."""
         return max(0.0, self.limit - self.elapsed)
+
+    @property
+    def grace(self) -> float:
+        """Seconds by which a last step may be late, rather than be left out."""
+        return _GRACE * self.limit

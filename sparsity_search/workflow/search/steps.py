@@ -234,7 +234,7 @@ class PlanRun:
 
     def _fits(self, kind: str, seconds: float, reserve: float) -> bool:
         """Whether there is time for a step; else it is noted."""
-        if seconds + reserve <= self.clock.left:
+        if seconds + reserve <= self.clock.left + self.clock.grace:
             return True
         needed, left = round(seconds + reserve), round(self.clock.left)
         self.skipped.append(f"{kind}: {needed} s are needed to the end, {left} s are left")
