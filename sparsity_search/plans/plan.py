@@ -166,14 +166,8 @@ def _resolve_steps(config: RunConfig, steps: Sequence[PlanStep]) -> tuple[PlanSt
                 if name != UNIFORM
             ]
         elif step.rebuild is None or not pruners:
-            found.append(_forget_pruner(step) if "pruner" in pruners else step)
+            found.append(step)
     return tuple(found)
-
-
-def _forget_pruner(step: PlanStep) -> PlanStep:
-    """Return a step whose allocator uses the pruner of the run."""
-    settings = {key: value for key, value in step.settings.items() if key != "pruner"}
-    return step.model_copy(update={"settings": settings})
 
 
 def _get_folder() -> Path:

@@ -77,7 +77,6 @@ def test_a_pruner_by_hand_prunes_what_is_shipped(given: dict[str, str]) -> None:
     resolved, plan = resolve(**given)
     assert resolved.finalise == asked.finalise
     assert all(step.rebuild is None for step in plan.steps)
-    assert any("pruner" in step.settings for step in plan.steps) == ("pruner.name" not in given)
     others = [step for step in load_plan("weights").steps if step.rebuild is None]
     assert len(plan.steps) == len(others)
 

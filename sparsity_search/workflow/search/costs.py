@@ -30,6 +30,8 @@ _BOTH = 1.1
 _DISK = 2e8
 #: Fewest rounds for which a supernet is built, and passes of the text of gradients for a hint.
 _ROUNDS, _HINT_PASSES = 3, 6
+#: Seconds and bytes of an allocator that builds no supernet.
+_NO_SUPERNET = (0.0, 0)
 
 
 @dataclass
@@ -93,6 +95,11 @@ class StepCosts:
         self.pace = seconds / self._sample(pruner)
 
     @property
+    def memory(self) -> int:
+        """Bytes of a search, without a forward pass and the libraries."""
+        return max(self.search.build_bytes, self.search.search_bytes)
+
+    @property
     def save(self) -> float:
         """To write the checkpoint and the report."""
         return 4.0 + self.search.checkpoint_bytes / _DISK
@@ -102,15 +109,24 @@ class StepCosts:
         assert step.allocate is not None
         found = [method for method in load_methods() if method.allocator == step.allocate]
         seconds = sum(method.seconds(self.machine, self.job.config) for method in found[:1])
-        building, _ = self.supernets.get(step.allocate, (0.0, 0))
+        building, _ = self.supernets.get(step.allocate, _NO_SUPERNET)
         return self._slow_down(seconds + building) + self.judge()
 
-    def begin_search(self) -> float:
-        """To build a supernet, measure a hint, run a few rounds, and judge the result."""
+    def copies(self, step: PlanStep) -> int:
+        """Bytes for temporary files that an allocation needs."""
+        assert step.allocate is not None
+        return self.supernets.get(step.allocate, _NO_SUPERNET)[1]
+
+    def prepare_search(self) -> float:
+        """To build a supernet, and to measure a hint."""
         tokens = self.job.config.data.search_sequences * self.job.config.data.search_length
         hint = _HINT_PASSES * tokens * self.machine.seconds_per_token
-        rounds = _ROUNDS * self.search.round_seconds
-        return self._slow_down(self.search.supernet_seconds + hint + rounds) + self.judge()
+        return self._slow_down(self.search.supernet_seconds + hint)
+
+    def begin_search(self) -> float:
+        """To prepare a study, to run a few rounds, and to judge the result."""
+        rounds = self._slow_down(_ROUNDS * self.search.round_seconds)
+        return self.prepare_search() + rounds + self.judge()
 
     def _slow_down(self, seconds: float) -> float:
         """Return a time for a machine that has become slower than its samples."""
@@ -140,7 +156,7 @@ def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, clock: Clock
         steps=plan_steps(plan, costs, clock.left),
         pruner=(config.finalise or config.pruner).name,
         text=", ".join(source for source in sources if source),
-        memory=max(search.build_bytes, search.search_bytes),
+        memory=costs.memory,
         disk=search.checkpoint_bytes + search.file_bytes + on_disk + meanwhile,
         spent=clock.elapsed,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,7 @@ from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.utils.files import compute_digest
+from sparsity_search.utils.memory import measure_memory
 from sparsity_search.workflow.search.building import build_step_allocator, configure_study
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts
@@ -157,10 +160,7 @@ class PlanRun:
         key = [describe(allocator), turn]
         text = job.session.text["calibration"]
         text = text.roll(-turn * len(text) // step.repeat, dims=0)
-        known = self._knows(key, self._usual.spec)
-        if not known and not has_time(steps, self.costs, self.clock.left):
-            left = round(self.clock.left)
-            self.skipped.append(f"{name}: no time for it and what follows, {left} s are left")
+        if not self._knows(key, self._usual.spec) and not self._is_possible(name, steps):
             return
 
         def allocate() -> tuple[SparsityProfile, Sequence[str]]:
@@ -172,7 +172,24 @@ class PlanRun:
 
         self._add(name, key, allocate, self._usual)
 
+    def _is_possible(self, name: str, steps: Sequence[PlanStep]) -> bool:
+        """Whether there is time for the first step, an allocation, and room; else it is noted."""
+        if not has_time(steps, self.costs, self.clock.left):
+            left = round(self.clock.left)
+            self.skipped.append(f"{name}: no time for it and what follows, {left} s are left")
+            return False
+        folder, needed = tempfile.gettempdir(), self.costs.copies(steps[0])
+        if needed <= shutil.disk_usage(folder).free:
+            return True
+        self.skipped.append(f"{name}: {needed / 2**30:.1f} GiB are needed in {folder}")
+        return False
+
     def _search(self, settings: Mapping[str, Any], reserve: float) -> None:
+        needed, there = self.costs.memory / 2**30, measure_memory() / 2**30
+        if needed > there:
+            told = "--set supernet.store=disk, or --pruner wanda, needs less"
+            self.skipped.append(f"search: {needed:.1f} GiB of {there:.1f} are needed; {told}")
+            return
         starts = self._list_starts()
         job = self._adapt(settings, starts, reserve)
         if job is None:
@@ -202,7 +219,8 @@ class PlanRun:
             least = reserve + self.costs.begin_search()
             if self.clock.left < least and not self.trail.knows(study):
                 return None
-            left = self.clock.left - reserve - self.costs.judge()
+            others = reserve + self.costs.prepare_search() + self.costs.judge()
+            left = self.clock.left - others
             minutes = self.trail.allot(study, self.clock.limit, left) / 60
             section = config.study.model_copy(update={"minutes": minutes})
             config = config.model_copy(update={"study": section})

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import sparsity_search.workflow.search.steps as steps_module
 from sparsity_search.allocators.uniform import UniformAllocator as Uniform
 from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import SearchJob
@@ -40,12 +42,19 @@ class Prices:
     """Costs with a digit for each thing."""
 
     save: float = 1.0
+    memory: int = 3 * 2**29
 
     def judge(self, pruner: str = "") -> float:
         return 10.0 if pruner else 100.0
 
     def allocate(self, step: PlanStep) -> float:
         del step
+        return 1000.0
+
+    def copies(self, step: PlanStep) -> int:
+        return 141 * 2**29 if step.allocate == "pq_index" else 0
+
+    def prepare_search(self) -> float:
         return 1000.0
 
     def begin_search(self) -> float:
@@ -89,6 +98,33 @@ def test_a_step_without_time_is_noted(job: SearchJob) -> None:
         "owl: no time for it and what follows, 1010 s are left",
         "search: no time is left",
     ]
+
+
+@pytest.mark.parametrize(("left", "fits"), [(10.7, False), (10.9, True)])
+def test_a_last_pruning_may_be_a_little_late(job: SearchJob, left: float, fits: bool) -> None:
+    """It takes 11 s."""
+    assert (len(run(job, [{"rebuild": "sparsegpt"}], left).records) == 2) == fits
+
+
+@pytest.mark.parametrize(("free", "fits"), [(70, False), (71, True)])
+def test_an_allocation_needs_room_for_its_copies(
+    job: SearchJob, free: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free * 2**30))
+    made = run(job, [{"allocate": "pq_index"}], 1e6)
+    assert [record.name for record in made.records] == ["uniform", *["pq_index"] * fits]
+    told = [line for line in made.skipped if line.startswith("pq_index: 70.5 GiB are")]
+    assert bool(told) != fits
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(1.4, False), (1.6, True)])
+def test_a_search_needs_memory(
+    job: SearchJob, gib: float, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_module, "measure_memory", lambda: gib * 2**30)
+    made = run(job, [{"search": {"study": {"rounds": 1}}}], 1e6)
+    told = [line for line in made.skipped if line.startswith("search: 1.5 GiB of 1.4 are needed")]
+    assert bool(told) != fits
 
 
 #: Starts that take too long, and those that the study then has.
