@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,13 @@ class SearchEstimate:
     search_bytes: int
     file_bytes: int
     checkpoint_bytes: int
+
+
+class SupernetEstimate(NamedTuple):
+    """Seconds to build a supernet, and the bytes of its variants."""
+
+    seconds: float = 0.0
+    n_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,15 +147,15 @@ def time_rebuild(
 
 def estimate_supernet(
     session: Session, pruner: Pruner, n_levels: int, config: RunConfig
-) -> tuple[float, int]:
-    """Return seconds to build a supernet, and its bytes, from a sample of its first block."""
+) -> SupernetEstimate:
+    """Return time and size of a supernet of evenly spaced levels, from a sample of its start."""
     shares = [level / (n_levels + 1) for level in range(1, n_levels + 1)]
     tables = [
         tuple(sorted({round(share * unit.count) for share in shares}))
         for unit in session.subject.layout
     ]
     sample = _sample_block(session, pruner, tables, [()] * len(tables), config)
-    return sample.seconds, sample.variants * len(session.subject.blocks)
+    return SupernetEstimate(sample.seconds, sample.variants * len(session.subject.blocks))
 
 
 def draw_tokens(session: Session, length: int) -> Tensor:

@@ -8,9 +8,6 @@ from typing import Protocol
 
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
 
-#: Seconds by which sums of times may differ.
-_ROUNDING = 1e-3
-
 
 class StepPrices(Protocol):
     """Seconds that steps take on a machine."""
@@ -105,22 +102,25 @@ def _list_rebuilds(steps: Sequence[PlanStep]) -> list[str]:
     return [step.rebuild.name for step in steps if step.rebuild is not None]
 
 
-def plan_steps(plan: Plan, prices: StepPrices, left: float) -> tuple[PlannedStep, ...]:
+def plan_steps(
+    plan: Plan, prices: StepPrices, left: float, grace: float = 0.0
+) -> tuple[PlannedStep, ...]:
     """Return the steps that a job will make as it looks before them.
 
     Args:
         plan: The plan.
         prices: What steps take.
         left: Seconds that are left for them; infinite without a limit.
+        grace: Seconds by which pruning anew may be late.
     """
     baseline = prices.judge()
     found = [PlannedStep(UNIFORM, "", baseline, why="the baseline")]
     left -= baseline
     for index in range(len(plan.steps)):
-        for planned in _plan_step(plan.steps[index:], prices, left):
+        for planned in _plan_step(plan.steps[index:], prices, left, grace):
             found.append(planned)
             left -= (planned.seconds or 0.0) if planned.fits else 0.0
-    found += _plan_baseline(found, prices, left - prices.save)
+    found += _plan_baseline(found, prices, left + grace - prices.save)
     return (*found, PlannedStep("checkpoint and report", "", prices.save, why="-"))
 
 
@@ -135,7 +135,7 @@ def _plan_baseline(
 
 
 def _plan_step(
-    steps: Sequence[PlanStep], prices: StepPrices, left: float
+    steps: Sequence[PlanStep], prices: StepPrices, left: float, grace: float
 ) -> Iterator[PlannedStep]:
     """Yield what the first of steps makes in the time that is left."""
     step, kept = steps[0], reserve(steps, prices)
@@ -149,7 +149,7 @@ def _plan_step(
     elif step.rebuild is not None:
         pruner = step.rebuild.name
         seconds = prices.judge(pruner)
-        fits = seconds + kept <= left + _ROUNDING
+        fits = seconds + kept <= left + grace
         yield PlannedStep("the best, pruned anew", pruner, seconds, fits, step.why)
     else:
         left -= kept

@@ -81,8 +81,15 @@ def test_steps_are_made_while_there_is_time(left: float, seconds: list[float | N
 def test_a_study_leaves_the_time_of_the_end_whatever_the_rounding() -> None:
     prices = Prices(save=0.1)
     lefts = [310000 + number / 7 for number in range(100)]
-    ends = [plan_steps(Plan(steps=PLAN.steps[2:]), prices, left)[2] for left in lefts]
+    plan = Plan(steps=PLAN.steps[2:])
+    ends = [plan_steps(plan, prices, left, grace=0.001)[2] for left in lefts]
     assert all(step.fits for step in ends)
+
+
+@pytest.mark.parametrize(("grace", "fits"), [(0.9, False), (1.0, True)])
+def test_the_schedule_has_the_pruning_that_may_be_late(grace: float, fits: bool) -> None:
+    steps = plan_steps(Plan(steps=PLAN.steps[3:]), Prices(), 110.0, grace)
+    assert [step.fits for step in steps] == [True, fits, *[False] * fits, True]
 
 
 def test_steps_say_how_often_with_what_and_why() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,7 +130,9 @@ class GaussNewtonAllocator(Allocator):
             centre=grid.profile(grid.start),
             seed=self.seed,
         )
-        with _choose_place(self.pruner) as folder:
+        place = TemporaryDirectory() if self.pruner.updates else nullcontext()
+        with place as name:
+            folder = None if name is None else SupernetFolder(Path(name), {})
             supernet = build_supernet(subject, tokens, design, folder)
             descent = Descent(supernet, divergence, grid, budget.n_removed(start.layout))
             levels, values = descent.run(self.steps, reach)
@@ -145,13 +146,3 @@ class GaussNewtonAllocator(Allocator):
         if groups is None:
             return step_grid(start, bounds, self._spacing)
         return pattern_grid(start, bounds, budget, str(groups))
-
-
-@contextmanager
-def _choose_place(pruner: Pruner) -> Iterator[SupernetFolder | None]:
-    """Yield a temporary folder for the variants of a pruner; None if they are small."""
-    if not pruner.updates:
-        yield None
-        return
-    with TemporaryDirectory() as folder:
-        yield SupernetFolder(Path(folder), {})

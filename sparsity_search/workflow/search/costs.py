@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparsity_search.config.schema import RunConfig
 from sparsity_search.engine.estimate import (
     SearchEstimate,
+    SupernetEstimate,
     draw_tokens,
     estimate,
     estimate_supernet,
@@ -15,13 +16,13 @@ from sparsity_search.engine.estimate import (
     time_rebuild,
 )
 from sparsity_search.engine.job import SearchJob
-from sparsity_search.engine.plugins import build_final
+from sparsity_search.engine.plugins import Plugins, build_final
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.plans.methods import MachineSpeed, load_methods
 from sparsity_search.plans.plan import Plan, PlanStep
 from sparsity_search.plans.schedule import Schedule, plan_steps
 from sparsity_search.pruning.patterns import groups_of
-from sparsity_search.workflow.search.building import build_step_allocator
+from sparsity_search.workflow.search.building import build_step_allocator, configure_study
 from sparsity_search.workflow.search.clock import Clock
 
 #: Scores of a candidate and its perplexity share the passes; both take this much more than one.
@@ -30,8 +31,6 @@ _BOTH = 1.1
 _DISK = 2e8
 #: Fewest rounds for which a supernet is built, and passes of the text of gradients for a hint.
 _ROUNDS, _HINT_PASSES = 3, 6
-#: Seconds and bytes of an allocator that builds no supernet.
-_NO_SUPERNET = (0.0, 0)
 
 
 @dataclass
@@ -40,19 +39,21 @@ class StepCosts:
 
     Attributes:
         job: The search.
+        study: Configuration of the plan's study, or of the search if it has none.
         machine: How fast the model runs.
         search: Estimate of a study.
         rebuilds: To prune the model to a profile, by name of the pruner; ``""`` is the plan's.
-        supernets: Seconds to build the supernet of an allocator, and its bytes on disk, by its
-            name, where a pruner updates weights. Others cost little more than their passes.
+        supernets: Supernets that allocators build on disk, by the allocator's name: those with a
+            pruner that updates weights. Others cost little more than their passes.
         pace: Time of the candidates so far, as a multiple of what the samples gave.
     """
 
     job: SearchJob
+    study: RunConfig
     machine: MachineSpeed
     search: SearchEstimate
     rebuilds: Mapping[str, float]
-    supernets: Mapping[str, tuple[float, int]]
+    supernets: Mapping[str, SupernetEstimate]
     pace: float = 1.0
 
     @classmethod
@@ -64,6 +65,8 @@ class StepCosts:
             plan: Its plan.
         """
         session, config, pruner = job.session, job.config, job.plugins.pruner
+        studies = [step.search for step in plan.steps if step.search is not None]
+        study = configure_study(config, studies[0] if studies else {})
         model = session.loaded.model
         pruners = {"": job.plugins.final}
         for step in plan.steps:
@@ -74,8 +77,9 @@ class StepCosts:
             proxy = job.plugins.evaluator.bind(model, tokens, session.loaded.tokenizer)
             return cls(
                 job,
+                study,
                 time_model(session, config.data.calibration_length),
-                estimate(session, config, pruner, proxy, job.space),
+                estimate(session, study, Plugins.of(study).pruner, proxy, job.space),
                 {
                     name: time_rebuild(session, own, job.space.base, config)
                     for name, own in pruners.items()
@@ -106,20 +110,17 @@ class StepCosts:
 
     def allocate(self, step: PlanStep) -> float:
         """To allocate a profile and judge it; an allocator without known cost counts as free."""
-        assert step.allocate is not None
         found = [method for method in load_methods() if method.allocator == step.allocate]
         seconds = sum(method.seconds(self.machine, self.job.config) for method in found[:1])
-        building, _ = self.supernets.get(step.allocate, _NO_SUPERNET)
-        return self._slow_down(seconds + building) + self.judge()
+        return self._slow_down(seconds + self._get_supernet(step).seconds) + self.judge()
 
     def copies(self, step: PlanStep) -> int:
         """Bytes for temporary files that an allocation needs."""
-        assert step.allocate is not None
-        return self.supernets.get(step.allocate, _NO_SUPERNET)[1]
+        return self._get_supernet(step).n_bytes
 
     def prepare_search(self) -> float:
         """To build a supernet, and to measure a hint."""
-        tokens = self.job.config.data.search_sequences * self.job.config.data.search_length
+        tokens = self.study.data.search_sequences * self.study.data.search_length
         hint = _HINT_PASSES * tokens * self.machine.seconds_per_token
         return self._slow_down(self.search.supernet_seconds + hint)
 
@@ -127,6 +128,9 @@ class StepCosts:
         """To prepare a study, to run a few rounds, and to judge the result."""
         rounds = self._slow_down(_ROUNDS * self.search.round_seconds)
         return self.prepare_search() + rounds + self.judge()
+
+    def _get_supernet(self, step: PlanStep) -> SupernetEstimate:
+        return self.supernets.get(str(step.allocate), SupernetEstimate())
 
     def _slow_down(self, seconds: float) -> float:
         """Return a time for a machine that has become slower than its samples."""
@@ -150,10 +154,10 @@ def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, clock: Clock
     """Return what a search will do in the time that is left, with its text, memory and disk."""
     data, search, config = job.config.data, costs.search, job.config
     sources = dict.fromkeys((data.calibration, data.search_text, data.final_text))
-    on_disk = search.supernet_bytes if config.supernet.store == "disk" else 0
-    meanwhile = max((size for _, size in costs.supernets.values()), default=0)
+    on_disk = search.supernet_bytes if costs.study.supernet.store == "disk" else 0
+    meanwhile = max((supernet.n_bytes for supernet in costs.supernets.values()), default=0)
     return Schedule(
-        steps=plan_steps(plan, costs, clock.left),
+        steps=plan_steps(plan, costs, clock.left, clock.grace),
         pruner=(config.finalise or config.pruner).name,
         text=", ".join(source for source in sources if source),
         memory=costs.memory,

@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsity_search.config.schema import PrunerSection
 from sparsity_search.engine.job import SearchJob
+from sparsity_search.engine.memory import measure_memory
 from sparsity_search.engine.parameters import get_allocation_bounds
 from sparsity_search.engine.plugins import (
     Plugins,
@@ -26,7 +27,6 @@ from sparsity_search.registry import describe
 from sparsity_search.runs.stage_spaces import SEARCHED
 from sparsity_search.runs.trail import StepRecord, Trail
 from sparsity_search.utils.files import compute_digest
-from sparsity_search.utils.memory import measure_memory
 from sparsity_search.workflow.search.building import build_step_allocator, configure_study
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts
@@ -185,7 +185,7 @@ class PlanRun:
         return False
 
     def _search(self, settings: Mapping[str, Any], reserve: float) -> None:
-        needed, there = self.costs.memory / 2**30, measure_memory() / 2**30
+        needed, there = self.costs.memory / 2**30, self._measure_memory() / 2**30
         if needed > there:
             told = "--set supernet.store=disk, or --pruner wanda, needs less"
             self.skipped.append(f"search: {needed:.1f} GiB of {there:.1f} are needed; {told}")
@@ -199,6 +199,11 @@ class PlanRun:
         if self.searched is not None:
             profile = self.searched.profile
             self._add(SEARCHED, [SEARCHED, profile.digest], lambda: (profile, ()), self._usual)
+
+    def _measure_memory(self) -> float:
+        """Return the bytes of the memory that holds a supernet."""
+        session = self.job.session
+        return measure_memory("cpu" if session.subject.offload else session.loaded.model.device)
 
     def _list_starts(self) -> dict[str, SparsityProfile]:
         """Return the profiles that a study starts from, the best one first.
@@ -219,8 +224,7 @@ class PlanRun:
             least = reserve + self.costs.begin_search()
             if self.clock.left < least and not self.trail.knows(study):
                 return None
-            others = reserve + self.costs.prepare_search() + self.costs.judge()
-            left = self.clock.left - others
+            left = self.clock.left - reserve - self.costs.prepare_search() - self.costs.judge()
             minutes = self.trail.allot(study, self.clock.limit, left) / 60
             section = config.study.model_copy(update={"minutes": minutes})
             config = config.model_copy(update={"study": section})

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import sparsity_search.allocators.gauss_newton as module
 from sparsity_search.allocators.gauss_newton import GaussNewtonAllocator
 from sparsity_search.allocators.gauss_newton.descent import Descent
-from sparsity_search.allocators.gauss_newton.grid import Grid
 from sparsity_search.errors import ConfigError, InfeasibleBudgetError
 from sparsity_search.evaluators.kl_divergence import KLDivergenceEvaluator
 from sparsity_search.interfaces.pruner import Pruner
@@ -296,45 +292,6 @@ def test_a_pattern_that_cannot_meet_the_budget(
     method = create(pruner={"name": "wanda", "pattern": "2:4"})
     with pytest.raises(InfeasibleBudgetError, match="out of reach"):
         method.allocate(tiny_subject, tiny_tokens, Budget(0.6), Bounds.of(tiny_subject.layout))
-
-
-def test_only_what_all_steps_can_reach_is_pruned(
-    tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans = []
-    monkeypatch.setattr(
-        module, "build_supernet", lambda *given: plans.append(given[2]) or build_supernet(*given)
-    )
-    tight, target = create(**{**QUICK, "reach": 0.1}), Budget(0.5)
-    subject = PrunableModel(tiny_llama(layers=2))
-    found = tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))
-    (plan,) = plans
-    for unit, table in zip(subject.layout, plan.tables, strict=True):
-        assert [count / unit.count for count in table] == pytest.approx(
-            np.arange(0.3, 0.71, 0.05), abs=2 / unit.count
-        )
-    monkeypatch.setattr(Grid, "within", lambda self, _: self)
-    assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
-
-
-@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
-def test_only_copies_of_weights_wait_on_disk_and_only_meanwhile(
-    pruner: str, tiny_tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    files: list[Path] = []
-
-    def run(self: Descent, *given: Any) -> Any:
-        files.extend(tmp_path.rglob("*.safetensors"))
-        return descend(self, *given)
-
-    descend = Descent.run
-    monkeypatch.setattr(Descent, "run", run)
-    subject = PrunableModel(tiny_llama(layers=2))
-    method = create(**QUICK, pruner=pruner)
-    method.allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
-    assert len(files) == (2 if pruner == "sparsegpt" else 0)
-    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,31 +9,12 @@ import pytest
 
 import sparsity_search.workflow.search.steps as steps_module
 from sparsity_search.allocators.uniform import UniformAllocator as Uniform
-from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import SearchJob
-from sparsity_search.engine.monitor import Monitor
-from sparsity_search.engine.opening import open_job
 from sparsity_search.plans.plan import Plan, PlanStep
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.trail import Trail
-from sparsity_search.testing.models import save_tiny_model, tiny_text
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.steps import PlanRun
-
-SMALL = {
-    "budget.sparsity": 0.6,
-    "model.dtype": "float32",
-    "initial": [],
-    "pruner.name": "magnitude",
-    "data.calibration_length": 16,
-    "data.calibration_sequences": 4,
-    "data.search_length": 16,
-    "data.search_sequences": 8,
-    "data.final_length": 16,
-    "data.final_sequences": 8,
-    "ladder.candidates": 4,
-    "ladder.rungs": [{"tokens": 16, "survivors": 2}, {"tokens": 64, "survivors": 1}],
-}
 
 
 @dataclass
@@ -70,15 +50,6 @@ class StoppedClock(Clock):
     @property
     def left(self) -> float:
         return self.limit
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> SearchJob:
-    folder = save_tiny_model(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text(tiny_text())
-    text = {"data.calibration": f"file:{tmp_path / 'text.txt'}"}
-    config = load_config(None, {**SMALL, **text, "model.name": str(folder)})
-    return open_job(config, tmp_path / "run", Monitor())
 
 
 def run(job: SearchJob, steps: list[dict[str, Any]], left: float, **plan: Any) -> PlanRun:
@@ -121,10 +92,27 @@ def test_an_allocation_needs_room_for_its_copies(
 def test_a_search_needs_memory(
     job: SearchJob, gib: float, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps_module, "measure_memory", lambda: gib * 2**30)
+    monkeypatch.setattr(steps_module, "measure_memory", lambda _: gib * 2**30)
     made = run(job, [{"search": {"study": {"rounds": 1}}}], 1e6)
     told = [line for line in made.skipped if line.startswith("search: 1.5 GiB of 1.4 are needed")]
     assert bool(told) != fits
+
+
+def test_a_study_has_the_time_that_all_else_leaves(job: SearchJob) -> None:
+    """Of 20,111 s: 1,000 of preparation, 100 to judge, 10 to prune anew and 1 to save."""
+    minutes = []
+    steps = [{"search": {}}, {"rebuild": "sparsegpt"}]
+    made = PlanRun(
+        job,
+        Plan.model_validate({"steps": steps}),
+        StoppedClock(20111 / 60),
+        Trail(job.directory.steps_file, job.space.layout),
+        Prices(),  # type: ignore[arg-type]
+        lambda begun, _: minutes.append(begun.config.study.minutes),
+    )
+    with job.directory.lock():
+        made.run()
+    assert minutes == [pytest.approx(19000 / 60)]
 
 
 #: Starts that take too long, and those that the study then has.

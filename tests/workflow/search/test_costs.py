@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparsity_search.engine.estimate import SupernetEstimate
+from sparsity_search.engine.job import SearchJob
+from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.workflow.search.clock import Clock
+from sparsity_search.workflow.search.costs import StepCosts, describe_schedule
+
+STUDY = {"search": {"supernet": {"store": "disk"}}}
+DESCENT = PlanStep(allocate="gauss_newton")
+
+
+def make_plan(*steps: dict[str, Any]) -> Plan:
+    return Plan.model_validate({"steps": steps})
+
+
+def descend(pruner: Any, **settings: Any) -> dict[str, Any]:
+    return {"allocate": "gauss_newton", "settings": {"pruner": pruner, **settings}}
+
+
+def test_copies_that_an_allocator_makes_take_time_and_disk(job: SearchJob) -> None:
+    plan = make_plan(descend("sparsegpt"))
+    costs = StepCosts.measure(job, plan)
+    without = StepCosts(job, costs.study, costs.machine, costs.search, costs.rebuilds, {})
+    known = SupernetEstimate(1000.0, 2**40)
+    given = StepCosts(
+        job, costs.study, costs.machine, costs.search, costs.rebuilds, {"gauss_newton": known}
+    )
+    assert given.allocate(DESCENT) - without.allocate(DESCENT) == pytest.approx(1000)
+    assert (given.copies(DESCENT), without.copies(DESCENT)) == (2**40, 0)
+    disk = [describe_schedule(job, plan, each, Clock(None)).disk for each in (given, without)]
+    assert disk[0] - disk[1] == 2**40
+
+
+@pytest.mark.parametrize(
+    ("pruner", "copies"),
+    [("sparsegpt", True), ("wanda", False), ({"name": "sparsegpt", "pattern": "2:4"}, False)],
+)
+def test_which_allocators_make_copies(job: SearchJob, pruner: Any, copies: bool) -> None:
+    costs = StepCosts.measure(job, make_plan(descend(pruner)))
+    assert bool(costs.supernets) == copies
+
+
+def test_more_levels_take_more_disk(job: SearchJob) -> None:
+    few, many = (
+        StepCosts.measure(job, make_plan(descend("sparsegpt", reach=0.05, steps=steps)))
+        for steps in (1, 4)
+    )
+    assert many.copies(DESCENT) == pytest.approx(3 * few.copies(DESCENT), rel=0.2)
+
+
+def test_a_study_is_estimated_with_its_own_settings(job: SearchJob) -> None:
+    """Its supernet was taken for one in memory, and left out where it did not fit."""
+    disk, memory = (StepCosts.measure(job, make_plan(step)) for step in (STUDY, {"search": {}}))
+    assert disk.study.supernet.store == "disk"
+    assert disk.memory < memory.memory
+    steps = make_plan(STUDY)
+    found = [describe_schedule(job, steps, each, Clock(None)).disk for each in (disk, memory)]
+    assert found[0] - found[1] == disk.search.supernet_bytes
