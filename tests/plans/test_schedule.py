@@ -86,10 +86,21 @@ def test_a_study_leaves_the_time_of_the_end_whatever_the_rounding() -> None:
     assert all(step.fits for step in ends)
 
 
-@pytest.mark.parametrize(("grace", "fits"), [(0.9, False), (1.0, True)])
-def test_the_schedule_has_the_pruning_that_may_be_late(grace: float, fits: bool) -> None:
-    steps = plan_steps(Plan(steps=PLAN.steps[3:]), Prices(), 110.0, grace)
-    assert [step.fits for step in steps] == [True, fits, *[False] * fits, True]
+@pytest.mark.parametrize(
+    ("left", "grace", "fits"),
+    [
+        (110, 0.9, [False]),
+        (110, 1.0, [True, False]),
+        (210, 0.9, [True, False]),
+        (210, 1.0, [True, True]),
+    ],
+)
+def test_the_schedule_has_the_pruning_that_may_be_late(
+    left: float, grace: float, fits: list[bool]
+) -> None:
+    """Pruning anew takes 100 s, for the best and for the uniform profile; 11 s go to the rest."""
+    steps = plan_steps(Plan(steps=PLAN.steps[3:]), Prices(), left, grace)
+    assert [step.fits for step in steps[1:-1]] == fits
 
 
 def test_steps_say_how_often_with_what_and_why() -> None:

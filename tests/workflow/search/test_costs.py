@@ -61,3 +61,20 @@ def test_a_study_is_estimated_with_its_own_settings(job: SearchJob) -> None:
     steps = make_plan(STUDY)
     found = [describe_schedule(job, steps, each, Clock(None)).disk for each in (disk, memory)]
     assert found[0] - found[1] == disk.search.supernet_bytes
+
+
+class StoppedClock(Clock):
+    """A clock that stands still."""
+
+    @property
+    def left(self) -> float:
+        return self.limit
+
+
+@pytest.mark.parametrize(("share", "fits"), [(0.97, False), (0.99, True)])
+def test_the_schedule_has_the_grace_of_the_clock(job: SearchJob, share: float, fits: bool) -> None:
+    plan = make_plan({"rebuild": "sparsegpt"})
+    costs = StepCosts.measure(job, plan)
+    needed = costs.judge() + costs.judge("sparsegpt") + costs.save
+    schedule = describe_schedule(job, plan, costs, StoppedClock(share * needed / 60))
+    assert schedule.steps[1].fits == fits
