@@ -46,6 +46,8 @@ class BlockRunner:
 
     Attributes:
         batches: The tokens of each forward pass.
+        device: Device on which blocks run.
+        waiting: Device of all that is kept between blocks.
 
     Raises:
         ModelError: The blocks cannot be run one by one, see `trace_flow`.
@@ -55,10 +57,10 @@ class BlockRunner:
         self._model = subject.model
         self._blocks = subject.blocks
         self._flow = subject.flow
-        self._device = next(subject.model.parameters()).device
+        self.device = next(subject.model.parameters()).device
         # what an offloaded model computes is in the CPU's memory between blocks
-        self._waiting = self._device if subject.offload is None else torch.device("cpu")
-        at_once = at_once or compute_batch_size(self._device, tokens.shape[1])
+        self.waiting = self.device if subject.offload is None else torch.device("cpu")
+        at_once = at_once or compute_batch_size(self.device, tokens.shape[1])
         self.batches = torch.split(tokens, at_once)
 
     @torch.inference_mode()
@@ -79,7 +81,7 @@ class BlockRunner:
         return [self._finish(*pair) for pair in zip(self.batches, streams, strict=True)]
 
     def _finish(self, batch: Tensor, stream: Stream) -> Tensor:
-        output = map_tensors(stream.output, lambda tensor: tensor.to(self._device))
+        output = map_tensors(stream.output, lambda tensor: tensor.to(self.device))
         # only the last block's output is used
         with replace_calls(self._blocks, repeat(lambda *_, **__: output)):
             return compute_last_hidden(self._model, batch)
@@ -103,8 +105,8 @@ class BlockRunner:
             shape=(batch.shape[0], batch.shape[1]),
             calls=[self._share(*pair, done) for pair in zip(wired, known, strict=True)],
             output=self._wait(self._flow.read_hidden(0, calls[0])),
-            device=self._device,
-            waiting=self._waiting,
+            device=self.device,
+            waiting=self.waiting,
         )
 
     def _share(self, value: Any, known: Any, done: dict[int, Any]) -> Any:
@@ -132,7 +134,7 @@ class BlockRunner:
         return shared
 
     def _wait(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._waiting)
+        return tensor.to(self.waiting)
 
 
 def _is_equal(one: Tensor, other: Any) -> bool:

@@ -9,12 +9,20 @@ feed-forward gets the outputs of the pruned attention, or each layer those of al
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsity_search.errors import ModelError
 from sparsity_search.evidence.evidence import Evidence
@@ -24,6 +32,7 @@ from sparsity_search.models.anatomy.roles import FOLLOWED_BY
 from sparsity_search.models.anatomy.whole_experts import ExpertsView
 from sparsity_search.models.running.gathering import Gatherer, Inputs, record_inputs
 from sparsity_search.models.running.gradients import compute_weight_gradients
+from sparsity_search.models.running.replay import Closing, Replay, watch_closings
 from sparsity_search.models.running.routing import RoutedGatherer
 from sparsity_search.models.running.runner import BlockRunner
 from sparsity_search.models.running.statistics_cache import GatheredBlock
@@ -135,11 +144,13 @@ class _Part(NamedTuple):
         read: Names of the units whose inputs are gathered: theirs, and those of followers.
         n_calls: Number of calls of these units' layers in a run of the block, after which the
             rest of the run is not needed; 0 if it is.
+        closings: Those of the units' layers after which a submodule need not run again.
     """
 
     units: list[Unit]
     read: list[str]
     n_calls: int = 0
+    closings: Sequence[Closing] = ()
 
 
 def _gather(
@@ -178,6 +189,7 @@ def _run_blocks(
             hidden = runner.run(block, hidden)
             continue
         parts = _split(subject, runner, block, hidden, way)
+        replay = Replay(subject.blocks[block], runner)
         wanted: Inputs = {}
         if way.runs_dense:
             names = [name for part in parts for name in part.read if part.n_calls]
@@ -187,7 +199,7 @@ def _run_blocks(
             experts = RoutedGatherer(views, statistic)
             plain = [name for name in views if name not in experts.statistics]
             others = Gatherer(subject, plain, statistic, part.n_calls, wanted)
-            with others, experts:
+            with replay.run(part.closings), others, experts:
                 output = others.run(runner, block, hidden)
             _check_called(views, {**others.statistics, **experts.statistics})
             if experts.unrouted:
@@ -197,7 +209,10 @@ def _run_blocks(
             last = part is parts[-1]
             told = (experts.routing(), experts.notes())
             yield GatheredBlock(block, part.units, last, statistics, *told)
-        hidden = runner.run(block, hidden) if way.refresh else output
+        if way.refresh:
+            with replay.run():
+                output = runner.run(block, hidden)
+        hidden = output
 
 
 def _split(
@@ -228,7 +243,8 @@ def _group_by_input(
     routed = RoutedGatherer(views, Statistic.NONE).statistics
     plain = [name for name in views if name not in routed]
     inputs = Gatherer(subject, plain, Statistic.NONE)
-    with inputs:
+    layers = {views[name].module for name in plain}
+    with watch_closings(subject.blocks[block], layers) as closings, inputs:
         runner.run(block, hidden[:1])
     _check_called(plain, inputs.statistics)
     groups: dict[int, list[Unit]] = {id(found): [] for found in inputs.statistics.values()}
@@ -242,7 +258,30 @@ def _group_by_input(
             found = [_find_following(unit, units) for unit in group]
             read += dict.fromkeys(name for name in found if name and name not in read)
         parts.append(_Part(group, read, sum(inputs.n_calls[name] for name in read)))
-    return [*parts, *([_Part(mixed, [unit.name for unit in mixed])] if mixed else [])]
+    if mixed:
+        return [*parts, _Part(mixed, [unit.name for unit in mixed])]
+    # what a submodule writes for other blocks is not replayed, and structures have several layers
+    writes = any(isinstance(each, MutableMapping) for each in hidden[0].calls[block].values())
+    if writes or any(unit.cost > 1 for unit in units):
+        return parts
+    return _add_closings(subject, parts, closings)
+
+
+def _add_closings(
+    subject: PrunableModel, parts: Sequence[_Part], closings: Sequence[Closing]
+) -> list[_Part]:
+    """Return parts with the closings of submodules that have no unit of a later part.
+
+    The last part has none: only one run follows it.
+    """
+    found: list[_Part] = []
+    later: set[nn.Module] = set()
+    for part in reversed(parts):
+        layers = {subject.views[unit.name].module for unit in part.units}
+        own = [c for c in closings if c.layer in layers and later.isdisjoint(c.module.modules())]
+        found.insert(0, part._replace(closings=own if found else []))
+        later |= layers
+    return found
 
 
 def _group_by_sublayer(units: Sequence[Unit], prefix: str) -> list[list[Unit]]:
