@@ -48,6 +48,11 @@ class PlanStep(Section):
     why: str = ""
 
     @property
+    def allocation(self) -> str:
+        """The allocator with its settings, as text that tells steps apart."""
+        return self.model_dump_json(include={"allocate", "settings"})
+
+    @property
     def title(self) -> str:
         """What it makes, for people."""
         if self.rebuild is not None:

@@ -43,7 +43,7 @@ class StepCosts:
         machine: How fast the model runs.
         search: Estimate of a study.
         rebuilds: To prune the model to a profile, by name of the pruner; ``""`` is the plan's.
-        supernets: Supernets that allocators build on disk, by the allocator's name: those with a
+        supernets: Supernets that allocators build on disk, by `PlanStep.allocation`: those with a
             pruner that updates weights. Others cost little more than their passes.
         pace: Time of the candidates so far, as a multiple of what the samples gave.
     """
@@ -85,8 +85,8 @@ class StepCosts:
                     for name, own in pruners.items()
                 },
                 {
-                    name: estimate_supernet(session, own, levels, config)
-                    for name, own, levels in _list_supernets(config, plan)
+                    allocation: estimate_supernet(session, own, levels, config)
+                    for allocation, own, levels in _list_supernets(config, plan)
                 },
             )
 
@@ -130,7 +130,7 @@ class StepCosts:
         return self.prepare_search() + rounds + self.judge()
 
     def _get_supernet(self, step: PlanStep) -> SupernetEstimate:
-        return self.supernets.get(str(step.allocate), SupernetEstimate())
+        return self.supernets.get(step.allocation, SupernetEstimate())
 
     def _slow_down(self, seconds: float) -> float:
         """Return a time for a machine that has become slower than its samples."""
@@ -143,11 +143,11 @@ class StepCosts:
 
 
 def _list_supernets(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Pruner, int]]:
-    """Yield allocators that make copies of the weights, the pruner, and the number of copies."""
+    """Yield allocations that make copies of the weights, the pruner, and how many copies."""
     for step in plan.steps:
         found = None if step.allocate is None else build_step_allocator(config, step).supernet
         if found is not None and found[0].updates and groups_of(found[0]) is None:
-            yield str(step.allocate), *found
+            yield step.allocation, *found
 
 
 def describe_schedule(job: SearchJob, plan: Plan, costs: StepCosts, clock: Clock) -> Schedule:

@@ -6,12 +6,11 @@ import pytest
 
 from sparsity_search.engine.estimate import SupernetEstimate
 from sparsity_search.engine.job import SearchJob
-from sparsity_search.plans.plan import Plan, PlanStep
+from sparsity_search.plans.plan import Plan
 from sparsity_search.workflow.search.clock import Clock
 from sparsity_search.workflow.search.costs import StepCosts, describe_schedule
 
 STUDY = {"search": {"supernet": {"store": "disk"}}}
-DESCENT = PlanStep(allocate="gauss_newton")
 
 
 def make_plan(*steps: dict[str, Any]) -> Plan:
@@ -24,14 +23,15 @@ def descend(pruner: Any, **settings: Any) -> dict[str, Any]:
 
 def test_copies_that_an_allocator_makes_take_time_and_disk(job: SearchJob) -> None:
     plan = make_plan(descend("sparsegpt"))
+    (step,) = plan.steps
     costs = StepCosts.measure(job, plan)
     without = StepCosts(job, costs.study, costs.machine, costs.search, costs.rebuilds, {})
     known = SupernetEstimate(1000.0, 2**40)
     given = StepCosts(
-        job, costs.study, costs.machine, costs.search, costs.rebuilds, {"gauss_newton": known}
+        job, costs.study, costs.machine, costs.search, costs.rebuilds, {step.allocation: known}
     )
-    assert given.allocate(DESCENT) - without.allocate(DESCENT) == pytest.approx(1000)
-    assert (given.copies(DESCENT), without.copies(DESCENT)) == (2**40, 0)
+    assert given.allocate(step) - without.allocate(step) == pytest.approx(1000)
+    assert (given.copies(step), without.copies(step)) == (2**40, 0)
     disk = [describe_schedule(job, plan, each, Clock(None)).disk for each in (given, without)]
     assert disk[0] - disk[1] == 2**40
 
@@ -46,11 +46,10 @@ def test_which_allocators_make_copies(job: SearchJob, pruner: Any, copies: bool)
 
 
 def test_more_levels_take_more_disk(job: SearchJob) -> None:
-    few, many = (
-        StepCosts.measure(job, make_plan(descend("sparsegpt", reach=0.05, steps=steps)))
-        for steps in (1, 4)
-    )
-    assert many.copies(DESCENT) == pytest.approx(3 * few.copies(DESCENT), rel=0.2)
+    plan = make_plan(*(descend("sparsegpt", reach=0.05, steps=steps) for steps in (1, 4)))
+    costs = StepCosts.measure(job, plan)  # each step of the one plan has its own
+    few, many = (costs.copies(step) for step in plan.steps)
+    assert many == pytest.approx(3 * few, rel=0.2)
 
 
 def test_a_study_is_estimated_with_its_own_settings(job: SearchJob) -> None:
