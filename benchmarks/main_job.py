@@ -220,9 +220,9 @@ def make_all(cells: list[Cell], bench: Bench, commands: Commands) -> list[str]:
 def kill(bench: Bench, n: int, commands: Commands) -> list[str]:
     """Kill searches of each model; return the names of those with another profile."""
     text = ["--calibration", f"file:{bench.examination.data / 'wikipedia_calibration.jsonl'}"]
-    sizes = {"sequences": 4, "length": 256}
     parts = ("calibration", "search", "final")
-    short = [f"data.{part}_{size}={n}" for part in parts for size, n in sizes.items()]
+    short = [f"data.{part}_sequences=4" for part in parts]
+    short += [f"data.{part}_length=256" for part in ("calibration", "final")]
     settings = [word for setting in short for word in ("--set", setting)]
     options = ["--sparsity", 0.6, *text, *settings, *bench.options]
     wrong = []

@@ -54,6 +54,7 @@ class GaussNewtonAllocator(Allocator):
             unit, and so its loss, follow the profile.
         steps: Number of steps in a stage; each costs about six forward passes of the text.
         reach: Greatest change of a unit's sparsity in the first step.
+        span: Greatest change of it in all steps of a stage; by default in as many as ``steps``.
         spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
             that changes weights.
         sequences: Greatest number of sequences of the calibration text.
@@ -69,6 +70,7 @@ class GaussNewtonAllocator(Allocator):
     stages: int = 1
     steps: int = 4
     reach: float = 0.1
+    span: float | None = None
     spacing: float | None = None
     sequences: int = 8
     length: int = 512
@@ -79,7 +81,7 @@ class GaussNewtonAllocator(Allocator):
         for name in ("stages", "steps", "sequences", "length", "positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("reach", "spacing"):
+        for name in ("reach", "span", "spacing"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name} must lie in (0, 1], not {value}")
@@ -87,7 +89,11 @@ class GaussNewtonAllocator(Allocator):
     @property
     def supernet(self) -> tuple[Pruner, int]:
         """All levels that the steps of a stage can reach."""
-        return self.pruner, 1 + 2 * math.ceil(self.steps * self.reach / self._spacing)
+        return self.pruner, 1 + 2 * math.ceil(self._span / self._spacing)
+
+    @property
+    def _span(self) -> float:
+        return self.span or self.steps * self.reach
 
     @property
     def _spacing(self) -> float:
@@ -121,7 +127,7 @@ class GaussNewtonAllocator(Allocator):
         """Return the result and divergences of steps from a profile on a supernet around it."""
         grid = self._grid(start, budget, bounds)
         reach = grid.reach(self.reach)
-        grid = grid.within(self.steps * reach)
+        grid = grid.within(grid.reach(self._span))
         text = tokens[: self.sequences, : self.length]
         divergence = DivergenceExpansion(subject, text, self.positions, self.seed)
         design = SupernetDesign(

@@ -29,8 +29,10 @@ from sparsity_search.workflow.search.clock import Clock
 _BOTH = 1.1
 #: Bytes that a disk takes in a second, on the safe side.
 _DISK = 2e8
-#: Fewest rounds for which a supernet is built, and passes of the text of gradients for a hint.
-_ROUNDS, _HINT_PASSES = 3, 6
+#: Fewest rounds for which a supernet is built: a study of fewer has found nothing that is kept.
+_ROUNDS = 20
+#: Passes of the text of gradients for a hint.
+_HINT_PASSES = 6
 
 
 @dataclass
@@ -125,7 +127,7 @@ class StepCosts:
         return self._slow_down(self.search.supernet_seconds + hint)
 
     def begin_search(self) -> float:
-        """To prepare a study, to run a few rounds, and to judge the result."""
+        """To prepare a study, to run the fewest rounds that may pay, and to judge the result."""
         rounds = self._slow_down(_ROUNDS * self.search.round_seconds)
         return self.prepare_search() + rounds + self.judge()
 

@@ -303,6 +303,7 @@ def test_a_pattern_that_cannot_meet_the_budget(
         ({"length": 0}, "length must be at least 1"),
         ({"positions": -1}, "positions must be at least 1, not -1"),
         ({"reach": 0.0}, r"reach must lie in \(0, 1\], not 0"),
+        ({"span": 0.0}, r"span must lie in \(0, 1\], not 0"),
         ({"spacing": 1.5}, r"spacing must lie in \(0, 1\], not 1.5"),
     ],
 )

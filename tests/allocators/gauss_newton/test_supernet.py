@@ -41,6 +41,19 @@ def test_only_what_all_steps_can_reach_is_pruned(
     assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
 
 
+def test_no_unit_leaves_the_span(tiny_tokens: Tensor) -> None:
+    subject, target = PrunableModel(tiny_llama(layers=2)), Budget(0.5)
+    settings = {**QUICK, "reach": 0.2, "steps": 4}
+    far, near = (
+        create(**settings, **span).allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))
+        for span in ({}, {"span": 0.1})
+    )
+    moved = [np.abs(np.array(found.sparsities) - 0.5).max() for found in (far, near)]
+    assert moved[0] > 0.15
+    assert 0 < moved[1] <= 0.1 + 5e-3  # counts are whole numbers
+    assert create(**settings, span=0.1).supernet[1] == 5
+
+
 @pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
 def test_only_copies_of_weights_wait_on_disk_and_only_meanwhile(
     pruner: str, tiny_tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
