@@ -10,12 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.errors import ConfigError, RunMismatchError, UnknownNameError
 from sparsity_search.evidence.masks import apply_mask, pack_mask, write_at_bits
 from sparsity_search.evidence.structures import StructureLayout
 
 #: Number of codes that fit in half a byte.
 _HALF = 16
+#: Most codes in two bytes.
+_MOST_CODES = 2**15 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -238,9 +240,14 @@ class StructuredVariants(Variants):
 def encode_order(order: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the codes of `RankedVariants` for weights removed in ``order``.
 
+    Raises:
+        ConfigError: There are too many counts.
+
     >>> encode_order(torch.tensor([2, 0, 3, 1]), counts=[1, 3]).tolist()
     [1, 2, 0, 1]
     """
+    if len(counts) > _MOST_CODES:
+        raise ConfigError(f"a unit has {len(counts)} levels, more than {_MOST_CODES}: widen them")
     dtype = torch.uint8 if len(counts) <= 255 else torch.int16
     codes = torch.full(order.shape, len(counts), dtype=dtype, device=order.device)
     for code, (start, stop) in enumerate(zip([0, *counts], counts, strict=False)):

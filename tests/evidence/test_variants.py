@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from sparsity_search.errors import RunMismatchError, UnknownNameError
+from sparsity_search.errors import ConfigError, RunMismatchError, UnknownNameError
 from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.evidence.variants import (
     GroupedVariants,
@@ -86,6 +86,11 @@ def test_codes_hold_any_number_of_counts(n_counts: int, dtype: torch.dtype) -> N
     for count in range(n_counts):
         removed = variants.at(torch.ones(300), count) == 0
         assert set(removed.nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+def test_more_counts_than_codes() -> None:
+    with pytest.raises(ConfigError, match="32768 levels, more than 32767"):
+        encode_order(torch.arange(4), range(2**15))
 
 
 @settings(max_examples=60, deadline=None)

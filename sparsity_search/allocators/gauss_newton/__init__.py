@@ -19,6 +19,7 @@ from sparsity_search.interfaces.allocator import Allocation, AllocationProblem, 
 from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.interfaces.units import ALL_UNITS
 from sparsity_search.models.anatomy.prunable import PrunableModel
+from sparsity_search.models.anatomy.views import NOT_LINEAR, are_linear
 from sparsity_search.models.running.divergence_expansion import DivergenceExpansion
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.profiles.profile import SparsityProfile
@@ -54,7 +55,8 @@ class GaussNewtonAllocator(Allocator):
             unit, and so its loss, follow the profile.
         steps: Number of steps in a stage; each costs about six forward passes of the text.
         reach: Greatest change of a unit's sparsity in the first step.
-        span: Greatest change of it in all steps of a stage; by default in as many as ``steps``.
+        span: Greatest change of it in all steps of a stage, at least one level; by default
+            ``steps`` times ``reach``.
         spacing: Sparsity between two levels of a unit; by default 0.01, or 0.05 with a pruner
             that changes weights.
         sequences: Greatest number of sequences of the calibration text.
@@ -89,11 +91,8 @@ class GaussNewtonAllocator(Allocator):
     @property
     def supernet(self) -> tuple[Pruner, int]:
         """All levels that the steps of a stage can reach."""
-        return self.pruner, 1 + 2 * math.ceil(self._span / self._spacing)
-
-    @property
-    def _span(self) -> float:
-        return self.span or self.steps * self.reach
+        span = self.span or self.steps * self.reach
+        return self.pruner, 1 + 2 * math.ceil(span / self._spacing)
 
     @property
     def _spacing(self) -> float:
@@ -107,6 +106,8 @@ class GaussNewtonAllocator(Allocator):
             InfeasibleBudgetError: No profile within the bounds meets the budget.
         """
         subject, tokens = problem.subject, problem.tokens
+        if not are_linear(subject.views.values()):  # the steps would see it after the supernet
+            raise ConfigError(NOT_LINEAR)
         budget, bounds = problem.budget, problem.bounds
         profile = self.start.allocate(subject, tokens, budget, bounds)
         notes = []
@@ -127,7 +128,8 @@ class GaussNewtonAllocator(Allocator):
         """Return the result and divergences of steps from a profile on a supernet around it."""
         grid = self._grid(start, budget, bounds)
         reach = grid.reach(self.reach)
-        grid = grid.within(grid.reach(self._span))
+        far = grid.levels_within(self.span) if self.span else self.steps * reach
+        grid = grid.within(far)
         text = tokens[: self.sequences, : self.length]
         divergence = DivergenceExpansion(subject, text, self.positions, self.seed)
         design = SupernetDesign(

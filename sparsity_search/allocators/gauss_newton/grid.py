@@ -49,6 +49,17 @@ class Grid:
         levels = np.rint(sparsity / np.maximum(apart, 1e-9))
         return np.asarray(np.clip(levels, 1, self.table.top.max() + 1), dtype=np.int64)
 
+    def levels_within(self, sparsity: float) -> np.ndarray:
+        """Return how many levels of each unit are no further from the start, at least 1."""
+        found = []
+        for own, at, count in zip(self.counts, self.start, self.table.layout.counts, strict=True):
+            away = np.abs(np.array(own) - own[at])
+            near = away <= sparsity * count + 1  # counts are whole numbers
+            # a side that lies within it as a whole sets no limit
+            sides = [int(side.sum()) for side in (near[:at], near[at + 1 :]) if not side.all()]
+            found.append(max(1, min(sides, default=len(own))))
+        return np.array(found, dtype=np.int64)
+
     def within(self, far: np.ndarray) -> Grid:
         """Return the part of the grid at most ``far`` levels, ``(n_units,)``, from the start."""
         table, start = self.table.around(self.start, far)

@@ -7,7 +7,7 @@ and no change elsewhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.linears import as_matrix, read_matrix, read_matrix_gradient
+
+#: Message where it is not.
+NOT_LINEAR = "this method needs units in linear layers: leave experts out with --exclude"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,11 @@ class LinearEffect:
         """Return the change of the layer's outputs, ``(tokens, outputs)``, for its inputs."""
         used = inputs if self.columns is None else inputs[:, self.columns]
         return nn.functional.linear(used, self.weight, self.bias)
+
+
+def are_linear(views: Iterable[WeightView]) -> bool:
+    """Return whether `WeightView.effects` is known of all views."""
+    return all(type(view).effects is not WeightView.effects for view in views)
 
 
 class WeightView(ABC):
@@ -79,9 +87,7 @@ class WeightView(ABC):
             ConfigError: The unit is not made of linear layers.
         """
         del change
-        raise ConfigError(
-            "this method needs units in linear layers: leave experts out with --exclude"
-        )
+        raise ConfigError(NOT_LINEAR)
 
     @property
     def structures(self) -> StructureLayout | None:

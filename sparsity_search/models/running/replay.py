@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sparsity_search.models.anatomy.blocks import replace_forwards
@@ -36,15 +37,20 @@ def watch_closings(block: nn.Module, layers: Collection[nn.Module]) -> Iterator[
     """Yield a list that has, after a run of a block inside, the closings of layers.
 
     A layer has that of the outermost submodule which returns its output as it is, alone or in a
-    tuple with nothing else. Both are called once.
+    tuple with nothing else. Both are called once. What a submodule keeps for others besides what
+    it returns is not seen.
 
     Args:
         block: The block.
         layers: Layers in it.
     """
+    inputs: dict[nn.Module, Tensor] = {}
     outputs: dict[nn.Module, Tensor] = {}
     calls: Counter[nn.Module] = Counter()
     found: dict[nn.Module, Closing] = {}
+
+    def enter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[layer] = args[0].clone()
 
     def leave(module: nn.Module, _: Any, output: Any) -> None:
         calls[module] += 1
@@ -53,11 +59,14 @@ def watch_closings(block: nn.Module, layers: Collection[nn.Module]) -> Iterator[
             return
         returned, arrange = _unpack(output)
         for layer, made in outputs.items():
-            if made is returned and layer in set(module.modules()):
+            around = made is returned and layer in set(module.modules())
+            # hooks of others, or the submodule itself, may have changed it
+            if around and torch.equal(layer.forward(inputs[layer]), made):
                 found[layer] = Closing(layer, module, arrange)
 
     inside = [module for module in block.modules() if module is not block]
-    handles = [module.register_forward_hook(leave) for module in inside]
+    handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in layers]
+    handles += [module.register_forward_hook(leave) for module in inside]
     closings: list[Closing] = []
     try:
         yield closings

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparsity_search.config.schema import PrunerSection
+from sparsity_search.config.schema import GRADIENTS, PrunerSection
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.memory import measure_memory
 from sparsity_search.engine.parameters import get_allocation_bounds
@@ -19,7 +19,9 @@ from sparsity_search.engine.plugins import (
     label_starts,
 )
 from sparsity_search.engine.stages import StagesResult
+from sparsity_search.errors import ConfigError
 from sparsity_search.interfaces.pruner import Pruner
+from sparsity_search.models.anatomy.views import are_linear
 from sparsity_search.plans.plan import UNIFORM, Plan, PlanStep
 from sparsity_search.plans.schedule import has_time, reserve
 from sparsity_search.profiles.profile import SparsityProfile
@@ -137,6 +139,17 @@ class PlanRun:
     def _make(self, steps: Sequence[PlanStep]) -> None:
         """Make the first of steps; the later ones need time too."""
         step = steps[0]
+        try:
+            self._make_now(steps)
+        except (
+            ConfigError
+        ) as error:  # of the plan's settings, not the user's: what is there counts
+            if step.search == {}:
+                raise
+            self.skipped.append(f"{step.title}: {error}")
+
+    def _make_now(self, steps: Sequence[PlanStep]) -> None:
+        step = steps[0]
         if step.search is not None:
             self._search(step.search, reserve(steps, self.costs))
         elif step.rebuild is not None:
@@ -191,7 +204,7 @@ class PlanRun:
             self.skipped.append(f"search: {needed:.1f} GiB of {there:.1f} are needed; {told}")
             return
         starts = self._list_starts()
-        job = self._adapt(settings, starts, reserve)
+        job = self._adapt(self._leave_out_hints(settings), starts, reserve)
         if job is None:
             self.skipped.append("search: no time is left")
             return
@@ -199,6 +212,13 @@ class PlanRun:
         if self.searched is not None:
             profile = self.searched.profile
             self._add(SEARCHED, [SEARCHED, profile.digest], lambda: (profile, ()), self._usual)
+
+    def _leave_out_hints(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a study's settings without gradients, where units are not in linear layers."""
+        hints = settings.get("hints", ())
+        if GRADIENTS not in hints or are_linear(self.job.session.subject.views.values()):
+            return settings
+        return {**settings, "hints": [hint for hint in hints if hint != GRADIENTS]}
 
     def _measure_memory(self) -> float:
         """Return the bytes of the memory that holds a supernet."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,26 @@ def test_space_counts(shapes: list[tuple[int, float, float, float]], spacing: fl
         assert all(0 < gap <= step + 1 for gap in gaps)
         inner = [abs(count - b) / step for count in table[1:-1]]
         assert all(abs(x - round(x)) <= 0.5 / step + 1e-9 for x in inner)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "spacing", "span", "levels"),
+    [
+        ((0.3, 0.9), 0.05, 0.3, 6),  # the mean distance is less: one step is short
+        ((0.3, 0.9), 0.1, 0.5, 8),  # all there are
+        ((0.0, 1.0), 0.2, 0.1, 1),  # at least one
+        ((0.0, 1.0), 0.025, 0.1, 4),
+    ],
+)
+def test_levels_within_a_span(
+    bounds: tuple[float, float], spacing: float, span: float, levels: int
+) -> None:
+    layout = Layout([Unit(name="a", block=0, role="x", count=1013)])
+    start = SparsityProfile(layout, (round(0.53 * 1013),))
+    grid = step_grid(start, Bounds.of(layout, *bounds), spacing)
+    assert grid.levels_within(span).tolist() == [levels]
+    (counts,) = grid.within(grid.levels_within(span)).counts
+    assert max(abs(count - start.removed[0]) for count in counts) <= max(span, spacing) * 1013 + 1
 
 
 def test_reach_in_levels_of_each_unit() -> None:

@@ -45,7 +45,9 @@ def test_no_unit_leaves_the_span(tiny_tokens: Tensor) -> None:
     subject, target = PrunableModel(tiny_llama(layers=2)), Budget(0.5)
     settings = {**QUICK, "reach": 0.2, "steps": 4}
     far, near = (
-        create(**settings, **span).allocate(subject, tiny_tokens, target, Bounds.of(subject.layout))
+        create(**settings, **span).allocate(
+            subject, tiny_tokens, target, Bounds.of(subject.layout)
+        )
         for span in ({}, {"span": 0.1})
     )
     moved = [np.abs(np.array(found.sparsities) - 0.5).max() for found in (far, near)]

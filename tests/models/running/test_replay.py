@@ -119,18 +119,28 @@ class Around(nn.Module):
         (Around(lambda output: (output, output.sum())), False),
         (Around(lambda output: [output]), False),
         (Around(lambda output: output + 0), False),
+        (Around(lambda output: output.mul_(0.3)), False),
         (Around(lambda output: output, times=2), False),
     ],
 )
 def test_which_submodules_return_what_a_layer_puts_out(around: Around, closes: bool) -> None:
     block = nn.Sequential(around)
-    with watch_closings(block, [around.layer]) as closings:
+    with torch.no_grad(), watch_closings(block, [around.layer]) as closings:
         expected = block(torch.ones(2, 3))
     assert [closing.module for closing in closings] == [around] * closes
     for closing in closings:
         found = closing.arrange(around.layer(torch.ones(2, 3)))
         assert type(found) is type(expected)
         torch.testing.assert_close(found, expected)
+
+
+def test_hooks_of_others_are_not_left_out() -> None:
+    """A change of the inputs was made twice: when they were kept, and when they were used."""
+    around = Around(lambda output: output)
+    around.layer.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    with torch.no_grad(), watch_closings(nn.Sequential(around), [around.layer]) as closings:
+        around(torch.ones(2, 3))
+    assert not closings
 
 
 def test_the_outermost_submodule_counts() -> None:

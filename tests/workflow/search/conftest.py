@@ -8,7 +8,13 @@ from sparsity_search.config.load import load_config
 from sparsity_search.engine.job import SearchJob
 from sparsity_search.engine.monitor import Monitor
 from sparsity_search.engine.opening import open_job
-from sparsity_search.testing.models import save_tiny_model, tiny_text
+from sparsity_search.models.io.saving import save_checkpoint
+from sparsity_search.testing.models import (
+    save_tiny_model,
+    tiny_mixtral,
+    tiny_text,
+    tiny_tokenizer,
+)
 
 SMALL = {
     "budget.sparsity": 0.6,
@@ -28,7 +34,17 @@ SMALL = {
 
 @pytest.fixture
 def job(tmp_path: Path) -> SearchJob:
-    folder = save_tiny_model(tmp_path / "tiny")
+    return open_small(save_tiny_model(tmp_path / "tiny"), tmp_path)
+
+
+@pytest.fixture
+def mixture_job(tmp_path: Path) -> SearchJob:
+    """A search in a model with experts."""
+    save_checkpoint(tiny_mixtral(), tiny_tokenizer(), tmp_path / "tiny")
+    return open_small(tmp_path / "tiny", tmp_path)
+
+
+def open_small(folder: Path, tmp_path: Path) -> SearchJob:
     (tmp_path / "text.txt").write_text(tiny_text())
     text = {"data.calibration": f"file:{tmp_path / 'text.txt'}"}
     config = load_config(None, {**SMALL, **text, "model.name": str(folder)})

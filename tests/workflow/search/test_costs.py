@@ -62,6 +62,12 @@ def test_a_study_is_estimated_with_its_own_settings(job: SearchJob) -> None:
     assert found[0] - found[1] == disk.search.supernet_bytes
 
 
+def test_a_study_has_time_for_twenty_rounds(job: SearchJob) -> None:
+    costs = StepCosts.measure(job, make_plan({"search": {}}))
+    rounds = costs.begin_search() - costs.prepare_search() - costs.judge()
+    assert rounds == pytest.approx(20 * costs.search.round_seconds)
+
+
 class StoppedClock(Clock):
     """A clock that stands still."""
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 import sparsity_search.workflow.search.steps as steps_module
+from sparsity_search.allocators.owl import OWLAllocator
 from sparsity_search.allocators.uniform import UniformAllocator as Uniform
 from sparsity_search.engine.job import SearchJob
+from sparsity_search.errors import ConfigError
 from sparsity_search.plans.plan import Plan, PlanStep
 from sparsity_search.profiles.profile import SparsityProfile
 from sparsity_search.runs.trail import Trail
@@ -96,6 +98,50 @@ def test_a_search_needs_memory(
     made = run(job, [{"search": {"study": {"rounds": 1}}}], 1e6)
     told = [line for line in made.skipped if line.startswith("search: 1.5 GiB of 1.4 are needed")]
     assert bool(told) != fits
+
+
+def refuse(*_: object) -> Any:
+    raise ConfigError("this method needs units in linear layers")
+
+
+@pytest.mark.parametrize("step", [{"allocate": "owl"}, {"search": {"hints": ["gradients"]}}])
+def test_a_step_that_the_model_does_not_allow_is_noted(
+    job: SearchJob, step: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan chose it, not the user; what is there already counts, and later steps go on."""
+    monkeypatch.setattr(PlanRun, "_search", refuse)
+    monkeypatch.setattr(OWLAllocator, "propose", refuse)
+    made = run(job, [step, {"rebuild": "sparsegpt"}], 1e6)
+    assert [record.name for record in made.records] == ["uniform", "uniform-sparsegpt"]
+    title = step.get("allocate", "search")
+    assert made.skipped == [f"{title}: this method needs units in linear layers"]
+
+
+def test_a_plan_in_a_mixture(mixture_job: SearchJob) -> None:
+    """Its experts are no linear layers. The search ended there, with nothing shipped."""
+    hints = []
+    steps = [{"allocate": "gauss_newton"}, {"search": {"hints": ["gradients", "fisher"]}}]
+    made = PlanRun(
+        mixture_job,
+        Plan.model_validate({"steps": steps}),
+        StoppedClock(1e6),
+        Trail(mixture_job.directory.steps_file, mixture_job.space.layout),
+        Prices(),  # type: ignore[arg-type]
+        lambda begun, _: hints.append(begun.config.hints),
+    )
+    with mixture_job.directory.lock():
+        made.run()
+    assert hints == [["fisher"]]
+    told = "this method needs units in linear layers: leave experts out with --exclude"
+    assert made.skipped == [f"gauss_newton: {told}"]
+
+
+def test_what_the_user_describes_is_not_left_out(
+    job: SearchJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlanRun, "_search", refuse)
+    with pytest.raises(ConfigError, match="needs units in linear layers"):
+        run(job, [{"search": {}}], 1e6)
 
 
 def test_a_study_has_the_time_that_all_else_leaves(job: SearchJob) -> None:
