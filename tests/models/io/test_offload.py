@@ -98,7 +98,7 @@ def test_the_runner_keeps_hidden_states_and_finishes(device: Device) -> None:
         hidden = [r.run(block, h) for r, h in zip(runners, hidden, strict=True)]
     ends = [runner.finish(states) for runner, states in zip(runners, hidden, strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-    assert runners[0]._waiting == CPU
+    assert runners[0].waiting == CPU
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_mixtral])
