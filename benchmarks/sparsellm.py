@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import merge_rows, read_table  # these files are beside this one
-from targets import open_model
+from targets import measure_perplexities, open_model
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -34,7 +34,7 @@ from sparsity_search.interfaces.pruner import Pruner
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Budget
 from sparsity_search.pruning.walk import visit_units, walk_for
-from sparsity_search.registry import EVALUATORS, PRUNERS
+from sparsity_search.registry import PRUNERS
 
 #: Ridge of all least squares, as a fraction of the mean of the diagonal.
 RIDGE = 0.01
@@ -237,18 +237,12 @@ def flatten(runs: list[Tensor]) -> Tensor:
 @torch.no_grad()
 def measure(case: Case, session: Session) -> Mapping[str, Any]:
     """Prune the model, and restore it."""
-    subject, text = session.subject, session.text
+    subject = session.subject
     with subject.preserved():
         started = time.process_time()
-        errors = list(prune(subject, text["calibration"], case))
+        errors = list(prune(subject, session.text["calibration"], case))
         seconds = time.process_time() - started
-        perplexities = {
-            name: EVALUATORS.create("perplexity")
-            .bind(session.loaded.model, text[name])
-            .score(session.loaded.model, range(len(text[name])))
-            .value
-            for name in ("final", "test")
-        }
+        perplexities = measure_perplexities(session)
     best = [each.index(min(each)) + 1 for each in errors]
     taken = {str(turn): best.count(turn) for turn in sorted(set(best))}
     gain = [min(each) / each[0] for each in errors]

@@ -86,14 +86,18 @@ def measure(case: Case, session: Session) -> dict[str, Any]:
         started = time.process_time()
         prune_sequentially(subject, profile, pruner, text["calibration"], refresh=case.refresh)
         seconds = time.process_time() - started
-        perplexities = {
-            name: EVALUATORS.create("perplexity")
-            .bind(session.loaded.model, text[name])
-            .score(session.loaded.model, range(len(text[name])))
-            .value
-            for name in ("final", "test")
-        }
+        perplexities = measure_perplexities(session)
     return {**asdict(case), **perplexities, "cpu_seconds": round(seconds, 1)}
+
+
+def measure_perplexities(session: Session) -> dict[str, float]:
+    """Return the perplexity of the model as it is, by name of the text."""
+    model, proxy = session.loaded.model, EVALUATORS.create("perplexity")
+    texts = {name: session.text[name] for name in ("final", "test")}
+    return {
+        name: float(proxy.bind(model, text).score(model, range(len(text))).value)
+        for name, text in texts.items()
+    }
 
 
 def parse() -> argparse.Namespace:

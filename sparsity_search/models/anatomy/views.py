@@ -17,7 +17,7 @@ from sparsity_search.errors import ConfigError
 from sparsity_search.evidence.structures import StructureLayout
 from sparsity_search.models.anatomy.linears import as_matrix, read_matrix, read_matrix_gradient
 
-#: Message where it is not.
+#: Message of methods that need `WeightView.effects` of all units, see `are_linear`.
 NOT_LINEAR = "this method needs units in linear layers: leave experts out with --exclude"
 
 

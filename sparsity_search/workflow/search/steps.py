@@ -137,18 +137,22 @@ class PlanRun:
         return build_final(self.job.config, self.job.plugins.pruner, PrunerSection(**spec))
 
     def _make(self, steps: Sequence[PlanStep]) -> None:
-        """Make the first of steps; the later ones need time too."""
+        """Make the first of steps if it is possible; the later ones need time too."""
         step = steps[0]
         try:
             self._make_now(steps)
-        except (
-            ConfigError
-        ) as error:  # of the plan's settings, not the user's: what is there counts
-            if step.search == {}:
+        except ConfigError as error:
+            if step.search == {}:  # a study that the user describes
                 raise
+            # the model does not allow what the plan chose; candidates so far count
             self.skipped.append(f"{step.title}: {error}")
 
     def _make_now(self, steps: Sequence[PlanStep]) -> None:
+        """Make the first of steps.
+
+        Raises:
+            ConfigError: The model does not allow it.
+        """
         step = steps[0]
         if step.search is not None:
             self._search(step.search, reserve(steps, self.costs))
