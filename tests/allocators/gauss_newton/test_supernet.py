@@ -13,10 +13,11 @@ from torch import Tensor
 import sparsity_search.allocators.gauss_newton as module
 from sparsity_search.allocators.gauss_newton.descent import Descent
 from sparsity_search.allocators.gauss_newton.grid import Grid
+from sparsity_search.errors import ConfigError
 from sparsity_search.models.anatomy.prunable import PrunableModel
 from sparsity_search.profiles.budget import Bounds, Budget
 from sparsity_search.supernet.build import build_supernet
-from sparsity_search.testing.models import tiny_llama
+from sparsity_search.testing.models import tiny_llama, tiny_mixtral
 
 from .test_gauss_newton import QUICK, create
 
@@ -39,6 +40,15 @@ def test_only_what_all_steps_can_reach_is_pruned(
         )
     monkeypatch.setattr(Grid, "within", lambda self, _: self)
     assert tight.allocate(subject, tiny_tokens, target, Bounds.of(subject.layout)) == found
+
+
+def test_mixtures_are_refused_before_a_supernet_is_built(
+    tiny_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "build_supernet", lambda *_: pytest.fail("a supernet was built"))
+    subject = PrunableModel(tiny_mixtral())
+    with pytest.raises(ConfigError, match="leave experts out"):
+        create(**QUICK).allocate(subject, tiny_tokens, Budget(0.5), Bounds.of(subject.layout))
 
 
 def test_no_unit_leaves_the_span(tiny_tokens: Tensor) -> None:
